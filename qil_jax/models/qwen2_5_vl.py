@@ -1,0 +1,160 @@
+"""The language model of Qwen2.5-VL as text encoder (checkpoint.md 2.4 and 8.1).
+
+Ids to the last hidden state after the final norm. Generation, the output head and the vision tower are separate parts
+of the same checkpoint and are loaded only where they are needed.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from qil_jax.models.attention import Mask, attention
+from qil_jax.models.axes import Axis, Constrain, unconstrained
+from qil_jax.models.config import ConfigError
+from qil_jax.models.layers import RMSNorm, linear
+from qil_jax.models.rope import rotary_angles, rotate_half
+from qil_jax.models.stack import scan_blocks, stack_blocks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The sizes of the vision tower, under `vision_config` of text_encoder/config.json."""
+
+    depth: int = 32
+    hidden_size: int = 1280
+    intermediate_size: int = 3420
+    num_heads: int = 16
+    in_channels: int = 3
+    out_hidden_size: int = 3584
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
+    """Keys of text_encoder/config.json that shape the language model, and its vision tower's."""
+
+    hidden_size: int = 3584
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 28
+    num_key_value_heads: int = 4
+    intermediate_size: int = 18944
+    vocab_size: int = 152064
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    vision: VisionConfig = VisionConfig()
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], where: str = "text_encoder/config.json") -> Self:
+        """Parse the released JSON: language keys at the top level, or under `text_config` as newer files have them.
+
+        Raises:
+          ConfigError: on a missing size, a sliding window, a tied head, or an activation other than SiLU.
+        """
+        text = {**values, **values.get("text_config", {})}
+        rope = text.get("rope_parameters") or {}
+        text.setdefault("rope_theta", rope.get("rope_theta"))
+        names = [f.name for f in dataclasses.fields(cls) if f.name != "vision"]
+        problems = [f"{n!r} is missing: copy it from the released config.json" for n in names if text.get(n) is None]
+        for key, supported in {"use_sliding_window": False, "hidden_act": "silu", "tie_word_embeddings": False}.items():
+            if text.get(key, supported) != supported:
+                problems.append(f"{key} = {text[key]!r} is not supported (only {supported!r})")
+        if problems:
+            raise ConfigError(f"{where}:\n  " + "\n  ".join(problems))
+        return cls(vision=_vision(values.get("vision_config", {})), **{n: text[n] for n in names})
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head (128 in the release)."""
+        return self.hidden_size // self.num_attention_heads
+
+
+def _vision(values: Mapping[str, Any]) -> VisionConfig:
+    # Older files call the input channels `in_chans`.
+    values = {"in_channels": values.get("in_chans", 3), **values}
+    return VisionConfig(**{f.name: values[f.name] for f in dataclasses.fields(VisionConfig) if f.name in values})
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention with grouped keys and values, then a SwiGLU feed-forward network."""
+
+    def __init__(self, config: Qwen2_5VLConfig, *, rngs: nnx.Rngs):
+        d, eps = config.hidden_size, config.rms_norm_eps
+        self.head_dim = config.head_dim
+        heads = (config.num_attention_heads * self.head_dim, Axis.HEADS)
+        groups = (config.num_key_value_heads * self.head_dim, Axis.HEADS)
+        hidden = (config.intermediate_size, Axis.MLP)
+        self.input_norm = RMSNorm(d, eps=eps)
+        self.q = linear((d, Axis.EMBED), heads, rngs=rngs)
+        self.k = linear((d, Axis.EMBED), groups, rngs=rngs)
+        self.v = linear((d, Axis.EMBED), groups, rngs=rngs)
+        self.o = linear(heads, (d, Axis.EMBED), bias=False, rngs=rngs)
+        self.post_norm = RMSNorm(d, eps=eps)
+        self.gate = linear((d, Axis.EMBED), hidden, bias=False, rngs=rngs)
+        self.up = linear((d, Axis.EMBED), hidden, bias=False, rngs=rngs)
+        self.down = linear(hidden, (d, Axis.EMBED), bias=False, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b t d"], angles: Float[Array, "b t half"], segments: Int[Array, "b t"]
+    ) -> Float[Array, "b t d"]:
+        """One layer; `segments` are 1 on tokens and 0 on padding."""
+        split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)  # noqa: E731
+        y = self.input_norm(x)
+        q, k = rotate_half(split(self.q(y)), angles), rotate_half(split(self.k(y)), angles)
+        v = split(self.v(y))
+        k, v = (jnp.repeat(z, q.shape[2] // z.shape[2], axis=2) for z in (k, v))
+        mixed = attention(q, k, v, segments=(segments, segments), mask=Mask.CAUSAL)
+        x = x + self.o(mixed.reshape(*mixed.shape[:2], -1))
+        y = self.post_norm(x)
+        return x + self.down(jax.nn.silu(self.gate(y)) * self.up(y))
+
+
+class Language(nnx.Module):
+    """Embedding, the scanned layers, and the final norm."""
+
+    def __init__(self, config: Qwen2_5VLConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        axes = (Axis.VOCAB, Axis.EMBED)
+        self.embed = nnx.Embed(config.vocab_size, config.hidden_size, embedding_metadata={"axes": axes}, rngs=rngs)
+        self.layers = stack_blocks(lambda rngs: DecoderLayer(config, rngs=rngs), config.num_hidden_layers, rngs=rngs)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def __call__(
+        self, embedded: Float[Array, "b t d"], mask: Bool[Array, "b t"], constrain: Constrain = unconstrained
+    ) -> Float[Array, "b t d"]:
+        """Embedded tokens, padded on the right, to the last hidden state. Positions count from 0."""
+        head_dim = self.config.head_dim
+        positions = jnp.broadcast_to(jnp.arange(mask.shape[1])[None, :, None], (*mask.shape, 1))
+        angles = rotary_angles(positions, (head_dim,), self.config.rope_theta)
+        segments = mask.astype(jnp.int32)
+
+        def step(layer: DecoderLayer, x: Array, _: None) -> Array:
+            return constrain(layer(x, angles, segments), (Axis.BATCH, None, None))
+
+        return self.norm(scan_blocks(self.layers, step, embedded, None))
+
+
+class TextEncoder(nnx.Module):
+    """Prompt ids to hidden states. 7.07 B of the text encoder's 8.29 B parameters in the release."""
+
+    def __init__(self, config: Qwen2_5VLConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.language = Language(config, rngs=rngs)
+
+    def __call__(
+        self, ids: Int[Array, "b t"], mask: Bool[Array, "b t"], *, constrain: Constrain = unconstrained
+    ) -> Float[Array, "b t d"]:
+        """Last hidden state after the final norm.
+
+        Args:
+          ids: token ids, padded on the right.
+          mask: true on tokens. States of padding are unspecified.
+        """
+        return self.language(self.language.embed(ids), mask, constrain)

@@ -1,0 +1,273 @@
+"""RGBA-VAE: the Qwen-Image autoencoder on single pictures, as a 2-D network (checkpoint.md 6, paper.md 1).
+
+The released network is a causal video VAE. With one picture only the last temporal tap of each 3-D convolution
+sees data, so conversion keeps that tap and everything here is two-dimensional and channels last.
+
+    pixels [b, 8h, 8w, c] in [-1, 1]  --encode-->  Posterior(mean, logvar) [b, h, w, z]
+    latents [b, h, w, z]              --decode-->  pixels [b, 8h, 8w, c], clamped to [-1, 1]
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from qil_jax.models.attention import AttentionKind, attention
+from qil_jax.models.config import ConfigError, parse_config
+from qil_jax.models.layers import ChannelNorm, conv3x3, pointwise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """Keys of the released vae/config.json. `latents_mean` and `latents_std` have no default on purpose."""
+
+    latents_mean: tuple[float, ...]
+    latents_std: tuple[float, ...]
+    base_dim: int = 96
+    z_dim: int = 16
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    temperal_downsample: tuple[bool, ...] = (False, True, True)  # spelled so in the release; no effect on one picture
+    input_channels: int = 3
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], where: str = "vae/config.json") -> Self:
+        """Parse the released JSON.
+
+        Raises:
+          ConfigError: on absent latent statistics, unknown keys, or attention scales.
+        """
+        config = parse_config(cls, values, where=where, fixed={"attn_scales": ()}, ignored=("dropout",))
+        for name in ("latents_mean", "latents_std"):
+            if len(getattr(config, name)) != config.z_dim:
+                raise ConfigError(f"{where}: {name} has {len(getattr(config, name))} values for z_dim {config.z_dim}")
+        if not all(s > 0 for s in config.latents_std):
+            raise ConfigError(f"{where}: latents_std must be positive, got {config.latents_std}")
+        if len(config.temperal_downsample) != len(config.dim_mult) - 1:
+            raise ConfigError(f"{where}: temperal_downsample needs one entry fewer than dim_mult {config.dim_mult}")
+        return config
+
+    @property
+    def scale_factor(self) -> int:
+        """Pixels per latent along each side (8 in the release)."""
+        return 2 ** (len(self.dim_mult) - 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Posterior:
+    """The diagonal Gaussian q(z | x). Both fields are [b, h, w, z]; logvar is clipped to [-30, 20]."""
+
+    mean: Float[Array, "b h w c"]
+    logvar: Float[Array, "b h w c"]
+
+    def mode(self) -> Float[Array, "b h w c"]:
+        """The mean: what inference uses for the condition picture."""
+        return self.mean
+
+    def sample(self, key: Array) -> Float[Array, "b h w c"]:
+        """One reparametrised draw."""
+        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return self.mean + jnp.exp(0.5 * self.logvar) * noise
+
+
+class ResBlock(nnx.Module):
+    """norm, SiLU, conv, norm, SiLU, conv, plus the input (through a 1x1 convolution if channels change)."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, rngs: nnx.Rngs):
+        self.norm1 = ChannelNorm(channels_in)
+        self.conv1 = conv3x3(channels_in, channels_out, rngs=rngs)
+        self.norm2 = ChannelNorm(channels_out)
+        self.conv2 = conv3x3(channels_out, channels_out, rngs=rngs)
+        if channels_in != channels_out:
+            self.shortcut = pointwise(channels_in, channels_out, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y x d"]:
+        residual = self.shortcut(x) if hasattr(self, "shortcut") else x
+        x = self.conv1(jax.nn.silu(self.norm1(x)))
+        return residual + self.conv2(jax.nn.silu(self.norm2(x)))
+
+
+class AttentionBlock(nnx.Module):
+    """Single-head self-attention over all positions of one picture, with a residual."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.norm = ChannelNorm(channels)
+        self.qkv = pointwise(channels, 3 * channels, rngs=rngs)
+        self.proj = pointwise(channels, channels, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y x c"]:
+        b, height, width, c = x.shape
+        q, k, v = jnp.split(self.qkv(self.norm(x)).reshape(b, height * width, 1, 3 * c), 3, axis=-1)
+        mixed = attention(q, k, v, kind=AttentionKind.XLA_CHUNKED)
+        return x + self.proj(mixed.reshape(b, height, width, c))
+
+
+class Downsample(nnx.Module):
+    """Zero-pad right and bottom by one, then a 3x3 convolution with stride 2."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.conv = conv3x3(channels, channels, rngs=rngs)
+        self.conv.strides = (2, 2)
+        self.conv.padding = ((0, 1), (0, 1))
+
+    def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y2 x2 c"]:
+        return self.conv(x)
+
+
+class UpBlock(nnx.Module):
+    """Residual blocks, then (except in the last block) nearest doubling and a 3x3 convolution that halves channels."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, blocks: int, upsample: bool, rngs: nnx.Rngs):
+        widths = [channels_in] + [channels_out] * blocks
+        self.res = nnx.List([ResBlock(a, b, rngs=rngs) for a, b in zip(widths[:-1], widths[1:], strict=True)])
+        if upsample:
+            self.upsample = conv3x3(channels_out, channels_out // 2, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y2 x2 d"]:
+        for block in self.res:
+            x = block(x)
+        return doubled_conv3x3(self.upsample, x) if hasattr(self, "upsample") else x
+
+
+def doubled_conv3x3(conv: nnx.Conv, x: Float[Array, "b y x c"]) -> Float[Array, "b y2 x2 d"]:
+    """`conv` applied to `x` repeated twice along both sides, without the repeated picture.
+
+    An output pixel of parity (i, j) sees only 2x2 distinct input pixels: a 3x3 kernel on doubled pixels is, for each
+    parity, a 2x2 kernel whose taps are sums of the original ones. 16 multiplications per input pixel instead of 36.
+    """
+    kernel = conv.kernel[...].astype(jnp.float32)  # sums of taps in full precision
+    b, height, width, _ = x.shape
+    top = jnp.stack([kernel[0], kernel[1] + kernel[2]])  # even rows see input rows y-1 and y
+    bottom = jnp.stack([kernel[0] + kernel[1], kernel[2]])  # odd rows see input rows y and y+1
+    phases = [_fold_columns(rows, odd) for rows in (top, bottom) for odd in (0, 1)]
+    outs = [
+        jax.lax.conv_general_dilated(
+            x,
+            phase.astype(x.dtype),
+            (1, 1),
+            ((1 - i, i), (1 - j, j)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        for phase, (i, j) in zip(phases, ((0, 0), (0, 1), (1, 0), (1, 1)), strict=True)
+    ]
+    grid = jnp.stack(outs, axis=3).reshape(b, height, width, 2, 2, -1)
+    grid = grid.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * height, 2 * width, -1)
+    assert conv.bias is not None
+    return grid + conv.bias[...].astype(x.dtype)
+
+
+def _fold_columns(rows: Array, odd: int) -> Array:
+    left, middle, right = rows[:, 0], rows[:, 1], rows[:, 2]
+    return jnp.stack([left + middle, right] if odd else [left, middle + right], axis=1)
+
+
+def _mid(channels: int, *, rngs: nnx.Rngs) -> nnx.List:
+    parts = (ResBlock(channels, channels, rngs=rngs), AttentionBlock(channels, rngs=rngs))
+    return nnx.List([*parts, ResBlock(channels, channels, rngs=rngs)])
+
+
+class Encoder(nnx.Module):
+    """Pixels to the 2 z_dim channels of the posterior, before `quant_conv`."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+        widths = [config.base_dim * m for m in (1, *config.dim_mult)]
+        self.conv_in = conv3x3(config.input_channels, widths[0], rngs=rngs)
+        down: list[nnx.Module] = []
+        for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            down += [ResBlock(a if j == 0 else b, b, rngs=rngs) for j in range(config.num_res_blocks)]
+            if i < len(config.dim_mult) - 1:
+                down.append(Downsample(b, rngs=rngs))
+        self.down = nnx.List(down)
+        self.mid = _mid(widths[-1], rngs=rngs)
+        self.norm_out = ChannelNorm(widths[-1])
+        self.conv_out = conv3x3(widths[-1], 2 * config.z_dim, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b h w z2"]:
+        x = self.conv_in(x)
+        for block in (*self.down, *self.mid):
+            x = block(x)
+        return self.conv_out(jax.nn.silu(self.norm_out(x)))
+
+
+class Decoder(nnx.Module):
+    """Latents after `post_quant_conv` to pixels, before the clamp."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+        reverse = config.dim_mult[::-1]
+        widths = [config.base_dim * m for m in (reverse[0], *reverse)]
+        self.conv_in = conv3x3(config.z_dim, widths[0], rngs=rngs)
+        self.mid = _mid(widths[0], rngs=rngs)
+        last = len(reverse) - 1
+        self.up = nnx.List(
+            [
+                UpBlock(a if i == 0 else a // 2, b, blocks=config.num_res_blocks + 1, upsample=i < last, rngs=rngs)
+                for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+            ]
+        )
+        self.norm_out = ChannelNorm(widths[-1])
+        self.conv_out = conv3x3(widths[-1], config.input_channels, rngs=rngs)
+
+    def __call__(self, z: Float[Array, "b h w z"]) -> Float[Array, "b y x c"]:
+        x = self.conv_in(z)
+        for block in (*self.mid, *self.up):
+            x = block(x)
+        return self.conv_out(jax.nn.silu(self.norm_out(x)))
+
+
+class RGBAVAE(nnx.Module):
+    """One latent space for RGB and RGBA pictures. Parameters: 126.9 M on disk, 44.6 M of them active here."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Encoder(config, rngs=rngs)
+        self.quant_conv = pointwise(2 * config.z_dim, 2 * config.z_dim, rngs=rngs)
+        self.post_quant_conv = pointwise(config.z_dim, config.z_dim, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+
+    def encode(self, pixels: Float[Array, "b y x c"]) -> Posterior:
+        """Pixels in [-1, 1] to the posterior over raw (not normalised) latents, scale_factor times smaller."""
+        mean, logvar = jnp.split(self.quant_conv(self.encoder(pixels)), 2, axis=-1)
+        return Posterior(mean=mean, logvar=jnp.clip(logvar, -30.0, 20.0))
+
+    def decode(self, latents: Float[Array, "b h w z"]) -> Float[Array, "b y x c"]:
+        """Raw latents to pixels, clamped to [-1, 1]."""
+        return jnp.clip(self.decoder(self.post_quant_conv(latents)), -1.0, 1.0)
+
+    def normalise(self, latents: Float[Array, "... z"]) -> Float[Array, "... z"]:
+        """Raw latents to the zero-mean, unit-variance latents that the transformer sees."""
+        mean, std = (jnp.asarray(v, latents.dtype) for v in (self.config.latents_mean, self.config.latents_std))
+        return (latents - mean) / std
+
+    def denormalise(self, latents: Float[Array, "... z"]) -> Float[Array, "... z"]:
+        """The inverse of `normalise`."""
+        mean, std = (jnp.asarray(v, latents.dtype) for v in (self.config.latents_mean, self.config.latents_std))
+        return latents * std + mean
+
+
+def extend_rgb_to_rgba(vae: RGBAVAE) -> RGBAVAE:
+    """A four-channel VAE that starts as the given RGB one with constant, opaque alpha (paper.md 1.1).
+
+    New input column 0, new output row 0 with bias 1; every other parameter is shared with `vae`.
+
+    Raises:
+      ValueError: if `vae` does not take three channels.
+    """
+    if vae.config.input_channels != 3:
+        raise ValueError(f"extend_rgb_to_rgba needs a 3-channel VAE, this one has {vae.config.input_channels} channels")
+    config = dataclasses.replace(vae.config, input_channels=4)
+    rgba = nnx.eval_shape(lambda: RGBAVAE(config, rngs=nnx.Rngs(0)))
+    state = nnx.to_pure_dict(nnx.state(vae, nnx.Param))
+    conv_in, conv_out = state["encoder"]["conv_in"], state["decoder"]["conv_out"]
+    conv_in["kernel"] = jnp.pad(conv_in["kernel"], ((0, 0), (0, 0), (0, 1), (0, 0)))
+    conv_out["kernel"] = jnp.pad(conv_out["kernel"], ((0, 0), (0, 0), (0, 0), (0, 1)))
+    conv_out["bias"] = jnp.pad(conv_out["bias"], (0, 1), constant_values=1)
+    target = nnx.state(rgba, nnx.Param)
+    nnx.replace_by_pure_dict(target, state)
+    nnx.update(rgba, target)
+    return rgba

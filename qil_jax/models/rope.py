@@ -1,0 +1,86 @@
+"""Rotary embeddings. Tokens carry integer positions (layer, row, col); shapes of pictures play no part (design.md 3.1).
+
+Layer3D RoPE (checkpoint.md 4.3): the composite is layer 0, layers are 1..L, the condition is -1; rows and columns are
+centred, so that all pictures of a sample align; text runs along the diagonal beyond the largest image position.
+"""
+
+from enum import IntEnum
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
+
+Positions = Int[np.ndarray, "t 3"]
+
+
+class LayerIndex(IntEnum):
+    """Positions on the layer axis that are not layers. Layers themselves, bottom to top, are 1..L."""
+
+    CONDITION = -1
+    COMPOSITE = 0
+
+
+def image_positions(grid: tuple[int, int], layer_indices: tuple[int, ...]) -> Positions:
+    """Positions of whole pictures, one after the other, each row-major over the same grid.
+
+    Args:
+      grid: rows and columns in tokens (16 pixels each in the release).
+      layer_indices: one index per picture, in sequence order.
+
+    Returns:
+      `len(layer_indices) * rows * cols` positions (layer, row, col).
+    """
+    rows, cols = grid
+    axes = np.meshgrid(np.array(layer_indices), _centred(rows), _centred(cols), indexing="ij")
+    return np.stack(axes, axis=-1).reshape(-1, 3).astype(np.int32)
+
+
+def text_positions(count: int, *, offset: int) -> Positions:
+    """Positions of `count` text tokens: offset + j on all three axes."""
+    return np.repeat(np.arange(offset, offset + count, dtype=np.int32)[:, None], 3, axis=1)
+
+
+def text_offset(grid: tuple[int, int], *, targets: int = 1) -> int:
+    """First text position: beyond half the grid, and beyond the layer index of every denoised picture.
+
+    Args:
+      grid: rows and columns in tokens.
+      targets: denoised pictures (L + 1 with the composite). Qwen-Image's plain RoPE has one.
+    """
+    return max(grid[0] // 2, grid[1] // 2, targets)
+
+
+def rotary_angles(
+    positions: Int[Array, "*b t 3"], axes_dims: tuple[int, ...], theta: float = 10000.0
+) -> Float[Array, "*b t half"]:
+    """Rotation angle in radians of every pair of a head's features, fp32: position times theta^(-2k/dim) per axis."""
+    angles = [
+        positions[..., axis, None].astype(jnp.float32) * jnp.asarray(_frequencies(dim, theta))
+        for axis, dim in enumerate(axes_dims)
+    ]
+    return jnp.concatenate(angles, axis=-1)
+
+
+def rotate_interleaved(x: Float[Array, "b t n d"], angles: Float[Array, "b t half"]) -> Float[Array, "b t n d"]:
+    """Rotate the adjacent pairs (x[2k], x[2k+1]): the convention of the transformer."""
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+def rotate_half(x: Float[Array, "b t n d"], angles: Float[Array, "b t half"]) -> Float[Array, "b t n d"]:
+    """Rotate the pairs (x[k], x[k + d/2]): the convention of the language model."""
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def _centred(size: int) -> np.ndarray:
+    return np.arange(size) - (size - size // 2)
+
+
+def _frequencies(dim: int, theta: float) -> np.ndarray:
+    exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    return np.float32(1) / np.power(np.float32(theta), exponent)

@@ -1,0 +1,277 @@
+"""VLD-MMDiT: the dual-stream transformer that denoises a variable number of layers at once (checkpoint.md 4).
+
+Two networks (design.md 3.2). `Modulation` sees the noise level only and owns a third of the parameters; `Backbone` sees
+the tokens. Inference computes the modulation of all its steps first and may then free those parameters.
+
+    sigma [b], target kind [b]  --Modulation-->  ModulationTable
+    image tokens, text tokens, their TokenLayout, the table  --Backbone-->  velocity of the image tokens
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int
+
+from qil_jax.models.attention import AttentionKind, attention
+from qil_jax.models.axes import Axis, Constrain, unconstrained
+from qil_jax.models.config import ConfigError, parse_config
+from qil_jax.models.layers import RMSNorm, layer_norm, linear
+from qil_jax.models.rope import rotary_angles, rotate_interleaved
+from qil_jax.models.stack import scan_blocks, stack_blocks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MMDiTConfig:
+    """Keys of the released transformer/config.json. `use_layer3d_rope` decides how positions are laid out."""
+
+    num_layers: int = 60
+    num_attention_heads: int = 24
+    attention_head_dim: int = 128
+    joint_attention_dim: int = 3584
+    in_channels: int = 64
+    out_channels: int = 16
+    patch_size: int = 2
+    axes_dims_rope: tuple[int, int, int] = (16, 56, 56)
+    use_additional_t_cond: bool = False
+    use_layer3d_rope: bool = False
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], where: str = "transformer/config.json") -> Self:
+        """Parse the released JSON.
+
+        Raises:
+          ConfigError: on unknown keys, guidance_embeds or zero_cond_t, or sizes that contradict each other.
+        """
+        config = parse_config(
+            cls,
+            values,
+            where=where,
+            fixed={"guidance_embeds": False, "zero_cond_t": False},
+            ignored=("pooled_projection_dim",),
+        )
+        if sum(config.axes_dims_rope) != config.attention_head_dim:
+            raise ConfigError(
+                f"{where}: axes_dims_rope {config.axes_dims_rope} must add up to "
+                f"attention_head_dim {config.attention_head_dim}"
+            )
+        return config
+
+    @property
+    def width(self) -> int:
+        """Width of both residual streams (3072 in the release)."""
+        return self.num_attention_heads * self.attention_head_dim
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModulationTable:
+    """All that the backbone knows of the noise level: shift, scale, gate (attention), shift, scale, gate (MLP).
+
+    `b` may be 1 where all samples share a noise level and a target kind.
+    """
+
+    image: Float[Array, "*steps k b 6 d"]
+    text: Float[Array, "*steps k b 6 d"]
+    out: Float[Array, "*steps b 2 d"]  # scale, shift
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenLayout:
+    """Where every token of a batch sits. Tokens attend within equal segment ids; 0 marks padding."""
+
+    image_positions: Int[Array, "b t 3"]
+    text_positions: Int[Array, "b s 3"]
+    image_segments: Int[Array, "b t"]
+    text_segments: Int[Array, "b s"]
+
+
+class Modulation(nnx.Module):
+    """Noise level (and target kind) to the modulation of every block. 6.8 B parameters in the release."""
+
+    def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        d = config.width
+        self.time_in = linear(SINUSOID, (d, Axis.EMBED), rngs=rngs)
+        self.time_out = linear((d, Axis.EMBED), d, rngs=rngs)
+        if config.use_additional_t_cond:
+            self.addition = nnx.Embed(2, d, embedding_metadata={"axes": (None, Axis.EMBED)}, rngs=rngs)
+        make = lambda rngs: linear((d, Axis.EMBED), (6 * d, Axis.MODULATION), rngs=rngs)  # noqa: E731
+        self.image = stack_blocks(make, config.num_layers, rngs=rngs)
+        self.text = stack_blocks(make, config.num_layers, rngs=rngs)
+        self.out = linear((d, Axis.EMBED), (2 * d, Axis.MODULATION), rngs=rngs)
+
+    def __call__(self, sigma: Float[Array, " b"], target_kind: Int[Array, " b"] | None = None) -> ModulationTable:
+        """The table for one noise level per sample.
+
+        Args:
+          sigma: noise level in [0, 1].
+          target_kind: row of the addition embedding. Inference always uses 0 (checkpoint.md 4.1).
+
+        Raises:
+          ValueError: if target_kind is given and the config has no such embedding, or the reverse.
+        """
+        if self.config.use_additional_t_cond != (target_kind is not None):
+            raise ValueError("target_kind must be given exactly when the config sets use_additional_t_cond")
+        dtype = self.time_in.kernel[...].dtype
+        hidden = self.time_out(jax.nn.silu(self.time_in(_sinusoid(sigma).astype(dtype))))
+        if target_kind is not None:
+            hidden = hidden + self.addition(target_kind)
+        hidden = jax.nn.silu(hidden)
+        per_block = lambda stacked: _stacked_linear(stacked, hidden)  # noqa: E731
+        return ModulationTable(
+            image=per_block(self.image),
+            text=per_block(self.text),
+            out=self.out(hidden).reshape(hidden.shape[0], 2, -1),
+        )
+
+
+class Stream(nnx.Module):
+    """One side (image or text) of a block: projections of the joint attention and a feed-forward network."""
+
+    def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs):
+        d, heads = config.width, (config.width, Axis.HEADS)
+        self.head_dim = config.attention_head_dim
+        self.q = linear((d, Axis.EMBED), heads, rngs=rngs)
+        self.k = linear((d, Axis.EMBED), heads, rngs=rngs)
+        self.v = linear((d, Axis.EMBED), heads, rngs=rngs)
+        self.out = linear(heads, (d, Axis.EMBED), rngs=rngs)
+        self.q_norm = RMSNorm(self.head_dim)
+        self.k_norm = RMSNorm(self.head_dim)
+        self.mlp_in = linear((d, Axis.EMBED), (4 * d, Axis.MLP), rngs=rngs)
+        self.mlp_out = linear((4 * d, Axis.MLP), (d, Axis.EMBED), rngs=rngs)
+
+    def qkv(self, x: Float[Array, "b t d"], angles: Float[Array, "b t half"]) -> tuple[Array, Array, Array]:
+        """Queries and keys, normalised and rotated, and values: each [b, t, n, head_dim]."""
+        split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)  # noqa: E731
+        q = rotate_interleaved(self.q_norm(split(self.q(x))), angles)
+        k = rotate_interleaved(self.k_norm(split(self.k(x))), angles)
+        return q, k, split(self.v(x))
+
+    def mlp(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """Two linear maps around a tanh-approximated GELU."""
+        return self.mlp_out(jax.nn.gelu(self.mlp_in(x), approximate=True))
+
+
+class Block(nnx.Module):
+    """Joint attention of both streams, then a feed-forward network in each (checkpoint.md 4.2)."""
+
+    def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs):
+        self.image = Stream(config, rngs=rngs)
+        self.text = Stream(config, rngs=rngs)
+
+    def __call__(
+        self,
+        streams: tuple[Float[Array, "b s d"], Float[Array, "b t d"]],
+        mods: tuple[Float[Array, "b 6 d"], Float[Array, "b 6 d"]],
+        *,
+        angles: tuple[Float[Array, "b s half"], Float[Array, "b t half"]],
+        segments: Int[Array, "b st"] | None,
+        kind: AttentionKind,
+        constrain: Constrain = unconstrained,
+    ) -> tuple[Float[Array, "b s d"], Float[Array, "b t d"]]:
+        """One block on (text, image). All pairs are in that order, and so is the joint sequence."""
+        sides = (self.text, self.image)
+        heads = [
+            side.qkv(_modulate(layer_norm(x), mod[:, 0], mod[:, 1]), angle)
+            for side, x, mod, angle in zip(sides, streams, mods, angles, strict=True)
+        ]
+        q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*heads, strict=True))
+        q = constrain(q, (Axis.BATCH, Axis.TOKENS, Axis.HEADS, None))
+        k, v = (constrain(x, (Axis.BATCH, None, Axis.HEADS, None)) for x in (k, v))
+        pair = None if segments is None else (segments, segments)
+        mixed = attention(q, k, v, segments=pair, kind=kind)
+        mixed = mixed.reshape(*mixed.shape[:2], -1)
+        cut = streams[0].shape[1]
+        outs = []
+        for side, x, mod, attended in zip(sides, streams, mods, (mixed[:, :cut], mixed[:, cut:]), strict=True):
+            x = x + mod[:, 2, None] * side.out(attended)
+            x = x + mod[:, 5, None] * side.mlp(_modulate(layer_norm(x), mod[:, 3], mod[:, 4]))
+            outs.append(constrain(x, (Axis.BATCH, Axis.TOKENS, None)))
+        return outs[0], outs[1]
+
+
+class Backbone(nnx.Module):
+    """Tokens to velocities, given a modulation table."""
+
+    def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        d = config.width
+        self.image_in = linear(config.in_channels, (d, Axis.EMBED), rngs=rngs)
+        self.text_norm = RMSNorm(config.joint_attention_dim)
+        self.text_in = linear(config.joint_attention_dim, (d, Axis.EMBED), rngs=rngs)
+        self.blocks = stack_blocks(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs=rngs)
+        self.image_out = linear((d, Axis.EMBED), config.patch_size**2 * config.out_channels, rngs=rngs)
+
+    def __call__(
+        self,
+        image: Float[Array, "b t c"],
+        text: Float[Array, "b s e"],
+        layout: TokenLayout,
+        table: ModulationTable,
+        *,
+        kind: AttentionKind = AttentionKind.XLA,
+        constrain: Constrain = unconstrained,
+    ) -> Float[Array, "b t c_out"]:
+        """Velocity of every image token; the caller drops those of the condition and of padding."""
+        axes = self.config.axes_dims_rope
+        angles = (rotary_angles(layout.text_positions, axes), rotary_angles(layout.image_positions, axes))
+        segments = jnp.concatenate([layout.text_segments, layout.image_segments], axis=1)
+        streams = (self.text_in(self.text_norm(text)), self.image_in(image))
+
+        def step(block: Block, streams: tuple[Array, Array], mods: tuple[Array, Array]) -> tuple[Array, Array]:
+            return block(streams, mods, angles=angles, segments=segments, kind=kind, constrain=constrain)
+
+        _, x = scan_blocks(self.blocks, step, streams, (table.text, table.image))
+        return self.image_out(_modulate(layer_norm(x), table.out[:, 1], table.out[:, 0]))
+
+
+class VLDMMDiT(nnx.Module):
+    """The whole transformer: 20,430,407,232 parameters in the release."""
+
+    def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.modulation = Modulation(config, rngs=rngs)
+        self.backbone = Backbone(config, rngs=rngs)
+
+    def __call__(
+        self,
+        image: Float[Array, "b t c"],
+        text: Float[Array, "b s e"],
+        layout: TokenLayout,
+        *,
+        sigma: Float[Array, " b"],
+        target_kind: Int[Array, " b"] | None = None,
+        kind: AttentionKind = AttentionKind.XLA,
+        constrain: Constrain = unconstrained,
+    ) -> Float[Array, "b t c_out"]:
+        """`Backbone` on the table of `Modulation`, as training runs it."""
+        table = self.modulation(sigma, target_kind)
+        return self.backbone(image, text, layout, table, kind=kind, constrain=constrain)
+
+
+SINUSOID = 256
+"""Features of the noise level before the first linear map."""
+
+
+def _sinusoid(sigma: Float[Array, " b"]) -> Float[Array, "b 256"]:
+    half = SINUSOID // 2
+    frequencies = np.exp(-np.log(10000.0) * np.arange(half, dtype=np.float32) / np.float32(half))
+    angles = sigma.astype(jnp.float32)[:, None] * 1000.0 * frequencies.astype(np.float32)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def _stacked_linear(stacked: nnx.Linear, x: Float[Array, "b d"]) -> Float[Array, "k b 6 d"]:
+    assert stacked.bias is not None
+    out = jnp.einsum("bd,kde->kbe", x, stacked.kernel[...]) + stacked.bias[...][:, None]
+    return out.reshape(*out.shape[:2], 6, -1)
+
+
+def _modulate(x: Float[Array, "b t d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]) -> Array:
+    return x * (1 + scale[:, None]) + shift[:, None]
