@@ -1,0 +1,36 @@
+# Every target sets itself up: only Python 3.11 and make are needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: test lint demo bench clean
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+demo: $(VENV)/.demo
+	$(BIN)/python tools/make_demo_checkpoint.py build/demo/checkpoint --overwrite
+	$(BIN)/python infer.py examples/chelsea.png --checkpoint build/demo/checkpoint --layers 3 --steps 4 \
+	  --prompt "a tabby cat" --out build/demo/result --overwrite
+	@echo "The weights of this demonstration are random: the layers show that the program runs, not what the model can do."
+
+bench: $(VENV)/.test
+	$(BIN)/python tools/bench.py
+
+# torch goes first and alone, pinned, so that no other package pulls in a CUDA build.
+$(VENV)/.test: pyproject.toml $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -e '.[test,lint]'
+	touch $@
+
+$(VENV)/.demo: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,1 @@
+"""Qwen-Image-Layered in JAX/Flax: one picture in, N editable RGBA layers out."""

@@ -1,0 +1,33 @@
+"""True classifier-free guidance with the released norm rescale (checkpoint.md 7.2)."""
+
+from enum import StrEnum
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+
+class Rescale(StrEnum):
+    """What happens to the length of a guided velocity."""
+
+    NONE = "none"
+    NORM = "norm"  # each token's guided velocity gets the length of its conditional one
+
+
+def guide(
+    conditional: Float[Array, "b t c"],
+    unconditional: Float[Array, "b t c"],
+    scale: Float[Array, " b"],
+    rescale: Rescale,
+) -> Float[Array, "b t c"]:
+    """unconditional + scale (conditional - unconditional), optionally rescaled; a scale of 1 returns `conditional`.
+
+    A token whose guided velocity is zero stays zero (the reference divides 0 by 0 there).
+    """
+    wide = scale[:, None, None].astype(conditional.dtype)
+    guided = unconditional + wide * (conditional - unconditional)
+    if rescale is Rescale.NORM:
+        length = jnp.linalg.norm(guided, axis=-1, keepdims=True)
+        target = jnp.linalg.norm(conditional, axis=-1, keepdims=True)
+        guided = guided * jnp.where(length > 0, target / jnp.where(length > 0, length, 1), 0)
+    return jnp.where(wide == 1, conditional, guided)

@@ -1,0 +1,44 @@
+"""Euler integration of a velocity field from noise to data, as one compiled loop."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import Array
+from jaxtyping import Bool, Float
+
+Velocity = Callable[[Float[Array, "b t c"], Any], Float[Array, "b t c"]]
+"""Tokens and the inputs of one step to the velocity of each token."""
+
+
+def euler(
+    velocity: Velocity,
+    tokens: Float[Array, "b t c"],
+    *,
+    sigmas: Float[Array, "steps1 b"],
+    moving: Bool[Array, "b t"],
+    step_inputs: Any,
+    after_step: Callable[[Array, Array], None] | None = None,
+) -> Float[Array, "b t c"]:
+    """x <- x + (sigma_next - sigma) v, over all steps; tokens that do not move (condition, padding) keep their value.
+
+    Args:
+      velocity: the field; sees the whole sequence.
+      tokens: noise where `moving`, clean elsewhere. Kept in its own precision (fp32) throughout.
+      sigmas: decreasing noise levels per sample, ending in 0.
+      moving: which tokens are integrated.
+      step_inputs: pytree whose leaves lead with the steps, handed to `velocity` one step at a time.
+      after_step: called while tracing with (step index, tokens), to place host callbacks.
+    """
+    deltas = sigmas[1:] - sigmas[:-1]
+
+    def step(x: Array, xs: tuple[Array, Array, Any]) -> tuple[Array, None]:
+        index, delta, inputs = xs
+        v = velocity(x, inputs).astype(x.dtype)
+        x = x + jax.numpy.where(moving[..., None], delta[:, None, None] * v, 0)
+        if after_step is not None:
+            after_step(index, x)
+        return x, None
+
+    indices = jax.numpy.arange(deltas.shape[0])
+    return jax.lax.scan(step, tokens, (indices, deltas, step_inputs))[0]

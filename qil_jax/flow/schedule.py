@@ -1,0 +1,77 @@
+"""Noise levels of rectified flow: the sigma grid, its shifts, and how the release chooses them (checkpoint.md 7.1)."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float32
+
+from qil_jax.models.config import ConfigError
+
+
+class TimeShift(StrEnum):
+    """How mu bends a uniform grid u towards noise: mu u / (1 + (mu - 1) u), with e^mu for mu in EXPONENTIAL."""
+
+    LINEAR = "linear"
+    EXPONENTIAL = "exponential"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The parts of scheduler/scheduler_config.json that act."""
+
+    time_shift_type: TimeShift = TimeShift.LINEAR
+    use_dynamic_shifting: bool = True  # the file's own switch: mu from the picture's size, or the constant `shift`
+    shift: float = 1.0
+    shift_terminal: float | None = None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], where: str = "scheduler/scheduler_config.json") -> Self:
+        """Parse the released JSON.
+
+        Raises:
+          ConfigError: on a shift type or a sigma spacing that is not supported.
+        """
+        unsupported = ("invert_sigmas", "stochastic_sampling", "use_beta_sigmas", "use_exponential_sigmas")
+        problems = [f"{k} is not supported" for k in (*unsupported, "use_karras_sigmas") if values.get(k)]
+        shift_type = values.get("time_shift_type", "exponential")
+        if shift_type not in tuple(TimeShift):
+            problems.append(f"time_shift_type {shift_type!r} is unknown: use one of {[*map(str, TimeShift)]}")
+        if problems:
+            raise ConfigError(f"{where}:\n  " + "\n  ".join(problems))
+        return cls(
+            time_shift_type=TimeShift(shift_type),
+            use_dynamic_shifting=values.get("use_dynamic_shifting", False),
+            shift=values.get("shift", 1.0),
+            shift_terminal=values.get("shift_terminal") or None,
+        )
+
+    def sigmas(self, steps: int, *, tokens: int) -> Float32[np.ndarray, " steps1"]:
+        """`steps` decreasing noise levels from 1, and a final 0.
+
+        Args:
+          steps: number of Euler steps.
+          tokens: tokens of the condition picture, which set mu = sqrt(tokens / 256).
+
+        Raises:
+          ValueError: if steps < 1.
+        """
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        grid = np.linspace(1.0, 0.0, steps + 1)[:-1]
+        if self.use_dynamic_shifting:
+            shift = mu(tokens) if self.time_shift_type is TimeShift.LINEAR else math.exp(mu(tokens))
+        else:
+            shift = self.shift
+        grid = shift * grid / (1 + (shift - 1) * grid)
+        if self.shift_terminal is not None and grid[-1] < 1:
+            grid = 1 - (1 - grid) * (1 - self.shift_terminal) / (1 - grid[-1])
+        return np.append(grid, 0.0).astype(np.float32)
+
+
+def mu(tokens: int) -> float:
+    """The dynamic shift of a picture of `tokens` tokens: 1 at 256x256 pixels, 2.5 at 640x640, 4 at 1024x1024."""
+    return math.sqrt(tokens / 256)

@@ -1,0 +1,95 @@
+"""Pictures of unlike sizes, layer counts and prompts laid out as one padded batch of token sequences.
+
+A row of the batch is [composite, layer 1, ..., layer L, condition, padding]; positions and segment ids say the rest.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float, Int32
+
+from qil_jax.inference.latents import pack
+from qil_jax.models.rope import LayerIndex, image_positions, text_offset, text_positions
+
+TEXT_BUCKET = 64
+"""Text is padded to a multiple of this many tokens, so that prompts of like length share a compiled program."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Item:
+    """One picture of the batch, ready to be denoised. Latents are normalised; n is tokens of a prompt."""
+
+    noise: Float[np.ndarray, "l1 h w z"]
+    condition: Float[np.ndarray, "h w z"]
+    prompt: Float[np.ndarray, "n e"]
+    negative: Float[np.ndarray, "m e"] | None  # None: no guidance
+    sigmas: Float[np.ndarray, " steps1"]
+
+    def grid(self, patch: int) -> tuple[int, int]:
+        """Rows and columns of one picture in tokens."""
+        return self.condition.shape[0] // patch, self.condition.shape[1] // patch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Arrays of one run of the sampler. With guidance, text arrays hold all prompts, then all negative prompts."""
+
+    tokens: Float[np.ndarray, "b t c"]
+    moving: Bool[np.ndarray, "b t"]
+    image_positions: Int32[np.ndarray, "b t 3"]
+    image_segments: Int32[np.ndarray, "b t"]
+    text: Float[np.ndarray, "gb s e"]
+    text_positions: Int32[np.ndarray, "gb s 3"]
+    text_segments: Int32[np.ndarray, "gb s"]
+    sigmas: Float[np.ndarray, "steps1 b"]
+    scales: Float[np.ndarray, " b"]
+
+
+def build_batch(items: list[Item], *, patch: int, guidance: float, rows_multiple: int, tokens_multiple: int) -> Batch:
+    """Lay out `items`, padding rows, image tokens and text tokens to the multiples that the mesh needs.
+
+    Added rows repeat the last item, so that they hold no odd values; the caller drops them.
+    """
+    items = items + [items[-1]] * (-len(items) % rows_multiple)
+    sequences = [_image_sequence(item, patch) for item in items]
+    longest = _up(max(len(tokens) for tokens, _, _ in sequences), tokens_multiple)
+    guided = guidance > 1 and any(item.negative is not None for item in items)
+    texts = [item.prompt for item in items]
+    if guided:
+        texts += [item.prompt if item.negative is None else item.negative for item in items]
+    width = _up(max(len(text) for text in texts), np.lcm(TEXT_BUCKET, tokens_multiple))
+    offsets = [text_offset(item.grid(patch), targets=len(item.noise)) for item in items]
+    offsets = offsets * (len(texts) // len(items))
+    return Batch(
+        tokens=_stack([tokens for tokens, _, _ in sequences], longest),
+        moving=_stack([moving for _, moving, _ in sequences], longest),
+        image_positions=_stack([positions for _, _, positions in sequences], longest),
+        image_segments=_stack([np.ones(len(tokens), np.int32) for tokens, _, _ in sequences], longest),
+        text=_stack(texts, width),
+        text_positions=_stack([text_positions(len(t), offset=o) for t, o in zip(texts, offsets, strict=True)], width),
+        text_segments=_stack([np.ones(len(t), np.int32) for t in texts], width),
+        sigmas=np.stack([item.sigmas for item in items], axis=1),
+        scales=np.array([1.0 if item.negative is None else max(guidance, 1.0) for item in items], np.float32),
+    )
+
+
+def _image_sequence(item: Item, patch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, whether they are denoised, and positions of one row before padding."""
+    targets = len(item.noise)
+    pictures = np.concatenate([item.noise, item.condition[None]])
+    layers = (LayerIndex.COMPOSITE, *range(1, targets), LayerIndex.CONDITION)
+    positions = image_positions(item.grid(patch), layers)
+    moving = np.arange(len(positions)) < len(positions) // len(pictures) * targets
+    return pack(pictures, patch), moving, positions
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * int(multiple)
+
+
+def _stack(rows: list[np.ndarray], length: int) -> np.ndarray:
+    """Rows padded at the end with zeros (false) to one length."""
+    out = np.zeros((len(rows), length, *rows[0].shape[1:]), rows[0].dtype)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out

@@ -1,0 +1,150 @@
+"""The compiled part of sampling: the transformer on a mesh, its modulation table, and the whole Euler loop."""
+
+import functools
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+
+from qil_jax.flow import Rescale, euler, guide
+from qil_jax.inference.batch import Batch
+from qil_jax.mesh import Rules, constrain
+from qil_jax.models.attention import AttentionKind
+from qil_jax.models.axes import Axis, Axes
+from qil_jax.models.vld_mmdit import Backbone, Modulation, ModulationTable, TokenLayout, VLDMMDiT
+
+OnStep = Callable[[int, int], None]
+"""Called with (steps done, steps) after every Euler step."""
+OnTokens = Callable[[int, np.ndarray], None]
+"""Called with (steps done, tokens [b, t, c]) after every Euler step; costs a copy to the host each time."""
+
+
+class Report(StrEnum):
+    """What the compiled loop tells the host while it runs."""
+
+    NOTHING = "nothing"
+    STEPS = "steps"
+    TOKENS = "tokens"
+
+
+class Denoiser:
+    """A VLD-MMDiT placed on a mesh. One program is compiled per shape of batch and number of steps."""
+
+    def __init__(self, model: VLDMMDiT, *, mesh: Mesh, rules: Rules, kind: AttentionKind = AttentionKind.XLA_CHUNKED):
+        self.config, self.mesh, self.rules = model.config, mesh, rules
+        self._modulation = nnx.split(model.modulation)
+        self._backbone = nnx.split(model.backbone)
+        self._on_step: OnStep | None = None
+        self._on_tokens: OnTokens | None = None
+        self._table = jax.jit(functools.partial(_table, self._modulation[0]))
+        pinned = constrain(mesh, rules)
+        loop = functools.partial(_denoise, self._backbone[0], kind=kind, pin=pinned, tell=self._tell)
+        self._loop = jax.jit(loop, static_argnames=("rescale", "report"), donate_argnames="tokens")
+
+    def __call__(
+        self, batch: Batch, *, rescale: Rescale, on_step: OnStep | None = None, on_tokens: OnTokens | None = None
+    ) -> np.ndarray:
+        """Integrate the batch from noise to data.
+
+        Returns:
+          tokens [b, t, c], fp32: the denoised layers where `batch.moving`, unchanged elsewhere.
+        """
+        steps = batch.sigmas.shape[0] - 1
+        sigmas, rows = batch.sigmas[:-1], batch.sigmas.shape[1]
+        if np.all(sigmas == sigmas[:, :1]):
+            sigmas, rows = sigmas[:, :1], 1
+        kinds = np.zeros(steps * rows, np.int32) if self.config.use_additional_t_cond else None
+        table = self._table(self._modulation[1], jnp.asarray(sigmas), kinds)
+        put = lambda x, *axes: self._put(x, (Axis.BATCH, *axes))  # noqa: E731
+        arrays = {
+            "tokens": put(batch.tokens, Axis.TOKENS, None),
+            "text": put(batch.text, Axis.TOKENS, None),
+            "layout": TokenLayout(
+                image_positions=put(batch.image_positions, Axis.TOKENS, None),
+                text_positions=put(batch.text_positions, Axis.TOKENS, None),
+                image_segments=put(batch.image_segments, Axis.TOKENS),
+                text_segments=put(batch.text_segments, Axis.TOKENS),
+            ),
+            "moving": put(batch.moving, Axis.TOKENS),
+            "sigmas": self._put(batch.sigmas, (None, Axis.BATCH)),
+            "scales": put(batch.scales),
+        }
+        report = Report.TOKENS if on_tokens else Report.STEPS if on_step else Report.NOTHING
+        self._on_step, self._on_tokens, self._steps = on_step, on_tokens, steps
+        try:
+            tokens = self._loop(self._backbone[1], table, **arrays, rescale=rescale, report=report)
+            jax.effects_barrier()
+            return np.asarray(tokens)
+        finally:
+            self._on_step = self._on_tokens = None
+
+    def _put(self, x: np.ndarray, axes: Axes) -> Array:
+        return jax.device_put(x, NamedSharding(self.mesh, self.rules.spec(axes)))
+
+    def _tell(self, index: Any, tokens: Any = None) -> None:
+        if self._on_tokens is not None and tokens is not None:
+            self._on_tokens(int(index) + 1, np.asarray(tokens))
+        if self._on_step is not None:
+            self._on_step(int(index) + 1, self._steps)
+
+
+def _table(graph: nnx.GraphDef[Modulation], state: nnx.State, sigmas: Array, kinds: Array | None) -> ModulationTable:
+    """The modulation of all steps: leaves lead with the steps, then blocks, then samples."""
+    steps, rows = sigmas.shape
+    flat = nnx.merge(graph, state)(sigmas.reshape(-1), kinds)
+    blocks = lambda x: jnp.moveaxis(x.reshape(x.shape[0], steps, rows, *x.shape[2:]), 1, 0)  # noqa: E731
+    return ModulationTable(
+        image=blocks(flat.image), text=blocks(flat.text), out=flat.out.reshape(steps, rows, *flat.out.shape[1:])
+    )
+
+
+def _denoise(
+    graph: nnx.GraphDef[Backbone],
+    state: nnx.State,
+    table: ModulationTable,
+    *,
+    tokens: Array,
+    text: Array,
+    layout: TokenLayout,
+    moving: Array,
+    sigmas: Array,
+    scales: Array,
+    kind: AttentionKind,
+    pin: Callable[[Array, Axes], Array],
+    tell: Callable[..., None],
+    rescale: Rescale,
+    report: Report,
+) -> Array:
+    backbone = nnx.merge(graph, state)
+    dtype = backbone.image_in.kernel[...].dtype
+    passes = text.shape[0] // tokens.shape[0]
+    twice = lambda x: jnp.concatenate([x] * passes)  # noqa: E731
+    layout = TokenLayout(
+        image_positions=twice(layout.image_positions),
+        text_positions=layout.text_positions,
+        image_segments=twice(layout.image_segments),
+        text_segments=layout.text_segments,
+    )
+    text = text.astype(dtype)
+
+    def velocity(x: Array, mods: ModulationTable) -> Array:
+        if mods.out.shape[0] > 1 and passes > 1:
+            repeat = lambda m: jnp.concatenate([m] * passes, axis=m.ndim - 3)  # noqa: E731
+            mods = ModulationTable(image=repeat(mods.image), text=repeat(mods.text), out=repeat(mods.out))
+        x = pin(twice(x.astype(dtype)), (Axis.BATCH, Axis.TOKENS, None))
+        v = backbone(x, text, layout, mods, kind=kind, constrain=pin).astype(jnp.float32)
+        return guide(*jnp.split(v, 2), scales, rescale) if passes == 2 else v
+
+    def after_step(index: Array, x: Array) -> None:
+        if report is Report.STEPS:
+            jax.debug.callback(tell, index)
+        elif report is Report.TOKENS:
+            jax.debug.callback(tell, index, x)
+
+    return euler(velocity, tokens, sigmas=sigmas, moving=moving, step_inputs=table, after_step=after_step)

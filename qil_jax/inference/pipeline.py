@@ -1,0 +1,209 @@
+"""From pictures to layers: the whole journey of inference (design.md 2).
+
+    RGBA picture -> bucket -> RGBA-VAE -> tokens and positions -> Euler with VLD-MMDiT -> RGBA-VAE -> LayeredImage
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from qil_jax.flow import Schedule
+from qil_jax.inference.autoencoder import Autoencoder
+from qil_jax.inference.batch import Item, build_batch
+from qil_jax.inference.denoiser import Denoiser, OnStep, OnTokens
+from qil_jax.inference.images import preprocess
+from qil_jax.inference.latents import unpack
+from qil_jax.inference.prompts import PromptTokenizer
+from qil_jax.inference.request import Decomposition, Request, Settings
+from qil_jax.inference.text import PromptEncoder
+from qil_jax.layered_image import LayeredImage
+from qil_jax.mesh import INFERENCE_RULES, Rules, single_device_mesh
+from qil_jax.models.axes import Axis
+from qil_jax.models.config import ConfigError
+from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
+from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
+from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
+from qil_jax.weights import component_config, load_model, require_sound
+
+
+class Pipeline:
+    """A loaded checkpoint that decomposes pictures."""
+
+    def __init__(
+        self, *, prompts: PromptEncoder, autoencoder: Autoencoder, denoiser: Denoiser, schedule: Schedule
+    ):
+        self.prompts, self.autoencoder, self.denoiser, self.schedule = prompts, autoencoder, denoiser, schedule
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Path | str,
+        *,
+        mesh: Mesh | None = None,
+        rules: Rules = INFERENCE_RULES,
+        dtype: jnp.dtype | None = None,
+    ) -> Self:
+        """Load a released (diffusers) folder or one of ours (orbax).
+
+        Args:
+          checkpoint: the folder that holds model_index.json.
+          mesh: where parameters and batches go; None: the first device.
+          rules: how logical axes map to the mesh.
+          dtype: of parameters and activations; None: as stored. Latents between steps are always fp32.
+
+        Raises:
+          StructureError: listing everything wrong with the checkpoint, before any tensor is read.
+          ConfigError: if a config asks for what this pipeline does not do.
+          MeshError: if the rules do not fit the mesh or the parameters.
+        """
+        checkpoint = Path(checkpoint)
+        mesh = single_device_mesh() if mesh is None else mesh
+        require_sound(checkpoint)
+        vae_config = VAEConfig.from_json(component_config(checkpoint, "vae"))
+        mmdit_config = MMDiTConfig.from_json(component_config(checkpoint, "transformer"))
+        text_config = Qwen2_5VLConfig.from_json(component_config(checkpoint, "text_encoder"))
+        schedule = Schedule.from_json(component_config(checkpoint, "scheduler"))
+        _require_layered(mmdit_config, vae_config)
+        tokenizer = PromptTokenizer.load(checkpoint)
+
+        def load(component: str, abstract: nnx.Module) -> nnx.Module:
+            return load_model(checkpoint / component, abstract, mesh=mesh, rules=rules, dtype=dtype)
+
+        text = load("text_encoder", nnx.eval_shape(lambda: TextEncoder(text_config, rngs=nnx.Rngs(0))))
+        vae = load("vae", nnx.eval_shape(lambda: RGBAVAE(vae_config, rngs=nnx.Rngs(0))))
+        mmdit = load("transformer", nnx.eval_shape(lambda: VLDMMDiT(mmdit_config, rngs=nnx.Rngs(0))))
+        return cls(
+            prompts=PromptEncoder(tokenizer, text, mesh=mesh),
+            autoencoder=Autoencoder(vae, mesh=mesh),
+            denoiser=Denoiser(mmdit, mesh=mesh, rules=rules),
+            schedule=schedule,
+        )
+
+    def decompose(
+        self,
+        requests: Sequence[Request],
+        settings: Settings = Settings(),  # noqa: B008 (frozen)
+        *,
+        on_step: OnStep | None = None,
+        on_tokens: OnTokens | None = None,
+    ) -> list[Decomposition]:
+        """Decompose pictures of any mix of sizes, layer counts and prompts as one batch.
+
+        A picture's result does not depend on its neighbours, up to rounding.
+
+        Args:
+          requests: the pictures.
+          settings: what they share.
+          on_step: called with (steps done, steps) while the compiled loop runs.
+          on_tokens: called with (steps done, token batch); slower.
+
+        Returns:
+          `samples` decompositions per request, in order.
+
+        Raises:
+          ValueError: listing all that is wrong with the requests and settings, before any compute.
+        """
+        self._check(requests, settings)
+        timings: dict[str, float] = {}
+        inputs = [preprocess(request.image, request.resolution) for request in requests]
+        with _timed(timings, "text"):
+            texts = [r.prompt for r in requests] + [r.negative_prompt for r in requests if r.negative_prompt is not None]
+            states = self.prompts(texts, max_tokens=settings.max_prompt_tokens)
+        with _timed(timings, "encode"):
+            conditions = [self.autoencoder.encode(pixels[None])[0] for _, pixels in inputs]
+        jobs = [(i, sample) for i, request in enumerate(requests) for sample in range(request.samples)]
+        items = [self._item(requests[i], sample, conditions[i], states, settings) for i, sample in jobs]
+        with _timed(timings, "denoise"):
+            batch = build_batch(items, patch=self._patch, guidance=settings.guidance, **self._multiples())
+            tokens = self.denoiser(batch, rescale=settings.rescale, on_step=on_step, on_tokens=on_tokens)
+            latents = [
+                unpack(row[moving], self._patch, item.grid(self._patch))
+                for row, moving, item in zip(tokens, batch.moving, items, strict=False)
+            ]
+        with _timed(timings, "decode"):
+            pictures = [self.autoencoder.decode(latent) for latent in latents]
+        return [
+            Decomposition(
+                layered=LayeredImage(layers=p[1:], names=_names(len(p) - 1), caption=requests[i].prompt),
+                composite=p[0],
+                input=inputs[i][0],
+                latents=latent,
+                timings=timings,
+                request=requests[i],
+                sample=sample,
+            )
+            for (i, sample), p, latent in zip(jobs, pictures, latents, strict=True)
+        ]
+
+    @property
+    def _patch(self) -> int:
+        return self.denoiser.config.patch_size
+
+    def _check(self, requests: Sequence[Request], settings: Settings) -> None:
+        problems = settings.problems()
+        if not requests:
+            problems.append("there is nothing to decompose: give at least one request")
+        for i, request in enumerate(requests):
+            problems += [f"request {i}: {problem}" for problem in request.problems()]
+        if problems:
+            raise ValueError("cannot decompose:\n  " + "\n  ".join(problems))
+
+    def _item(
+        self, request: Request, sample: int, condition: np.ndarray, states: dict[str, np.ndarray], settings: Settings
+    ) -> Item:
+        shape = (request.layers + 1, *condition.shape)
+        if request.latents is None:
+            key = jax.random.fold_in(jax.random.key(request.seed), sample)
+            noise = np.asarray(jax.random.normal(key, shape, jnp.float32))
+        else:
+            noise = np.asarray(request.latents[sample], np.float32)
+            if noise.shape != shape:
+                raise ValueError(f"injected latents have shape {noise.shape} per sample, this picture needs {shape}")
+        rows, cols = condition.shape[0] // self._patch, condition.shape[1] // self._patch
+        return Item(
+            noise=noise,
+            condition=condition,
+            prompt=states[request.prompt],
+            negative=None if request.negative_prompt is None else states[request.negative_prompt],
+            sigmas=self.schedule.sigmas(settings.steps, tokens=rows * cols),
+        )
+
+    def _multiples(self) -> dict[str, int]:
+        """What row and token counts must divide by on this mesh."""
+        mesh, rules = self.denoiser.mesh, self.denoiser.rules
+        rows = rules.ways(Axis.BATCH, mesh)
+        return {"rows_multiple": rows, "tokens_multiple": rules.ways(Axis.TOKENS, mesh)}
+
+
+def _require_layered(mmdit: MMDiTConfig, vae: VAEConfig) -> None:
+    if not (mmdit.use_layer3d_rope and mmdit.use_additional_t_cond):
+        raise ConfigError(
+            "transformer/config.json: use_layer3d_rope and use_additional_t_cond must be true to decompose pictures; "
+            "this is Qwen-Image's text-to-image transformer. Point --checkpoint at Qwen-Image-Layered"
+        )
+    if vae.input_channels != 4:
+        raise ConfigError(f"vae/config.json: input_channels must be 4 (RGBA), got {vae.input_channels}")
+    if mmdit.in_channels != vae.z_dim * mmdit.patch_size**2:
+        raise ConfigError(
+            f"transformer/config.json: in_channels {mmdit.in_channels} does not hold {vae.z_dim} latent channels "
+            f"of {mmdit.patch_size}x{mmdit.patch_size} patches: the transformer and the VAE do not belong together"
+        )
+
+
+def _names(count: int) -> tuple[str, ...]:
+    return tuple(f"Layer {i}" for i in range(1, count + 1))
+
+
+@contextmanager
+def _timed(timings: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[phase] = time.perf_counter() - start

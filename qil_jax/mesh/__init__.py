@@ -1,0 +1,22 @@
+"""Logical axes to device meshes: rules, placement, and checks before anything compiles."""
+
+from qil_jax.mesh.devices import MeshShape, make_mesh, single_device_mesh
+from qil_jax.mesh.placement import constrain, describe, place, shardings
+from qil_jax.mesh.rules import INFERENCE_RULES, TRAINING_RULES, MeshAxis, MeshError, Rules
+from qil_jax.models.axes import Axis
+
+__all__ = [
+    "INFERENCE_RULES",
+    "TRAINING_RULES",
+    "Axis",
+    "MeshAxis",
+    "MeshError",
+    "MeshShape",
+    "Rules",
+    "constrain",
+    "describe",
+    "make_mesh",
+    "place",
+    "shardings",
+    "single_device_mesh",
+]

@@ -1,0 +1,73 @@
+"""Device meshes from a line of text such as "data=2,tensor=4"."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import jax
+from jax.sharding import Mesh
+
+from qil_jax.mesh.compat import auto_mesh
+from qil_jax.mesh.rules import MeshAxis, MeshError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshShape:
+    """How many devices lie along each mesh axis."""
+
+    cfg: int = 1
+    data: int = 1
+    fsdp: int = 1
+    context: int = 1
+    tensor: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read "data=2,tensor=4"; axes that are not named have size 1.
+
+        Raises:
+          MeshError: on unknown or repeated axes, and on sizes that are not positive integers.
+        """
+        sizes: dict[str, int] = {}
+        problems = []
+        for part in filter(None, (p.strip() for p in text.split(","))):
+            name, _, size = part.partition("=")
+            if name not in tuple(MeshAxis):
+                problems.append(f"'{name}' is no mesh axis: use {', '.join(MeshAxis)}")
+            elif name in sizes:
+                problems.append(f"'{name}' is given twice")
+            elif not size.isdecimal() or int(size) < 1:
+                problems.append(f"'{part}': the size must be a positive integer, as in '{name}=2'")
+            else:
+                sizes[name] = int(size)
+        if problems:
+            raise MeshError(problems)
+        return cls(**sizes)
+
+    @property
+    def devices(self) -> int:
+        """Product of all sizes."""
+        return math.prod(dataclasses.astuple(self))
+
+
+def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with all five axes.
+
+    Args:
+      shape: devices along each axis.
+      devices: what to use; None: all there are.
+
+    Raises:
+      MeshError: if the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if shape.devices != len(devices):
+        sizes = " x ".join(f"{name}={size}" for name, size in dataclasses.asdict(shape).items())
+        raise MeshError([f"{sizes} makes {shape.devices} devices, but {len(devices)} are given"])
+    return auto_mesh(devices, {axis.value: getattr(shape, axis.value) for axis in MeshAxis})
+
+
+def single_device_mesh() -> Mesh:
+    """A mesh of the first device alone."""
+    return make_mesh(MeshShape(), jax.devices()[:1])

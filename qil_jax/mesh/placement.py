@@ -1,0 +1,84 @@
+"""Parameters, batches and activations placed on a mesh by the rules."""
+
+import math
+
+import jax
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+
+from qil_jax.mesh.rules import MeshError, Rules
+from qil_jax.models.axes import Axes, Constrain
+
+
+def shardings(model: nnx.Module, mesh: Mesh, rules: Rules) -> dict[str, NamedSharding]:
+    """The sharding of every parameter of a (possibly abstract) model, by slash-joined path.
+
+    Raises:
+      MeshError: listing every unknown axis, collision and dimension that does not divide, before anything compiles.
+    """
+    problems = rules.problems(mesh)
+    result: dict[str, NamedSharding] = {}
+    if problems:
+        raise MeshError(problems)
+    for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        name = "/".join(map(str, path))
+        axes: Axes = parameter.get_metadata()["axes"]
+        try:
+            spec = rules.spec(axes)
+        except MeshError as error:
+            problems += [f"{name}: {problem}" for problem in error.problems]
+            continue
+        for size, axis in zip(parameter.shape, axes, strict=True):
+            ways = 1 if axis is None else rules.ways(axis, mesh)
+            if size % ways:
+                problems.append(
+                    f"{name}: dimension '{axis}' of {size} does not divide into {ways} parts "
+                    f"({', '.join(f'{m}={mesh.shape[m]}' for m in rules.table[axis])}): use fewer along these mesh axes"
+                )
+        result[name] = NamedSharding(mesh, spec)
+    if problems:
+        raise MeshError(problems)
+    return result
+
+
+def place(model: nnx.Module, mesh: Mesh, rules: Rules) -> None:
+    """Move a model's parameters onto the mesh, in place.
+
+    Raises:
+      MeshError: see `shardings`.
+    """
+    by_path = shardings(model, mesh, rules)
+    state = nnx.state(model, nnx.Param)
+    for path, parameter in nnx.to_flat_state(state):
+        parameter.set_value(jax.device_put(parameter[...], by_path["/".join(map(str, path))]))
+    nnx.update(model, state)
+
+
+def constrain(mesh: Mesh, rules: Rules) -> Constrain:
+    """The function that models call to pin an activation to its logical axes. Sizes must divide."""
+    if mesh.size == 1:
+        return lambda x, axes: x
+
+    def pin(x: Array, axes: Axes) -> Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, rules.spec(axes)))
+
+    return pin
+
+
+def describe(model: nnx.Module, mesh: Mesh, rules: Rules) -> str:
+    """A table of every parameter: shape, logical axes, partition, and bytes per device; totals at the end."""
+    rows = [("parameter", "shape", "logical axes", "partition", "bytes per device")]
+    total = 0
+    by_path = shardings(model, mesh, rules)
+    for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        name = "/".join(map(str, path))
+        axes = parameter.get_metadata()["axes"]
+        sharding = by_path[name]
+        size = math.prod(sharding.shard_shape(parameter.shape)) * parameter.dtype.itemsize
+        total += size
+        shape = "x".join(map(str, parameter.shape))
+        rows.append((name, shape, " ".join("-" if a is None else a for a in axes), str(sharding.spec), f"{size:,}"))
+    rows.append(("total", "", "", "", f"{total:,}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

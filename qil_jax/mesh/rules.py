@@ -1,0 +1,97 @@
+"""Which mesh axes split which logical axes (design.md 3.5)."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+
+from jax.sharding import Mesh, PartitionSpec
+
+from qil_jax.models.axes import Axes, Axis
+
+
+class MeshError(ValueError):
+    """Devices, mesh axes, rules and shapes do not fit together. The message lists every problem."""
+
+    def __init__(self, problems: Iterable[str]):
+        self.problems = tuple(problems)
+        super().__init__("the mesh does not fit:\n  " + "\n  ".join(self.problems))
+
+
+class MeshAxis(StrEnum):
+    """The axes of every mesh of ours, outermost first; unused ones have size 1."""
+
+    CFG = "cfg"  # conditional and unconditional pass of guidance
+    DATA = "data"  # samples
+    FSDP = "fsdp"  # samples, and the parameters' residual width
+    CONTEXT = "context"  # tokens of a sequence
+    TENSOR = "tensor"  # heads and feed-forward width
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Logical axis to the mesh axes that split it. Absent ones are whole on every device."""
+
+    table: Mapping[Axis, tuple[MeshAxis, ...]]
+
+    def spec(self, axes: Axes) -> PartitionSpec:
+        """The partition of an array with these logical axes.
+
+        Raises:
+          MeshError: if one mesh axis would split two dimensions of the array.
+        """
+        parts = [self.table.get(axis, ()) if axis is not None else () for axis in axes]
+        used: dict[MeshAxis, Axis | None] = {}
+        problems = []
+        for axis, mesh_axes in zip(axes, parts, strict=True):
+            for mesh_axis in mesh_axes:
+                if mesh_axis in used:
+                    problems.append(
+                        f"mesh axis '{mesh_axis}' would split both '{used[mesh_axis]}' and '{axis}' of one array "
+                        f"{_show(axes)}: map one of them to another mesh axis"
+                    )
+                used[mesh_axis] = axis
+        if problems:
+            raise MeshError(problems)
+        return PartitionSpec(*(None if not p else p[0] if len(p) == 1 else p for p in parts))
+
+    def ways(self, axis: Axis, mesh: Mesh) -> int:
+        """Into how many parts the mesh splits a logical axis."""
+        ways = 1
+        for mesh_axis in self.table.get(axis, ()):
+            ways *= mesh.shape[mesh_axis]
+        return ways
+
+    def problems(self, mesh: Mesh) -> list[str]:
+        """Logical axes mapped to what is no axis of the mesh, or twice to the same one."""
+        found = []
+        for axis, mesh_axes in self.table.items():
+            if axis not in tuple(Axis):
+                found.append(f"'{axis}' is no logical axis: use one of {[*map(str, Axis)]}")
+            found += [
+                f"logical axis '{axis}' is mapped to '{m}', the mesh has only {list(mesh.shape)}"
+                for m in mesh_axes
+                if m not in mesh.shape
+            ]
+            if len(set(mesh_axes)) < len(mesh_axes):
+                found.append(f"logical axis '{axis}' names a mesh axis twice: {[*map(str, mesh_axes)]}")
+        return found
+
+
+def _show(axes: Axes) -> str:
+    return "(" + ", ".join("-" if a is None else str(a) for a in axes) + ")"
+
+
+_PARAMETERS = {
+    Axis.EMBED: (MeshAxis.FSDP,),
+    Axis.HEADS: (MeshAxis.TENSOR,),
+    Axis.MLP: (MeshAxis.TENSOR,),
+    Axis.MODULATION: (MeshAxis.TENSOR,),
+    Axis.VOCAB: (MeshAxis.TENSOR,),
+    Axis.TOKENS: (MeshAxis.CONTEXT,),
+}
+
+INFERENCE_RULES = Rules({**_PARAMETERS, Axis.BATCH: (MeshAxis.CFG, MeshAxis.DATA, MeshAxis.FSDP)})
+"""Both guidance passes and all samples over cfg, data and fsdp; parameters over fsdp and tensor; the VAE whole."""
+
+TRAINING_RULES = Rules({**_PARAMETERS, Axis.BATCH: (MeshAxis.DATA, MeshAxis.FSDP)})
+"""As for inference, without a guidance axis."""

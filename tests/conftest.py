@@ -1,0 +1,8 @@
+"""Tests run on eight simulated devices, so that every sharding rule is exercised on a CPU."""
+
+import os
+
+FLAG = "--xla_force_host_platform_device_count=8"
+if FLAG not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}".strip()
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
