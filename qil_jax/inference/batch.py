@@ -4,6 +4,7 @@ A row of the batch is [composite, layer 1, ..., layer L, condition, padding]; po
 """
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import Bool, Float, Int32
@@ -45,19 +46,29 @@ class Batch:
     scales: Float[np.ndarray, " b"]
 
 
-def build_batch(items: list[Item], *, patch: int, guidance: float, rows_multiple: int, tokens_multiple: int) -> Batch:
-    """Lay out `items`, padding rows, image tokens and text tokens to the multiples that the mesh needs.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ways:
+    """Into how many parts the mesh splits samples, rows of the transformer (samples times passes), and tokens."""
+
+    samples: int = 1
+    rows: int = 1
+    tokens: int = 1
+
+
+def build_batch(items: list[Item], *, patch: int, guidance: float, ways: Ways) -> Batch:
+    """Lay out `items`, padding samples, image tokens and text tokens to what divides on the mesh.
 
     Added rows repeat the last item, so that they hold no odd values; the caller drops them.
     """
-    items = items + [items[-1]] * (-len(items) % rows_multiple)
-    sequences = [_image_sequence(item, patch) for item in items]
-    longest = _up(max(len(tokens) for tokens, _, _ in sequences), tokens_multiple)
     guided = guidance > 1 and any(item.negative is not None for item in items)
+    rows = math.lcm(ways.samples, ways.rows // math.gcd(ways.rows, 2 if guided else 1))
+    items = items + [items[-1]] * (-len(items) % rows)
+    sequences = [_image_sequence(item, patch) for item in items]
+    longest = _up(max(len(tokens) for tokens, _, _ in sequences), ways.tokens)
     texts = [item.prompt for item in items]
     if guided:
         texts += [item.prompt if item.negative is None else item.negative for item in items]
-    width = _up(max(len(text) for text in texts), np.lcm(TEXT_BUCKET, tokens_multiple))
+    width = _up(max(len(text) for text in texts), math.lcm(TEXT_BUCKET, ways.tokens))
     offsets = [text_offset(item.grid(patch), targets=len(item.noise)) for item in items]
     offsets = offsets * (len(texts) // len(items))
     return Batch(
@@ -84,7 +95,7 @@ def _image_sequence(item: Item, patch: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def _up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * int(multiple)
+    return -(-size // multiple) * multiple
 
 
 def _stack(rows: list[np.ndarray], length: int) -> np.ndarray:

@@ -61,18 +61,18 @@ class Denoiser:
             sigmas, rows = sigmas[:, :1], 1
         kinds = np.zeros(steps * rows, np.int32) if self.config.use_additional_t_cond else None
         table = self._table(self._modulation[1], jnp.asarray(sigmas), kinds)
-        put = lambda x, *axes: self._put(x, (Axis.BATCH, *axes))  # noqa: E731
+        put = lambda x, *axes: self._put(x, (Axis.SAMPLE, *axes))  # noqa: E731
         arrays = {
             "tokens": put(batch.tokens, Axis.TOKENS, None),
-            "text": put(batch.text, Axis.TOKENS, None),
+            "text": self._put(batch.text, (Axis.BATCH, Axis.TOKENS, None)),
             "layout": TokenLayout(
                 image_positions=put(batch.image_positions, Axis.TOKENS, None),
-                text_positions=put(batch.text_positions, Axis.TOKENS, None),
+                text_positions=self._put(batch.text_positions, (Axis.BATCH, Axis.TOKENS, None)),
                 image_segments=put(batch.image_segments, Axis.TOKENS),
-                text_segments=put(batch.text_segments, Axis.TOKENS),
+                text_segments=self._put(batch.text_segments, (Axis.BATCH, Axis.TOKENS)),
             ),
             "moving": put(batch.moving, Axis.TOKENS),
-            "sigmas": self._put(batch.sigmas, (None, Axis.BATCH)),
+            "sigmas": self._put(batch.sigmas, (None, Axis.SAMPLE)),
             "scales": put(batch.scales),
         }
         report = Report.TOKENS if on_tokens else Report.STEPS if on_step else Report.NOTHING

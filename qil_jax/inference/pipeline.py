@@ -3,6 +3,7 @@
     RGBA picture -> bucket -> RGBA-VAE -> tokens and positions -> Euler with VLD-MMDiT -> RGBA-VAE -> LayeredImage
 """
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 
 from qil_jax.flow import Schedule
 from qil_jax.inference.autoencoder import Autoencoder
-from qil_jax.inference.batch import Item, build_batch
+from qil_jax.inference.batch import Item, Ways, build_batch
 from qil_jax.inference.denoiser import Denoiser, OnStep, OnTokens
 from qil_jax.inference.images import preprocess
 from qil_jax.inference.latents import unpack
@@ -122,7 +123,7 @@ class Pipeline:
         jobs = [(i, sample) for i, request in enumerate(requests) for sample in range(request.samples)]
         items = [self._item(requests[i], sample, conditions[i], states, settings) for i, sample in jobs]
         with _timed(timings, "denoise"):
-            batch = build_batch(items, patch=self._patch, guidance=settings.guidance, **self._multiples())
+            batch = build_batch(items, patch=self._patch, guidance=settings.guidance, ways=self._ways())
             tokens = self.denoiser(batch, rescale=settings.rescale, on_step=on_step, on_tokens=on_tokens)
             latents = [
                 unpack(row[moving], self._patch, item.grid(self._patch))
@@ -176,11 +177,9 @@ class Pipeline:
             sigmas=self.schedule.sigmas(settings.steps, tokens=rows * cols),
         )
 
-    def _multiples(self) -> dict[str, int]:
-        """What row and token counts must divide by on this mesh."""
-        mesh, rules = self.denoiser.mesh, self.denoiser.rules
-        rows = rules.ways(Axis.BATCH, mesh)
-        return {"rows_multiple": rows, "tokens_multiple": rules.ways(Axis.TOKENS, mesh)}
+    def _ways(self) -> Ways:
+        ways = functools.partial(self.denoiser.rules.ways, mesh=self.denoiser.mesh)
+        return Ways(samples=ways(Axis.SAMPLE), rows=ways(Axis.BATCH), tokens=ways(Axis.TOKENS))
 
 
 def _require_layered(mmdit: MMDiTConfig, vae: VAEConfig) -> None:

@@ -88,6 +88,7 @@ _PARAMETERS = {
     Axis.MODULATION: (MeshAxis.TENSOR,),
     Axis.VOCAB: (MeshAxis.TENSOR,),
     Axis.TOKENS: (MeshAxis.CONTEXT,),
+    Axis.SAMPLE: (MeshAxis.DATA, MeshAxis.FSDP),
 }
 
 INFERENCE_RULES = Rules({**_PARAMETERS, Axis.BATCH: (MeshAxis.CFG, MeshAxis.DATA, MeshAxis.FSDP)})

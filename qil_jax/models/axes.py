@@ -9,7 +9,8 @@ from jax import Array
 class Axis(StrEnum):
     """One logical dimension. `qil_jax.mesh.Rules` says which mesh axes, if any, each is split over."""
 
-    BATCH = "batch"  # samples; under guidance also the conditional/unconditional pair
+    SAMPLE = "sample"  # pictures of a batch
+    BATCH = "batch"  # rows of the transformer: samples, twice as many under guidance
     TOKENS = "tokens"  # image or text positions of a sequence
     HEADS = "heads"  # attention heads, or the head-major width of q, k and v
     EMBED = "embed"  # the residual stream's width inside a parameter

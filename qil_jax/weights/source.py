@@ -1,0 +1,106 @@
+"""The stored parameters of one component, in either layout, read piece by piece (design.md 3.8)."""
+
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tensorstore as ts
+
+from qil_jax.weights.safetensors_io import TensorReader
+from qil_jax.weights.tables import Target
+
+PARAMS = "params"
+"""Folder of a component that holds its orbax parameters."""
+SIDECAR = "temporal.safetensors"
+"""File of the VAE that holds the temporal taps and convolutions that no picture reads."""
+
+
+class Layout(StrEnum):
+    """How a checkpoint folder stores its weights."""
+
+    DIFFUSERS = "diffusers"  # safetensors under released names
+    ORBAX = "orbax"  # our parameter tree
+
+
+def layout_of(component: Path) -> Layout:
+    """Which layout a component folder has."""
+    return Layout.ORBAX if (component / PARAMS).is_dir() else Layout.DIFFUSERS
+
+
+class ParameterSource(Protocol):
+    """Reads parts of parameters of our tree."""
+
+    def read(self, target: Target, index: tuple[slice, ...]) -> np.ndarray:
+        """The part of a parameter under `index` (one slice per dimension)."""
+        ...
+
+    def dtype(self, target: Target) -> np.dtype:
+        """How the parameter is stored."""
+        ...
+
+
+class SafetensorsSource:
+    """Parameters assembled from released tensors; `names` maps released names to those in the files."""
+
+    def __init__(self, reader: TensorReader, names: dict[str, str]):
+        self._reader, self._names = reader, names
+
+    def dtype(self, target: Target) -> np.dtype:
+        return self._reader.tensors[self._names[target.entries[0].name]].dtype
+
+    def read(self, target: Target, index: tuple[slice, ...]) -> np.ndarray:
+        first = target.entries[0]
+        if first.block is None:
+            return np.ascontiguousarray(first.transform.forward(self._reader[self._names[first.name]])[index])
+        blocks = target.entries[index[0]]
+        parts = [e.transform.forward(self._reader[self._names[e.name]])[index[1:]] for e in blocks]
+        out = np.empty((len(parts), *parts[0].shape), parts[0].dtype)
+        for slot, part in zip(out, parts, strict=True):
+            copy_tiled(slot, part)
+        return out
+
+
+class OrbaxSource:
+    """Parameters of our own folder; each is one zarr array."""
+
+    def __init__(self, component: Path):
+        self._folder = component / PARAMS
+        self._open: dict[str, Any] = {}
+
+    def dtype(self, target: Target) -> np.dtype:
+        return np.dtype(self.array(target.path).dtype.numpy_dtype)
+
+    def read(self, target: Target, index: tuple[slice, ...]) -> np.ndarray:
+        return self.array(target.path)[index].read().result()
+
+    def array(self, path: str) -> Any:
+        """The tensorstore array of a parameter; ValueError if there is none."""
+        if path not in self._open:
+            self._open[path] = ts.open(zarr_spec(self._folder, path), read=True, open=True).result()
+        return self._open[path]
+
+
+def zarr_spec(folder: Path, path: str) -> dict[str, Any]:
+    """Where orbax keeps a parameter: one folder, named by its dotted path."""
+    return {
+        "driver": "zarr",
+        "kvstore": {"driver": "file", "path": str((folder / path.replace("/", ".")).absolute())},
+        "context": {"file_io_sync": False, "cache_pool": {"total_bytes_limit": 0}},
+    }
+
+
+def copy_tiled(out: np.ndarray, x: np.ndarray, tile: int = 256) -> None:
+    """out[...] = x, in tiles where `x` is a transposed matrix: several times faster than a plain strided copy."""
+    if x.ndim != 2 or x.flags.c_contiguous:
+        out[...] = x
+        return
+    bits = np.dtype(f"u{x.dtype.itemsize}")
+    out, x = out.view(bits), x.view(bits) if x.flags.c_contiguous else x.T.view(bits).T
+    for i, j in _tiles(x.shape, tile):
+        out[i : i + tile, j : j + tile] = x[i : i + tile, j : j + tile]
+
+
+def _tiles(shape: tuple[int, ...], tile: int) -> Iterator[tuple[int, int]]:
+    return ((i, j) for i in range(0, shape[0], tile) for j in range(0, shape[1], tile))
