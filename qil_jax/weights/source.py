@@ -93,11 +93,11 @@ def zarr_spec(folder: Path, path: str) -> dict[str, Any]:
 
 def copy_tiled(out: np.ndarray, x: np.ndarray, tile: int = 256) -> None:
     """out[...] = x, in tiles where `x` is a transposed matrix: several times faster than a plain strided copy."""
-    if x.ndim != 2 or x.flags.c_contiguous:
+    bits = np.dtype(f"u{x.dtype.itemsize}")
+    out, x = out.view(bits), x.view(bits)
+    if x.ndim != 2 or x.strides[1] == x.itemsize:
         out[...] = x
         return
-    bits = np.dtype(f"u{x.dtype.itemsize}")
-    out, x = out.view(bits), x.view(bits) if x.flags.c_contiguous else x.T.view(bits).T
     for i, j in _tiles(x.shape, tile):
         out[i : i + tile, j : j + tile] = x[i : i + tile, j : j + tile]
 

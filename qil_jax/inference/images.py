@@ -1,0 +1,106 @@
+"""Pictures from files to what the VAE reads, exactly as the released pipeline prepares them (checkpoint.md 8.3)."""
+
+import math
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SMALLEST_SIDE = 2
+LARGEST_SIDE = 16384
+MULTIPLE = 32
+"""Both sides of the model's picture are multiples of this many pixels."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+
+class ImageError(ValueError):
+    """A picture that cannot be decomposed. The message names the file, the reason and the fix."""
+
+
+class Resolution(IntEnum):
+    """The released size buckets: pictures are resized to about this many pixels squared."""
+
+    R640 = 640
+    R1024 = 1024
+
+
+def open_image(path: Path) -> Image.Image:
+    """Read a picture as 8-bit RGBA, upright.
+
+    Gray, palette, CMYK and 16-bit pictures are converted; alpha is kept, and opaque where there is none.
+
+    Raises:
+      ImageError: if the file is unreadable, animated, or has a side below 2 or above 16,384 pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise ImageError(f"{path}: animated or multi-page ({image.n_frames} pictures); save one as PNG")  # type: ignore[attr-defined]
+            check_size(image.size, str(path))
+            image.load()
+            return to_rgba(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{path}: too many pixels ({error}); scale it down first") from error
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such file") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
+        raise ImageError(f"{path}: cannot be read as a picture ({error}); open and save it again as PNG") from error
+
+
+def check_size(size: tuple[int, int], name: str) -> None:
+    """Refuse sizes that cannot be decomposed.
+
+    Raises:
+      ImageError: if a side is out of bounds, or the picture is so narrow that a side of its bucket would be zero.
+    """
+    width, height = size
+    if min(size) < SMALLEST_SIDE:
+        raise ImageError(f"{name}: {width}x{height} pixels; both sides must have at least {SMALLEST_SIDE}")
+    if max(size) > LARGEST_SIDE:
+        raise ImageError(f"{name}: {width}x{height} pixels; scale it down to at most {LARGEST_SIDE} a side")
+    for resolution in Resolution:
+        bucket_size(width, height, resolution, name=name)
+
+
+def to_rgba(image: Image.Image) -> Image.Image:
+    """Any picture as 8-bit RGBA; 16-bit and float gray are scaled, not clipped."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image, np.float64)
+        top = 1.0 if image.mode == "F" and values.max(initial=0) <= 1 else 255.0 if image.mode == "F" else 65535.0
+        image = Image.fromarray(np.round(values.clip(0, top) / top * 255).astype(np.uint8), "L")
+    return image.convert("RGBA")
+
+
+def bucket_size(width: int, height: int, resolution: Resolution, *, name: str = "picture") -> tuple[int, int]:
+    """Width and height at which the model sees a picture: resolution^2 pixels at its aspect ratio, rounded to 32.
+
+    Raises:
+      ImageError: if the picture is so narrow or flat that a side would round to zero.
+    """
+    ratio = width / height
+    wide = math.sqrt(resolution * resolution * ratio)
+    sides = tuple(round(side / MULTIPLE) * MULTIPLE for side in (wide, wide / ratio))
+    if 0 in sides:
+        limit = int((2 * resolution / MULTIPLE) ** 2)
+        raise ImageError(
+            f"{name}: {width}x{height} collapses to {sides[0]}x{sides[1]} at resolution {int(resolution)}; "
+            f"crop or pad it to an aspect ratio below {limit}:1"
+        )
+    return sides[0], sides[1]
+
+
+def preprocess(
+    image: Image.Image, resolution: Resolution
+) -> tuple[UInt8[np.ndarray, "y x 4"], Float32[np.ndarray, "y x 4"]]:
+    """A picture at the model's size: as 8-bit RGBA, and in [-1, 1] with alpha treated as any channel.
+
+    LANCZOS on the RGBA picture, which premultiplies: colour under alpha 0 becomes black unless the size already fits.
+    """
+    image = to_rgba(image)
+    size = bucket_size(*image.size, resolution)
+    resized = np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+    return resized, resized.astype(np.float32) / np.float32(255) * 2 - 1

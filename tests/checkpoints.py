@@ -1,0 +1,183 @@
+"""Tiny random checkpoints in the released layout, made by the reference classes themselves."""
+
+import base64
+import importlib.util
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImageLayeredPipeline,
+    QwenImageTransformer2DModel,
+)
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+# All sizes differ from one another, and z_dim is not 4 (a 4-channel picture would be taken for latents).
+TRANSFORMER = {
+    "num_layers": 3,
+    "num_attention_heads": 3,
+    "attention_head_dim": 16,
+    "joint_attention_dim": 40,
+    "in_channels": 24,
+    "out_channels": 6,
+    "patch_size": 2,
+    "axes_dims_rope": (4, 6, 6),
+    "use_additional_t_cond": True,
+    "use_layer3d_rope": True,
+}
+VAE = {
+    "base_dim": 8,
+    "z_dim": 6,
+    "dim_mult": [1, 2, 3, 3],
+    "num_res_blocks": 1,
+    "temperal_downsample": [False, True, True],
+    "input_channels": 4,
+    "latents_mean": [0.1, -0.2, 0.3, 0.05, -0.4, 0.2],
+    "latents_std": [1.1, 0.9, 1.3, 0.7, 1.2, 0.8],
+}
+TEXT = {
+    "hidden_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 1,
+    "intermediate_size": 56,
+    "vocab_size": 151700,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+}
+VISION = {
+    "depth": 2,
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_heads": 2,
+    "out_hidden_size": 40,
+    "patch_size": 14,
+    "fullatt_block_indexes": [1],
+}
+SCHEDULER = {
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 8192,
+    "max_shift": 0.9,
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "shift_terminal": None,
+    "time_shift_type": "linear",
+    "use_dynamic_shifting": True,
+}
+SPECIAL = (
+    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
+    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
+).split()
+
+
+def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Weights that keep activations near unit scale, norms unlike 1, biases unlike 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "gamma" in name or ("norm" in name and name.endswith("weight") and parameter.ndim == 1):
+                parameter.copy_(1 + 0.2 * noise)
+            elif "embed_tokens" in name or "addition_t_embedding" in name:
+                parameter.copy_(noise)
+            elif parameter.ndim > 1:
+                parameter.copy_(noise / np.sqrt(parameter[0].numel()))
+            else:
+                parameter.copy_(0.1 * noise)
+    return module.eval()
+
+
+def tiny_transformer(seed: int = 1, **changes) -> QwenImageTransformer2DModel:
+    return randomise(QwenImageTransformer2DModel(**{**TRANSFORMER, **changes}), seed)
+
+
+def tiny_vae(seed: int = 2, **changes) -> AutoencoderKLQwenImage:
+    return randomise(AutoencoderKLQwenImage(**{**VAE, **changes}), seed)
+
+
+def tiny_text_encoder(seed: int = 3, **changes) -> Qwen2_5_VLForConditionalGeneration:
+    config = Qwen2_5_VLConfig(text_config={**TEXT, **changes}, vision_config=VISION, tie_word_embeddings=False)
+    return randomise(Qwen2_5_VLForConditionalGeneration(config), seed)
+
+
+@cache
+def qwen_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Qwen's byte-level vocabulary and merges, from the ranks that a public package carries."""
+    package = importlib.util.find_spec("dashscope")
+    assert package is not None and package.origin is not None
+    lines = (Path(package.origin).parent / "resources" / "qwen.tiktoken").read_bytes().splitlines()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
+    letters = _byte_letters()
+    text = lambda token: "".join(letters[b] for b in token)  # noqa: E731
+    merges = []
+    for token, rank in ranks.items():
+        if len(token) > 1:
+            left, right = _last_merge(token, ranks, rank)
+            merges.append((text(left), text(right)))
+    return {text(token): rank for token, rank in ranks.items()}, merges
+
+
+def _last_merge(token: bytes, ranks: dict[bytes, int], rank: int) -> tuple[bytes, bytes]:
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        scores = [ranks.get(a + b, rank) for a, b in zip(parts[:-1], parts[1:], strict=True)]
+        best = scores.index(min(scores))
+        parts[best : best + 2] = [parts[best] + parts[best + 1]]
+    return parts[0], parts[1]
+
+
+def _byte_letters() -> dict[int, str]:
+    """The printable stand-in of every byte in byte-level BPE."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    rest = [b for b in range(256) if b not in plain]
+    return {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(rest)}
+
+
+def write_tokenizer(folder: Path) -> None:
+    """The files of the released tokenizer/ folder."""
+    folder.mkdir(parents=True)
+    vocabulary, merges = qwen_vocabulary()
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    added = {token: len(vocabulary) + i for i, token in enumerate(SPECIAL)}
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+    decoder = {str(i): {"content": t, "special": True, "normalized": False} for t, i in added.items()}
+    config = {"tokenizer_class": "Qwen2Tokenizer", "pad_token": SPECIAL[0], "eos_token": SPECIAL[2]}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "added_tokens_decoder": decoder}))
+
+
+@cache
+def reference_tokenizer() -> Qwen2Tokenizer:
+    vocabulary, merges = qwen_vocabulary()
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=merges, pad_token=SPECIAL[0])
+    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL[1:]})
+    return tokenizer
+
+
+def build_tiny_checkpoint(folder: Path) -> QwenImageLayeredPipeline:
+    """Write a whole tiny checkpoint and return the reference pipeline that holds the same weights."""
+    parts = {"transformer": tiny_transformer(), "vae": tiny_vae(), "text_encoder": tiny_text_encoder()}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULER)
+    scheduler.save_pretrained(folder / "scheduler")
+    write_tokenizer(folder / "tokenizer")
+    index = {
+        "_class_name": "QwenImageLayeredPipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+        "tokenizer": ["transformers", "Qwen2Tokenizer"],
+        "transformer": ["diffusers", "QwenImageTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKLQwenImage"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    tokenizer = reference_tokenizer()
+    return QwenImageLayeredPipeline(scheduler=scheduler, tokenizer=tokenizer, processor=None, **parts)
