@@ -1,0 +1,23 @@
+"""A layered image as one PNG per layer."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from qil_jax.export.names import safe_name
+from qil_jax.layered_image import LayeredImage
+
+
+def write_pngs(layered: LayeredImage, folder: Path) -> list[Path]:
+    """Straight-alpha RGBA PNGs on the whole canvas, bottom first: `01_name.png`, `02_name.png`, ...
+
+    Raises:
+      FileExistsError: if one of them exists.
+    """
+    files = []
+    for i, (layer, name) in enumerate(zip(layered.layers, layered.names, strict=True), start=1):
+        file = folder / f"{i:02d}_{safe_name(name)}.png"
+        with file.open("xb") as stream:
+            Image.fromarray(layer, "RGBA").save(stream, "PNG")
+        files.append(file)
+    return files

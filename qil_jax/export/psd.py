@@ -1,0 +1,47 @@
+"""A layered image as a Photoshop document."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from psd_tools import PSDImage
+
+from qil_jax.layered_image import LayeredImage
+
+LARGEST_SIDE = 30_000
+"""Limit of the PSD format in pixels."""
+
+
+def write_psd(layered: LayeredImage, file: Path) -> None:
+    """Layers in tight boxes with their names, and our own composite as merged preview.
+
+    An empty layer stays a layer: one transparent pixel. Colour under alpha 0 is kept inside a layer's box.
+
+    Raises:
+      ValueError: if the canvas is larger than the format allows.
+      FileExistsError: if the file exists.
+    """
+    width, height = layered.size
+    if max(layered.size) > LARGEST_SIDE:
+        raise ValueError(f"{file}: {width}x{height} pixels do not fit a PSD (at most {LARGEST_SIDE} a side)")
+    document = PSDImage.new("RGBA", (width, height), depth=8)
+    for pixels, name in zip(layered.layers, layered.names, strict=True):
+        top, left, bottom, right = alpha_box(pixels)
+        picture = Image.fromarray(np.ascontiguousarray(pixels[top:bottom, left:right]), "RGBA")
+        # Non-Latin names fail at creation; assigned afterwards they are written as Unicode.
+        layer = document.create_pixel_layer(picture, name="layer", top=top, left=left)
+        layer.name = name
+    record = document._record  # saving through the document would replace the preview by the library's own composite
+    preview = layered.composite_8bit()
+    record.image_data.set_data([preview[..., c].tobytes() for c in range(4)], record.header)
+    with file.open("xb") as stream:
+        record.write(stream)
+
+
+def alpha_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right of what is not wholly transparent; one pixel where everything is."""
+    rows = np.flatnonzero(pixels[..., 3].any(axis=1))
+    cols = np.flatnonzero(pixels[..., 3].any(axis=0))
+    if not len(rows):
+        return 0, 0, 1, 1
+    return int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1

@@ -1,0 +1,72 @@
+"""A contact sheet: the input, every layer on a checkerboard, and what the layers give when put together again."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from qil_jax.layered_image import LayeredImage
+
+CELL = 320
+"""Longest side of a picture on the sheet, in pixels."""
+CAPTION = 26
+GAP = 12
+SQUARE = 12
+BACKGROUND, INK = (250, 250, 250), (40, 40, 40)
+
+
+def write_sheet(layered: LayeredImage, original: np.ndarray, file: Path) -> None:
+    """Write the sheet as PNG: input, layers bottom to top, recomposition, each with its name below.
+
+    Args:
+      layered: the layers.
+      original: 8-bit RGBA input on the same canvas.
+      file: where to; must not exist.
+
+    Raises:
+      FileExistsError: if the file exists.
+    """
+    names = [f"{i}. {name}" for i, name in enumerate(layered.names, start=1)]
+    pictures = [original, *layered.layers, layered.composite_8bit()]
+    captions = ["input", *names, "recomposition"]
+    cells = [_cell(picture) for picture in pictures]
+    width, height = cells[0].size
+    columns = _columns(len(cells), width, height + CAPTION)
+    rows = -(-len(cells) // columns)
+    size = (columns * (width + GAP) + GAP, rows * (height + CAPTION + GAP) + GAP)
+    sheet = Image.new("RGB", size, BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=15)
+    for i, (cell, caption) in enumerate(zip(cells, captions, strict=True)):
+        row, column = divmod(i, columns)
+        x, y = GAP + column * (width + GAP), GAP + row * (height + CAPTION + GAP)
+        sheet.paste(cell, (x, y))
+        draw.text((x, y + height + 4), _fitted(caption, width, draw, font), fill=INK, font=font)
+    with file.open("xb") as stream:
+        sheet.save(stream, "PNG")
+
+
+def checkerboard(width: int, height: int) -> Image.Image:
+    """The usual picture of nothing: light and darker gray squares."""
+    y, x = np.mgrid[:height, :width] // SQUARE
+    return Image.fromarray(np.where((x + y) % 2, 204, 255).astype(np.uint8), "L").convert("RGBA")
+
+
+def _cell(pixels: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(np.ascontiguousarray(pixels), "RGBA")
+    scale = min(1.0, CELL / max(picture.size))
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    picture = picture.resize(size, Image.Resampling.LANCZOS)
+    return Image.alpha_composite(checkerboard(*size), picture).convert("RGB")
+
+
+def _columns(count: int, width: int, height: int) -> int:
+    """As many columns as make the sheet nearest to 3:2."""
+    shapes = {n: (n * width) / (-(-count // n) * height) for n in range(1, count + 1)}
+    return min(shapes, key=lambda n: abs(np.log(shapes[n] / 1.5)))
+
+
+def _fitted(text: str, width: int, draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    while len(text) > 1 and draw.textlength(text, font=font) > width:
+        text = text.removesuffix("…")[:-1] + "…"
+    return text
