@@ -12,6 +12,7 @@ CELL = 320
 CAPTION = 26
 GAP = 12
 SQUARE = 12
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 BACKGROUND, INK = (250, 250, 250), (40, 40, 40)
 
 
@@ -66,7 +67,7 @@ def _columns(count: int, width: int, height: int) -> int:
     return min(shapes, key=lambda n: abs(np.log(shapes[n] / 1.5)))
 
 
-def _fitted(text: str, width: int, draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+def _fitted(text: str, width: int, draw: ImageDraw.ImageDraw, font: Font) -> str:
     while len(text) > 1 and draw.textlength(text, font=font) > width:
         text = text.removesuffix("…")[:-1] + "…"
     return text

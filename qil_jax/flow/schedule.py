@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -29,7 +29,7 @@ class Schedule:
     shift_terminal: float | None = None
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any], where: str = "scheduler/scheduler_config.json") -> Self:
+    def from_json(cls, values: Mapping[str, Any], where: str = "scheduler/scheduler_config.json") -> "Schedule":
         """Parse the released JSON.
 
         Raises:

@@ -59,7 +59,18 @@ class Arguments:
 
     def record(self) -> dict[str, Any]:
         """What decides the result, for its JSON. A result made with an equal record need not be made again."""
-        names = "layers steps guidance negative_prompt prompt resolution rescale seed samples dtype".split()
+        names = [
+            "layers",
+            "steps",
+            "guidance",
+            "negative_prompt",
+            "prompt",
+            "resolution",
+            "rescale",
+            "seed",
+            "samples",
+            "dtype",
+        ]
         return {"checkpoint": self.checkpoint.name, **{name: getattr(self, name) for name in names}}
 
 

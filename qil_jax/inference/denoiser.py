@@ -16,7 +16,7 @@ from qil_jax.flow import Rescale, euler, guide
 from qil_jax.inference.batch import Batch
 from qil_jax.mesh import Rules, constrain
 from qil_jax.models.attention import AttentionKind
-from qil_jax.models.axes import Axis, Axes
+from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.vld_mmdit import Backbone, Modulation, ModulationTable, TokenLayout, VLDMMDiT
 
 OnStep = Callable[[int, int], None]
@@ -139,7 +139,10 @@ def _denoise(
             mods = ModulationTable(image=repeat(mods.image), text=repeat(mods.text), out=repeat(mods.out))
         x = pin(twice(x.astype(dtype)), (Axis.BATCH, Axis.TOKENS, None))
         v = backbone(x, text, layout, mods, kind=kind, constrain=pin).astype(jnp.float32)
-        return guide(*jnp.split(v, 2), scales, rescale) if passes == 2 else v
+        if passes == 1:
+            return v
+        conditional, unconditional = jnp.split(v, 2)
+        return guide(conditional, unconditional, scales, rescale)
 
     def after_step(index: Array, x: Array) -> None:
         if report is Report.STEPS:

@@ -4,19 +4,26 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from qil_jax.export.names import safe_name
 from qil_jax.export.result import read_record, write_result
 from qil_jax.inference.images import SUFFIXES, ImageError, Resolution, open_image
 from qil_jax.inference.request import Decomposition, Request, Settings
 
+OnStep = Callable[[int, int], None]
 
+
+@runtime_checkable
 class Decomposer(Protocol):
     """What a job needs of a pipeline."""
 
     def decompose(
-        self, requests: Sequence[Request], settings: Settings = ..., *, on_step: Callable[[int, int], None] | None = None
+        self,
+        requests: Sequence[Request],
+        settings: Settings = ...,
+        *,
+        on_step: OnStep | None = None,
     ) -> list[Decomposition]:
         """Decompose a batch."""
         ...
@@ -44,9 +51,7 @@ class JobOptions:
 
     def request(self, path: Path) -> Request:
         """The request for one file."""
-        return Request(
-            image=open_image(path), **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        )
+        return Request(image=open_image(path), **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,7 +152,7 @@ def run_job(
     record: dict[str, Any],
     batch: int,
     overwrite: bool,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> list[Outcome]:
     """Decompose the tasks in batches and write each result as soon as its batch is through."""
     outcomes = []

@@ -1,6 +1,6 @@
 """From pictures to layers: the whole journey of inference (design.md 2).
 
-    RGBA picture -> bucket -> RGBA-VAE -> tokens and positions -> Euler with VLD-MMDiT -> RGBA-VAE -> LayeredImage
+RGBA picture -> bucket -> RGBA-VAE -> tokens and positions -> Euler with VLD-MMDiT -> RGBA-VAE -> LayeredImage
 """
 
 import functools
@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +34,13 @@ from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
 from qil_jax.weights import component_config, load_model, require_sound
 
+Model = TypeVar("Model", bound=nnx.Module)
+
 
 class Pipeline:
     """A loaded checkpoint that decomposes pictures."""
 
-    def __init__(
-        self, *, prompts: PromptEncoder, autoencoder: Autoencoder, denoiser: Denoiser, schedule: Schedule
-    ):
+    def __init__(self, *, prompts: PromptEncoder, autoencoder: Autoencoder, denoiser: Denoiser, schedule: Schedule):
         self.prompts, self.autoencoder, self.denoiser, self.schedule = prompts, autoencoder, denoiser, schedule
 
     @classmethod
@@ -50,8 +50,8 @@ class Pipeline:
         *,
         mesh: Mesh | None = None,
         rules: Rules = INFERENCE_RULES,
-        dtype: jnp.dtype | None = None,
-    ) -> Self:
+        dtype: str | None = None,
+    ) -> "Pipeline":
         """Load a released (diffusers) folder or one of ours (orbax).
 
         Args:
@@ -75,7 +75,7 @@ class Pipeline:
         _require_layered(mmdit_config, vae_config)
         tokenizer = PromptTokenizer.load(checkpoint)
 
-        def load(component: str, abstract: nnx.Module) -> nnx.Module:
+        def load(component: str, abstract: Model) -> Model:
             return load_model(checkpoint / component, abstract, mesh=mesh, rules=rules, dtype=dtype)
 
         text = load("text_encoder", nnx.eval_shape(lambda: TextEncoder(text_config, rngs=nnx.Rngs(0))))
@@ -116,7 +116,9 @@ class Pipeline:
         timings: dict[str, float] = {}
         inputs = [preprocess(request.image, request.resolution) for request in requests]
         with _timed(timings, "text"):
-            texts = [r.prompt for r in requests] + [r.negative_prompt for r in requests if r.negative_prompt is not None]
+            texts = [r.prompt for r in requests] + [
+                r.negative_prompt for r in requests if r.negative_prompt is not None
+            ]
             states = self.prompts(texts, max_tokens=settings.max_prompt_tokens)
         with _timed(timings, "encode"):
             conditions = [self.autoencoder.encode(pixels[None])[0] for _, pixels in inputs]

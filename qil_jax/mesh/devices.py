@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Self
 
 import jax
 from jax.sharding import Mesh
@@ -23,7 +22,7 @@ class MeshShape:
     tensor: int = 1
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str) -> "MeshShape":
         """Read "data=2,tensor=4"; axes that are not named have size 1.
 
         Raises:

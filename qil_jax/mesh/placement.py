@@ -30,8 +30,7 @@ def shardings(model: nnx.Module, mesh: Mesh, rules: Rules) -> dict[str, NamedSha
             problems += [f"{name}: {problem}" for problem in error.problems]
             continue
         for size, axis in zip(parameter.shape, axes, strict=True):
-            ways = 1 if axis is None else rules.ways(axis, mesh)
-            if size % ways:
+            if axis is not None and size % (ways := rules.ways(axis, mesh)):
                 problems.append(
                     f"{name}: dimension '{axis}' of {size} does not divide into {ways} parts "
                     f"({', '.join(f'{m}={mesh.shape[m]}' for m in rules.table[axis])}): use fewer along these mesh axes"

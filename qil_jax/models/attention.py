@@ -69,9 +69,7 @@ def attention(
     return jnp.moveaxis(mixed, 0, 1).reshape(b, chunks * rows, n, -1)[:, :t]
 
 
-def _dense(
-    q: Array, k: Array, v: Array, segments: tuple[Array, Array] | None, mask: Mask = Mask.FULL
-) -> Array:
+def _dense(q: Array, k: Array, v: Array, segments: tuple[Array, Array] | None, mask: Mask = Mask.FULL) -> Array:
     scores = jnp.einsum("btnd,bsnd->bnts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     if mask is Mask.CAUSAL:
         scores = jnp.where(jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool)), scores, -jnp.inf)

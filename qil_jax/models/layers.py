@@ -1,4 +1,4 @@
-"""The few layers that all three networks share: linear, convolution, and norms, with logical axes on every parameter."""
+"""The few layers that all three networks share: linear, convolution, norms; logical axes on all parameters."""
 
 import jax
 import jax.numpy as jnp

@@ -6,7 +6,7 @@ of the same checkpoint and are loaded only where they are needed.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
     vision: VisionConfig = VisionConfig()
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any], where: str = "text_encoder/config.json") -> Self:
+    def from_json(cls, values: Mapping[str, Any], where: str = "text_encoder/config.json") -> "Qwen2_5VLConfig":
         """Parse the released JSON: language keys at the top level, or under `text_config` as newer files have them.
 
         Raises:

@@ -9,7 +9,7 @@ sees data, so conversion keeps that tap and everything here is two-dimensional a
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ class VAEConfig:
     input_channels: int = 3
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any], where: str = "vae/config.json") -> Self:
+    def from_json(cls, values: Mapping[str, Any], where: str = "vae/config.json") -> "VAEConfig":
         """Parse the released JSON.
 
         Raises:

@@ -52,7 +52,7 @@ def text_offset(grid: tuple[int, int], *, targets: int = 1) -> int:
 
 
 def rotary_angles(
-    positions: Int[Array, "*b t 3"], axes_dims: tuple[int, ...], theta: float = 10000.0
+    positions: Int[Array, "*b t axes"], axes_dims: tuple[int, ...], theta: float = 10000.0
 ) -> Float[Array, "*b t half"]:
     """Rotation angle in radians of every pair of a head's features, fp32: position times theta^(-2k/dim) per axis."""
     angles = [

@@ -9,7 +9,7 @@ the tokens. Inference computes the modulation of all its steps first and may the
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ class MMDiTConfig:
     use_layer3d_rope: bool = False
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any], where: str = "transformer/config.json") -> Self:
+    def from_json(cls, values: Mapping[str, Any], where: str = "transformer/config.json") -> "MMDiTConfig":
         """Parse the released JSON.
 
         Raises:

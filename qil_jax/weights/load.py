@@ -1,7 +1,7 @@
 """Stored parameters onto a mesh: each device gets its own part, read straight from the files."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -14,6 +14,8 @@ from qil_jax.weights.safetensors_io import TensorReader, read_headers, weight_fi
 from qil_jax.weights.source import Layout, OrbaxSource, ParameterSource, SafetensorsSource, layout_of
 from qil_jax.weights.structure import component_config
 from qil_jax.weights.tables import Component, Target, table_of, targets
+
+Model = TypeVar("Model", bound=nnx.Module)
 
 
 def open_source(folder: Path, component: Component) -> ParameterSource:
@@ -29,7 +31,7 @@ def open_source(folder: Path, component: Component) -> ParameterSource:
     return SafetensorsSource(reader, names)
 
 
-def load_model(folder: Path, model: nnx.Module, *, mesh: Mesh, rules: Rules, dtype: Any | None = None) -> nnx.Module:
+def load_model(folder: Path, model: Model, *, mesh: Mesh, rules: Rules, dtype: Any | None = None) -> Model:
     """Fill an abstract model with the parameters of a component folder, placed on the mesh.
 
     Only what the model holds is read; host memory stays near one parameter.
@@ -60,7 +62,8 @@ def load_model(folder: Path, model: nnx.Module, *, mesh: Mesh, rules: Rules, dty
 def _load(source: ParameterSource, target: Target, sharding: jax.sharding.Sharding, dtype: Any | None) -> jax.Array:
     wanted = np.dtype(source.dtype(target) if dtype is None else dtype)
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
         return source.read(target, index).astype(wanted, copy=False)
 
     return jax.make_array_from_callback(target.shape, sharding, part)

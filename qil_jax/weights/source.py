@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tensorstore as ts
@@ -29,6 +29,7 @@ def layout_of(component: Path) -> Layout:
     return Layout.ORBAX if (component / PARAMS).is_dir() else Layout.DIFFUSERS
 
 
+@runtime_checkable
 class ParameterSource(Protocol):
     """Reads parts of parameters of our tree."""
 

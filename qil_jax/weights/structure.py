@@ -106,7 +106,7 @@ def _tensor_problems(where: str, expected: Mapping[str, tuple[int, ...]], found:
         elif info.dtype.name not in FLOATS:
             problems.append(f"{info.file}: {name} has dtype {info.dtype.name}, supported are {', '.join(FLOATS)}")
     if problems:
-        problems.append(f"{where}: {len(found)} tensors found, {len(expected)} expected: is this the right config.json?")
+        problems.append(f"{where}: {len(found)} tensors found, {len(expected)} expected; is this its config.json?")
     return problems
 
 

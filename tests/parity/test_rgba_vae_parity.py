@@ -1,0 +1,98 @@
+"""The RGBA-VAE against diffusers' AutoencoderKLQwenImage, fp32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from checkpoints import VAE, randomise, tiny_vae
+from diffusers import AutoencoderKLQwenImage
+from reference import error, ours
+
+from qil_jax.models.tiling import decode_tiled, encode_tiled
+
+torch.set_grad_enabled(False)
+
+
+def channels_last(x: torch.Tensor) -> np.ndarray:
+    return x[:, :, 0].permute(0, 2, 3, 1).numpy()
+
+
+def pixels(height: int, width: int, channels: int = 4) -> torch.Tensor:
+    return torch.rand(1, channels, 1, height, width, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+@pytest.fixture(scope="module", params=[3, 4])
+def released(request, tmp_path_factory):
+    """Both released configurations (RGB and RGBA) at full width."""
+    reference = randomise(AutoencoderKLQwenImage(input_channels=request.param))
+    return reference, ours(reference, "vae", tmp_path_factory.mktemp("vae"))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (72, 40)])
+def test_released_width(released, size):
+    reference, vae = released
+    x = pixels(*size, reference.config.input_channels)
+    expected = reference.encode(x).latent_dist
+    posterior = vae.encode(jnp.asarray(channels_last(x)))
+    assert error(posterior.mean, channels_last(expected.mean)) <= 2e-5
+    assert error(posterior.logvar, channels_last(expected.logvar)) <= 2e-5
+    z = torch.randn(expected.mean.shape, generator=torch.Generator().manual_seed(6))
+    assert error(vae.decode(jnp.asarray(channels_last(z))), channels_last(reference.decode(z).sample)) <= 2e-5
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    reference = tiny_vae()
+    return reference, ours(reference, "vae", tmp_path_factory.mktemp("tiny"))
+
+
+def test_tiny_other_structure(tiny):
+    reference, vae = tiny
+    x = pixels(40, 24)
+    expected = reference.encode(x).latent_dist
+    assert error(vae.encode(jnp.asarray(channels_last(x))).mode(), channels_last(expected.mode())) <= 2e-5
+
+
+def test_unused_temporal_weights_do_not_act(tiny):
+    """Taps 0 and 1 and the temporal convolutions never see a single picture: we may drop them."""
+    reference, vae = tiny
+    changed = tiny_vae()
+    for name, parameter in changed.named_parameters():
+        if "time_conv" in name:
+            parameter.add_(1)
+        elif parameter.ndim == 5 and parameter.shape[2] == 3:
+            parameter[:, :, :2] += 1
+    x = pixels(32, 48)
+    assert torch.equal(changed.encode(x).latent_dist.mean, reference.encode(x).latent_dist.mean)
+    assert (
+        error(vae.encode(jnp.asarray(channels_last(x))).mean, channels_last(changed.encode(x).latent_dist.mean)) <= 2e-5
+    )
+
+
+def test_tiles_match_the_reference_and_are_clamped(tiny):
+    """Same tiles and blending as the reference, which forgets the clamp (checkpoint.md 11)."""
+    reference, vae = tiny
+    x = pixels(320, 456)
+    expected = reference.tiled_encode(x)[:, : VAE["z_dim"]]
+    encode = jax.jit(lambda x: vae.encode(x).mean)
+    latents = encode_tiled(encode, jnp.asarray(channels_last(x)), scale=8)
+    assert error(latents, channels_last(expected)) <= 2e-5
+    z = 4 * torch.randn(1, VAE["z_dim"], 1, 40, 57, generator=torch.Generator().manual_seed(7))
+    unclamped = channels_last(reference.tiled_decode(z).sample)
+    assert np.abs(unclamped).max() > 1, "the test needs values that the clamp acts on"
+    # The clamp of every tile comes before blending, as in a plain decode.
+    tiles = decode_tiled(jax.jit(vae.decode), jnp.asarray(channels_last(z)), scale=8)
+    assert float(jnp.abs(tiles).max()) <= 1
+    inside = np.abs(unclamped) < 0.5
+    inside &= np.asarray(np.abs(tiles) < 0.5)
+    assert inside.mean() > 0.2
+    assert np.median(np.abs(np.asarray(tiles) - unclamped)[inside]) <= 2e-5
+
+
+def test_normalisation_reads_the_config(tiny):
+    _, vae = tiny
+    mean, std = (np.array(VAE[k], np.float32) for k in ("latents_mean", "latents_std"))
+    z = np.random.default_rng(0).standard_normal((2, 3, 5, 6)).astype(np.float32)
+    assert error(vae.normalise(jnp.asarray(z)), (z - mean) / std) <= 1e-6
+    assert error(vae.denormalise(vae.normalise(jnp.asarray(z))), z) <= 1e-6
