@@ -1,0 +1,87 @@
+"""Rules: logical axes to partitions, and what cannot be a rule."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from qil_jax.mesh import INFERENCE_RULES, TRAINING_RULES, Axis, MeshAxis, MeshError, MeshShape, Rules, make_mesh
+
+PRESETS = {"inference": INFERENCE_RULES, "training": TRAINING_RULES}
+BOTH = pytest.mark.parametrize("rules", PRESETS.values(), ids=PRESETS)
+KERNELS: dict = {
+    (Axis.BLOCK, Axis.EMBED, Axis.HEADS): PartitionSpec(None, "fsdp", "tensor"),
+    (Axis.BLOCK, Axis.HEADS, Axis.EMBED): PartitionSpec(None, "tensor", "fsdp"),
+    (Axis.BLOCK, Axis.EMBED, Axis.MLP): PartitionSpec(None, "fsdp", "tensor"),
+    (Axis.BLOCK, Axis.EMBED, Axis.MODULATION): PartitionSpec(None, "fsdp", "tensor"),
+    (Axis.VOCAB, Axis.EMBED): PartitionSpec("tensor", "fsdp"),
+    (None, None, Axis.CHANNELS_IN, Axis.CHANNELS_OUT): PartitionSpec(None, None, None, None),
+    (None,): PartitionSpec(None),
+    (): PartitionSpec(),
+}
+
+
+def mesh(text: str = "data=2,fsdp=2,tensor=2"):
+    return make_mesh(MeshShape.parse(text))
+
+
+def loose(table) -> Rules:
+    """Rules as a user without the type hook can write them."""
+    rules = Rules({})
+    object.__setattr__(rules, "table", table)
+    return rules
+
+
+@BOTH
+@pytest.mark.parametrize("axes", KERNELS, ids=str)
+def test_parameters_are_split_over_fsdp_and_tensor(rules, axes):
+    assert rules.spec(axes) == KERNELS[axes]
+
+
+def test_the_guidance_axis_splits_batches_in_inference_only():
+    tokens = (Axis.BATCH, Axis.TOKENS, Axis.HEADS, None)
+    assert INFERENCE_RULES.spec(tokens) == PartitionSpec(("cfg", "data", "fsdp"), "context", "tensor", None)
+    assert TRAINING_RULES.spec(tokens) == PartitionSpec(("data", "fsdp"), "context", "tensor", None)
+    assert INFERENCE_RULES.spec((Axis.SAMPLE, Axis.TOKENS)) == PartitionSpec(("data", "fsdp"), "context")
+
+
+@BOTH
+def test_presets_name_every_axis_of_a_mesh(rules):
+    assert rules.problems(mesh()) == []
+    assert set().union(*rules.table.values()) <= set(MeshAxis)
+
+
+@BOTH
+def test_ways_is_the_product_of_the_mesh_axes(rules):
+    on = mesh("data=2,fsdp=4")
+    assert [rules.ways(axis, on) for axis in (Axis.BATCH, Axis.EMBED, Axis.HEADS, Axis.BLOCK)] == [8, 4, 1, 1]
+
+
+def test_one_mesh_axis_cannot_split_two_dimensions():
+    with pytest.raises(MeshError) as error:
+        INFERENCE_RULES.spec((Axis.BATCH, Axis.TOKENS, Axis.EMBED))
+    (problem,) = error.value.problems
+    assert "'fsdp'" in problem and "'batch'" in problem and "'embed'" in problem and "another mesh axis" in problem
+
+
+def test_every_collision_is_reported():
+    with pytest.raises(MeshError) as error:
+        INFERENCE_RULES.spec((Axis.EMBED, Axis.HEADS, Axis.MLP, Axis.EMBED))
+    assert len(error.value.problems) == 2
+    assert all(problem in str(error.value) for problem in error.value.problems)
+
+
+def test_mistakes_in_rules_are_reported_together():
+    twice = (MeshAxis.TENSOR, MeshAxis.TENSOR)
+    bad = loose({"widht": (MeshAxis.DATA,), Axis.EMBED: ("pipeline",), Axis.MLP: twice})
+    unknown, absent, twice = bad.problems(mesh())
+    assert "'widht' is no logical axis" in unknown and "'embed'" in unknown
+    assert "'embed' is mapped to 'pipeline'" in absent and "'tensor'" in absent
+    assert "'mlp' names a mesh axis twice" in twice
+
+
+def test_a_mesh_without_an_axis_of_the_rules_is_refused():
+    narrow = Mesh(np.asarray(jax.devices()), ("data",))
+    problems = TRAINING_RULES.problems(narrow)
+    assert any("'embed' is mapped to 'fsdp', the mesh has only ['data']" in problem for problem in problems)
+    assert not any("'data'," in problem for problem in problems)
