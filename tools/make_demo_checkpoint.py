@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from qil_jax.inference.prompts import PREFIX, SPLIT, SUFFIX
 from qil_jax.weights.tables import Component, Entry, table_of
@@ -112,6 +112,7 @@ def small_tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)  # type: ignore[call-arg]
     tokenizer.train_from_iterator([PREFIX, SUFFIX], trainer)
@@ -140,11 +141,13 @@ def main(argv: list[str]) -> int:
     """Write the checkpoint; refuses to replace a folder unless told to."""
     parser = argparse.ArgumentParser(description="Write a tiny checkpoint with random weights in the released layout.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--overwrite", action="store_true", help="replace the folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint in that folder")
     arguments = parser.parse_args(argv)
     if arguments.folder.exists():
         if not arguments.overwrite:
             parser.error(f"{arguments.folder} exists; give another folder, or --overwrite")
+        if not (arguments.folder / "model_index.json").is_file():
+            parser.error(f"{arguments.folder} is no checkpoint and is left alone; give another folder")
         shutil.rmtree(arguments.folder)
     write_checkpoint(arguments.folder)
     print(f"Wrote a tiny checkpoint with random weights to {arguments.folder}")
