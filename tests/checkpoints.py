@@ -45,7 +45,7 @@ TEXT = {
     "num_attention_heads": 5,
     "num_key_value_heads": 1,
     "intermediate_size": 56,
-    "vocab_size": 151700,
+    "vocab_size": 151704,
     "rms_norm_eps": 1e-6,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
     "tie_word_embeddings": False,
@@ -174,9 +174,23 @@ def reference_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-def build_tiny_checkpoint(folder: Path) -> QwenImageLayeredPipeline:
+EVEN_TRANSFORMER = {"num_attention_heads": 4, "joint_attention_dim": 48}
+EVEN_TEXT = {
+    "hidden_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 2, 2]},
+}
+"""Changes that make every sharded width divide by 8, for meshes."""
+
+
+def build_tiny_checkpoint(folder: Path, *, transformer=None, text=None) -> QwenImageLayeredPipeline:
     """Write a whole tiny checkpoint and return the reference pipeline that holds the same weights."""
-    parts = {"transformer": tiny_transformer(), "vae": tiny_vae(), "text_encoder": tiny_text_encoder()}
+    parts = {
+        "transformer": tiny_transformer(**(transformer or {})),
+        "vae": tiny_vae(),
+        "text_encoder": tiny_text_encoder(**(text or {})),
+    }
     for name, part in parts.items():
         part.save_pretrained(folder / name)
     scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULER)

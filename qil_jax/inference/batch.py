@@ -5,12 +5,18 @@ A row of the batch is [composite, layer 1, ..., layer L, condition, padding]; po
 
 import dataclasses
 import math
+from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int32
+from jax import Array
+from jaxtyping import Bool, Float
 
 from qil_jax.inference.latents import pack
+from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.rope import LayerIndex, image_positions, text_offset, text_positions
+from qil_jax.models.vld_mmdit import TokenLayout
 
 TEXT_BUCKET = 64
 """Text is padded to a multiple of this many tokens, so that prompts of like length share a compiled program."""
@@ -31,19 +37,36 @@ class Item:
         return self.condition.shape[0] // patch, self.condition.shape[1] // patch
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Arrays of one run of the sampler. With guidance, text arrays hold all prompts, then all negative prompts."""
+    """Arrays of one run of the sampler. With guidance, arrays of gb rows hold all samples with their
+    prompts, then all samples with their negative prompts."""
 
-    tokens: Float[np.ndarray, "b t c"]
-    moving: Bool[np.ndarray, "b t"]
-    image_positions: Int32[np.ndarray, "b t 3"]
-    image_segments: Int32[np.ndarray, "b t"]
-    text: Float[np.ndarray, "gb s e"]
-    text_positions: Int32[np.ndarray, "gb s 3"]
-    text_segments: Int32[np.ndarray, "gb s"]
-    sigmas: Float[np.ndarray, "steps1 b"]
-    scales: Float[np.ndarray, " b"]
+    tokens: Float[Array, "b t c"]
+    moving: Bool[Array, "b t"]
+    sigmas: Float[Array, "steps1 b"]
+    scales: Float[Array, " b"]
+    text: Float[Array, "gb s e"]
+    layout: TokenLayout  # of gb rows
+
+    @property
+    def passes(self) -> int:
+        """Rows per sample: 2 with guidance."""
+        return self.text.shape[0] // self.tokens.shape[0]
+
+    def place(self, put: Callable[[Array, Axes], Array]) -> "Batch":
+        """The same batch with every array handed to `put` together with the names of its axes."""
+        samples = lambda x, *axes: put(x, (Axis.SAMPLE, *axes))  # noqa: E731
+        rows = lambda x: put(x, (Axis.BATCH, Axis.TOKENS, None)[: x.ndim])  # noqa: E731
+        return Batch(
+            tokens=samples(self.tokens, Axis.TOKENS, None),
+            moving=samples(self.moving, Axis.TOKENS),
+            sigmas=put(self.sigmas, (None, Axis.SAMPLE)),
+            scales=samples(self.scales),
+            text=rows(self.text),
+            layout=jax.tree.map(rows, self.layout),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,18 +92,22 @@ def build_batch(items: list[Item], *, patch: int, guidance: float, ways: Ways) -
     if guided:
         texts += [item.prompt if item.negative is None else item.negative for item in items]
     width = _up(max(len(text) for text in texts), math.lcm(TEXT_BUCKET, ways.tokens))
-    offsets = [text_offset(item.grid(patch), targets=len(item.noise)) for item in items]
-    offsets = offsets * (len(texts) // len(items))
+    passes = len(texts) // len(items)
+    offsets = [text_offset(item.grid(patch), targets=len(item.noise)) for item in items] * passes
     return Batch(
         tokens=_stack([tokens for tokens, _, _ in sequences], longest),
         moving=_stack([moving for _, moving, _ in sequences], longest),
-        image_positions=_stack([positions for _, _, positions in sequences], longest),
-        image_segments=_stack([np.ones(len(tokens), np.int32) for tokens, _, _ in sequences], longest),
+        sigmas=jnp.stack([item.sigmas for item in items], axis=1),
+        scales=jnp.array([1.0 if item.negative is None else max(guidance, 1.0) for item in items], jnp.float32),
         text=_stack(texts, width),
-        text_positions=_stack([text_positions(len(t), offset=o) for t, o in zip(texts, offsets, strict=True)], width),
-        text_segments=_stack([np.ones(len(t), np.int32) for t in texts], width),
-        sigmas=np.stack([item.sigmas for item in items], axis=1),
-        scales=np.array([1.0 if item.negative is None else max(guidance, 1.0) for item in items], np.float32),
+        layout=TokenLayout(
+            image_positions=_stack([positions for _, _, positions in sequences] * passes, longest),
+            text_positions=_stack(
+                [text_positions(len(t), offset=o) for t, o in zip(texts, offsets, strict=True)], width
+            ),
+            image_segments=_stack([np.ones(len(tokens), np.int32) for tokens, _, _ in sequences] * passes, longest),
+            text_segments=_stack([np.ones(len(t), np.int32) for t in texts], width),
+        ),
     )
 
 
@@ -98,9 +125,9 @@ def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def _stack(rows: list[np.ndarray], length: int) -> np.ndarray:
+def _stack(rows: list[np.ndarray], length: int) -> Array:
     """Rows padded at the end with zeros (false) to one length."""
     out = np.zeros((len(rows), length, *rows[0].shape[1:]), rows[0].dtype)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
-    return out
+    return jnp.asarray(out)

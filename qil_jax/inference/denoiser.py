@@ -16,8 +16,8 @@ from qil_jax.flow import Rescale, euler, guide
 from qil_jax.inference.batch import Batch
 from qil_jax.mesh import Rules, constrain
 from qil_jax.models.attention import AttentionKind
-from qil_jax.models.axes import Axes, Axis
-from qil_jax.models.vld_mmdit import Backbone, Modulation, ModulationTable, TokenLayout, VLDMMDiT
+from qil_jax.models.axes import Axis
+from qil_jax.models.vld_mmdit import Modulation, ModulationTable, VLDMMDiT
 
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps) after every Euler step."""
@@ -43,9 +43,8 @@ class Denoiser:
         self._on_step: OnStep | None = None
         self._on_tokens: OnTokens | None = None
         self._table = jax.jit(functools.partial(_table, self._modulation[0]))
-        pinned = constrain(mesh, rules)
-        loop = functools.partial(_denoise, self._backbone[0], kind=kind, pin=pinned, tell=self._tell)
-        self._loop = jax.jit(loop, static_argnames=("rescale", "report"), donate_argnames="tokens")
+        self._kind, self._pin = kind, constrain(mesh, rules)
+        self._loop = jax.jit(self._denoise, static_argnames=("rescale", "report"))
 
     def __call__(
         self, batch: Batch, *, rescale: Rescale, on_step: OnStep | None = None, on_tokens: OnTokens | None = None
@@ -56,36 +55,49 @@ class Denoiser:
           tokens [b, t, c], fp32: the denoised layers where `batch.moving`, unchanged elsewhere.
         """
         steps = batch.sigmas.shape[0] - 1
-        sigmas, rows = batch.sigmas[:-1], batch.sigmas.shape[1]
+        sigmas = np.asarray(batch.sigmas)[:-1]
         if np.all(sigmas == sigmas[:, :1]):
-            sigmas, rows = sigmas[:, :1], 1
-        kinds = np.zeros(steps * rows, np.int32) if self.config.use_additional_t_cond else None
+            sigmas = sigmas[:, :1]
+        kinds = np.zeros(sigmas.size, np.int32) if self.config.use_additional_t_cond else None
         table = self._table(self._modulation[1], jnp.asarray(sigmas), kinds)
-        put = lambda x, *axes: self._put(x, (Axis.SAMPLE, *axes))  # noqa: E731
-        arrays = {
-            "tokens": put(batch.tokens, Axis.TOKENS, None),
-            "text": self._put(batch.text, (Axis.BATCH, Axis.TOKENS, None)),
-            "layout": TokenLayout(
-                image_positions=put(batch.image_positions, Axis.TOKENS, None),
-                text_positions=self._put(batch.text_positions, (Axis.BATCH, Axis.TOKENS, None)),
-                image_segments=put(batch.image_segments, Axis.TOKENS),
-                text_segments=self._put(batch.text_segments, (Axis.BATCH, Axis.TOKENS)),
-            ),
-            "moving": put(batch.moving, Axis.TOKENS),
-            "sigmas": self._put(batch.sigmas, (None, Axis.SAMPLE)),
-            "scales": put(batch.scales),
-        }
+        put = lambda x, axes: jax.device_put(x, NamedSharding(self.mesh, self.rules.spec(axes)))  # noqa: E731
         report = Report.TOKENS if on_tokens else Report.STEPS if on_step else Report.NOTHING
         self._on_step, self._on_tokens, self._steps = on_step, on_tokens, steps
         try:
-            tokens = self._loop(self._backbone[1], table, **arrays, rescale=rescale, report=report)
+            tokens = self._loop(self._backbone[1], table, batch.place(put), rescale, report)
             jax.effects_barrier()
             return np.asarray(tokens)
         finally:
             self._on_step = self._on_tokens = None
 
-    def _put(self, x: np.ndarray, axes: Axes) -> Array:
-        return jax.device_put(x, NamedSharding(self.mesh, self.rules.spec(axes)))
+    def _denoise(
+        self, state: nnx.State, table: ModulationTable, batch: Batch, rescale: Rescale, report: Report
+    ) -> Array:
+        """The whole loop, as it is traced."""
+        backbone = nnx.merge(self._backbone[0], state)
+        dtype = backbone.image_in.kernel[...].dtype
+        passes, text = batch.passes, batch.text.astype(dtype)
+        twice = lambda x, axis=0: jnp.concatenate([x] * passes, axis=axis)  # noqa: E731
+
+        def velocity(x: Array, mods: ModulationTable) -> Array:
+            if mods.out.shape[0] > 1:
+                mods = jax.tree.map(lambda m: twice(m, m.ndim - 3), mods)
+            x = self._pin(twice(x.astype(dtype)), (Axis.BATCH, Axis.TOKENS, None))
+            v = backbone(x, text, batch.layout, mods, kind=self._kind, constrain=self._pin).astype(jnp.float32)
+            if passes == 1:
+                return v
+            conditional, unconditional = jnp.split(v, 2)
+            return guide(conditional, unconditional, batch.scales, rescale)
+
+        def after_step(index: Array, x: Array) -> None:
+            if report is Report.STEPS:
+                jax.debug.callback(self._tell, index)
+            elif report is Report.TOKENS:
+                jax.debug.callback(self._tell, index, x)
+
+        return euler(
+            velocity, batch.tokens, sigmas=batch.sigmas, moving=batch.moving, step_inputs=table, after_step=after_step
+        )
 
     def _tell(self, index: Any, tokens: Any = None) -> None:
         if self._on_tokens is not None and tokens is not None:
@@ -102,52 +114,3 @@ def _table(graph: nnx.GraphDef[Modulation], state: nnx.State, sigmas: Array, kin
     return ModulationTable(
         image=blocks(flat.image), text=blocks(flat.text), out=flat.out.reshape(steps, rows, *flat.out.shape[1:])
     )
-
-
-def _denoise(
-    graph: nnx.GraphDef[Backbone],
-    state: nnx.State,
-    table: ModulationTable,
-    *,
-    tokens: Array,
-    text: Array,
-    layout: TokenLayout,
-    moving: Array,
-    sigmas: Array,
-    scales: Array,
-    kind: AttentionKind,
-    pin: Callable[[Array, Axes], Array],
-    tell: Callable[..., None],
-    rescale: Rescale,
-    report: Report,
-) -> Array:
-    backbone = nnx.merge(graph, state)
-    dtype = backbone.image_in.kernel[...].dtype
-    passes = text.shape[0] // tokens.shape[0]
-    twice = lambda x: jnp.concatenate([x] * passes)  # noqa: E731
-    layout = TokenLayout(
-        image_positions=twice(layout.image_positions),
-        text_positions=layout.text_positions,
-        image_segments=twice(layout.image_segments),
-        text_segments=layout.text_segments,
-    )
-    text = text.astype(dtype)
-
-    def velocity(x: Array, mods: ModulationTable) -> Array:
-        if mods.out.shape[0] > 1 and passes > 1:
-            repeat = lambda m: jnp.concatenate([m] * passes, axis=m.ndim - 3)  # noqa: E731
-            mods = ModulationTable(image=repeat(mods.image), text=repeat(mods.text), out=repeat(mods.out))
-        x = pin(twice(x.astype(dtype)), (Axis.BATCH, Axis.TOKENS, None))
-        v = backbone(x, text, layout, mods, kind=kind, constrain=pin).astype(jnp.float32)
-        if passes == 1:
-            return v
-        conditional, unconditional = jnp.split(v, 2)
-        return guide(conditional, unconditional, scales, rescale)
-
-    def after_step(index: Array, x: Array) -> None:
-        if report is Report.STEPS:
-            jax.debug.callback(tell, index)
-        elif report is Report.TOKENS:
-            jax.debug.callback(tell, index, x)
-
-    return euler(velocity, tokens, sigmas=sigmas, moving=moving, step_inputs=table, after_step=after_step)

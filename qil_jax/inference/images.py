@@ -75,7 +75,7 @@ def to_rgba(image: Image.Image) -> Image.Image:
     return image.convert("RGBA")
 
 
-def bucket_size(width: int, height: int, resolution: Resolution, *, name: str = "picture") -> tuple[int, int]:
+def bucket_size(width: int, height: int, resolution: int, *, name: str = "picture") -> tuple[int, int]:
     """Width and height at which the model sees a picture: resolution^2 pixels at its aspect ratio, rounded to 32.
 
     Raises:
@@ -87,7 +87,7 @@ def bucket_size(width: int, height: int, resolution: Resolution, *, name: str = 
     if 0 in sides:
         limit = int((2 * resolution / MULTIPLE) ** 2)
         raise ImageError(
-            f"{name}: {width}x{height} collapses to {sides[0]}x{sides[1]} at resolution {int(resolution)}; "
+            f"{name}: {width}x{height} collapses to {sides[0]}x{sides[1]} at resolution {resolution:d}; "
             f"crop or pad it to an aspect ratio below {limit}:1"
         )
     return sides[0], sides[1]

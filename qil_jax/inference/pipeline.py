@@ -129,7 +129,7 @@ class Pipeline:
             tokens = self.denoiser(batch, rescale=settings.rescale, on_step=on_step, on_tokens=on_tokens)
             latents = [
                 unpack(row[moving], self._patch, item.grid(self._patch))
-                for row, moving, item in zip(tokens, batch.moving, items, strict=False)
+                for row, moving, item in zip(tokens, np.asarray(batch.moving), items, strict=False)
             ]
         with _timed(timings, "decode"):
             pictures = [self.autoencoder.decode(latent) for latent in latents]

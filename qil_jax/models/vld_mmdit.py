@@ -73,12 +73,12 @@ class MMDiTConfig:
 class ModulationTable:
     """All that the backbone knows of the noise level: shift, scale, gate (attention), shift, scale, gate (MLP).
 
-    `b` may be 1 where all samples share a noise level and a target kind.
+    m is the batch, or 1 where all samples share a noise level and a target kind.
     """
 
-    image: Float[Array, "*steps k b 6 d"]
-    text: Float[Array, "*steps k b 6 d"]
-    out: Float[Array, "*steps b 2 d"]  # scale, shift
+    image: Float[Array, "*steps k m 6 d"]
+    text: Float[Array, "*steps k m 6 d"]
+    out: Float[Array, "*steps m 2 d"]  # scale, shift
 
 
 @jax.tree_util.register_dataclass
@@ -169,7 +169,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         streams: tuple[Float[Array, "b s d"], Float[Array, "b t d"]],
-        mods: tuple[Float[Array, "b 6 d"], Float[Array, "b 6 d"]],
+        mods: tuple[Float[Array, "m 6 d"], Float[Array, "m 6 d"]],
         *,
         angles: tuple[Float[Array, "b s half"], Float[Array, "b t half"]],
         segments: Int[Array, "b st"] | None,
@@ -273,5 +273,5 @@ def _stacked_linear(stacked: nnx.Linear, x: Float[Array, "b d"]) -> Float[Array,
     return out.reshape(*out.shape[:2], 6, -1)
 
 
-def _modulate(x: Float[Array, "b t d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]) -> Array:
+def _modulate(x: Float[Array, "b t d"], shift: Float[Array, "m d"], scale: Float[Array, "m d"]) -> Array:
     return x * (1 + scale[:, None]) + shift[:, None]

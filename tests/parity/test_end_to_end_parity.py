@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from checkpoints import VAE, build_tiny_checkpoint
+from checkpoints import EVEN_TEXT, EVEN_TRANSFORMER, VAE, build_tiny_checkpoint
 from PIL import Image
 from reference import error
 
@@ -122,11 +122,20 @@ def test_samples_seeds_and_callbacks(checkpoint):
     assert tokens[-1][1].shape[0] == 2
 
 
-@pytest.mark.parametrize("shape", ["data=8", "fsdp=8", "tensor=1,data=2,cfg=2,fsdp=2", "fsdp=2,context=4"])
-def test_meshes_give_the_single_device_result(checkpoint, shape):
-    settings = Settings(steps=2)
-    alone = Pipeline.load(checkpoint[0]).decompose(mixed(), settings)
-    sharded = Pipeline.load(checkpoint[0], mesh=make_mesh(MeshShape.parse(shape))).decompose(mixed(), settings)
+@pytest.fixture(scope="module")
+def even(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("even")
+    build_tiny_checkpoint(folder, transformer=EVEN_TRANSFORMER, text=EVEN_TEXT)
+    return folder, Pipeline.load(folder).decompose(mixed(), Settings(steps=2))
+
+
+@pytest.mark.parametrize(
+    "shape", ["data=8", "fsdp=8", "tensor=4,data=2", "fsdp=2,context=2,tensor=2", "cfg=2,tensor=4", "context=8"]
+)
+def test_meshes_give_the_single_device_result(even, shape):
+    folder, alone = even
+    pipeline = Pipeline.load(folder, mesh=make_mesh(MeshShape.parse(shape)))
+    sharded = pipeline.decompose(mixed(), Settings(steps=2))
     for one, many in zip(alone, sharded, strict=True):
         assert error(many.latents, one.latents) <= 2e-5
     assert len(jax.devices()) == 8
