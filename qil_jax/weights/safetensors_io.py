@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import mmap
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -190,6 +191,8 @@ class ShardedWriter:
         with file.open("xb") as stream:
             stream.write(struct.pack("<Q", len(text)) + text)
             stream.truncate(8 + len(text) + offset)
+            if hasattr(os, "posix_fallocate"):  # a full disk fails here, not when a page is touched
+                os.posix_fallocate(stream.fileno(), 0, 8 + len(text) + offset)
         data = np.memmap(file, np.uint8, "r+")
         start = 8 + len(text)
         for plan in plans:

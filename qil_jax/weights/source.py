@@ -93,10 +93,10 @@ def zarr_spec(folder: Path, path: str) -> dict[str, Any]:
 
 
 def copy_tiled(out: np.ndarray, x: np.ndarray, tile: int = 256) -> None:
-    """out[...] = x, in tiles where `x` is a transposed matrix: several times faster than a plain strided copy."""
+    """out[...] = x, in tiles where one of them is a transposed matrix: several times faster than a strided copy."""
     bits = np.dtype(f"u{x.dtype.itemsize}")
     out, x = out.view(bits), x.view(bits)
-    if x.ndim != 2 or x.strides[1] == x.itemsize:
+    if x.ndim != 2 or x.strides[1] == out.strides[1] == x.itemsize:
         out[...] = x
         return
     for i, j in _tiles(x.shape, tile):

@@ -12,7 +12,7 @@ from qil_jax.models.config import ConfigError
 from qil_jax.weights.names import released_names
 from qil_jax.weights.safetensors_io import TensorInfo, WeightsError, read_headers, weight_files
 from qil_jax.weights.source import PARAMS, SIDECAR, Layout, OrbaxSource, layout_of
-from qil_jax.weights.tables import Component, Transform, table_of, targets
+from qil_jax.weights.tables import Component, Target, Transform, table_of, targets
 
 FLOATS = ("bfloat16", "float16", "float32")
 ADDITION = "time_text_embed.addition_t_embedding.weight"
@@ -92,7 +92,8 @@ def component_problems(folder: Path, component: Component, config: Mapping[str, 
         return list(error.problems)
     found = {released: tensors[name] for name, released in released_names(component, tensors).items()}
     expected = {entry.name: entry.shape for entry in table}
-    return _tensor_problems(f"{folder}", expected, found) + _index_problems(folder, found)
+    problems = _tensor_problems(f"{folder}", expected, found) + _index_problems(folder, found)
+    return problems or _mixture_problems(folder, targets(table), found)
 
 
 def _tensor_problems(where: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorInfo]) -> list[str]:
@@ -107,6 +108,17 @@ def _tensor_problems(where: str, expected: Mapping[str, tuple[int, ...]], found:
             problems.append(f"{info.file}: {name} has dtype {info.dtype.name}, supported are {', '.join(FLOATS)}")
     if problems:
         problems.append(f"{where}: {len(found)} tensors found, {len(expected)} expected; is this its config.json?")
+    return problems
+
+
+def _mixture_problems(folder: Path, wanted: Mapping[str, Target], found: Mapping[str, TensorInfo]) -> list[str]:
+    """Parameters whose blocks are stored with unlike dtypes: as one stacked array they cannot be kept losslessly."""
+    problems = []
+    for target in wanted.values():
+        dtypes = sorted({found[entry.name].dtype.name for entry in target.entries})
+        if len(dtypes) > 1:
+            names = f"{target.entries[0].name} ... {target.entries[-1].name}"
+            problems.append(f"{folder}: {names} mix the dtypes {', '.join(dtypes)}; cast them to one")
     return problems
 
 

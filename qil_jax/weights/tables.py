@@ -37,7 +37,7 @@ class Transform(StrEnum):
     SIDECAR = "sidecar"  # kept whole beside the parameters; no picture ever reads it
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        """Stored tensor to parameter, as a view."""
+        """Stored tensor to parameter, as a view: so writing to it fills the stored tensor, which is the inverse."""
         match self:
             case Transform.COPY | Transform.SIDECAR:
                 return x
@@ -53,18 +53,6 @@ class Transform(StrEnum):
                 return x.reshape(-1)
             case Transform.PATCH:
                 return x.reshape(x.shape[0], -1).T
-
-    def backward(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Parameter to a stored tensor of `shape`, as a view; TAP gives the last temporal tap, [out, in, 3, 3]."""
-        match self:
-            case Transform.CONV | Transform.TAP:
-                return x.transpose(3, 2, 0, 1)
-            case Transform.LINEAR:
-                return x.T
-            case Transform.POINTWISE | Transform.PATCH:
-                return x.T.reshape(shape)
-            case Transform.COPY | Transform.SIDECAR | Transform.FLAT:
-                return x.reshape(shape)
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the parameter made of a stored tensor."""

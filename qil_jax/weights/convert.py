@@ -1,0 +1,268 @@
+"""Whole checkpoints from the released layout to orbax and back, one piece of a tensor at a time (design.md 3.8).
+
+Nothing is computed: bytes are only moved and transposed, so a checkpoint that went both ways is the one that left.
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from qil_jax.weights.load import open_source
+from qil_jax.weights.names import released_names
+from qil_jax.weights.safetensors_io import (
+    PICKLES,
+    ShardedWriter,
+    TensorPlan,
+    TensorReader,
+    read_headers,
+    weight_files,
+)
+from qil_jax.weights.source import PARAMS, SIDECAR, Layout, ParameterSource, copy_tiled, layout_of, zarr_spec
+from qil_jax.weights.structure import component_config, require_sound
+from qil_jax.weights.tables import Component, Entry, Target, Transform, table_of, targets
+
+PIECE_BYTES = 128 << 20
+"""Most bytes that one thread holds at a time, twice."""
+THREADS = 2
+
+OnBytes = Callable[[int], None]
+"""Called with the number of bytes that were written since the last call; from several threads."""
+Index = tuple[slice, ...]
+
+
+class ConversionError(ValueError):
+    """The conversion was refused; nothing was written."""
+
+
+def checkpoint_bytes(checkpoint: Path) -> int:
+    """Bytes of all parameters, as `on_bytes` counts them."""
+    total = 0
+    for component in Component:
+        source = open_source(checkpoint / component, component)
+        for target in targets(table_of(component, component_config(checkpoint, component))).values():
+            total += math.prod(target.shape) * source.dtype(target).itemsize
+    return total
+
+
+def to_orbax(source: Path, destination: Path, *, overwrite: bool = False, on_bytes: OnBytes | None = None) -> None:
+    """Write a checkpoint of the released layout as orbax parameters, with every other file beside them.
+
+    Each component becomes COMPONENT/params, which `ocp.StandardCheckpointer().restore` reads as a tree of plain
+    dictionaries; parameters are uncompressed zarr arrays with one chunk per block. dtypes stay. What the network does
+    not use of the VAE goes to vae/temporal.safetensors. Host memory: at most 4 pieces of 128 MiB.
+
+    Raises:
+      ConversionError: if the destination exists (without `overwrite`), or the source has this layout already.
+      StructureError: with everything that is wrong with the source.
+    """
+    with _prepared(source, destination, Layout.DIFFUSERS, overwrite=overwrite) as folder:
+        for component in Component:
+            table = table_of(component, component_config(source, component))
+            _write_orbax(source / component, folder / component, table, on_bytes or _ignore)
+
+
+def to_diffusers(source: Path, destination: Path, *, overwrite: bool = False, on_bytes: OnBytes | None = None) -> None:
+    """The inverse of `to_orbax`: safetensors shards with released names that diffusers and transformers load.
+
+    Raises: as `to_orbax`.
+    """
+    with _prepared(source, destination, Layout.ORBAX, overwrite=overwrite) as folder:
+        for component in Component:
+            table = table_of(component, component_config(source, component))
+            _write_diffusers(source / component, folder / component, table, on_bytes or _ignore)
+
+
+def _ignore(_: int) -> None:
+    pass
+
+
+@contextmanager
+def _prepared(source: Path, destination: Path, layout: Layout, *, overwrite: bool) -> Iterator[Path]:
+    """A folder to fill that holds all but the weights, and takes the destination's place once it is complete."""
+    if destination.exists():
+        if not overwrite:
+            raise ConversionError(f"{destination} exists; give another folder, or --overwrite to replace it")
+        if not (destination / "model_index.json").is_file():
+            raise ConversionError(f"{destination} holds no checkpoint and is left alone; give another folder")
+        if source.resolve().is_relative_to(destination.resolve()):
+            raise ConversionError(f"{destination} contains the source; give another folder")
+    if destination.resolve().is_relative_to(source.resolve()):
+        raise ConversionError(f"{destination} lies inside the source {source}; give a folder outside it")
+    require_sound(source)
+    other = [c for c in Component if layout_of(source / c) is not layout]
+    if other:
+        raise ConversionError(f"{source}: {', '.join(other)} not stored as {layout}; the other direction is needed")
+    unfinished = destination.with_name(destination.name + ".unfinished")  # of a conversion that was cut off
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        _require_space(source, unfinished)
+        _carry(source, unfinished)
+        yield unfinished
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    if destination.exists():
+        replaced = destination.with_name(destination.name + ".replaced")
+        destination.rename(replaced)
+        unfinished.rename(destination)
+        shutil.rmtree(replaced)
+    else:
+        unfinished.rename(destination)
+
+
+def _require_space(source: Path, folder: Path) -> None:
+    needed = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConversionError(f"{folder.parent}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; make room")
+
+
+def _carry(source: Path, folder: Path) -> None:
+    """Copy configs, tokenizer and all else that holds no weights."""
+    for file in sorted(source.rglob("*")):
+        inside = file.relative_to(source)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if file.is_file() and not (hidden or file.suffix in PICKLES or _is_weights(inside)):
+            (folder / inside).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / inside)
+
+
+def _is_weights(inside: Path) -> bool:
+    """Whether a path inside a checkpoint belongs to the weights of a component, in either layout."""
+    component, *rest = inside.parts
+    if component not in tuple(Component) or not rest:
+        return False
+    return rest[0] == PARAMS or inside.name.endswith((".safetensors", ".safetensors.index.json"))
+
+
+def _write_orbax(source: Path, folder: Path, table: list[Entry], on_bytes: OnBytes) -> None:
+    reader = open_source(source, Component(source.name))
+    wanted = list(targets(table).values())
+    _write_skeleton(folder / PARAMS, {t.path: reader.dtype(t) for t in wanted})
+    jobs = []
+    for target in wanted:
+        array = _create_array(folder / PARAMS, target, reader.dtype(target))
+        jobs += [partial(_copy_to_array, reader, target, array, index) for index in _pieces(target, reader)]
+    _run(jobs, on_bytes)
+    _write_sidecar(source, folder, table)
+
+
+def _write_skeleton(folder: Path, dtypes: dict[str, np.dtype]) -> None:
+    """Let orbax write a checkpoint of our tree with one element per parameter; its arrays are then replaced.
+
+    Orbax itself can only save what is in memory at once. Shapes stand in the arrays' own metadata alone.
+    """
+    tree: dict = {}
+    for path, dtype in dtypes.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = np.zeros(1, dtype)
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(tree))
+
+
+def _create_array(folder: Path, target: Target, dtype: np.dtype) -> ts.TensorStore:
+    spec = zarr_spec(folder, target.path)
+    shutil.rmtree(spec["kvstore"]["path"])
+    spec["metadata"] = {"shape": list(target.shape), "chunks": list(_chunk(target, dtype)), "compressor": None}
+    return ts.open(spec, create=True, open=False, dtype=ts.dtype(dtype)).result()
+
+
+def _chunk(target: Target, dtype: np.dtype) -> tuple[int, ...]:
+    """One block, cut along its longest axis until it fits a piece."""
+    chunk = list(target.shape) if target.entries[0].block is None else [1, *target.shape[1:]]
+    longest = int(np.argmax(chunk))
+    parts = -(-math.prod(chunk) * dtype.itemsize // PIECE_BYTES)
+    chunk[longest] = -(-chunk[longest] // parts)
+    return tuple(chunk)
+
+
+def _pieces(target: Target, reader: ParameterSource) -> Iterator[Index]:
+    """The chunks of a parameter."""
+    chunk = _chunk(target, reader.dtype(target))
+    counts = [-(-size // step) for size, step in zip(target.shape, chunk, strict=True)]
+    for position in np.ndindex(*counts):
+        yield tuple(
+            slice(int(p) * c, min((int(p) + 1) * c, s)) for p, c, s in zip(position, chunk, target.shape, strict=True)
+        )
+
+
+def _copy_to_array(reader: ParameterSource, target: Target, array: ts.TensorStore, index: Index) -> int:
+    part = reader.read(target, index)
+    array[index].write(part, can_reference_source_data_indefinitely=True).result()
+    return part.nbytes
+
+
+def _write_sidecar(source: Path, folder: Path, table: list[Entry]) -> None:
+    """The tensors that no picture reads, and the first two taps [out, in, 2, 3, 3] of each causal convolution."""
+    kept = [e for e in table if e.transform in (Transform.SIDECAR, Transform.TAP)]
+    if not kept:
+        return
+    stored = TensorReader(read_headers(weight_files(source)))
+    names = {released: name for name, released in released_names(Component.VAE, stored.tensors).items()}
+    tensors = {e.name: _unused(e, stored[names[e.name]]) for e in kept}
+    plans = [TensorPlan(name=n, dtype=x.dtype, shape=x.shape) for n, x in tensors.items()]
+    writer = ShardedWriter(folder, SIDECAR.removesuffix(".safetensors"), plans)
+    for name, tensor in tensors.items():
+        writer.view(name)[...] = tensor
+    writer.close()
+
+
+def _unused(entry: Entry, stored: np.ndarray) -> np.ndarray:
+    """What the parameters do not hold of a stored tensor, as a view."""
+    return stored[:, :, :-1] if entry.transform is Transform.TAP else stored
+
+
+def _write_diffusers(source: Path, folder: Path, table: list[Entry], on_bytes: OnBytes) -> None:
+    component = Component(source.name)
+    reader = open_source(source, component)
+    kept = read_headers([source / SIDECAR]) if component is Component.VAE else {}
+    wanted = targets(table)
+    dtypes = {e.name: reader.dtype(t) for t in wanted.values() for e in t.entries}
+    dtypes |= {e.name: kept[e.name].dtype for e in table if e.transform is Transform.SIDECAR}
+    plans = [TensorPlan(name=e.name, dtype=dtypes[e.name], shape=e.shape) for e in table]
+    stem = "model" if component is Component.TEXT_ENCODER else "diffusion_pytorch_model"
+    writer = ShardedWriter(folder, stem, plans)
+    unused = TensorReader(kept)
+    for entry in table:
+        if entry.name in kept:
+            _unused(entry, writer.view(entry.name))[...] = unused[entry.name]
+    _run(
+        [partial(_copy_to_file, reader, t, writer, index) for t in wanted.values() for index in _pieces(t, reader)],
+        on_bytes,
+    )
+    writer.close()
+
+
+def _copy_to_file(reader: ParameterSource, target: Target, writer: ShardedWriter, index: Index) -> int:
+    part = reader.read(target, index)
+    entry = target.entries[0]
+    if entry.block is not None:
+        entry, index, part = target.entries[index[0].start], index[1:], part[0]
+    place = entry.transform.forward(writer.view(entry.name))
+    copy_tiled(place[index], part)
+    return part.nbytes
+
+
+def _run(jobs: Sequence[Callable[[], int]], on_bytes: OnBytes) -> None:
+    """Run jobs on a few threads; the first error cancels the rest."""
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        try:
+            for done in pool.map(lambda job: job(), jobs):
+                on_bytes(done)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
