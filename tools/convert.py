@@ -5,6 +5,7 @@ python tools/convert.py to-diffusers SRC DST [--overwrite]
 """
 
 import argparse
+import logging
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("destination", type=Path)
     parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint at the destination")
     arguments = parser.parse_args(argv)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of merging what there is nothing of
     began = time.perf_counter()
     try:
         require_sound(arguments.source)
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     seconds = time.perf_counter() - began
-    print(f"{total / 1e9:.2f} GB in {seconds:.1f} s to {arguments.destination}")
+    print(f"{total / 1e6:,.0f} MB in {seconds:.1f} s to {arguments.destination}")
     return 0
 
 

@@ -26,12 +26,12 @@ from qil_jax.weights.safetensors_io import (
     read_headers,
     weight_files,
 )
-from qil_jax.weights.source import PARAMS, SIDECAR, Layout, ParameterSource, copy_tiled, layout_of, zarr_spec
+from qil_jax.weights.source import PARAMS, SIDECAR, Layout, ParameterSource, layout_of, row_major, zarr_spec
 from qil_jax.weights.structure import component_config, require_sound
 from qil_jax.weights.tables import Component, Entry, Target, Transform, table_of, targets
 
-PIECE_BYTES = 128 << 20
-"""Most bytes that one thread holds at a time, twice."""
+PIECE_BYTES = 8 << 20
+"""Size of a chunk at most. Small pieces let the allocator reuse memory instead of asking for fresh pages."""
 THREADS = 2
 
 OnBytes = Callable[[int], None]
@@ -57,8 +57,8 @@ def to_orbax(source: Path, destination: Path, *, overwrite: bool = False, on_byt
     """Write a checkpoint of the released layout as orbax parameters, with every other file beside them.
 
     Each component becomes COMPONENT/params, which `ocp.StandardCheckpointer().restore` reads as a tree of plain
-    dictionaries; parameters are uncompressed zarr arrays with one chunk per block. dtypes stay. What the network does
-    not use of the VAE goes to vae/temporal.safetensors. Host memory: at most 4 pieces of 128 MiB.
+    dictionaries; parameters are uncompressed zarr arrays whose chunks never span two blocks. dtypes stay. What the
+    network does not use of the VAE goes to vae/temporal.safetensors. Host memory: a few pieces of 8 MiB per thread.
 
     Raises:
       ConversionError: if the destination exists (without `overwrite`), or the source has this layout already.
@@ -182,12 +182,18 @@ def _create_array(folder: Path, target: Target, dtype: np.dtype) -> ts.TensorSto
 
 
 def _chunk(target: Target, dtype: np.dtype) -> tuple[int, ...]:
-    """One block, cut along its longest axis until it fits a piece."""
+    """One block, cut along what are rows of the stored tensor until it fits a piece."""
     chunk = list(target.shape) if target.entries[0].block is None else [1, *target.shape[1:]]
-    longest = int(np.argmax(chunk))
+    rows = _rows_axis(target)
     parts = -(-math.prod(chunk) * dtype.itemsize // PIECE_BYTES)
-    chunk[longest] = -(-chunk[longest] // parts)
+    chunk[rows] = -(-chunk[rows] // parts)
     return tuple(chunk)
+
+
+def _rows_axis(target: Target) -> int:
+    """The axis of a parameter, blocks included, that is the first of its stored tensors."""
+    first = target.entries[0]
+    return first.transform.leading % len(first.transform.shape(first.shape)) + (first.block is not None)
 
 
 def _pieces(target: Target, reader: ParameterSource) -> Iterator[Index]:
@@ -217,7 +223,7 @@ def _write_sidecar(source: Path, folder: Path, table: list[Entry]) -> None:
     plans = [TensorPlan(name=n, dtype=x.dtype, shape=x.shape) for n, x in tensors.items()]
     writer = ShardedWriter(folder, SIDECAR.removesuffix(".safetensors"), plans)
     for name, tensor in tensors.items():
-        writer.view(name)[...] = tensor
+        writer.write(name, tensor)
     writer.close()
 
 
@@ -236,24 +242,27 @@ def _write_diffusers(source: Path, folder: Path, table: list[Entry], on_bytes: O
     plans = [TensorPlan(name=e.name, dtype=dtypes[e.name], shape=e.shape) for e in table]
     stem = "model" if component is Component.TEXT_ENCODER else "diffusion_pytorch_model"
     writer = ShardedWriter(folder, stem, plans)
-    unused = TensorReader(kept)
+    sidecar = TensorReader(kept)
     for entry in table:
-        if entry.name in kept:
-            _unused(entry, writer.view(entry.name))[...] = unused[entry.name]
-    _run(
-        [partial(_copy_to_file, reader, t, writer, index) for t in wanted.values() for index in _pieces(t, reader)],
-        on_bytes,
-    )
+        if entry.transform is Transform.SIDECAR:
+            writer.write(entry.name, sidecar[entry.name])
+    pieces = [(target, index) for target in wanted.values() for index in _pieces(target, reader)]
+    _run([partial(_copy_to_file, reader, target, index, sidecar, writer) for target, index in pieces], on_bytes)
     writer.close()
 
 
-def _copy_to_file(reader: ParameterSource, target: Target, writer: ShardedWriter, index: Index) -> int:
+def _copy_to_file(
+    reader: ParameterSource, target: Target, index: Index, sidecar: TensorReader, writer: ShardedWriter
+) -> int:
     part = reader.read(target, index)
+    rows = index[_rows_axis(target)]
     entry = target.entries[0]
     if entry.block is not None:
-        entry, index, part = target.entries[index[0].start], index[1:], part[0]
-    place = entry.transform.forward(writer.view(entry.name))
-    copy_tiled(place[index], part)
+        entry, part = target.entries[index[0].start], part[0]
+    stored = entry.transform.backward(part, (rows.stop - rows.start, *entry.shape[1:]))
+    if entry.transform is Transform.TAP:
+        stored = np.concatenate([sidecar[entry.name][rows], stored[:, :, None]], axis=2)
+    writer.write(entry.name, row_major(stored), first=rows.start)
     return part.nbytes
 
 

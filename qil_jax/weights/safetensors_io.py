@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -164,11 +165,12 @@ class TensorPlan:
 
 
 class ShardedWriter:
-    """Safetensors shards whose headers are written first and whose tensors follow in any order."""
+    """Safetensors shards whose headers are written first and whose tensors follow in any order, from any thread."""
 
     def __init__(self, folder: Path, stem: str, plans: list[TensorPlan], *, shard_bytes: int = SHARD_BYTES):
         shards = list(_shards(plans, shard_bytes))
-        self._maps: dict[str, tuple[np.memmap, int, TensorPlan]] = {}
+        self._files: list[BinaryIO] = []
+        self._places: dict[str, tuple[BinaryIO, int, TensorPlan]] = {}
         weight_map = {}
         for i, shard in enumerate(shards):
             number = f"-{i + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
@@ -188,25 +190,30 @@ class ShardedWriter:
             offset += plan.bytes
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        with file.open("xb") as stream:
-            stream.write(struct.pack("<Q", len(text)) + text)
-            stream.truncate(8 + len(text) + offset)
-            if hasattr(os, "posix_fallocate"):  # a full disk fails here, not when a page is touched
-                os.posix_fallocate(stream.fileno(), 0, 8 + len(text) + offset)
-        data = np.memmap(file, np.uint8, "r+")
+        stream = file.open("xb", buffering=0)
+        self._files.append(stream)
+        stream.write(struct.pack("<Q", len(text)) + text)
         start = 8 + len(text)
+        stream.truncate(start + offset)
         for plan in plans:
-            self._maps[plan.name] = (data, start, plan)
+            self._places[plan.name] = (stream, start, plan)
             start += plan.bytes
 
-    def view(self, name: str) -> np.ndarray:
-        """The place of a tensor in its file, to be filled."""
-        data, start, plan = self._maps[name]
-        return np.asarray(data[start : start + plan.bytes]).view(plan.dtype).reshape(plan.shape)
+    def write(self, name: str, rows: np.ndarray, *, first: int = 0) -> None:
+        """Fill a tensor, or its rows from `first` on."""
+        stream, start, plan = self._places[name]
+        if rows.dtype != plan.dtype or rows.shape[1:] != plan.shape[1:] or first + len(rows) > plan.shape[0]:
+            raise ValueError(f"{name}: {rows.dtype} {rows.shape} from row {first} does not fit {plan}")
+        data = memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+        start += first * (plan.bytes // plan.shape[0])
+        while data:
+            written = os.pwrite(stream.fileno(), data, start)
+            data, start = data[written:], start + written
 
     def close(self) -> None:
         """Hand everything to the operating system."""
-        self._maps.clear()
+        for stream in self._files:
+            stream.close()
 
 
 def _shards(plans: list[TensorPlan], limit: int) -> Iterator[list[TensorPlan]]:

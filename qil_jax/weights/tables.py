@@ -37,7 +37,7 @@ class Transform(StrEnum):
     SIDECAR = "sidecar"  # kept whole beside the parameters; no picture ever reads it
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        """Stored tensor to parameter, as a view: so writing to it fills the stored tensor, which is the inverse."""
+        """Stored tensor to parameter, as a view."""
         match self:
             case Transform.COPY | Transform.SIDECAR:
                 return x
@@ -53,6 +53,21 @@ class Transform(StrEnum):
                 return x.reshape(-1)
             case Transform.PATCH:
                 return x.reshape(x.shape[0], -1).T
+
+    def backward(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Parameter to a stored tensor of `shape`, as a view; TAP gives the last temporal tap, [out, in, 3, 3]."""
+        match self:
+            case Transform.CONV | Transform.TAP:
+                return x.transpose(3, 2, 0, 1)
+            case Transform.LINEAR | Transform.POINTWISE | Transform.PATCH:
+                return x.T.reshape(shape)
+            case Transform.COPY | Transform.SIDECAR | Transform.FLAT:
+                return x.reshape(shape)
+
+    @property
+    def leading(self) -> int:
+        """Which axis of the parameter is the first of the stored tensor."""
+        return 0 if self in (Transform.COPY, Transform.FLAT, Transform.SIDECAR) else -1
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the parameter made of a stored tensor."""
