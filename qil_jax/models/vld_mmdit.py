@@ -117,19 +117,21 @@ class Modulation(nnx.Module):
         Raises:
           ValueError: if target_kind is given and the config has no such embedding, or the reverse.
         """
-        if self.config.use_additional_t_cond != (target_kind is not None):
-            raise ValueError("target_kind must be given exactly when the config sets use_additional_t_cond")
-        dtype = self.time_in.kernel[...].dtype
-        hidden = self.time_out(jax.nn.silu(self.time_in(_sinusoid(sigma).astype(dtype))))
-        if target_kind is not None:
-            hidden = hidden + self.addition(target_kind)
-        hidden = jax.nn.silu(hidden)
+        hidden = jax.nn.silu(self.embed(sigma, target_kind))
         per_block = lambda stacked: _stacked_linear(stacked, hidden)  # noqa: E731
         return ModulationTable(
             image=per_block(self.image),
             text=per_block(self.text),
             out=self.out(hidden).reshape(hidden.shape[0], 2, -1),
         )
+
+    def embed(self, sigma: Float[Array, " b"], target_kind: Int[Array, " b"] | None = None) -> Float[Array, "b d"]:
+        """The noise level (and target kind) as one vector, which all blocks share. Arguments as of the call."""
+        if self.config.use_additional_t_cond != (target_kind is not None):
+            raise ValueError("target_kind must be given exactly when the config sets use_additional_t_cond")
+        dtype = self.time_in.kernel[...].dtype
+        hidden = self.time_out(jax.nn.silu(self.time_in(_sinusoid(sigma).astype(dtype))))
+        return hidden if target_kind is None else hidden + self.addition(target_kind)
 
 
 class Stream(nnx.Module):
@@ -262,8 +264,10 @@ SINUSOID = 256
 
 def _sinusoid(sigma: Float[Array, " b"]) -> Float[Array, "b 256"]:
     half = SINUSOID // 2
-    frequencies = np.exp(-np.log(10000.0) * np.arange(half, dtype=np.float32) / np.float32(half))
-    angles = sigma.astype(jnp.float32)[:, None] * 1000.0 * frequencies.astype(np.float32)
+    # Rounded to fp32 at every step, as the weights were trained: an angle of 1000 rad amplifies each rounding.
+    exponents = np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = 1000.0 * (sigma.astype(jnp.float32)[:, None] * frequencies)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 

@@ -1,0 +1,246 @@
+"""A checkpoint pushed block by block through the PyTorch reference and through ours, on the same activations, in fp32.
+
+Each block reads the reference's output of the one before, so an error stays where it arises. One block is in memory at
+a time on either side: the released 41 GB need about 4 GB. Needs torch, diffusers, transformers and accelerate.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
+from flax import nnx
+from jax import Array
+from safetensors import safe_open
+from transformers import Qwen2_5_VLConfig as TorchTextConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+
+from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
+from qil_jax.models.attention import AttentionKind
+from qil_jax.models.layers import layer_norm
+from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
+from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
+from qil_jax.models.rope import LayerIndex, image_positions, rotary_angles, text_offset, text_positions
+from qil_jax.models.stack import block_at
+from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
+from qil_jax.weights import Component, component_config, load_model, open_source
+from qil_jax.weights.names import released_names
+from qil_jax.weights.safetensors_io import weight_files
+from qil_jax.weights.source import ParameterSource
+from qil_jax.weights.tables import Target, table_of, targets
+
+GRID, PICTURES, WORDS, SIGMA = (4, 6), 3, 9, 0.6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """Errors of one block: the largest absolute error over the largest absolute value, and the same of the means."""
+
+    component: Component
+    block: str
+    largest: float
+    mean: float
+
+
+def compare(checkpoint: Path, reference: Path) -> Iterator[Row]:
+    """Rows of all components. `checkpoint` may have either layout, `reference` has the released one."""
+    with torch.no_grad():
+        yield from compare_vae(checkpoint, reference)
+        yield from compare_text_encoder(checkpoint, reference)
+        yield from compare_transformer(checkpoint, reference)
+
+
+def compare_vae(checkpoint: Path, reference: Path) -> Iterator[Row]:
+    """Encoder and decoder at 64 x 96 pixels."""
+    part = Component.VAE
+    with init_empty_weights():
+        torch_vae: Any = AutoencoderKLQwenImage.from_config(component_config(reference, part))
+    Tensors(reference, part).fill(torch_vae.eval(), "")
+    config = VAEConfig.from_json(component_config(checkpoint, part))
+    vae = nnx.eval_shape(lambda: RGBAVAE(config, rngs=nnx.Rngs(0)))
+    load_model(checkpoint / part, vae, mesh=single_device_mesh(), rules=INFERENCE_RULES, dtype=jnp.float32)
+    flat = lambda x: x[:, :, 0].permute(0, 2, 3, 1)  # noqa: E731
+    pixels = torch.rand(1, config.input_channels, 1, 64, 96, generator=_seed()) * 2 - 1
+    posterior = torch_vae.encode(pixels).latent_dist
+    yield _row(part, "encoder", vae.encode(_ours(flat(pixels))).mean, flat(posterior.mean))
+    picture = torch_vae.decode(posterior.mean).sample
+    yield _row(part, "decoder", vae.decode(_ours(flat(posterior.mean))), flat(picture))
+
+
+def compare_text_encoder(checkpoint: Path, reference: Path) -> Iterator[Row]:
+    """The language model: embedding, every layer, the final norm."""
+    part = Component.TEXT_ENCODER
+    values = component_config(reference, part)
+    torch_config: Any = TorchTextConfig.from_dict(values).text_config
+    depth, torch_config.num_hidden_layers, torch_config.vocab_size = torch_config.num_hidden_layers, 1, 8
+    torch_config._attn_implementation = "eager"
+    with init_empty_weights():
+        torch_model = Qwen2_5_VLTextModel(torch_config).eval()
+    tensors = Tensors(reference, part)
+    config = dataclasses.replace(Qwen2_5VLConfig.from_json(component_config(checkpoint, part)), num_hidden_layers=1)
+    model = nnx.eval_shape(lambda: TextEncoder(config, rngs=nnx.Rngs(0))).language
+    parameters = Parameters(checkpoint, part)
+
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, WORDS)
+    embedding = tensors.rows("model.embed_tokens.weight", ids)
+    table = parameters.targets["language/embed/embedding"]
+    rows = [parameters.source.read(table, (slice(int(i), int(i) + 1), slice(0, table.shape[1]))) for i in ids]
+    yield _row(part, "embedding", np.concatenate(rows).astype(np.float32), embedding)
+
+    x = embedding[None]
+    positions = torch.arange(WORDS)[None, None].expand(3, 1, -1)
+    cos_sin = torch_model.rotary_emb(x, positions)
+    causal = torch.full((WORDS, WORDS), -torch.inf).triu(1)[None, None]
+    angles = rotary_angles(jnp.arange(WORDS)[None, :, None], (config.head_dim,), config.rope_theta)
+    run = _compiled(lambda layer, x: layer(x, angles, jnp.ones((1, WORDS), jnp.int32)))
+    for k in range(depth):
+        tensors.fill(torch_model.layers[0], f"model.layers.{k}.")
+        expected = torch_model.layers[0](x, attention_mask=causal, position_embeddings=cos_sin)
+        expected = expected[0] if isinstance(expected, tuple) else expected
+        layer = parameters.block(model.layers, "language/layers", k)
+        yield _row(part, f"layer {k}", run(layer, _ours(x)), expected)
+        x = expected
+    tensors.fill(torch_model.norm, "model.norm.")
+    parameters.fill(model.norm, "language/norm")
+    yield _row(part, "norm", model.norm(_ours(x)), torch_model.norm(x))
+
+
+def compare_transformer(checkpoint: Path, reference: Path) -> Iterator[Row]:
+    """VLD-MMDiT: the embeddings, every block with its modulation, the output."""
+    part = Component.TRANSFORMER
+    values = component_config(reference, part)
+    with init_empty_weights():
+        torch_model: Any = QwenImageTransformer2DModel.from_config({**values, "num_layers": 1})
+    tensors = Tensors(reference, part)
+    config = MMDiTConfig.from_json(component_config(checkpoint, part))
+    depth, config = config.num_layers, dataclasses.replace(config, num_layers=1)
+    model = nnx.eval_shape(lambda: VLDMMDiT(config, rngs=nnx.Rngs(0)))
+    parameters = Parameters(checkpoint, part)
+
+    tokens = PICTURES * GRID[0] * GRID[1]
+    image = torch.randn(1, tokens, config.in_channels, generator=_seed())
+    text = torch.randn(1, WORDS, config.joint_attention_dim, generator=_seed()) * 4
+    sigma = torch.tensor([SIGMA])
+    kind = torch.zeros(1, dtype=torch.long) if config.use_additional_t_cond else None
+    for name in ("img_in", "txt_norm", "txt_in", "time_text_embed", "norm_out", "proj_out"):
+        tensors.fill(getattr(torch_model, name), f"{name}.")
+    backbone, modulation = model.backbone, model.modulation
+    for name in ("image_in", "text_norm", "text_in", "image_out"):
+        parameters.fill(getattr(backbone, name), f"backbone/{name}")
+    for name in ("time_in", "time_out", "out", *(["addition"] if kind is not None else [])):
+        parameters.fill(getattr(modulation, name), f"modulation/{name}")
+    x, y = torch_model.img_in(image), torch_model.txt_in(torch_model.txt_norm(text))
+    noise = torch_model.time_text_embed(sigma, x, kind)
+    yield _row(part, "image in", backbone.image_in(_ours(image)), x)
+    yield _row(part, "text in", backbone.text_in(backbone.text_norm(_ours(text))), y)
+    our_kind = None if kind is None else jnp.zeros(1, jnp.int32)
+    yield _row(part, "noise level", modulation.embed(jnp.asarray([SIGMA]), our_kind), noise)
+
+    rotary = torch_model.pos_embed([[(1, *GRID)] * PICTURES], max_txt_seq_len=WORDS, device=torch.device("cpu"))
+    layers = (LayerIndex.COMPOSITE, 1, LayerIndex.CONDITION if config.use_layer3d_rope else 2)
+    places = text_positions(WORDS, offset=text_offset(GRID, targets=2)), image_positions(GRID, layers)
+    angles = tuple(rotary_angles(jnp.asarray(p)[None], config.axes_dims_rope) for p in places)
+
+    def step(parts: nnx.List, text: Array, image: Array, noise: Array) -> Array:
+        block, *mods = parts
+        table = tuple(mod(jax.nn.silu(noise)).reshape(1, 6, -1) for mod in mods)
+        return jnp.concatenate(
+            block((text, image), table, angles=angles, segments=None, kind=AttentionKind.XLA), axis=1
+        )
+
+    run = _compiled(step)
+    for k in range(depth):
+        tensors.fill(torch_model.transformer_blocks[0], f"transformer_blocks.{k}.")
+        y_next, x_next = torch_model.transformer_blocks[0](x, y, None, noise, rotary)
+        block = parameters.block(backbone.blocks, "backbone/blocks", k)
+        mods = [parameters.block(getattr(modulation, s), f"modulation/{s}", k) for s in ("text", "image")]
+        ours = run(nnx.List([block, *mods]), _ours(y), _ours(x), _ours(noise))
+        yield _row(part, f"block {k}", ours, torch.cat([y_next, x_next], dim=1))
+        x, y = x_next, y_next
+    scale, shift = jnp.split(modulation.out(jax.nn.silu(_ours(noise)))[:, None], 2, axis=-1)
+    ours = backbone.image_out(layer_norm(_ours(x)) * (1 + scale) + shift)
+    yield _row(part, "image out", ours, torch_model.proj_out(torch_model.norm_out(x, noise)))
+
+
+class Tensors:
+    """Released tensors of one component for torch modules, by way of safetensors' own reader."""
+
+    def __init__(self, checkpoint: Path, component: Component):
+        self._files: dict[str, tuple[Path, str]] = {}
+        for file in weight_files(checkpoint / component):
+            with safe_open(file, framework="pt") as tensors:
+                names = released_names(component, tensors.keys())
+                self._files |= {released: (file, name) for name, released in names.items()}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        file, stored = self._files[name]
+        with safe_open(file, framework="pt") as tensors:
+            return tensors.get_tensor(stored).float()
+
+    def rows(self, name: str, rows: np.ndarray) -> torch.Tensor:
+        """Some rows of a matrix, fp32."""
+        file, stored = self._files[name]
+        with safe_open(file, framework="pt") as tensors:
+            matrix = tensors.get_slice(stored)
+            return torch.cat([matrix[int(row) : int(row) + 1] for row in rows]).float()
+
+    def fill(self, module: torch.nn.Module, prefix: str) -> None:
+        """Give a module its tensors, every one of them."""
+        found = {n.removeprefix(prefix): self[n] for n in self._files if n.startswith(prefix)}
+        module.load_state_dict(found, strict=True, assign=True)
+
+
+class Parameters:
+    """Our parameters of one component for parts of a model, fp32."""
+
+    def __init__(self, checkpoint: Path, component: Component):
+        self.source: ParameterSource = open_source(checkpoint / component, component)
+        self.targets: dict[str, Target] = targets(table_of(component, component_config(checkpoint, component)))
+
+    def fill(self, module: nnx.Module, path: str, block: int | None = None) -> None:
+        """Set the parameters of a module that sits at `path`, or of one block of a stack of one."""
+        state = nnx.state(module, nnx.Param)
+        for inner, parameter in nnx.to_flat_state(state):
+            target = self.targets["/".join([path, *map(str, inner)])]
+            index = [slice(0, size) for size in target.shape]
+            if block is not None:
+                index[0] = slice(block, block + 1)
+            parameter.set_value(jnp.asarray(self.source.read(target, tuple(index)).astype(np.float32)))
+        nnx.update(module, state)
+
+    def block(self, stack: nnx.Module, path: str, index: int) -> nnx.Module:
+        """One block, by way of a stack of one."""
+        self.fill(stack, path, index)
+        return block_at(stack, 0)
+
+
+def _compiled(call: Callable[..., Array]) -> Callable[..., Array]:
+    run = jax.jit(lambda graph, state, *a: call(nnx.merge(graph, state), *a), static_argnums=0)
+    return lambda module, *a: run(*nnx.split(module), *a)
+
+
+def _seed() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _ours(x: torch.Tensor) -> Array:
+    return jnp.asarray(x.numpy())
+
+
+def _row(component: Component, block: str, ours: Array | np.ndarray, expected: torch.Tensor) -> Row:
+    a, b = np.asarray(ours, np.float64), expected.double().numpy()
+    assert a.shape == b.shape, (block, a.shape, b.shape)
+    error = np.abs(a - b)
+    return Row(
+        component=component,
+        block=block,
+        largest=float(error.max() / np.abs(b).max()),
+        mean=float(error.mean() / np.abs(b).mean()),
+    )
