@@ -10,6 +10,8 @@ from qil_jax.layered_image import LayeredImage
 
 LARGEST_SIDE = 30_000
 """Limit of the PSD format in pixels."""
+LONGEST_NAME = 255
+"""Limit of the PSD format in characters; longer names are cut."""
 
 
 def write_psd(layered: LayeredImage, file: Path) -> None:
@@ -30,12 +32,22 @@ def write_psd(layered: LayeredImage, file: Path) -> None:
         picture = Image.fromarray(np.ascontiguousarray(pixels[top:bottom, left:right]), "RGBA")
         # Non-Latin names fail at creation; assigned afterwards they are written as Unicode.
         layer = document.create_pixel_layer(picture, name="layer", top=top, left=left)
-        layer.name = name
+        layer.name = name[:LONGEST_NAME]
     record = document._record  # saving through the document would replace the preview by the library's own composite
-    preview = layered.composite_8bit()
+    preview = _over_white(layered.composite())
     record.image_data.set_data([preview[..., c].tobytes() for c in range(4)], record.header)
+    info = record.layer_and_mask_information.layer_info
+    assert info is not None
+    info.layer_count = -abs(info.layer_count)  # negative: the preview's fourth channel is its transparency
     with file.open("xb") as stream:
         record.write(stream)
+
+
+def _over_white(composite: np.ndarray) -> np.ndarray:
+    """The format's convention for a merged picture with transparency: colour laid over white, alpha beside it."""
+    alpha = composite[..., 3:]
+    colour = composite[..., :3] * alpha + (1 - alpha)
+    return np.round(np.concatenate([colour, alpha], axis=-1) * 255).astype(np.uint8)
 
 
 def alpha_box(pixels: np.ndarray) -> tuple[int, int, int, int]:

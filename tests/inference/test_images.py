@@ -1,0 +1,109 @@
+"""Pictures of every kind: sizes and pixels as the reference prepares them, or one clear refusal."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.qwenimage.pipeline_qwenimage_layered import calculate_dimensions
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from qil_jax.inference.images import ImageError, Resolution, bucket_size, open_image, preprocess
+
+
+def noise(width: int, height: int, mode: str = "RGBA") -> Image.Image:
+    pixels = np.random.default_rng(1).integers(0, 256, (height, width, 4), np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@given(st.integers(2, 16384), st.integers(2, 16384), st.sampled_from(Resolution))
+def test_sizes_are_the_reference_sizes(width, height, resolution):
+    expected = tuple(map(int, calculate_dimensions(resolution * resolution, width / height)[:2]))
+    if 0 in expected:  # the reference goes on with an empty picture (checkpoint.md 11)
+        with pytest.raises(ImageError, match="collapses"):
+            bucket_size(width, height, resolution)
+    else:
+        assert bucket_size(width, height, resolution) == expected
+
+
+@pytest.mark.parametrize(("width", "height"), [(2000, 1), (1, 2000), (4000, 2)])
+def test_extreme_aspect_ratios_are_refused(width, height):
+    with pytest.raises(ImageError, match="crop or pad"):
+        bucket_size(width, height, 640)
+
+
+@pytest.mark.parametrize("size", [(300, 210), (97, 411), (640, 640), (1500, 900)])
+def test_pixels_are_the_reference_pixels(size):
+    image = noise(*size)
+    width, height = bucket_size(*size, 640)
+    processor = VaeImageProcessor(vae_scale_factor=16, vae_latent_channels=16)
+    expected = processor.preprocess(processor.resize(image, height, width), height, width)
+    seen, pixels = preprocess(image, Resolution.R640)
+    assert seen.shape == (height, width, 4)
+    np.testing.assert_allclose(pixels, expected[0].permute(1, 2, 0).numpy(), atol=2e-7)
+    assert torch.is_tensor(expected) and pixels.min() < -0.5 and pixels.max() > 0.5
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_modes_are_converted(tmp_path, mode):
+    image = noise(40, 30, "RGBA").convert(mode)
+    suffix = "tif" if mode == "CMYK" else "png"
+    image.save(tmp_path / f"a.{suffix}")
+    opened = open_image(tmp_path / f"a.{suffix}")
+    assert opened.mode == "RGBA" and opened.size == (40, 30)
+    np.testing.assert_array_equal(np.asarray(opened), np.asarray(image.convert("RGBA")))
+
+
+def test_palette_transparency_is_kept(tmp_path):
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.putpixel((3, 3), 0)
+    image.save(tmp_path / "a.png", transparency=0)
+    opened = np.asarray(open_image(tmp_path / "a.png"))
+    assert opened[3, 3, 3] == 0 and tuple(opened[0, 0]) == (255, 0, 0, 255)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    opened = np.asarray(open_image(tmp_path / "a.png"))
+    assert np.abs(opened[..., 0].astype(float) - ramp / 257).max() <= 0.51
+    assert opened[..., 3].min() == 255
+
+
+def test_cameras_rotate_pictures(tmp_path):
+    image = Image.new("RGB", (40, 20))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert open_image(tmp_path / "a.jpg").size == (20, 40)
+
+
+def test_refusals_name_file_reason_and_fix(tmp_path):
+    def refusal(name: str) -> str:
+        with pytest.raises(ImageError) as caught:
+            open_image(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+        return str(caught.value)
+
+    assert "no such file" in refusal("nowhere.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    assert "open and save it again as PNG" in refusal("text.png")
+    (tmp_path / "empty.png").write_bytes(b"")
+    assert "cannot be read" in refusal("empty.png")
+    noise(64, 64).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
+    assert "cannot be read" in refusal("cut.png")
+    frames = [noise(16, 16), noise(16, 16).rotate(90)]
+    for name in ("a.gif", "a.webp", "a.png", "a.tif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        assert "animated or multi-page (2 pictures)" in refusal(name)
+    noise(1, 1).save(tmp_path / "dot.png")
+    assert "at least 2" in refusal("dot.png")
+    Image.new("L", (30_000, 60)).save(tmp_path / "wide.png")
+    assert "scale it down to at most 16384" in refusal("wide.png")
+    Image.new("1", (16_000, 16_000)).save(tmp_path / "bomb.png")
+    assert "too many pixels" in refusal("bomb.png")
+    Image.new("L", (8000, 3)).save(tmp_path / "thin.png")
+    assert "crop or pad" in refusal("thin.png")

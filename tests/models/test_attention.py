@@ -1,0 +1,78 @@
+"""Attention against a plain softmax in double precision, for every kind, with segments and padding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qil_jax.models import attention as door
+from qil_jax.models.attention import AttentionKind, Mask, attention
+
+
+def plain(q, k, v, allowed) -> np.ndarray:
+    scores = np.einsum("btnd,bsnd->bnts", q, k, dtype=np.float64) / np.sqrt(q.shape[-1])
+    scores = np.where(allowed[:, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.einsum("bnts,bsnd->btnd", weights / weights.sum(axis=-1, keepdims=True), v)
+
+
+def inputs(t: int, s: int):
+    random = np.random.default_rng(t)
+    return [random.standard_normal((2, n, 3, 8)).astype(np.float32) for n in (t, s, s)]
+
+
+@pytest.mark.parametrize("kind", AttentionKind)
+@pytest.mark.parametrize("scores", [1 << 23, 300, 7])
+def test_segments(kind, scores, monkeypatch):
+    monkeypatch.setattr(door, "SCORES_PER_CHUNK", scores)
+    q, k, v = inputs(23, 23)
+    ids = np.array([[1] * 9 + [2] * 10 + [0] * 4, [1] * 23])
+    allowed = ids[:, :, None] == ids[:, None, :]
+    actual = attention(*map(jnp.asarray, (q, k, v)), segments=(jnp.asarray(ids),) * 2, kind=kind)
+    np.testing.assert_allclose(actual, plain(q, k, v, allowed), atol=2e-6)
+    free = attention(*map(jnp.asarray, (q, k, v)), kind=kind)
+    np.testing.assert_allclose(free, plain(q, k, v, np.ones_like(allowed)), atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", AttentionKind)
+def test_unlike_lengths(kind, monkeypatch):
+    monkeypatch.setattr(door, "SCORES_PER_CHUNK", 200)
+    q, k, v = inputs(5, 31)
+    actual = attention(*map(jnp.asarray, (q, k, v)), kind=kind)
+    np.testing.assert_allclose(actual, plain(q, k, v, np.ones((2, 5, 31), bool)), atol=2e-6)
+
+
+def test_causal():
+    q, k, v = inputs(12, 12)
+    ids = np.array([[1] * 12, [1] * 7 + [0] * 5])
+    allowed = np.tril(ids[:, :, None] == ids[:, None, :])
+    actual = attention(*map(jnp.asarray, (q, k, v)), segments=(jnp.asarray(ids),) * 2, mask=Mask.CAUSAL)
+    np.testing.assert_allclose(actual, plain(q, k, v, allowed), atol=2e-6)
+    with pytest.raises(ValueError, match=r"use AttentionKind\.XLA"):
+        attention(*map(jnp.asarray, (q, k, v)), mask=Mask.CAUSAL, kind=AttentionKind.XLA_CHUNKED)
+
+
+@pytest.mark.parametrize("kind", AttentionKind)
+def test_large_scores_and_gradients_stay_finite(kind, monkeypatch):
+    monkeypatch.setattr(door, "SCORES_PER_CHUNK", 100)
+    q, k, v = (jnp.asarray(x) * 200 for x in inputs(11, 11))
+    ids = jnp.asarray([[1] * 6 + [0] * 5, [0] * 11])
+    value, gradients = jax.value_and_grad(lambda *x: attention(*x, segments=(ids, ids), kind=kind).sum(), (0, 1, 2))(
+        q, k, v
+    )
+    assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradients)
+
+
+def test_memory_of_chunks_is_bounded():
+    """The compiled program of a long sequence never holds all scores."""
+    x = jax.ShapeDtypeStruct((1, 4096, 4, 16), jnp.float32)
+    size = lambda kind: (  # noqa: E731
+        jax.jit(lambda q, k, v: attention(q, k, v, kind=kind))
+        .lower(x, x, x)
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+    )
+    whole = 4 * 4096 * 4096 * 4
+    assert size(AttentionKind.XLA) >= whole
+    assert size(AttentionKind.XLA_CHUNKED) < whole / 2
