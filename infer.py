@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
 
     try:
         options, settings = arguments.options(), arguments.settings()
-        tasks = find_tasks(arguments.inputs, arguments.out)
+        tasks = find_tasks(arguments.inputs, arguments.out, resolution=arguments.resolution)
         left = check_output(arguments.out, tasks, arguments.record(), overwrite=arguments.overwrite)
         if left:
             mesh = make_mesh(MeshShape.parse(arguments.mesh)) if arguments.mesh else single_device_mesh()

@@ -44,11 +44,9 @@ class Arguments:
 
     def options(self) -> "JobOptions":
         """What goes into every request."""
-        from qil_jax.inference.images import Resolution
         from qil_jax.inference.job import JobOptions
 
-        names = ("layers", "max_layers", "prompt", "negative_prompt", "seed", "samples")
-        return JobOptions(resolution=Resolution(self.resolution), **{n: getattr(self, n) for n in names})
+        return JobOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(JobOptions)})
 
     def settings(self) -> "Settings":
         """What a whole batch shares."""
@@ -87,7 +85,7 @@ def parse_arguments(argv: list[str]) -> Arguments:
     add("--guidance", type=float, default=4.0, help="guidance scale, 1 turns it off (default 4.0)")
     add("--prompt", default="", help="what the whole picture shows")
     add("--negative-prompt", default=" ", help="what guidance leads away from (default a space)")
-    add("--resolution", type=int, default=640, choices=(640, 1024), help="size bucket (default 640)")
+    add("--resolution", type=int, default=640, help="size bucket: 640 or 1024 in the release (default 640)")
     add("--rescale", default="norm", choices=("norm", "none"), help="length of guided velocities (default norm)")
     add("--seed", type=int, default=777, help="seed of the noise (default 777)")
     add("--samples", type=int, default=1, help="decompositions per picture (default 1)")
@@ -112,6 +110,8 @@ def _problems(arguments: Arguments) -> list[str]:
     for name in ("steps", "samples", "batch"):
         if getattr(arguments, name) < 1:
             found.append(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.resolution < 32 or arguments.resolution % 32:
+        found.append(f"--resolution must be a multiple of 32, got {arguments.resolution}")
     if not math.isfinite(arguments.guidance):
         found.append(f"--guidance must be a finite number, got {arguments.guidance}")
     if not arguments.checkpoint.is_dir():

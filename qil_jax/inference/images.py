@@ -1,7 +1,6 @@
 """Pictures from files to what the VAE reads, exactly as the released pipeline prepares them (checkpoint.md 8.3)."""
 
 import math
-from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,8 @@ SMALLEST_SIDE = 2
 LARGEST_SIDE = 16384
 MULTIPLE = 32
 """Both sides of the model's picture are multiples of this many pixels."""
+RESOLUTION = 640
+"""The default bucket: pictures are resized to about this many pixels squared. The release also knows 1024."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
@@ -19,26 +20,20 @@ class ImageError(ValueError):
     """A picture that cannot be decomposed. The message names the file, the reason and the fix."""
 
 
-class Resolution(IntEnum):
-    """The released size buckets: pictures are resized to about this many pixels squared."""
-
-    R640 = 640
-    R1024 = 1024
-
-
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, *, resolution: int = RESOLUTION) -> Image.Image:
     """Read a picture as 8-bit RGBA, upright.
 
     Gray, palette, CMYK and 16-bit pictures are converted; alpha is kept, and opaque where there is none.
 
     Raises:
-      ImageError: if the file is unreadable, animated, or has a side below 2 or above 16,384 pixels.
+      ImageError: if the file is unreadable, animated, has a side below 2 or above 16,384 pixels, or is too narrow for
+        a bucket of `resolution`.
     """
     try:
         with Image.open(path) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise ImageError(f"{path}: animated or multi-page ({image.n_frames} pictures); save one as PNG")  # type: ignore[attr-defined]
-            check_size(image.size, str(path))
+            check_size(image.size, str(path), resolution)
             image.load()
             return to_rgba(ImageOps.exif_transpose(image))
     except ImageError:
@@ -51,7 +46,7 @@ def open_image(path: Path) -> Image.Image:
         raise ImageError(f"{path}: cannot be read as a picture ({error}); open and save it again as PNG") from error
 
 
-def check_size(size: tuple[int, int], name: str) -> None:
+def check_size(size: tuple[int, int], name: str, resolution: int) -> None:
     """Refuse sizes that cannot be decomposed.
 
     Raises:
@@ -62,8 +57,7 @@ def check_size(size: tuple[int, int], name: str) -> None:
         raise ImageError(f"{name}: {width}x{height} pixels; both sides must have at least {SMALLEST_SIDE}")
     if max(size) > LARGEST_SIDE:
         raise ImageError(f"{name}: {width}x{height} pixels; scale it down to at most {LARGEST_SIDE} a side")
-    for resolution in Resolution:
-        bucket_size(width, height, resolution, name=name)
+    bucket_size(width, height, resolution, name=name)
 
 
 def to_rgba(image: Image.Image) -> Image.Image:
@@ -87,15 +81,13 @@ def bucket_size(width: int, height: int, resolution: int, *, name: str = "pictur
     if 0 in sides:
         limit = int((2 * resolution / MULTIPLE) ** 2)
         raise ImageError(
-            f"{name}: {width}x{height} collapses to {sides[0]}x{sides[1]} at resolution {resolution:d}; "
+            f"{name}: {width}x{height} collapses to {sides[0]}x{sides[1]} at resolution {resolution}; "
             f"crop or pad it to an aspect ratio below {limit}:1"
         )
     return sides[0], sides[1]
 
 
-def preprocess(
-    image: Image.Image, resolution: Resolution
-) -> tuple[UInt8[np.ndarray, "y x 4"], Float32[np.ndarray, "y x 4"]]:
+def preprocess(image: Image.Image, resolution: int) -> tuple[UInt8[np.ndarray, "y x 4"], Float32[np.ndarray, "y x 4"]]:
     """A picture at the model's size: as 8-bit RGBA, and in [-1, 1] with alpha treated as any channel.
 
     LANCZOS on the RGBA picture, which premultiplies: colour under alpha 0 becomes black unless the size already fits.

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from qil_jax.export.names import safe_name
 from qil_jax.export.result import read_record, write_result
-from qil_jax.inference.images import SUFFIXES, ImageError, Resolution, open_image
+from qil_jax.inference.images import RESOLUTION, SUFFIXES, ImageError, open_image
 from qil_jax.inference.request import Decomposition, Request, Settings
 
 OnStep = Callable[[int, int], None]
@@ -44,14 +44,15 @@ class JobOptions:
     layers: int = 4
     prompt: str = ""
     negative_prompt: str | None = " "
-    resolution: Resolution = Resolution.R640
+    resolution: int = RESOLUTION
     seed: int = 777
     samples: int = 1
     max_layers: int = 20
 
     def request(self, path: Path) -> Request:
         """The request for one file."""
-        return Request(image=open_image(path), **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+        image = open_image(path, resolution=self.resolution)
+        return Request(image=image, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ class Outcome:
     psnr: float | None = None
 
 
-def find_tasks(inputs: Sequence[Path], out: Path) -> list[Task]:
+def find_tasks(inputs: Sequence[Path], out: Path, *, resolution: int = RESOLUTION) -> list[Task]:
     """Every picture of the given files and folders (sorted, not recursive), with a result folder of its own.
 
     Raises:
@@ -96,7 +97,7 @@ def find_tasks(inputs: Sequence[Path], out: Path) -> list[Task]:
             problems.append(f"{path}: no such file or folder")
     for source in sources:
         try:
-            open_image(source)
+            open_image(source, resolution=resolution)
         except ImageError as error:
             problems.append(str(error))
     if problems:

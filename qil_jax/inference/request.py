@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from qil_jax.flow import Rescale
-from qil_jax.inference.images import Resolution
+from qil_jax.inference.images import MULTIPLE, RESOLUTION, ImageError, check_size
 from qil_jax.layered_image import LayeredImage
 
 MAX_LAYERS = 20
@@ -24,7 +24,7 @@ class Request:
     layers: int = 4
     prompt: str = ""
     negative_prompt: str | None = " "  # None: no guidance for this picture
-    resolution: Resolution = Resolution.R640
+    resolution: int = RESOLUTION
     seed: int = 777
     samples: int = 1
     latents: Float[np.ndarray, "s l1 h w z"] | None = None
@@ -39,6 +39,13 @@ class Request:
                 f"layers must be from 1 to {self.max_layers}, got {self.layers}"
                 + (f" (the model saw at most {MAX_LAYERS}; raise max_layers to go beyond)" if self.layers > 1 else "")
             )
+        if self.resolution < MULTIPLE or self.resolution % MULTIPLE:
+            found.append(f"resolution must be a multiple of {MULTIPLE}, got {self.resolution}")
+        else:
+            try:
+                check_size(self.image.size, "image", self.resolution)
+            except ImageError as error:
+                found.append(str(error))
         if self.samples < 1:
             found.append(f"samples must be at least 1, got {self.samples}")
         return found

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from qil_jax.inference.images import ImageError, Resolution, bucket_size, open_image, preprocess
+from qil_jax.inference.images import ImageError, bucket_size, open_image, preprocess
 
 
 def noise(width: int, height: int, mode: str = "RGBA") -> Image.Image:
@@ -17,7 +17,7 @@ def noise(width: int, height: int, mode: str = "RGBA") -> Image.Image:
     return Image.fromarray(pixels).convert(mode)
 
 
-@given(st.integers(2, 16384), st.integers(2, 16384), st.sampled_from(Resolution))
+@given(st.integers(2, 16384), st.integers(2, 16384), st.sampled_from([96, 640, 1024]))
 def test_sizes_are_the_reference_sizes(width, height, resolution):
     expected = tuple(map(int, calculate_dimensions(resolution * resolution, width / height)[:2]))
     if 0 in expected:  # the reference goes on with an empty picture (checkpoint.md 11)
@@ -39,7 +39,7 @@ def test_pixels_are_the_reference_pixels(size):
     width, height = bucket_size(*size, 640)
     processor = VaeImageProcessor(vae_scale_factor=16, vae_latent_channels=16)
     expected = processor.preprocess(processor.resize(image, height, width), height, width)
-    seen, pixels = preprocess(image, Resolution.R640)
+    seen, pixels = preprocess(image, 640)
     assert seen.shape == (height, width, 4)
     np.testing.assert_allclose(pixels, expected[0].permute(1, 2, 0).numpy(), atol=2e-7)
     assert torch.is_tensor(expected) and pixels.min() < -0.5 and pixels.max() > 0.5

@@ -141,7 +141,7 @@ def test_an_output_that_cannot_be_written(pictures, tmp_path, monkeypatch):
         (["--steps", "0"], "--steps must be at least 1"),
         (["--guidance", "nan"], "--guidance must be a finite number"),
         (["--samples", "0", "--batch", "0"], "--batch must be at least 1"),
-        (["--resolution", "512"], "invalid choice"),
+        (["--resolution", "500"], "--resolution must be a multiple of 32"),
     ],
 )
 def test_arguments_are_refused(words, message, tmp_path, capsys):
