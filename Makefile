@@ -19,7 +19,7 @@ demo: $(VENV)/.demo
 	@echo "The weights of this demonstration are random: the layers show that the program runs, not what the model can do."
 
 bench: $(VENV)/.test
-	$(BIN)/python tools/bench.py
+	$(BIN)/python tools/bench.py --write docs/benchmarks.md
 
 # torch goes first and alone, pinned, so that no other package pulls in a CUDA build.
 $(VENV)/.test: pyproject.toml $(VENV)/.demo

@@ -7,6 +7,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from qil_jax.inference.prompts import PREFIX, SPLIT, SUFFIX
 from qil_jax.weights.tables import Component, Entry, table_of
 
-CONFIGS: dict[str, dict[str, Any]] = {
-    "transformer": {
+CONFIGS: dict[Component, dict[str, Any]] = {
+    Component.TRANSFORMER: {
         "_class_name": "QwenImageTransformer2DModel",
         "attention_head_dim": 32,
         "axes_dims_rope": [8, 12, 12],
@@ -33,7 +34,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "use_layer3d_rope": True,
         "zero_cond_t": False,
     },
-    "vae": {
+    Component.VAE: {
         "_class_name": "AutoencoderKLQwenImage",
         "attn_scales": [],
         "base_dim": 16,
@@ -46,7 +47,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "temperal_downsample": [False, True, True],
         "z_dim": 16,
     },
-    "text_encoder": {
+    Component.TEXT_ENCODER: {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "hidden_act": "silu",
         "hidden_size": 64,
@@ -120,16 +121,20 @@ def small_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_checkpoint(folder: Path) -> None:
-    """All files of the layout that inference reads; a few MB."""
-    generator = np.random.default_rng(0)
+def write_component(folder: Path, component: Component, config: Mapping[str, Any]) -> None:
+    """One component's config and random weights."""
+    generator, part = np.random.default_rng(0), folder / component
+    part.mkdir(parents=True)
+    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tensors = {entry.name: random_tensor(entry, generator) for entry in table_of(component, config)}
+    stem = "model" if component is Component.TEXT_ENCODER else "diffusion_pytorch_model"
+    save_file(tensors, part / f"{stem}.safetensors", metadata={"format": "pt"})
+
+
+def write_checkpoint(folder: Path, configs: Mapping[Component, Mapping[str, Any]] | None = None) -> None:
+    """All files of the layout that inference reads; a few MB with the configs of the demonstration."""
     for component in Component:
-        config, part = CONFIGS[component], folder / component
-        part.mkdir(parents=True)
-        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        tensors = {entry.name: random_tensor(entry, generator) for entry in table_of(component, config)}
-        stem = "model" if component is Component.TEXT_ENCODER else "diffusion_pytorch_model"
-        save_file(tensors, part / f"{stem}.safetensors", metadata={"format": "pt"})
+        write_component(folder, component, (configs or CONFIGS)[component])
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2) + "\n")
     (folder / "tokenizer").mkdir()

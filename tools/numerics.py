@@ -27,7 +27,7 @@ from qil_jax.models.attention import AttentionKind
 from qil_jax.models.layers import layer_norm
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
-from qil_jax.models.rope import LayerIndex, image_positions, rotary_angles, text_offset, text_positions
+from qil_jax.models.rope import LayerIndex, image_positions, rotary, text_offset, text_positions
 from qil_jax.models.stack import block_at
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
 from qil_jax.weights import Component, component_config, load_model, open_source
@@ -98,8 +98,8 @@ def compare_text_encoder(checkpoint: Path, reference: Path) -> Iterator[Row]:
     positions = torch.arange(WORDS)[None, None].expand(3, 1, -1)
     cos_sin = torch_model.rotary_emb(x, positions)
     causal = torch.full((WORDS, WORDS), -torch.inf).triu(1)[None, None]
-    angles = rotary_angles(jnp.arange(WORDS)[None, :, None], (config.head_dim,), config.rope_theta)
-    run = _compiled(lambda layer, x: layer(x, angles, jnp.ones((1, WORDS), jnp.int32)))
+    turns = rotary(jnp.arange(WORDS)[None, :, None], (config.head_dim,), config.rope_theta)
+    run = _compiled(lambda layer, x: layer(x, turns, jnp.ones((1, WORDS), jnp.int32)))
     for k in range(depth):
         tensors.fill(torch_model.layers[0], f"model.layers.{k}.")
         expected = torch_model.layers[0](x, attention_mask=causal, position_embeddings=cos_sin)
@@ -143,22 +143,20 @@ def compare_transformer(checkpoint: Path, reference: Path) -> Iterator[Row]:
     our_kind = None if kind is None else jnp.zeros(1, jnp.int32)
     yield _row(part, "noise level", modulation.embed(jnp.asarray([SIGMA]), our_kind), noise)
 
-    rotary = torch_model.pos_embed([[(1, *GRID)] * PICTURES], max_txt_seq_len=WORDS, device=torch.device("cpu"))
+    torch_turns = torch_model.pos_embed([[(1, *GRID)] * PICTURES], max_txt_seq_len=WORDS, device=torch.device("cpu"))
     layers = (LayerIndex.COMPOSITE, 1, LayerIndex.CONDITION if config.use_layer3d_rope else 2)
     places = text_positions(WORDS, offset=text_offset(GRID, targets=2)), image_positions(GRID, layers)
-    angles = tuple(rotary_angles(jnp.asarray(p)[None], config.axes_dims_rope) for p in places)
+    turns = tuple(rotary(jnp.asarray(p)[None], config.axes_dims_rope) for p in places)
 
     def step(parts: nnx.List, text: Array, image: Array, noise: Array) -> Array:
         block, *mods = parts
         table = tuple(mod(jax.nn.silu(noise)).reshape(1, 6, -1) for mod in mods)
-        return jnp.concatenate(
-            block((text, image), table, angles=angles, segments=None, kind=AttentionKind.XLA), axis=1
-        )
+        return jnp.concatenate(block((text, image), table, turns=turns, segments=None, kind=AttentionKind.XLA), axis=1)
 
     run = _compiled(step)
     for k in range(depth):
         tensors.fill(torch_model.transformer_blocks[0], f"transformer_blocks.{k}.")
-        y_next, x_next = torch_model.transformer_blocks[0](x, y, None, noise, rotary)
+        y_next, x_next = torch_model.transformer_blocks[0](x, y, None, noise, torch_turns)
         block = parameters.block(backbone.blocks, "backbone/blocks", k)
         mods = [parameters.block(getattr(modulation, s), f"modulation/{s}", k) for s in ("text", "image")]
         ours = run(nnx.List([block, *mods]), _ours(y), _ours(x), _ours(noise))

@@ -18,7 +18,7 @@ from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.rope import LayerIndex, image_positions, text_offset, text_positions
 from qil_jax.models.vld_mmdit import TokenLayout
 
-TEXT_BUCKET = 64
+TEXT_BUCKET = 32
 """Text is padded to a multiple of this many tokens, so that prompts of like length share a compiled program."""
 
 

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from qil_jax.flow import Schedule
 from qil_jax.inference.autoencoder import Autoencoder
 from qil_jax.inference.batch import Item, Ways, build_batch
-from qil_jax.inference.denoiser import Denoiser, OnStep, OnTokens
+from qil_jax.inference.denoiser import Blocks, Denoiser, OnStep, OnTokens
 from qil_jax.inference.images import preprocess
 from qil_jax.inference.latents import unpack
 from qil_jax.inference.prompts import PromptTokenizer
@@ -27,6 +27,7 @@ from qil_jax.inference.request import Decomposition, Request, Settings
 from qil_jax.inference.text import PromptEncoder
 from qil_jax.layered_image import LayeredImage
 from qil_jax.mesh import INFERENCE_RULES, Rules, single_device_mesh
+from qil_jax.models.attention import AttentionKind
 from qil_jax.models.axes import Axis
 from qil_jax.models.config import ConfigError
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
@@ -51,6 +52,8 @@ class Pipeline:
         mesh: Mesh | None = None,
         rules: Rules = INFERENCE_RULES,
         dtype: str | None = None,
+        attention: AttentionKind | None = None,
+        blocks: Blocks | None = None,
     ) -> "Pipeline":
         """Load a released (diffusers) folder or one of ours (orbax).
 
@@ -59,6 +62,8 @@ class Pipeline:
           mesh: where parameters and batches go; None: the first device.
           rules: how logical axes map to the mesh.
           dtype: of parameters and activations; None: as stored. Latents between steps are always fp32.
+          attention: the transformer's program; None: XLA_BY_HEAD on one CPU, XLA_CHUNKED elsewhere.
+          blocks: how its blocks are run; None: UNROLLED on one CPU, SCANNED elsewhere.
 
         Raises:
           StructureError: listing everything wrong with the checkpoint, before any tensor is read.
@@ -67,6 +72,9 @@ class Pipeline:
         """
         checkpoint = Path(checkpoint)
         mesh = single_device_mesh() if mesh is None else mesh
+        one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+        kind = attention or (AttentionKind.XLA_BY_HEAD if one_cpu else AttentionKind.XLA_CHUNKED)
+        blocks = blocks or (Blocks.UNROLLED if one_cpu else Blocks.SCANNED)
         require_sound(checkpoint)
         vae_config = VAEConfig.from_json(component_config(checkpoint, "vae"))
         mmdit_config = MMDiTConfig.from_json(component_config(checkpoint, "transformer"))
@@ -84,7 +92,7 @@ class Pipeline:
         return cls(
             prompts=PromptEncoder(tokenizer, text, mesh=mesh),
             autoencoder=Autoencoder(vae, mesh=mesh),
-            denoiser=Denoiser(mmdit, mesh=mesh, rules=rules),
+            denoiser=Denoiser(mmdit, mesh=mesh, rules=rules, kind=kind, blocks=blocks),
             schedule=schedule,
         )
 

@@ -4,8 +4,10 @@ Layer3D RoPE (checkpoint.md 4.3): the composite is layer 0, layers are 1..L, the
 centred, so that all pictures of a sample align; text runs along the diagonal beyond the largest image position.
 """
 
+import dataclasses
 from enum import IntEnum
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -51,28 +53,36 @@ def text_offset(grid: tuple[int, int], *, targets: int = 1) -> int:
     return max(grid[0] // 2, grid[1] // 2, targets)
 
 
-def rotary_angles(
-    positions: Int[Array, "*b t axes"], axes_dims: tuple[int, ...], theta: float = 10000.0
-) -> Float[Array, "*b t half"]:
-    """Rotation angle in radians of every pair of a head's features, fp32: position times theta^(-2k/dim) per axis."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rotary:
+    """Cosine and sine of every pair's angle, fp32: computed once for all blocks and heads."""
+
+    cos: Float[Array, "b t half"]
+    sin: Float[Array, "b t half"]
+
+
+def rotary(positions: Int[Array, "b t axes"], axes_dims: tuple[int, ...], theta: float = 10000.0) -> Rotary:
+    """Rotations of a head's feature pairs: the angle is position times theta^(-2k/dim) radians, axis by axis."""
     angles = [
         positions[..., axis, None].astype(jnp.float32) * jnp.asarray(_frequencies(dim, theta))
         for axis, dim in enumerate(axes_dims)
     ]
-    return jnp.concatenate(angles, axis=-1)
+    joined = jnp.concatenate(angles, axis=-1)
+    return Rotary(cos=jnp.cos(joined), sin=jnp.sin(joined))
 
 
-def rotate_interleaved(x: Float[Array, "b t n d"], angles: Float[Array, "b t half"]) -> Float[Array, "b t n d"]:
+def rotate_interleaved(x: Float[Array, "b t n d"], by: Rotary) -> Float[Array, "b t n d"]:
     """Rotate the adjacent pairs (x[2k], x[2k+1]): the convention of the transformer."""
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    cos, sin = by.cos[:, :, None], by.sin[:, :, None]
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
 
 
-def rotate_half(x: Float[Array, "b t n d"], angles: Float[Array, "b t half"]) -> Float[Array, "b t n d"]:
+def rotate_half(x: Float[Array, "b t n d"], by: Rotary) -> Float[Array, "b t n d"]:
     """Rotate the pairs (x[k], x[k + d/2]): the convention of the language model."""
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    cos, sin = by.cos[:, :, None], by.sin[:, :, None]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 

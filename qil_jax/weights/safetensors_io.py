@@ -149,6 +149,11 @@ class TensorReader:
         data = np.frombuffer(self._maps[info.file], np.uint8, info.stop - info.start, info.start)
         return data.view(info.dtype).reshape(info.shape) if info.stop > info.start else np.empty(info.shape, info.dtype)
 
+    def release(self) -> None:
+        """Give the pages of all tensors read so far back to the system; views stay valid and are read again."""
+        for mapped in self._maps.values():
+            mapped.madvise(mmap.MADV_DONTNEED)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorPlan:

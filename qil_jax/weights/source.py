@@ -52,14 +52,18 @@ class SafetensorsSource:
         return self._reader.tensors[self._names[target.entries[0].name]].dtype
 
     def read(self, target: Target, index: tuple[slice, ...]) -> np.ndarray:
+        self._reader.release()  # so that resident memory stays near one parameter
         first = target.entries[0]
         if first.block is None:
             return row_major(first.transform.forward(self._reader[self._names[first.name]])[index])
         blocks = target.entries[index[0]]
-        parts = [e.transform.forward(self._reader[self._names[e.name]])[index[1:]] for e in blocks]
-        if len(parts) == 1:
-            return row_major(parts[0])[None]
-        return np.stack([row_major(part) for part in parts])
+        part = lambda e: e.transform.forward(self._reader[self._names[e.name]])[index[1:]]  # noqa: E731
+        if len(blocks) == 1:
+            return row_major(part(blocks[0]))[None]
+        stacked = np.empty((len(blocks), *part(blocks[0]).shape), self.dtype(target))
+        for slot, entry in zip(stacked, blocks, strict=True):
+            copy_row_major(slot, part(entry))
+        return stacked
 
 
 class OrbaxSource:
@@ -97,3 +101,13 @@ def row_major(x: np.ndarray) -> np.ndarray:
         return x
     bits = x.view(f"u{x.dtype.itemsize}")
     return np.asarray(jax.device_put(bits, jax.devices("cpu")[0])).view(x.dtype)
+
+
+def copy_row_major(out: np.ndarray, x: np.ndarray) -> None:
+    """out[...] = x, by `row_major` in pieces of a few MB: larger ones leave the allocator with as much to keep."""
+    if x.flags.c_contiguous:
+        out[...] = x
+        return
+    columns = max(1, (4 << 20) * x.shape[-1] // x.nbytes)
+    for i in range(0, x.shape[-1], columns):
+        out[..., i : i + columns] = row_major(x[..., i : i + columns])

@@ -25,6 +25,7 @@ def inputs(t: int, s: int):
 @pytest.mark.parametrize("scores", [1 << 23, 300, 7])
 def test_segments(kind, scores, monkeypatch):
     monkeypatch.setattr(door, "SCORES_PER_CHUNK", scores)
+    monkeypatch.setattr(door, "QUERIES_PER_CHUNK", max(1, scores // 50))
     q, k, v = inputs(23, 23)
     ids = np.array([[1] * 9 + [2] * 10 + [0] * 4, [1] * 23])
     allowed = ids[:, :, None] == ids[:, None, :]
@@ -37,6 +38,7 @@ def test_segments(kind, scores, monkeypatch):
 @pytest.mark.parametrize("kind", AttentionKind)
 def test_unlike_lengths(kind, monkeypatch):
     monkeypatch.setattr(door, "SCORES_PER_CHUNK", 200)
+    monkeypatch.setattr(door, "QUERIES_PER_CHUNK", 2)
     q, k, v = inputs(5, 31)
     actual = attention(*map(jnp.asarray, (q, k, v)), kind=kind)
     np.testing.assert_allclose(actual, plain(q, k, v, np.ones((2, 5, 31), bool)), atol=2e-6)
@@ -49,12 +51,13 @@ def test_causal():
     actual = attention(*map(jnp.asarray, (q, k, v)), segments=(jnp.asarray(ids),) * 2, mask=Mask.CAUSAL)
     np.testing.assert_allclose(actual, plain(q, k, v, allowed), atol=2e-6)
     with pytest.raises(ValueError, match=r"use AttentionKind\.XLA"):
-        attention(*map(jnp.asarray, (q, k, v)), mask=Mask.CAUSAL, kind=AttentionKind.XLA_CHUNKED)
+        attention(*map(jnp.asarray, (q, k, v)), mask=Mask.CAUSAL, kind=AttentionKind.XLA_BY_HEAD)
 
 
 @pytest.mark.parametrize("kind", AttentionKind)
 def test_large_scores_and_gradients_stay_finite(kind, monkeypatch):
     monkeypatch.setattr(door, "SCORES_PER_CHUNK", 100)
+    monkeypatch.setattr(door, "QUERIES_PER_CHUNK", 4)
     q, k, v = (jnp.asarray(x) * 200 for x in inputs(11, 11))
     ids = jnp.asarray([[1] * 6 + [0] * 5, [0] * 11])
     value, gradients = jax.value_and_grad(lambda *x: attention(*x, segments=(ids, ids), kind=kind).sum(), (0, 1, 2))(
@@ -76,3 +79,4 @@ def test_memory_of_chunks_is_bounded():
     whole = 4 * 4096 * 4096 * 4
     assert size(AttentionKind.XLA) >= whole
     assert size(AttentionKind.XLA_CHUNKED) < whole / 2
+    assert size(AttentionKind.XLA_BY_HEAD) < whole / 8
