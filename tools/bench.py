@@ -89,7 +89,6 @@ def ours(name: str, folder: Path) -> Case:
     from qil_jax.models.attention import AttentionKind
     from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
     from qil_jax.models.rope import LayerIndex, image_positions, text_offset, text_positions
-    from qil_jax.models.stack import unstack_blocks
     from qil_jax.models.vld_mmdit import MMDiTConfig, TokenLayout, VLDMMDiT
     from qil_jax.weights import load_model
 
@@ -115,7 +114,6 @@ def ours(name: str, folder: Path) -> Case:
             text_segments=jnp.ones((1, WORDS), jnp.int32),
         )
         load_model(folder / "mmdit/transformer", model, mesh=single_device_mesh(), rules=INFERENCE_RULES)
-        model.backbone.blocks = unstack_blocks(model.backbone.blocks)
         arguments = {"sigma": jnp.full(1, 0.6), "target_kind": jnp.zeros(1, jnp.int32)}
         kind = AttentionKind.XLA_BY_HEAD
         run = compiled(model, lambda m, *a: m(*a, layout, kind=kind, **arguments))

@@ -17,7 +17,6 @@ from qil_jax.inference.batch import Batch
 from qil_jax.mesh import Rules, constrain
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.axes import Axis
-from qil_jax.models.stack import unstack_blocks
 from qil_jax.models.vld_mmdit import Modulation, ModulationTable, VLDMMDiT
 
 OnStep = Callable[[int, int], None]
@@ -34,20 +33,11 @@ class Report(StrEnum):
     TOKENS = "tokens"
 
 
-class Blocks(StrEnum):
-    """How the transformer's blocks are run."""
-
-    SCANNED = "scanned"  # one block's program, looped
-    UNROLLED = "unrolled"  # every block's program: faster on a CPU, compile time grows with depth
-
-
 class Denoiser:
-    """A VLD-MMDiT placed on a mesh, whose parameters it takes over. One program is compiled per shape of batch."""
+    """A VLD-MMDiT placed on a mesh. One program is compiled per shape of batch and number of steps."""
 
-    def __init__(self, model: VLDMMDiT, *, mesh: Mesh, rules: Rules, kind: AttentionKind, blocks: Blocks):
+    def __init__(self, model: VLDMMDiT, *, mesh: Mesh, rules: Rules, kind: AttentionKind):
         self.config, self.mesh, self.rules = model.config, mesh, rules
-        if blocks is Blocks.UNROLLED:
-            model.backbone.blocks = unstack_blocks(model.backbone.blocks)
         self._modulation = nnx.split(model.modulation)
         self._backbone = nnx.split(model.backbone)
         self._on_step: OnStep | None = None

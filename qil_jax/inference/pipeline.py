@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from qil_jax.flow import Schedule
 from qil_jax.inference.autoencoder import Autoencoder
 from qil_jax.inference.batch import Item, Ways, build_batch
-from qil_jax.inference.denoiser import Blocks, Denoiser, OnStep, OnTokens
+from qil_jax.inference.denoiser import Denoiser, OnStep, OnTokens
 from qil_jax.inference.images import preprocess
 from qil_jax.inference.latents import unpack
 from qil_jax.inference.prompts import PromptTokenizer
@@ -53,7 +53,6 @@ class Pipeline:
         rules: Rules = INFERENCE_RULES,
         dtype: str | None = None,
         attention: AttentionKind | None = None,
-        blocks: Blocks | None = None,
     ) -> "Pipeline":
         """Load a released (diffusers) folder or one of ours (orbax).
 
@@ -63,7 +62,6 @@ class Pipeline:
           rules: how logical axes map to the mesh.
           dtype: of parameters and activations; None: as stored. Latents between steps are always fp32.
           attention: the transformer's program; None: XLA_BY_HEAD on one CPU, XLA_CHUNKED elsewhere.
-          blocks: how its blocks are run; None: UNROLLED on one CPU, SCANNED elsewhere.
 
         Raises:
           StructureError: listing everything wrong with the checkpoint, before any tensor is read.
@@ -74,7 +72,6 @@ class Pipeline:
         mesh = single_device_mesh() if mesh is None else mesh
         one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
         kind = attention or (AttentionKind.XLA_BY_HEAD if one_cpu else AttentionKind.XLA_CHUNKED)
-        blocks = blocks or (Blocks.UNROLLED if one_cpu else Blocks.SCANNED)
         require_sound(checkpoint)
         vae_config = VAEConfig.from_json(component_config(checkpoint, "vae"))
         mmdit_config = MMDiTConfig.from_json(component_config(checkpoint, "transformer"))
@@ -92,7 +89,7 @@ class Pipeline:
         return cls(
             prompts=PromptEncoder(tokenizer, text, mesh=mesh),
             autoencoder=Autoencoder(vae, mesh=mesh),
-            denoiser=Denoiser(mmdit, mesh=mesh, rules=rules, kind=kind, blocks=blocks),
+            denoiser=Denoiser(mmdit, mesh=mesh, rules=rules, kind=kind),
             schedule=schedule,
         )
 

@@ -28,30 +28,8 @@ def block_at(stacked: Block, index: int) -> Block:
     return nnx.merge(graph, jax.tree.map(lambda x: x[index], state))
 
 
-def unstack_blocks(stacked: Block) -> nnx.List[Block]:
-    """The blocks as modules of their own; `stacked` is used up, so that memory stays near one copy.
-
-    `scan_blocks` runs them one after the other without the copy that a CPU makes of each slice of a stack. The
-    program grows with the number of blocks.
-    """
-    graph, state = nnx.split(stacked)
-    leaves, structure = jax.tree.flatten(state)
-    slices = []
-    for leaf in leaves:
-        slices.append([leaf[k] for k in range(leaf.shape[0])])
-        leaf.delete()
-    blocks = zip(*slices, strict=True)
-    return nnx.List([nnx.merge(graph, jax.tree.unflatten(structure, block)) for block in blocks])
-
-
-def scan_blocks(
-    stacked: nnx.Module, step: Callable[[Any, Carry, Any], Carry], carry: Carry, inputs: Any
-) -> Carry:
+def scan_blocks(stacked: nnx.Module, step: Callable[[Any, Carry, Any], Carry], carry: Carry, inputs: Any) -> Carry:
     """Fold `step(block, carry, input)` over the stack; `inputs` lead with the block axis (or are None)."""
-    if isinstance(stacked, nnx.List):
-        for k, block in enumerate(stacked):
-            carry = step(block, carry, jax.tree.map(lambda x: x[k], inputs))  # noqa: B023 (called at once)
-        return carry
     graph, state = nnx.split(stacked)
 
     def body(carry: Carry, xs: Any) -> tuple[Carry, None]:

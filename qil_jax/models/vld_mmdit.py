@@ -208,9 +208,7 @@ class Backbone(nnx.Module):
         self.image_in = linear(config.in_channels, (d, Axis.EMBED), rngs=rngs)
         self.text_norm = RMSNorm(config.joint_attention_dim)
         self.text_in = linear(config.joint_attention_dim, (d, Axis.EMBED), rngs=rngs)
-        self.blocks: Any = stack_blocks(  # or a list of blocks, from unstack_blocks
-            lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs=rngs
-        )
+        self.blocks = stack_blocks(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs=rngs)
         self.image_out = linear((d, Axis.EMBED), config.patch_size**2 * config.out_channels, rngs=rngs)
 
     def __call__(

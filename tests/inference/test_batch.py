@@ -40,7 +40,7 @@ def test_rows_hold_composite_layers_condition_and_padding():
     batch = build_batch(items, patch=2, guidance=4.0, ways=Ways())
     lengths = [3 * 6, 5 * 6]
     assert batch.tokens.shape == (2, 30, 4 * Z)
-    assert batch.text.shape == (4, 2 * TEXT_BUCKET, E) and batch.passes == 2
+    assert batch.text.shape == (4, 3 * TEXT_BUCKET, E) and batch.passes == 2
     moving, positions = np.asarray(batch.moving), np.asarray(batch.layout.image_positions)
     segments = np.asarray(batch.layout.image_segments)
     for i, (one, length) in enumerate(zip(items, lengths, strict=True)):

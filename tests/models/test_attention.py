@@ -1,5 +1,8 @@
 """Attention against a plain softmax in double precision, for every kind, with segments and padding."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,17 +69,24 @@ def test_large_scores_and_gradients_stay_finite(kind, monkeypatch):
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradients)
 
 
+MEASURE = """
+import pathlib
+import jax, jax.numpy as jnp
+from qil_jax.models.attention import AttentionKind, attention
+x = jnp.ones((1, 6144, 4, 16))
+peak = lambda: int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+for kind in AttentionKind.XLA_BY_HEAD, AttentionKind.XLA_CHUNKED, AttentionKind.XLA:
+    before = peak()
+    jax.block_until_ready(jax.jit(lambda x: attention(x, x, x, kind=kind))(x))
+    print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
 def test_memory_of_chunks_is_bounded():
-    """The compiled program of a long sequence never holds all scores."""
-    x = jax.ShapeDtypeStruct((1, 4096, 4, 16), jnp.float32)
-    size = lambda kind: (  # noqa: E731
-        jax.jit(lambda q, k, v: attention(q, k, v, kind=kind))
-        .lower(x, x, x)
-        .compile()
-        .memory_analysis()
-        .temp_size_in_bytes
-    )
-    whole = 4 * 4096 * 4096 * 4
-    assert size(AttentionKind.XLA) >= whole
-    assert size(AttentionKind.XLA_CHUNKED) < whole / 2
-    assert size(AttentionKind.XLA_BY_HEAD) < whole / 8
+    """Measured on the process: the compiler's own figure leaves out what its kernels allocate."""
+    run = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+    by_head, chunked, whole = map(int, run.stdout.split())
+    scores = 4 * 4 * 6144 * 6144
+    assert whole > scores * 3 / 4  # the measure sees the scores
+    assert chunked < scores / 3 and by_head < scores / 3
