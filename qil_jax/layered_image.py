@@ -1,14 +1,30 @@
 """LayeredImage: the noun that data, inference, evaluation and export share."""
 
 import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
+
+FACTS = "layered.json"
+CAPTION = "caption.txt"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class LayeredImage:
     """Layers on one canvas, bottom to top: 8-bit RGBA with straight (not premultiplied) alpha.
+
+    Attributes:
+      layers: the pixels; RGB under alpha 0 is kept as given.
+      names: one per layer.
+      caption: what the composite shows.
+      source: where it comes from: a path, an address, a seed.
+      licence: of the source, as an SPDX expression where there is one.
+      decisions: what was done to it on its way here, in order, one sentence each.
 
     Raises:
       ValueError: listing everything that does not fit.
@@ -17,6 +33,9 @@ class LayeredImage:
     layers: UInt8[np.ndarray, "l y x 4"]
     names: tuple[str, ...]
     caption: str = ""
+    source: str = ""
+    licence: str = ""
+    decisions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.validate()
@@ -58,3 +77,55 @@ class LayeredImage:
     def composite_8bit(self) -> UInt8[np.ndarray, "y x 4"]:
         """`composite` rounded once, at the end, to 8 bits."""
         return np.round(self.composite() * 255).astype(np.uint8)
+
+    def save(self, folder: Path) -> None:
+        """Write a folder of `000.png` (bottom), `001.png`, ..., `caption.txt` and `layered.json`; nothing is lost.
+
+        The folder appears whole or not at all.
+
+        Raises:
+          FileExistsError: if the folder exists.
+        """
+        if folder.exists():
+            raise FileExistsError(f"{folder} exists: remove it or save elsewhere")
+        unfinished = folder.with_name(f".{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        for i, layer in enumerate(self.layers):
+            Image.fromarray(layer, "RGBA").save(unfinished / f"{i:03d}.png")
+        (unfinished / CAPTION).write_text(self.caption, encoding="utf-8", newline="")
+        facts = {"names": self.names, "source": self.source, "licence": self.licence, "decisions": self.decisions}
+        (unfinished / FACTS).write_text(json.dumps(facts, ensure_ascii=True, indent=2) + "\n", encoding="utf-8")
+        unfinished.rename(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> "LayeredImage":
+        """Read what `save` wrote, or any folder of equally large PNGs numbered bottom to top.
+
+        `caption.txt` and `layered.json` may be absent: then the caption is empty and the files' stems are the names.
+
+        Raises:
+          ValueError: naming the folder and what in it does not fit.
+        """
+        files = sorted(folder.glob("*.png"), key=_number)
+        if not files:
+            raise ValueError(f"{folder}: no PNG in it: a layered image is a folder of 000.png, 001.png, ...")
+        layers = [np.asarray(Image.open(file).convert("RGBA")) for file in files]
+        sizes = {layer.shape[1::-1] for layer in layers}
+        if len(sizes) > 1:
+            raise ValueError(f"{folder}: layers of different sizes {sorted(sizes)}: put them on one canvas")
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8")) if (folder / FACTS).exists() else {}
+        caption = (folder / CAPTION).read_bytes().decode() if (folder / CAPTION).exists() else ""
+        names = tuple(facts.get("names", [file.stem for file in files]))
+        if len(names) != len(layers):
+            raise ValueError(f"{folder}: {len(names)} names in {FACTS} for {len(layers)} PNGs: one of them is missing")
+        texts = {key: facts.get(key, "") for key in ("source", "licence")}
+        decisions = tuple(facts.get("decisions", ()))
+        return cls(layers=np.stack(layers), names=names, caption=caption, decisions=decisions, **texts)
+
+
+def _number(file: Path) -> tuple[int, str]:
+    digits = re.match(r"\d+", file.stem)
+    if digits is None:
+        raise ValueError(f"{file}: its name does not start with a number: number layers bottom to top")
+    return int(digits.group()), file.name

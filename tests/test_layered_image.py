@@ -61,3 +61,46 @@ def test_refusals(layers, names, words):
     object.__setattr__(image, "names", names)
     with pytest.raises(ValueError, match=words):
         image.validate()
+
+
+def test_save_and_load_lose_nothing(tmp_path):
+    given = LayeredImage(
+        layers=random_layers(12, 5, 7),
+        names=("", *(f"Ebene {i} \u4e2d\U0001f600\n" for i in range(11))),
+        caption="two lines\r\nand \u00e4\n",
+        source="a/b.psd",
+        licence="CC0-1.0",
+        decisions=("merged", "dropped"),
+    )
+    given.save(tmp_path / "sample")
+    back = LayeredImage.load(tmp_path / "sample")
+    np.testing.assert_array_equal(back.layers, given.layers)
+    for field in ("names", "caption", "source", "licence", "decisions"):
+        assert getattr(back, field) == getattr(given, field)
+    assert [path.name for path in tmp_path.iterdir()] == ["sample"]
+    with pytest.raises(FileExistsError, match="remove it or save elsewhere"):
+        given.save(tmp_path / "sample")
+
+
+def test_load_takes_any_numbered_pngs(tmp_path):
+    layers = random_layers(11, 3, 2)
+    for i, layer in enumerate(layers):
+        Image.fromarray(layer).save(tmp_path / f"{i}.png")
+    back = LayeredImage.load(tmp_path)
+    np.testing.assert_array_equal(back.layers, layers)
+    assert back.names[-1] == "10" and back.caption == ""
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "no PNG in it"),
+        ({"0.png": (2, 2), "1.png": (2, 3)}, "different sizes"),
+        ({"0.png": (2, 2), "top.png": (2, 2)}, "number layers bottom to top"),
+    ],
+)
+def test_load_says_what_is_wrong(tmp_path, files, message):
+    for name, size in files.items():
+        Image.new("RGBA", size).save(tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        LayeredImage.load(tmp_path)

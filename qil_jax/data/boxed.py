@@ -1,0 +1,61 @@
+"""Layers cut to the box of what they show: how documents with hundreds of layers fit into memory and records."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class BoxedLayer:
+    """Straight RGBA, 8 bit, whose upper left corner lies at (left, top) of a canvas. It lies within the canvas."""
+
+    pixels: UInt8[np.ndarray, "y x 4"]
+    left: int
+    top: int
+    name: str
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Its rows and columns of the canvas."""
+        height, width = self.pixels.shape[:2]
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
+
+
+def composite(layers: Sequence[BoxedLayer], size: tuple[int, int]) -> Float[np.ndarray, "y x 4"]:
+    """Layers alpha-blended bottom to top on a clear canvas of (width, height): premultiplied RGBA in [0, 1], fp32."""
+    canvas = np.zeros((size[1], size[0], 4), np.float32)
+    for layer in layers:
+        over = layer.pixels.astype(np.float32) / 255
+        over[..., :3] *= over[..., 3:]
+        canvas[layer.window] *= 1 - over[..., 3:]
+        canvas[layer.window] += over
+    return canvas
+
+
+def composite_8bit(layers: Sequence[BoxedLayer], size: tuple[int, int]) -> UInt8[np.ndarray, "y x 4"]:
+    """The composite as straight 8-bit RGBA."""
+    canvas = composite(layers, size)
+    alpha = canvas[..., 3:]
+    colour = np.divide(canvas[..., :3], alpha, out=np.zeros_like(canvas[..., :3]), where=alpha > 0)
+    return np.rint(np.concatenate([colour, alpha], -1).clip(0, 1) * 255).astype(np.uint8)
+
+
+def over_white(picture: UInt8[np.ndarray, "y x 4"]) -> UInt8[np.ndarray, "y x 4"]:
+    """A straight RGBA picture on opaque white."""
+    alpha = picture[..., 3:].astype(np.float32) / 255
+    colour = picture[..., :3] * alpha + 255 * (1 - alpha)
+    return np.concatenate([np.rint(colour).astype(np.uint8), np.full_like(picture[..., 3:], 255)], -1)
+
+
+def psnr(a: UInt8[np.ndarray, "y x 4"], b: UInt8[np.ndarray, "y x 4"]) -> float:
+    """dB between two straight RGBA pictures, over black or over white, whichever is lower; 99 for equal ones."""
+    if a.shape != b.shape:
+        return 0.0
+    errors = []
+    for ground in (0.0, 1.0):
+        flat = [(x[..., :3].astype(np.float32) / 255 - ground) * (x[..., 3:].astype(np.float32) / 255) for x in (a, b)]
+        errors.append(float(np.mean(np.square(flat[0] - flat[1]), dtype=np.float64)))
+    worst = max(errors)
+    return 99.0 if worst == 0 else min(99.0, float(-10 * np.log10(worst)))

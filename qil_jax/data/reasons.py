@@ -1,0 +1,30 @@
+"""Why a document is dropped: one enum, so that reports count the same things everywhere."""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """The classes that reports count; what exactly was wrong stands beside them in words."""
+
+    UNREADABLE = "unreadable"  # psd-tools or the file system cannot read it
+    TOO_LARGE = "too large"  # its canvas, before any pixel is read
+    NO_LAYERS = "no layers"  # a flat picture
+    TIME_LIMIT = "time limit"
+    MEMORY_LIMIT = "memory limit"
+    CRASHED = "crashed"  # the process that read it died
+    NOT_EXPRESSIBLE = "not expressible"  # its layers, alpha-blended, do not give its picture
+    MISDRAWN = "misdrawn"  # the compositor's picture is far from the one stored in the document
+    TOO_SMALL = "too small"
+    TOO_FEW_LAYERS = "too few layers"
+    TOO_FLAT = "too flat"
+    ANOMALY = "anomaly"
+    DUPLICATE = "duplicate"
+    CAPTION_FAILED = "caption failed"
+
+
+class Dropped(Exception):  # noqa: N818 (an outcome, not an error)
+    """A document is left out; the run goes on."""
+
+    def __init__(self, reason: Reason, detail: str):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
