@@ -6,6 +6,7 @@ import logging
 import warnings
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 from psd_tools import PSDImage
 from psd_tools.api.layers import Group, Layer
@@ -47,8 +48,8 @@ class PSDDocument:
       layers: in their own boxes on the canvas.
       size: width and height of the canvas.
       mode: colour mode and bits per channel, as "RGB 8".
-      psnr_compositor, psnr_stored: of the layers' composite against psd-tools' composite and against the picture that
-        the document stores (None: it stores none), in dB, the lower of over black and over white.
+      psnr_compositor: of the layers' composite against psd-tools', in dB, the lower of over black and over white.
+      psnr_stored: against the picture that the document stores (None: it stores none), over white.
       notes: what was baked, added or could not be drawn, a sentence each.
     """
 
@@ -99,15 +100,13 @@ def _read(psd: PSDImage, limits: PSDLimits) -> PSDDocument:
     if not layers:
         raise Dropped(Reason.NO_LAYERS, "no layer shows anything on the canvas")
     size = psd.width, psd.height
-    drawn = _psnr(layers, size, composite(psd))
-    image = psd.topil() if psd.has_preview() else None
-    stored = None if image is None else _psnr(layers, size, image)
+    ours, drawn, picture = composite_8bit(layers, size), composite(psd), psd.topil() if psd.has_preview() else None
     document = PSDDocument(
         layers=tuple(layers),
         size=size,
         mode=f"{psd.color_mode.name} {psd.depth}",
-        psnr_compositor=drawn,
-        psnr_stored=stored,
+        psnr_compositor=psnr(ours, _rgba(drawn)),
+        psnr_stored=None if picture is None else psnr(over_white(ours), over_white(_rgba(picture))),
         notes=tuple(unpacking.notes),
     )
     _require_expressed(document, limits)
@@ -125,12 +124,8 @@ def _require_expressed(document: PSDDocument, limits: PSDLimits) -> None:
         raise Dropped(Reason.MISDRAWN, f"{figures}; {limits.stored_psnr:g} dB needed{'; ' * bool(notes)}{notes}")
 
 
-def _psnr(layers: list[BoxedLayer], size: tuple[int, int], image: Image.Image) -> float:
-    """Against a picture; one without transparency shows that of the layers as white."""
-    wanted = image.convert("RGBA" if image.has_transparency_data else "RGB").convert("RGBA")
-    ours = composite_8bit(layers, size)
-    opaque = wanted.getextrema()[3] == (255, 255)
-    return psnr(over_white(ours) if opaque else ours, np.asarray(wanted))
+def _rgba(image: Image.Image) -> UInt8[np.ndarray, "y x 4"]:
+    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB").convert("RGBA"))
 
 
 class _Unpacking:
