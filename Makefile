@@ -24,7 +24,7 @@ bench: $(VENV)/.test
 # torch goes first and alone, pinned, so that no other package pulls in a CUDA build.
 $(VENV)/.test: pyproject.toml $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet -e '.[test,lint]'
+	$(BIN)/python -m pip install --quiet -e '.[data,test,lint]'
 	touch $@
 
 $(VENV)/.demo: pyproject.toml

@@ -4,12 +4,11 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, TypeVar
-
-from pebble import ProcessExpired, ProcessPool
 
 from qil_jax.data.reasons import Dropped, Reason
 
@@ -28,30 +27,61 @@ class ProcessLimits:
 
 
 class Sandbox:
-    """Calls functions in a child process that is replaced whenever it breaks. Use as a context manager."""
+    """Calls functions in one child process that is replaced whenever it breaks. Use as a context manager.
+
+    The standard pools wait for ever when a worker dies, and pebble's stalled when it replaced workers under load: a
+    pipe and a process of one's own are simple enough to trust.
+    """
+
+    CALLS = 200
+    """After so many calls the child is replaced, lest what libraries leak adds up."""
 
     def __init__(self, limits: ProcessLimits):
         self.limits = limits
-        context = get_context("spawn")  # the parent has threads: it must not be forked
-        self._pool = ProcessPool(
-            max_workers=1, max_tasks=200, initializer=_confine, initargs=(limits.memory,), context=context
-        )
+        self._child: BaseProcess | None = None
+        self._pipe: Connection | None = None
+        self._calls = 0
 
     def __call__(self, function: Callable[..., Result], *args: Any) -> Result:
         """The function's result.
 
         Raises:
           Dropped: the function did, or it ran out of time or memory, or its process died.
+          Exception: any other that the function raised.
         """
-        future = self._pool.schedule(function, args=args, timeout=self.limits.seconds)
+        pipe = self._ready()
         try:
-            return future.result()
-        except FutureTimeoutError as error:
-            raise Dropped(Reason.TIME_LIMIT, f"more than {self.limits.seconds:g} s") from error
-        except ProcessExpired as error:
-            raise Dropped(Reason.CRASHED, f"its process ended with code {error.exitcode}") from error
-        except MemoryError as error:
+            pipe.send((function, args))
+            if not pipe.poll(self.limits.seconds):
+                self.close()
+                raise Dropped(Reason.TIME_LIMIT, f"more than {self.limits.seconds:g} s")
+            result, error = pipe.recv()
+        except (EOFError, OSError) as broken:
+            code = self.close()
+            raise Dropped(Reason.CRASHED, f"its process ended with code {code}") from broken
+        if isinstance(error, MemoryError):
+            self.close()  # what is left of its memory may be in pieces
             raise Dropped(Reason.MEMORY_LIMIT, f"more than {self.limits.memory / 2**30:.2g} GiB") from error
+        if error is not None:
+            raise error
+        return result
+
+    def _ready(self) -> Connection:
+        """The pipe to a child that waits for a call. Starting one takes about a second, outside of the time limit."""
+        if self._pipe is None or self._calls >= self.CALLS:
+            self.close()
+            context = get_context("spawn")  # the parent has threads: it must not be forked
+            self._pipe, far = context.Pipe()
+            self._child = context.Process(target=_serve, args=(far, self.limits.memory), daemon=True)
+            self._child.start()
+            far.close()
+            self._calls = 0
+            try:
+                self._pipe.recv()
+            except EOFError as error:
+                raise RuntimeError(f"the child process did not start: code {self.close()}") from error
+        self._calls += 1
+        return self._pipe
 
     def __enter__(self) -> "Sandbox":
         return self
@@ -61,10 +91,37 @@ class Sandbox:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        """End the child process."""
-        self._pool.stop()
-        self._pool.join()
+    def close(self) -> int | None:
+        """End the child process, if there is one; its exit code."""
+        child, pipe, self._child, self._pipe = self._child, self._pipe, None, None
+        if child is None or pipe is None:
+            return None
+        pipe.close()
+        child.join(1.0)  # it ends by itself unless it is stuck in a call
+        child.kill()
+        child.join()
+        code = child.exitcode
+        child.close()
+        return code
+
+
+def _serve(pipe: Connection, memory: int) -> None:
+    """The child: answer calls until the other end is closed."""
+    _confine(memory)
+    pipe.send("ready")
+    while True:
+        try:
+            function, args = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = function(*args), None
+        except Exception as error:
+            answer = None, error
+        try:
+            pipe.send(answer)
+        except MemoryError as error:
+            pipe.send((None, error))
 
 
 def _confine(memory: int) -> None:

@@ -125,7 +125,7 @@ def fit(pieces: list[Piece], wanted: Picture, name: str) -> Fit:
     if (np.abs(np.minimum(factor, 1) - 1) * now.alpha > VISIBLE).any():
         _attenuate(pieces, wanted.box, np.minimum(factor, 1))
         now = flatten(pieces, wanted.box, channels)
-    missing = np.where(wanted.alpha - now.alpha > VISIBLE, wanted.alpha - now.alpha, 0)
+    missing = np.where(wanted.alpha - now.alpha > TOLERANCE, wanted.alpha - now.alpha, 0)
     added = np.count_nonzero(missing) / visible
     if added:
         rest = wanted.colour * wanted.alpha - now.colour * now.alpha
