@@ -35,20 +35,23 @@ class PatchDetector:
     A mosaic has large even squares that all begin at the same offset: along both axes the steps between neighbours
     fall on every k-th position only. A blur is a compact region that has contrast over long distances but none
     between neighbours, in a picture that has plenty of it elsewhere. Flat areas and smooth gradients of a design have
-    neither, and a picture that is soft all over is no anomaly.
+    neither, and a picture that is soft all over is no anomaly. Drawn pictures, large parts of which are perfectly flat,
+    are full of shapes that look like either, so only photographs are looked at.
 
     Attributes:
       blocks: sizes of a mosaic's squares in pixels that are looked for.
       min_area: of a patch, as a share of the picture.
+      max_flatness: share of pixels equal to their neighbours above which a picture is drawn, not photographed.
     """
 
     blocks: tuple[int, ...] = (6, 8, 10, 12, 14, 16, 20, 24, 32)
     min_area: float = 0.004
+    max_flatness: float = 0.3
 
     def __call__(self, picture: UInt8[np.ndarray, "y x 4"]) -> list[Anomaly]:
         """Every patch found, mosaics first."""
         grey = over_white(picture)[..., :3].astype(np.float32).mean(-1)
-        if min(grey.shape) < 64:
+        if min(grey.shape) < 64 or _flatness(grey) > self.max_flatness:
             return []
         found = []
         for block in self.blocks:
@@ -57,6 +60,12 @@ class PatchDetector:
             if found:
                 return found
         return _patches("blur", _blur(grey), self.min_area)
+
+
+def _flatness(grey: Float[np.ndarray, "y x"]) -> float:
+    """Share of pixels that equal those to their right and below."""
+    right, below = np.diff(grey, axis=1)[:-1], np.diff(grey, axis=0)[:, :-1]
+    return float(np.mean((right == 0) & (below == 0)))
 
 
 def _mosaic(grey: Float[np.ndarray, "y x"], block: int) -> Bool[np.ndarray, "y x"]:

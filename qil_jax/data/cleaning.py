@@ -29,7 +29,7 @@ class CleaningConfig:
     """
 
     contribution: float = 1e-4
-    min_side: int = 64
+    min_side: int = 32
     min_layers: int = 2
     max_layers: int = 20
     min_deviation: float = 2.0
