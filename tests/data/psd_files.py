@@ -36,23 +36,25 @@ def saved(psd: PSDImage) -> bytes:
     return stream.getvalue()
 
 
-def design() -> bytes:
+def design(seed: int = 0) -> bytes:
     """Groups in groups, opacities, masks, clipping, blend modes, hidden and outlying layers in one document."""
     psd = document()
-    psd.create_pixel_layer(texture(0), name="ground")
+    psd.create_pixel_layer(texture(seed + 0), name="ground")
     group = psd.create_group(name="group", open_folder=True)
-    group.create_pixel_layer(texture(1, 30, 20, alpha="soft"), name="disc", top=5, left=3)
+    group.create_pixel_layer(texture(seed + 1, 30, 20, alpha="soft"), name="disc", top=5, left=3)
     inner = group.create_group(name="inner", blend_mode=BlendMode.NORMAL)
-    inner.create_pixel_layer(texture(2, 20, 30, alpha="random"), name="noise", top=20, left=10)
-    inner.create_pixel_layer(texture(3, 10, 30, alpha="soft"), name="soft", top=25, left=12)
+    inner.create_pixel_layer(texture(seed + 2, 20, 30, alpha="random"), name="noise", top=20, left=10)
+    inner.create_pixel_layer(texture(seed + 3, 10, 30, alpha="soft"), name="soft", top=25, left=12)
     inner.opacity = 150
-    base = psd.create_pixel_layer(texture(4, 24, 24, alpha="soft"), name="base", top=20, left=20)
-    clipped = psd.create_pixel_layer(texture(5, 24, 40), name="clipped", top=25, left=5)
+    base = psd.create_pixel_layer(texture(seed + 4, 24, 24, alpha="soft"), name="base", top=20, left=20)
+    clipped = psd.create_pixel_layer(texture(seed + 5, 24, 40), name="clipped", top=25, left=5)
     clipped.clipping = True
-    psd.create_pixel_layer(texture(6, 20, 20, alpha="soft"), name="shade", top=2, left=2, blend_mode=BlendMode.MULTIPLY)
-    masked = psd.create_pixel_layer(texture(7, 16, 40), name="masked", top=30, left=-8)
+    psd.create_pixel_layer(
+        texture(seed + 6, 20, 20, alpha="soft"), name="shade", top=2, left=2, blend_mode=BlendMode.MULTIPLY
+    )
+    masked = psd.create_pixel_layer(texture(seed + 7, 16, 40), name="masked", top=30, left=-8)
     masked.create_mask(Image.linear_gradient("L").resize((40, 16)), top=30, left=-8)
     masked.opacity = 200
-    psd.create_pixel_layer(texture(8), name="hidden").visible = False
+    psd.create_pixel_layer(texture(seed + 8), name="hidden").visible = False
     base.name = "Basis \u4e2d\u6587 \U0001f600"
     return saved(psd)

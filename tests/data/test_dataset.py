@@ -1,0 +1,126 @@
+"""The whole build: Beam and a plain loop agree, kills cost nothing, and the dataset is read without TensorFlow."""
+
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import build_dataset
+import numpy as np
+import psd_files
+import pytest
+import tensorflow_datasets as tfds
+
+from qil_jax.data.boxed import composite
+from qil_jax.data.psd import PSDLimits, read_psd
+from qil_jax.data.records import decode
+
+TOOL = Path(build_dataset.__file__)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """Seven designs, a copy of one, a broken document and a flat one, in subfolders, some with sidecars."""
+    folder = tmp_path_factory.mktemp("documents")
+    (folder / "more").mkdir()
+    for i in range(7):
+        (folder / f"{'more/' * (i % 2)}design {i}.psd").write_bytes(psd_files.design(100 * i))
+    (folder / "copy.psd").write_bytes(psd_files.design(0))
+    (folder / "broken.PSD").write_bytes(psd_files.design(0)[:3000])
+    flat = psd_files.document()
+    flat.create_pixel_layer(psd_files.texture(3), name="only one")
+    (folder / "single.psb").write_bytes(psd_files.saved(flat))
+    (folder / "design 2.txt").write_text("discs on a ground \u00e4\n", encoding="utf-8")
+    (folder / "design 2.json").write_text(json.dumps({"licence": "CC0-1.0", "category": "poster", "source": "us"}))
+    (folder / "notes.md").write_text("not a document")
+    return folder
+
+
+def shards(out: Path) -> dict[str, str]:
+    files = sorted((out / "layered_dataset").rglob("*"))
+    return {str(f.relative_to(out)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
+
+
+@pytest.fixture(scope="module")
+def built(source, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("built") / "out"
+    assert build_dataset.main([str(source), "--out", str(out), "--licence", "MIT"]) == 0
+    return out
+
+
+def test_report(built):
+    report = json.loads((built / "report.json").read_text())
+    assert (report["documents"], report["kept"]) == (10, 7)
+    assert report["dropped"] == {"duplicate": 1, "too few layers": 1, "unreadable": 1}
+    rows = {row["document"]: row for row in report["rows"]}
+    assert list(rows) == sorted(rows)
+    assert rows["design 0.psd"]["detail"] == "looks like copy.psd" and rows["copy.psd"]["layers_after"] >= 2
+    assert rows["design 2.psd"]["category"] == "poster" and rows["design 2.psd"]["psnr_compositor"] >= 40
+    page = (built / "report.html").read_text()
+    assert all(name in page for name in rows) and page.count("<img") > 20 and "too few layers: 1 after" in page
+
+
+def test_beam_and_a_plain_loop_write_the_same_bytes(source, built, tmp_path):
+    loop = tmp_path / "loop"
+    assert build_dataset.main([str(source), "--out", str(loop), "--licence", "MIT", "--runner", "none"]) == 0
+    assert shards(loop) == shards(built)
+
+
+def test_records_are_the_documents(source, built):
+    builder = tfds.builder_from_directory(str(built / "layered_dataset" / "1.0.0"))
+    assert "tensorflow" not in sys.modules and builder.info.redistribution_info.license == "MIT"
+    records = [decode(x) for split in builder.info.splits for x in builder.as_data_source(split)]
+    assert len(records) == 7
+    seen = {record.source: record for record in records}
+    assert seen["us"].caption == "discs on a ground \u00e4" and seen["us"].licence == "CC0-1.0"
+    other = seen["more/design 3.psd"]
+    assert (other.caption, other.licence, other.size) == ("", "MIT", (48, 48))
+    document = read_psd((source / "more" / "design 3.psd").read_bytes(), PSDLimits())
+    difference = composite(other.layers, other.size) - composite(document.layers, document.size)
+    assert np.abs(difference).max() <= 1 / 255
+
+
+def test_building_again_changes_nothing(source, built, capsys):
+    before = {f: f.stat().st_mtime_ns for f in (built / "layered_dataset").rglob("*")}
+    assert build_dataset.main([str(source), "--out", str(built), "--licence", "MIT"]) == 0
+    assert "up to date" in capsys.readouterr().out
+    assert build_dataset.main([str(source), "--out", str(built), "--licence", "GPL"]) == 2
+    assert "remove it or choose another --out" in capsys.readouterr().err
+    assert {f: f.stat().st_mtime_ns for f in (built / "layered_dataset").rglob("*")} == before
+
+
+def test_kills_cost_nothing(source, built, tmp_path):
+    """Ten kills at random moments, then a run to the end: the same bytes, and nothing half-written on the way."""
+    out = tmp_path / "out"
+    command = [sys.executable, str(TOOL), str(source), "--out", str(out), "--licence", "MIT"]
+    chance = random.Random(0)
+    for _ in range(10):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(chance.uniform(1.0, 9.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        if (out / "layered_dataset" / "1.0.0").exists():
+            assert shards(out).items() >= shards(built).items()
+    subprocess.run(command, check=True, capture_output=True)
+    assert shards(out) == shards(built)
+
+
+@pytest.mark.parametrize("where", ["nowhere", "empty"])
+def test_no_documents(where, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert build_dataset.main([str(tmp_path / where), "--out", str(tmp_path / "out")]) == 2
+    assert "no .psd or .psb there" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_nothing_kept_is_said(source, tmp_path, capsys):
+    assert build_dataset.main([str(source / "broken.PSD"), "--out", str(tmp_path), "--runner", "none"]) == 1
+    assert "no document is kept" in capsys.readouterr().err
+    assert json.loads((tmp_path / "report.json").read_text())["dropped"] == {"unreadable": 1}
+    glob = str(source / "design*.psd")
+    assert build_dataset.main([glob, "--out", str(tmp_path), "--runner", "none", "--min-side", "999"]) == 1
+    assert json.loads((tmp_path / "report.json").read_text())["dropped"] == {"too small": 4}
