@@ -18,7 +18,17 @@ from rich.table import Table
 
 from qil_jax.data.captions import Captioner, EndpointCaptioner, EndpointConfig, SidecarCaptioner
 from qil_jax.data.cleaning import CleaningConfig
-from qil_jax.data.dataset import NAME, VERSION, WORK, DatasetFacts, Workplace, caption_all, prepare_all, write_dataset
+from qil_jax.data.dataset import (
+    NAME,
+    VERSION,
+    WORK,
+    DatasetFacts,
+    Workplace,
+    caption_all,
+    contents_of,
+    prepare_all,
+    write_dataset,
+)
 from qil_jax.data.prepare import PrepareConfig, Row, find_documents
 from qil_jax.data.psd import PSDLimits
 from qil_jax.data.report import summary, write_report
@@ -85,7 +95,7 @@ def _write(rows: list[Row], documents: list[epath.Path], facts: DatasetFacts, pl
         )
         return 2
     stamp.write_text(identity)
-    write_dataset(rows, documents, facts, place, out)
+    write_dataset(contents_of(rows, documents, facts, place), facts, out, place.options)
     print(f"wrote {folder}; see {out / 'report.html'}")
     return 0
 

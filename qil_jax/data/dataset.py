@@ -9,7 +9,7 @@ folder of the dataset appears only when it is whole.
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -141,7 +141,6 @@ class _Step(beam.DoFn):
 
 def example_of(row: Row, path: str, *, facts: DatasetFacts, done: str) -> dict[str, Any]:
     """The example of a kept and captioned document."""
-    _make_bytes_deterministic()
     told = sidecar(path)
     record = dataclasses.replace(
         load_record(epath.Path(done), row.digest),
@@ -153,16 +152,18 @@ def example_of(row: Row, path: str, *, facts: DatasetFacts, done: str) -> dict[s
     return encode(record)
 
 
-def _make_bytes_deterministic() -> None:
-    """Protobuf writes the fields of an example in an order of the process's own: the same data, other bytes.
+def _with_stable_bytes(make: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """`make`, in a process whose examples are the same bytes as any other's.
 
-    tensorflow-datasets offers no hook for it, so its serializer is changed, in whichever process writes.
+    Protobuf writes the fields of an example in an order of the process's own. tensorflow-datasets has no hook for it,
+    so its serializer is changed, in whichever process writes.
     """
 
     def serialize(self: ExampleSerializer, example: Any) -> bytes:
         return self.get_tf_example(example).SerializeToString(deterministic=True)
 
     ExampleSerializer.serialize_example = serialize
+    return make
 
 
 def sidecar(path: str) -> dict[str, str]:
@@ -202,15 +203,23 @@ def features() -> tfds.features.FeaturesDict:
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a dataset is made of: per split, a key and the arguments of `make` for each example."""
+
+    splits: Mapping[str, Sequence[tuple[str, tuple[Any, ...]]]]
+    make: Callable[..., dict[str, Any]]
+
+
 class LayeredDataset(tfds.core.BeamBasedBuilder):
-    """Layered pictures; `examples` pairs each kept row with the path of its document."""
+    """Layered pictures as tensorflow-datasets writes and describes them."""
 
     VERSION = tfds.core.Version(VERSION)
     name = NAME
     pkg_dir_path = None  # pyright: ignore[reportAssignmentType] (no TAGS.txt or CITATIONS.bib beside this file)
 
-    def __init__(self, *, examples: Sequence[tuple[Row, str]], facts: DatasetFacts, done: epath.Path, **options: Any):
-        self.examples, self.facts, self.done = examples, facts, str(done)
+    def __init__(self, *, contents: Contents, facts: DatasetFacts, **options: Any):
+        self.contents, self.facts = contents, facts
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -223,37 +232,44 @@ class LayeredDataset(tfds.core.BeamBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any, pipeline: Any) -> dict[str, Any]:
-        splits = {split: [x for x in self.examples if split_of(x[0].digest) == split] for split in SPLITS}
-        return {split: self._generate_examples(pipeline, split, mine) for split, mine in splits.items() if mine}
+        return {split: self._generate_examples(pipeline, split) for split, mine in self.contents.splits.items() if mine}
 
-    def _generate_examples(self, pipeline: Any, split: str, examples: Sequence[tuple[Row, str]]) -> Any:
-        encode_one = functools.partial(example_of, facts=self.facts, done=self.done)
-        documents = pipeline | f"{split}: documents" >> beam.Create(list(examples))
+    def _generate_examples(self, pipeline: Any, split: str) -> Any:
+        make = self.contents.make
+        keys = pipeline | f"{split}: keys" >> beam.Create(list(self.contents.splits[split]))
         return (
-            documents
+            keys
             | f"{split}: shuffle" >> beam.Reshuffle()
-            | f"{split}: encode" >> beam.Map(lambda x: (x[0].digest, encode_one(*x)))
+            | f"{split}: examples" >> beam.Map(lambda x: (x[0], _with_stable_bytes(make)(*x[1])))
         )
 
 
 def write_dataset(
-    rows: Sequence[Row], documents: Sequence[epath.Path], facts: DatasetFacts, place: Workplace, out: epath.Path
+    contents: Contents, facts: DatasetFacts, out: epath.Path, options: PipelineOptions | None = None
 ) -> epath.Path:
-    """Write the kept rows as a tensorflow-datasets folder, which appears whole; its path.
+    """Write a tensorflow-datasets folder, which appears whole; its path.
 
     Raises:
       FileExistsError: if one is there.
     """
-    for unfinished in (out / NAME).glob(f"{VERSION}.incomplete*"):
+    for unfinished in (out / NAME).glob("incomplete.*"):
         unfinished.rmtree()
     folder = out / NAME / VERSION
     if folder.exists():
         raise FileExistsError(f"{folder} exists: remove it or write elsewhere")
-    examples = [(row, str(path)) for row, path in zip(rows, documents, strict=True) if row.reason is None]
-    builder = LayeredDataset(
-        examples=examples, facts=facts, done=place.done, data_dir=str(out), file_format="array_record"
-    )
+    builder = LayeredDataset(contents=contents, facts=facts, data_dir=str(out), file_format="array_record")
     builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(beam_options=place.options or PipelineOptions([]))
+        download_config=tfds.download.DownloadConfig(beam_options=options or PipelineOptions([]))
     )
     return folder
+
+
+def contents_of(
+    rows: Sequence[Row], documents: Sequence[epath.Path], facts: DatasetFacts, place: Workplace
+) -> Contents:
+    """The kept rows, split by the hashes of their documents."""
+    kept = [(row, str(path)) for row, path in zip(rows, documents, strict=True) if row.reason is None]
+    splits = {
+        split: [(row.digest, (row, path)) for row, path in kept if split_of(row.digest) == split] for split in SPLITS
+    }
+    return Contents(splits=splits, make=functools.partial(example_of, facts=facts, done=str(place.done)))
