@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 FACTS = "layered.json"
@@ -122,6 +122,14 @@ class LayeredImage:
         texts = {key: facts.get(key, "") for key in ("source", "licence")}
         decisions = tuple(facts.get("decisions", ()))
         return cls(layers=np.stack(layers), names=names, caption=caption, decisions=decisions, **texts)
+
+
+def visible_box(shows: Bool[np.ndarray, "y x"]) -> tuple[int, int, int, int] | None:
+    """Left, top, right, bottom (outside) of the pixels that are set; None if none is."""
+    rows, columns = np.flatnonzero(shows.any(axis=1)), np.flatnonzero(shows.any(axis=0))
+    if not len(rows):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _number(file: Path) -> tuple[int, str]:

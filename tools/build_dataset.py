@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 from etils import epath
@@ -31,7 +32,7 @@ from qil_jax.data.dataset import (
 )
 from qil_jax.data.prepare import PrepareConfig, Row, find_documents
 from qil_jax.data.psd import PSDLimits
-from qil_jax.data.report import summary, write_report
+from qil_jax.data.report import write_report
 from qil_jax.data.sandbox import ProcessLimits
 
 
@@ -72,9 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = None if args.runner == "none" else PipelineOptions([f"--runner={args.runner}", *beam_arguments])
     place = Workplace(config=config, work=out / WORK, options=options)
     rows = caption_all(prepare_all(documents, place), documents, _make_captioner(args, place.work), place)
-    write_report(rows, place.done, out)
-    _show(rows)
-    facts = summary(rows)
+    facts = write_report(rows, place.done, out)
+    _show(facts)
     if not facts["kept"]:
         print(f"no document is kept: {out / 'report.html'} says why", file=sys.stderr)
         return 1
@@ -111,8 +111,7 @@ def _make_captioner(args: argparse.Namespace, work: epath.Path) -> Callable[[], 
     return functools.partial(EndpointCaptioner, config, work / "captions")
 
 
-def _show(rows: list[Row]) -> None:
-    facts = summary(rows)
+def _show(facts: dict[str, Any]) -> None:
     table = Table("", "documents")
     for name, count in [("in", facts["documents"]), ("kept", facts["kept"]), *facts["dropped"].items()]:
         table.add_row(name, str(count))

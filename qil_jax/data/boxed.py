@@ -6,6 +6,20 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels of the canvas; right and bottom are outside."""
+
+
+def intersection(a: Box, b: Box) -> Box | None:
+    """The common part of two boxes, or None."""
+    box = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+    return box if box[0] < box[2] and box[1] < box[3] else None
+
+
+def window(of: Box, box: Box) -> tuple[slice, slice]:
+    """Rows and columns of `box` in an array that covers `of`."""
+    return slice(box[1] - of[1], box[3] - of[1]), slice(box[0] - of[0], box[2] - of[0])
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class BoxedLayer:
@@ -17,21 +31,33 @@ class BoxedLayer:
     name: str
 
     @property
+    def box(self) -> Box:
+        """Its box on the canvas."""
+        height, width = self.pixels.shape[:2]
+        return self.left, self.top, self.left + width, self.top + height
+
+    @property
     def window(self) -> tuple[slice, slice]:
         """Its rows and columns of the canvas."""
-        height, width = self.pixels.shape[:2]
-        return slice(self.top, self.top + height), slice(self.left, self.left + width)
+        left, top, right, bottom = self.box
+        return slice(top, bottom), slice(left, right)
 
 
 def composite(layers: Sequence[BoxedLayer], size: tuple[int, int]) -> Float[np.ndarray, "y x 4"]:
     """Layers alpha-blended bottom to top on a clear canvas of (width, height): premultiplied RGBA in [0, 1], fp32."""
     canvas = np.zeros((size[1], size[0], 4), np.float32)
     for layer in layers:
-        over = layer.pixels.astype(np.float32) / 255
-        over[..., :3] *= over[..., 3:]
-        canvas[layer.window] *= 1 - over[..., 3:]
-        canvas[layer.window] += over
+        put_over(canvas, layer)
     return canvas
+
+
+def put_over(canvas: Float[np.ndarray, "y x 4"], layer: BoxedLayer) -> None:
+    """Alpha-blend a layer onto a premultiplied canvas in place."""
+    over = layer.pixels.astype(np.float32) / 255
+    over[..., :3] *= over[..., 3:]
+    part = canvas[layer.window]
+    part *= 1 - over[..., 3:]
+    part += over
 
 
 def composite_8bit(layers: Sequence[BoxedLayer], size: tuple[int, int]) -> UInt8[np.ndarray, "y x 4"]:

@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import hashlib
-import io
 import threading
 import time
 from typing import Protocol, runtime_checkable
@@ -15,6 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from qil_jax.data.boxed import over_white
+from qil_jax.data.files import png_bytes, write_whole
 from qil_jax.data.reasons import Dropped, Reason
 
 PROMPT = """\
@@ -81,24 +81,15 @@ class EndpointCaptioner:
         self._turn, self._next = threading.Lock(), 0.0
 
     def __call__(self, picture: UInt8[np.ndarray, "y x 4"], document: str) -> str:
-        png = self._png(picture)
+        image = Image.fromarray(over_white(picture)[..., :3])
+        png = png_bytes(image, self.config.side, Image.Resampling.LANCZOS)
         asked = f"{self.config.model}\n{self.config.prompt}\n".encode() + png
         file = self.cache / f"{hashlib.sha256(asked).hexdigest()}.txt"
         if file.exists():
             return file.read_text()
         answer = self._ask(png)
-        self.cache.mkdir(parents=True, exist_ok=True)
-        unfinished = self.cache / f".{file.name}.{threading.get_ident()}"
-        unfinished.write_text(answer)
-        unfinished.replace(file)
+        write_whole(file, answer.encode())
         return answer
-
-    def _png(self, picture: UInt8[np.ndarray, "y x 4"]) -> bytes:
-        image = Image.fromarray(over_white(picture)[..., :3])
-        image.thumbnail((self.config.side, self.config.side), Image.Resampling.LANCZOS)
-        stream = io.BytesIO()
-        image.save(stream, "PNG")
-        return stream.getvalue()
 
     def _ask(self, png: bytes) -> str:
         if self._client is None:

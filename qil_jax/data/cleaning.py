@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from qil_jax.data.anomalies import AnomalyDetector
-from qil_jax.data.boxed import BoxedLayer, composite_8bit, over_white
-from qil_jax.data.grouping import cheapest_merges, front_to_back_groups, merge, put_over
+from qil_jax.data.boxed import BoxedLayer, composite_8bit, over_white, put_over
+from qil_jax.data.grouping import cheapest_merges, front_to_back_groups, merge
 from qil_jax.data.reasons import Dropped, Reason
+from qil_jax.layered_image import visible_box
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -134,11 +135,12 @@ def contributing(
 
 def trimmed(layer: BoxedLayer) -> BoxedLayer:
     """A layer cut to the box of its positive alpha; it must have some."""
-    shows = layer.pixels[..., 3] > 0
-    rows, columns = np.flatnonzero(shows.any(1)), np.flatnonzero(shows.any(0))
-    cut = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    left, top = layer.left + int(columns[0]), layer.top + int(rows[0])
-    return dataclasses.replace(layer, pixels=np.ascontiguousarray(layer.pixels[cut]), left=left, top=top)
+    box = visible_box(layer.pixels[..., 3] > 0)
+    if box is None:
+        raise ValueError(f"layer '{layer.name}' shows nothing: it has no box")
+    left, top, right, bottom = box
+    pixels = np.ascontiguousarray(layer.pixels[top:bottom, left:right])
+    return dataclasses.replace(layer, pixels=pixels, left=layer.left + left, top=layer.top + top)
 
 
 def visible_pixels(layers: Sequence[BoxedLayer], size: Size) -> Float[np.ndarray, " l"]:

@@ -21,6 +21,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from qil_jax.data.boxed import composite_8bit
 from qil_jax.data.captions import Captioner
+from qil_jax.data.files import write_whole
 from qil_jax.data.prepare import (
     PrepareConfig,
     Preparer,
@@ -28,7 +29,6 @@ from qil_jax.data.prepare import (
     document_names,
     load_record,
     without_duplicates,
-    write_whole,
 )
 from qil_jax.data.reasons import Dropped
 from qil_jax.data.records import encode

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from qil_jax.data.boxed import BoxedLayer
+from qil_jax.data.boxed import BoxedLayer, intersection, put_over, window
 
 Groups = list[list[int]]
 """Indices of layers, bottom to top, group by group from the bottom."""
@@ -19,7 +19,7 @@ def front_to_back_groups(layers: Sequence[BoxedLayer]) -> Groups:
 
     Time: pairs of layers whose boxes meet are compared pixel by pixel.
     """
-    boxes = np.array([_box(layer) for layer in layers]).reshape(-1, 4)
+    boxes = np.array([layer.box for layer in layers]).reshape(-1, 4)
     depth = np.zeros(len(layers), int)
     for i in range(len(layers) - 1, -1, -1):
         above = boxes[i + 1 :]
@@ -35,13 +35,11 @@ def front_to_back_groups(layers: Sequence[BoxedLayer]) -> Groups:
 
 def overlap(a: BoxedLayer, b: BoxedLayer) -> bool:
     """Whether two layers share a pixel of positive alpha."""
-    left, top, right, bottom = np.concatenate(
-        [np.maximum(_box(a)[:2], _box(b)[:2]), np.minimum(_box(a)[2:], _box(b)[2:])]
-    )
-    if left >= right or top >= bottom:
+    common = intersection(a.box, b.box)
+    if common is None:
         return False
-    parts = [x.pixels[top - x.top : bottom - x.top, left - x.left : right - x.left, 3] for x in (a, b)]
-    return bool(np.logical_and(parts[0], parts[1]).any())
+    parts = [x.pixels[window(x.box, common)][..., 3] for x in (a, b)]
+    return bool(np.logical_and(*parts).any())
 
 
 def cheapest_merges(visible: Float[np.ndarray, " l"], count: int) -> Groups:
@@ -87,33 +85,23 @@ def merge(layers: Sequence[BoxedLayer], groups: Groups, size: tuple[int, int]) -
     return merged
 
 
-def put_over(canvas: Float[np.ndarray, "y x 4"], layer: BoxedLayer) -> None:
-    """Alpha-blend a layer onto a premultiplied canvas in place."""
-    over = layer.pixels.astype(np.float32) / 255
-    over[..., :3] *= over[..., 3:]
-    part = canvas[layer.window]
-    part *= 1 - over[..., 3:]
-    part += over
-
-
 def _join(members: Sequence[BoxedLayer], exact: np.ndarray, rounded: np.ndarray) -> BoxedLayer:
-    boxes = np.array([_box(member) for member in members])
+    boxes = np.array([member.box for member in members])
     left, top = map(int, boxes[:, :2].min(0))
     right, bottom = map(int, boxes[:, 2:].max(0))
-    window = np.s_[top:bottom, left:right]
+    here = np.s_[top:bottom, left:right]
     pixels = np.zeros((bottom - top, right - left, 4), np.uint8)
     count = np.zeros((bottom - top, right - left), np.int32)
     through = np.ones((bottom - top, right - left), np.float32)
     for member in members:
-        height, width = member.pixels.shape[:2]
-        here = np.s_[member.top - top : member.top - top + height, member.left - left : member.left - left + width]
+        inside = window((left, top, right, bottom), member.box)
         shows = member.pixels[..., 3] > 0
-        count[here] += shows
-        through[here] *= 1 - member.pixels[..., 3].astype(np.float32) / 255
-        np.copyto(pixels[here], member.pixels, where=shows[..., None])
+        count[inside] += shows
+        through[inside] *= 1 - member.pixels[..., 3].astype(np.float32) / 255
+        np.copyto(pixels[inside], member.pixels, where=shows[..., None])
     mixed = np.nonzero(count > 1)
     if len(mixed[0]):
-        pixels[mixed] = _rounded(exact[window][mixed], rounded[window][mixed], 1 - through[mixed])
+        pixels[mixed] = _rounded(exact[here][mixed], rounded[here][mixed], 1 - through[mixed])
     names = " + ".join(dict.fromkeys(member.name for member in members if member.name))
     return BoxedLayer(pixels=pixels, left=left, top=top, name=names[:200])
 
@@ -133,8 +121,3 @@ def _rounded(
     colour = wanted[:, :3] - (1 - alpha) * below[:, :3]
     colour = np.divide(colour, alpha, out=np.zeros_like(colour), where=alpha > 0)
     return np.rint(np.concatenate([np.clip(colour, 0, 1), alpha], 1) * 255).astype(np.uint8)
-
-
-def _box(layer: BoxedLayer) -> np.ndarray:
-    height, width = layer.pixels.shape[:2]
-    return np.array([layer.left, layer.top, layer.left + width, layer.top + height])

@@ -5,26 +5,27 @@ import dataclasses
 import hashlib
 import io
 import json
-import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
-from PIL import Image
 from psd_tools import PSDImage
 
 from qil_jax.data.anomalies import AnomalyDetector, PatchDetector
 from qil_jax.data.boxed import composite_8bit
 from qil_jax.data.cleaning import CleaningConfig, clean
 from qil_jax.data.duplicates import near_duplicates, perceptual_hash
+from qil_jax.data.files import png_bytes, write_whole
 from qil_jax.data.psd import PSDLimits, read_psd
 from qil_jax.data.reasons import Dropped, Reason
 from qil_jax.data.records import Record, decode, encode
 from qil_jax.data.sandbox import ProcessLimits, Sandbox
 
 SUFFIXES = {".psd", ".psb"}
+THUMBNAIL = 160
+"""Longer side of the pictures that reports show."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,11 +189,7 @@ def thumbnail(data: bytes) -> bytes:
     picture = PSDImage.open(io.BytesIO(data)).topil()
     if picture is None:
         raise ValueError("the document stores no picture")
-    picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-    picture.thumbnail((160, 160))
-    stream = io.BytesIO()
-    Image.fromarray(np.asarray(picture)).save(stream, "PNG")  # without its profile, which carries the time
-    return stream.getvalue()
+    return png_bytes(picture.convert("RGBA" if picture.has_transparency_data else "RGB"), THUMBNAIL)
 
 
 def load_record(done: epath.Path, digest: str) -> Record:
@@ -224,11 +221,3 @@ def from_bytes(data: bytes) -> Record:
     """What `to_bytes` was given."""
     facts, _, pixels = data.partition(b"\n")
     return decode({**json.loads(facts), "pixels": np.frombuffer(zlib.decompress(pixels), np.uint8)})
-
-
-def write_whole(file: epath.Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.parent / f".{file.name}.{uuid.uuid4().hex}"
-    unfinished.write_bytes(data)
-    unfinished.replace(file)

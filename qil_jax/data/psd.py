@@ -13,10 +13,11 @@ from psd_tools.api.layers import Group, Layer
 from psd_tools.constants import BlendMode, Tag
 from psd_tools.psd.descriptor import Descriptor, List
 
-from qil_jax.data.boxed import BoxedLayer, composite_8bit, over_white, psnr
+from qil_jax.data.boxed import Box, BoxedLayer, composite_8bit, over_white, psnr
 from qil_jax.data.psd_compositor import composite, get_color_channels, is_plain, nothing, pixels, put, to_rgba
 from qil_jax.data.reasons import Dropped, Reason
-from qil_jax.data.stack import Box, Piece, fit, flatten, piece_of, recolour
+from qil_jax.data.stack import Picture, Piece, fit, flatten, piece_of, recolour
+from qil_jax.layered_image import visible_box
 
 NOT_DRAWN = {"dropshadow", "innershadow", "outerglow", "innerglow", "satin", "bevelemboss"}
 """Effects that psd-tools does not draw."""
@@ -29,8 +30,8 @@ class PSDLimits:
     Attributes:
       pixels: of its canvas.
       recomposition_psnr: dB that the layers' composite must reach against psd-tools' composite or the stored picture.
-      stored_psnr: dB below which the composite of psd-tools is taken for wrong when it is compared with the stored
-        picture and the layers do not reproduce that one either.
+      stored_psnr: dB that it must reach against the stored picture, if there is one: below it psd-tools has drawn
+        another picture altogether.
       repaired: share of visible pixels above which a group is kept as one flat layer instead of its repaired parts.
     """
 
@@ -159,7 +160,7 @@ class _Unpacking:
         group = isinstance(layer, Group)
         whole = layer.opacity == 255 and not layer.has_mask() and not layer.has_vector_mask() and not len(layer.effects)
         artboard = layer.kind == "artboard"
-        if layer.blend_mode not in (BlendMode.NORMAL, BlendMode.PASS_THROUGH) or layer.kind in ADJUSTMENTS:
+        if layer.kind in ADJUSTMENTS or _blends(layer):
             self._bake(layer, scope, box)
         elif _knocks_out(layer) or (group and any(map(_knocks_out, layer.descendants()))):
             self._knocking_out(layer, scope, box)
@@ -216,7 +217,7 @@ class _Unpacking:
         result = fit(scope, wanted, layer.name)
         self.notes.append(f"'{layer.name}' knocks out what is below it, {result.repaired:.1%} repaired")
 
-    def _settle(self, inner: list[Piece], wanted, name: str, scope: list[Piece]) -> None:
+    def _settle(self, inner: list[Piece], wanted: Picture, name: str, scope: list[Piece]) -> None:
         """Fit a scope to its picture; give up its parts if too much would have to be repaired."""
         kept = len(inner)
         result = fit(inner, wanted, name)
@@ -228,19 +229,19 @@ class _Unpacking:
 
     def _bake(self, layer: Layer, scope: list[Piece], box: Box) -> None:
         """What changes the picture below it is worked into the layers below it."""
+        what = f"'{layer.name}' ({layer.blend_mode.name.lower().replace('_', ' ')} {layer.kind})"
         before = flatten(scope, box, self.channels)
         wanted = put(layer, before)
         touched = np.abs(wanted.colour * wanted.alpha - before.colour * before.alpha).max(-1) > 0
         touched |= np.abs(wanted.alpha - before.alpha)[..., 0] > 0
-        if not touched.any():
-            self.notes.append(f"'{layer.name}' ({layer.blend_mode.name.lower()} {layer.kind}) changes nothing")
+        box_touched = visible_box(touched)
+        if box_touched is None:
+            self.notes.append(f"{what} changes nothing")
             return
-        rows, columns = np.flatnonzero(touched.any(1)), np.flatnonzero(touched.any(0))
-        left, top = box[0] + int(columns[0]), box[1] + int(rows[0])
-        part = left, top, box[0] + int(columns[-1]) + 1, box[1] + int(rows[-1]) + 1
+        left, top, right, bottom = box_touched
+        part = box[0] + left, box[1] + top, box[0] + right, box[1] + bottom
         recolour(scope, part, lambda backdrop: put(layer, backdrop))
         result = fit(scope, wanted, layer.name)
-        what = f"'{layer.name}' ({layer.blend_mode.name.lower().replace('_', ' ')} {layer.kind})"
         added = "; where nothing was below it, it is a layer of its own" if result.added else ""
         self.notes.append(f"{what} is baked into what it covers, {result.repaired:.1%} repaired{added}")
 
@@ -259,9 +260,12 @@ ADJUSTMENTS = {
 }  # fmt: skip
 
 
+def _blends(layer: Layer) -> bool:
+    return layer.blend_mode not in (BlendMode.NORMAL, BlendMode.PASS_THROUGH)
+
+
 def _needs_backdrop(layer: Layer) -> bool:
-    blends = layer.blend_mode not in (BlendMode.NORMAL, BlendMode.PASS_THROUGH)
-    return layer.kind in ADJUSTMENTS or (blends and not layer.clipping)
+    return layer.kind in ADJUSTMENTS or (_blends(layer) and not layer.clipping)
 
 
 def _knocks_out(layer: Layer) -> bool:

@@ -1,6 +1,6 @@
 """The one door to psd-tools' compositor: its inner class takes any backdrop, the public functions do not.
 
-Everything here depends on psd-tools 1.26; `tests/data/test_psd_compositor.py` fails when a newer one differs.
+Everything here depends on psd-tools 1.26; `tests/data/test_psd.py` fails where another version draws differently.
 """
 
 import numpy as np
@@ -13,7 +13,8 @@ from psd_tools.composite.composite import Compositor, _document_backdrop
 from psd_tools.composite.widen import make_widen
 from psd_tools.constants import Resource, Tag
 
-from qil_jax.data.stack import Box, Picture, Piece, intersection, piece_of
+from qil_jax.data.boxed import Box, intersection
+from qil_jax.data.stack import Picture, Piece, piece_of
 
 PLAIN_KINDS = {"pixel", "type", "smartobject"}
 

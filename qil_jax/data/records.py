@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from qil_jax.data.boxed import BoxedLayer
-from qil_jax.layered_image import LayeredImage
+from qil_jax.layered_image import LayeredImage, visible_box
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,10 +47,7 @@ def from_layered_image(image: LayeredImage, category: str = "") -> Record:
     """A record of a layered image. A layer that shows nothing keeps one clear pixel."""
     layers = []
     for pixels, name in zip(image.layers, image.names, strict=True):
-        shows = pixels[..., 3] > 0
-        rows, columns = np.flatnonzero(shows.any(1)), np.flatnonzero(shows.any(0))
-        top, bottom = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 1)
-        left, right = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
+        left, top, right, bottom = visible_box(pixels[..., 3] > 0) or (0, 0, 1, 1)
         layers.append(BoxedLayer(pixels=pixels[top:bottom, left:right], left=left, top=top, name=name))
     return Record(
         layers=tuple(layers),

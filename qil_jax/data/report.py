@@ -2,7 +2,6 @@
 
 import base64
 import html
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -13,9 +12,9 @@ from etils import epath
 from PIL import Image
 
 from qil_jax.data.boxed import composite_8bit
-from qil_jax.data.prepare import Row, load_record
+from qil_jax.data.files import png_bytes
+from qil_jax.data.prepare import THUMBNAIL, Row, load_record
 
-THUMBNAIL = 160
 PICTURES = 24
 """Samples and rejects that are shown, spread evenly over all."""
 
@@ -39,8 +38,8 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def write_report(rows: Sequence[Row], done: epath.Path, out: epath.Path) -> None:
-    """Write `report.json` and `report.html` into `out`; pictures come from the work folder `done`."""
+def write_report(rows: Sequence[Row], done: epath.Path, out: epath.Path) -> dict[str, Any]:
+    """Write `report.json` and `report.html` into `out`; pictures come from the work folder `done`. The summary."""
     facts = summary(rows)
     (out / "report.json").write_text(json.dumps(facts, indent=1) + "\n")
     kept = [row for row in rows if row.reason is None]
@@ -65,6 +64,7 @@ def write_report(rows: Sequence[Row], done: epath.Path, out: epath.Path) -> None
     ]
     page = f"<!doctype html><meta charset=utf-8><title>Documents to layers</title><style>{STYLE}</style>"
     (out / "report.html").write_text(page + "\n".join(parts))
+    return facts
 
 
 def _cells(row: Row) -> list[Any]:
@@ -115,11 +115,7 @@ def _reject(row: Row, done: epath.Path) -> str:
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    image = Image.fromarray(pixels)
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
+    return png_bytes(Image.fromarray(pixels), THUMBNAIL)
 
 
 def _figure(png: bytes, text: str) -> str:

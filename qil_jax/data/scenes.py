@@ -74,6 +74,7 @@ class _Thing:
     image: Image.Image
     phrase: str
     asset: Asset | None = None
+    outside: float = 0.25
 
 
 def make_scene(seed: int, config: SceneConfig, assets: Assets | None = None) -> Record:
@@ -92,7 +93,7 @@ def make_scene(seed: int, config: SceneConfig, assets: Assets | None = None) -> 
     while len(kept) == 1 or (len(kept) <= count and tries < 4 * count):
         tries += 1
         thing = _thing(chance, config, assets)
-        left, top = (_place(chance, length, config.side, thing) for length in thing.image.size)
+        left, top = (_place(chance, length, config.side, thing.outside) for length in thing.image.size)
         candidate = [*layers, _placed(thing.image, left, top, config.side, thing.phrase)]
         if _all_count(candidate, config):
             kept.append(thing)
@@ -108,9 +109,9 @@ def make_scene(seed: int, config: SceneConfig, assets: Assets | None = None) -> 
     )
 
 
-def _place(chance: np.random.Generator, length: int, side: int, thing: _Thing) -> int:
-    """Where a thing begins along one axis: up to a quarter may leave the canvas, but no letter of a text."""
-    out = 0 if thing.phrase.startswith("the text") else length // 4
+def _place(chance: np.random.Generator, length: int, side: int, outside: float) -> int:
+    """Where a thing begins along one axis: up to the share `outside` of it may leave the canvas."""
+    out = int(length * outside)
     return int(chance.integers(min(0, side - length) if out == 0 else -out, max(1, side - length + out + 1)))
 
 
@@ -270,7 +271,7 @@ def _text(chance: np.random.Generator, side: int, assets: Assets) -> _Thing:
     image = Image.new("RGBA", (int(right - left) + 4, int(bottom - top) + 4), (*COLOURS[rim if stroke else name], 0))
     where = (2 - left, 2 - top)
     ImageDraw.Draw(image).text(where, word, COLOURS[name], font, stroke_width=stroke, stroke_fill=COLOURS[rim])
-    return _Thing(image=image, phrase=f"the text '{word}' in {name}")
+    return _Thing(image=image, phrase=f"the text '{word}' in {name}", outside=0.0)  # every letter is to be read
 
 
 def _with_shadow(image: Image.Image, chance: np.random.Generator, side: int) -> Image.Image:

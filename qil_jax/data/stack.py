@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-Box = tuple[int, int, int, int]
-"""Left, top, right, bottom in pixels of the canvas; right and bottom are outside."""
+from qil_jax.data.boxed import Box, intersection, window
+from qil_jax.layered_image import visible_box
 
 TOLERANCE = 2.5 / 255
 """Difference of premultiplied colour or alpha above which a pixel is repaired: three roundings to 8 bits are below."""
@@ -52,26 +52,16 @@ class Fit:
     added: float
 
 
-def intersection(a: Box, b: Box) -> Box | None:
-    """The common part of two boxes, or None."""
-    box = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
-    return box if box[0] < box[2] and box[1] < box[3] else None
-
-
-def window(of: Box, box: Box) -> tuple[slice, slice]:
-    """Rows and columns of `box` in an array that covers `of`."""
-    return slice(box[1] - of[1], box[3] - of[1]), slice(box[0] - of[0], box[2] - of[0])
-
-
 def piece_of(picture: Picture, name: str) -> Piece | None:
     """A picture as a piece, cut to what is visible of it; None if nothing is."""
     alpha = np.rint(np.clip(picture.alpha, 0, 1) * 255).astype(np.uint8)
-    rows, columns = np.flatnonzero(alpha.any((1, 2))), np.flatnonzero(alpha.any((0, 2)))
-    if not len(rows):
+    box = visible_box(alpha[..., 0] > 0)
+    if box is None:
         return None
-    cut = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    left, top, right, bottom = box
+    cut = np.s_[top:bottom, left:right]
     colour = np.rint(np.clip(picture.colour[cut], 0, 1) * 255).astype(np.uint8)
-    left, top = picture.box[0] + int(columns[0]), picture.box[1] + int(rows[0])
+    left, top = picture.box[0] + left, picture.box[1] + top
     return Piece(colour=colour, alpha=alpha[cut].copy(), left=left, top=top, name=name)
 
 

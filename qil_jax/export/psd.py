@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from psd_tools import PSDImage
 
-from qil_jax.layered_image import LayeredImage
+from qil_jax.layered_image import LayeredImage, visible_box
 
 LARGEST_SIDE = 30_000
 """Limit of the PSD format in pixels."""
@@ -52,8 +52,5 @@ def _over_white(composite: np.ndarray) -> np.ndarray:
 
 def alpha_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
     """Top, left, bottom, right of what is not wholly transparent; one pixel where everything is."""
-    rows = np.flatnonzero(pixels[..., 3].any(axis=1))
-    cols = np.flatnonzero(pixels[..., 3].any(axis=0))
-    if not len(rows):
-        return 0, 0, 1, 1
-    return int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1
+    left, top, right, bottom = visible_box(pixels[..., 3] > 0) or (0, 0, 1, 1)
+    return top, left, bottom, right
