@@ -28,6 +28,7 @@ from qil_jax.data.dataset import (
     caption_all,
     contents_of,
     prepare_all,
+    sidecar,
     write_dataset,
 )
 from qil_jax.data.prepare import PrepareConfig, Row, find_documents
@@ -83,8 +84,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _write(rows: list[Row], documents: list[epath.Path], facts: DatasetFacts, place: Workplace, out: epath.Path) -> int:
     """Write the dataset unless the same one is there already."""
-    captions = {r.digest: (place.done / f"{r.digest}.txt").read_text() for r in rows if r.reason is None}
-    identity = json.dumps({"facts": repr(facts), "fingerprint": place.config.fingerprint, "captions": captions})
+    told = [
+        [row.document, row.digest, sidecar(str(path)), (place.done / f"{row.digest}.txt").read_text()]
+        for row, path in zip(rows, documents, strict=True)
+        if row.reason is None
+    ]
+    identity = json.dumps({"facts": repr(facts), "fingerprint": place.config.fingerprint, "told": told})
     stamp, folder = out / WORK / "written.json", out / NAME / VERSION
     if folder.exists():
         if stamp.exists() and stamp.read_text() == identity:

@@ -92,6 +92,16 @@ def test_building_again_changes_nothing(source, built, capsys):
     assert {f: f.stat().st_mtime_ns for f in (built / "layered_dataset").rglob("*")} == before
 
 
+def test_a_changed_sidecar_is_noticed(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.psd").write_bytes(psd_files.design(5))
+    command = [str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--runner", "none"]
+    assert build_dataset.main(command) == 0 and build_dataset.main(command) == 0
+    (tmp_path / "in" / "a.json").write_text(json.dumps({"licence": "CC0-1.0"}))
+    assert build_dataset.main(command) == 2
+    assert "built from other documents or settings" in capsys.readouterr().err
+
+
 def test_kills_cost_nothing(source, built, tmp_path):
     """Ten kills at random moments, then a run to the end: the same bytes, and nothing half-written on the way."""
     out = tmp_path / "out"
