@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -99,15 +100,16 @@ class LayeredImage:
         unfinished.rename(folder)
 
     @classmethod
-    def load(cls, folder: Path) -> "LayeredImage":
+    def load(cls, folder: Path, *, order: Callable[[Path], tuple[int, str]] | None = None) -> "LayeredImage":
         """Read what `save` wrote, or any folder of equally large PNGs numbered bottom to top.
 
         `caption.txt` and `layered.json` may be absent: then the caption is empty and the files' stems are the names.
+        `order` gives a file's number; without it that is what its name starts with.
 
         Raises:
           ValueError: naming the folder and what in it does not fit.
         """
-        files = sorted(folder.glob("*.png"), key=_number)
+        files = sorted(folder.glob("*.png"), key=order or _first_number)
         if not files:
             raise ValueError(f"{folder}: no PNG in it: a layered image is a folder of 000.png, 001.png, ...")
         layers = [np.asarray(Image.open(file).convert("RGBA")) for file in files]
@@ -132,7 +134,7 @@ def visible_box(shows: Bool[np.ndarray, "y x"]) -> tuple[int, int, int, int] | N
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _number(file: Path) -> tuple[int, str]:
+def _first_number(file: Path) -> tuple[int, str]:
     digits = re.match(r"\d+", file.stem)
     if digits is None:
         raise ValueError(f"{file}: its name does not start with a number: number layers bottom to top")

@@ -70,9 +70,14 @@ def composite_8bit(layers: Sequence[BoxedLayer], size: tuple[int, int]) -> UInt8
 
 def over_white(picture: UInt8[np.ndarray, "y x 4"]) -> UInt8[np.ndarray, "y x 4"]:
     """A straight RGBA picture on opaque white."""
+    return over_colour(picture, (1.0, 1.0, 1.0))
+
+
+def over_colour(picture: UInt8[np.ndarray, "y x 4"], colour: Sequence[float]) -> UInt8[np.ndarray, "y x 4"]:
+    """A straight RGBA picture on an opaque solid colour, whose components lie in [0, 1]."""
     alpha = picture[..., 3:].astype(np.float32) / 255
-    colour = picture[..., :3] * alpha + 255 * (1 - alpha)
-    return np.concatenate([np.rint(colour).astype(np.uint8), np.full_like(picture[..., 3:], 255)], -1)
+    blend = picture[..., :3] * alpha + np.asarray(colour, np.float32) * 255 * (1 - alpha)
+    return np.concatenate([np.rint(blend).astype(np.uint8), np.full_like(picture[..., 3:], 255)], -1)
 
 
 def psnr(a: UInt8[np.ndarray, "y x 4"], b: UInt8[np.ndarray, "y x 4"]) -> float:

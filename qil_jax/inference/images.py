@@ -1,11 +1,12 @@
 """Pictures from files to what the VAE reads, exactly as the released pipeline prepares them (checkpoint.md 8.3)."""
 
-import math
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from qil_jax.data.buckets import sides
 
 SMALLEST_SIDE = 2
 LARGEST_SIDE = 16384
@@ -75,16 +76,14 @@ def bucket_size(width: int, height: int, resolution: int, *, name: str = "pictur
     Raises:
       ImageError: if the picture is so narrow or flat that a side would round to zero.
     """
-    ratio = width / height
-    wide = math.sqrt(resolution * resolution * ratio)
-    sides = tuple(round(side / MULTIPLE) * MULTIPLE for side in (wide, wide / ratio))
-    if 0 in sides:
+    wide, high = sides(width / height, resolution, MULTIPLE)
+    if not wide or not high:
         limit = int((2 * resolution / MULTIPLE) ** 2)
         raise ImageError(
-            f"{name}: {width}x{height} collapses to {sides[0]}x{sides[1]} at resolution {resolution}; "
+            f"{name}: {width}x{height} collapses to {wide}x{high} at resolution {resolution}; "
             f"crop or pad it to an aspect ratio below {limit}:1"
         )
-    return sides[0], sides[1]
+    return wide, high
 
 
 def preprocess(image: Image.Image, resolution: int) -> tuple[UInt8[np.ndarray, "y x 4"], Float32[np.ndarray, "y x 4"]]:

@@ -84,12 +84,15 @@ class ModulationTable:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenLayout:
-    """Where every token of a batch sits. Tokens attend within equal segment ids; 0 marks padding."""
+    """Where every token of a batch sits. Tokens attend within equal segment ids; 0 marks padding.
 
-    image_positions: Int[Array, "b t 3"]
-    text_positions: Int[Array, "b s 3"]
-    image_segments: Int[Array, "b t"]
-    text_segments: Int[Array, "b s"]
+    On the host the arrays are numpy's.
+    """
+
+    image_positions: Int[Array | np.ndarray, "b t 3"]
+    text_positions: Int[Array | np.ndarray, "b s 3"]
+    image_segments: Int[Array | np.ndarray, "b t"]
+    text_segments: Int[Array | np.ndarray, "b s"]
 
 
 class Modulation(nnx.Module):
