@@ -20,6 +20,7 @@ demo: $(VENV)/.demo
 
 bench: $(VENV)/.test
 	$(BIN)/python tools/bench.py --write docs/benchmarks.md
+	$(BIN)/python tools/bench.py data --write docs/benchmarks.md
 
 # torch goes first and alone, pinned, so that no other package pulls in a CUDA build.
 $(VENV)/.test: pyproject.toml $(VENV)/.demo

@@ -1,6 +1,7 @@
 """Ours against diffusers and transformers on this machine: the same random weights, inputs and precision (fp32).
 
 python tools/bench.py [--case NAME]... [--repeats N] [--write docs/benchmarks.md]
+python tools/bench.py data [...]                    # the loader: tools/bench_data.py
 
 Both sides run in one process and alternate; the table gives medians. Peak memory is that of a process of its own which
 loads the weights and runs the case once.
@@ -237,6 +238,10 @@ def peak_memory(name: str, side: str, folder: Path) -> float:
 
 def main(argv: list[str]) -> int:
     """Print the table, and write it where told to."""
+    if argv[:1] == ["data"]:
+        import bench_data
+
+        return bench_data.main(argv[1:])
     parser = argparse.ArgumentParser(description="Speed and memory against diffusers on this machine.")
     parser.add_argument("--case", action="append", choices=CASES, help="all of them otherwise")
     parser.add_argument("--repeats", type=int, default=7)

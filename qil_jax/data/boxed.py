@@ -53,19 +53,30 @@ def composite(layers: Sequence[BoxedLayer], size: tuple[int, int]) -> Float[np.n
 
 def put_over(canvas: Float[np.ndarray, "y x 4"], layer: BoxedLayer) -> None:
     """Alpha-blend a layer onto a premultiplied canvas in place."""
-    over = layer.pixels.astype(np.float32) / 255
-    over[..., :3] *= over[..., 3:]
+    over = layer.pixels.astype(np.float32)
+    over /= 255
+    alpha = _on_all_channels(over[..., 3])
     part = canvas[layer.window]
-    part *= 1 - over[..., 3:]
+    part *= 1 - alpha
+    alpha[..., 3] = 1
+    over *= alpha
     part += over
 
 
 def composite_8bit(layers: Sequence[BoxedLayer], size: tuple[int, int]) -> UInt8[np.ndarray, "y x 4"]:
     """The composite as straight 8-bit RGBA."""
     canvas = composite(layers, size)
-    alpha = canvas[..., 3:]
-    colour = np.divide(canvas[..., :3], alpha, out=np.zeros_like(canvas[..., :3]), where=alpha > 0)
-    return np.rint(np.concatenate([colour, alpha], -1).clip(0, 1) * 255).astype(np.uint8)
+    divisor = np.maximum(_on_all_channels(canvas[..., 3]), np.finfo(np.float32).tiny)
+    divisor[..., 3] = 1
+    canvas /= divisor
+    np.clip(canvas, 0, 1, out=canvas)
+    canvas *= 255
+    return np.rint(canvas, out=canvas).astype(np.uint8)
+
+
+def _on_all_channels(alpha: Float[np.ndarray, "y x"]) -> Float[np.ndarray, "y x 4"]:
+    """Alpha four times over: numpy is several times faster on whole arrays than where it stretches a last axis of 1."""
+    return np.repeat(alpha, 4, axis=1).reshape(*alpha.shape, 4)
 
 
 def over_white(picture: UInt8[np.ndarray, "y x 4"]) -> UInt8[np.ndarray, "y x 4"]:

@@ -91,7 +91,7 @@ def _moved(
         min(size[0], math.ceil(wanted[2]) + margin),
         min(size[1], math.ceil(wanted[3]) + margin),
     )
-    image = Image.fromarray(_cut(layer, patch))
+    image = _image(_cut(layer, patch))
     part = (wanted[0] - patch[0], wanted[1] - patch[1], wanted[2] - patch[0], wanted[3] - patch[1])
     return _shown(np.asarray(image.resize((new[2] - new[0], new[3] - new[1]), FILTER, part)), new, layer.name)
 
@@ -105,6 +105,12 @@ def _cut(layer: BoxedLayer, patch: Box) -> np.ndarray:
     if common is not None:
         out[window(patch, common)] = layer.pixels[window(layer.box, common)]
     return out
+
+
+def _image(pixels: np.ndarray) -> Image.Image:
+    """For Pillow. Opaque pixels are called RGBX: then it need not premultiply and divide again, a third of the time."""
+    mode = "RGBX" if pixels[..., 3].min() == 255 else "RGBA"
+    return Image.frombuffer(mode, pixels.shape[1::-1], pixels.tobytes(), "raw", mode, 0, 1)
 
 
 def _shown(pixels: np.ndarray, box: Box, name: str) -> BoxedLayer | None:

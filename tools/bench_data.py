@@ -1,0 +1,188 @@
+"""How fast records become batches: `python tools/bench.py data [--samples N] [--write docs/benchmarks.md]`.
+
+Samples are 4-layer scenes with photographs as grounds, rendered at 1024 pixels and loaded at 640. All times are of one
+thread unless a row says otherwise; what a folder of PNGs costs is measured on the same scenes, in turns.
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from qil_jax.data.boxed import composite_8bit
+from qil_jax.data.buckets import BucketConfig
+from qil_jax.data.dataset import Contents, DatasetFacts, write_dataset
+from qil_jax.data.pipeline import Loader, LoaderConfig, Workers
+from qil_jax.data.records import Record, decode, encode
+from qil_jax.data.resize import choose_crop, resized
+from qil_jax.data.scenes import Asset, Assets, SceneConfig, make_scene
+from qil_jax.data.sources import DatasetSource, FolderSource, open_source
+from qil_jax.data.tasks import Task, TaskConfig, make_sample
+from qil_jax.layered_image import LayeredImage
+
+ROOT = Path(__file__).resolve().parents[1]
+SIDE, RESOLUTION, LAYERS = 1024, 640, 4
+
+CHIPS, HOSTS, CHIP_FLOPS, UTILISATION = 64, 16, 459e12, 0.4
+"""v5p-128: 128 cores are 64 chips on 16 hosts; bf16 peak of a chip; share of it that training is planned to reach."""
+
+
+def planned_samples_per_second() -> float:
+    """What v5p-128 consumes, by arithmetic: image-to-layers at 640 pixels with 4 layers, full training.
+
+    A token of the image stream meets 6.8 B of the 20.4 B parameters (the text stream and the modulation have as many
+    each); 6 FLOP per parameter and token, 12 per pair of tokens, width and block for attention, a third more for remat.
+    """
+    tokens, parameters, blocks, width = (LAYERS + 2) * 1600, 6.8e9, 60, 3072
+    flops = (6 * parameters * tokens + 12 * blocks * width * tokens**2) * 4 / 3
+    return CHIPS * CHIP_FLOPS * UTILISATION / flops
+
+
+def scenes(count: int) -> list[Record]:
+    """Scenes of exactly four layers, with the repository's photographs as grounds."""
+    pictures = [np.asarray(Image.open(file).convert("RGBA")) for file in sorted((ROOT / "examples").glob("*.png"))]
+    grounds = [Asset(pixels=x, name="a photograph", package="examples", licence="CC0-1.0") for x in pictures]
+    made: list[Record] = []
+    seed = 0
+    while len(made) < count:
+        scene = make_scene(seed, SceneConfig(side=SIDE), Assets(backgrounds=grounds))
+        made += [scene] if len(scene.layers) == LAYERS else []
+        seed += 1
+    return made
+
+
+def write_sources(records: list[Record], folder: Path) -> tuple[DatasetSource, FolderSource]:
+    """The same records as a dataset and as folders of PNGs."""
+    splits = {"train": [(f"{i:06d}", (record,)) for i, record in enumerate(records)]}
+    write_dataset(Contents(splits=splits, make=encode), DatasetFacts(), epath.Path(folder / "records"))
+    for i, record in enumerate(records):
+        record.to_layered_image().save(folder / "pngs" / f"{i:06d}")
+    dataset, pngs = open_source(folder / "records"), open_source(folder / "pngs")
+    assert isinstance(dataset, DatasetSource) and isinstance(pngs, FolderSource)
+    return dataset, pngs
+
+
+def seconds(work: Callable[[Any], Any], items: list[Any]) -> float:
+    """Median seconds that `work` takes for one item, after one that does not count."""
+    work(items[0])
+    times = []
+    for item in items:
+        began = time.perf_counter()
+        work(item)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def stages(dataset: DatasetSource, count: int) -> dict[str, float]:
+    """Median seconds of each stage for one sample."""
+    import tensorflow_datasets as tfds
+
+    raw = tfds.builder_from_directory(dataset.folder).as_data_source(dataset.split)
+    size = RESOLUTION, RESOLUTION
+    records = [dataset[i] for i in range(count)]
+    crops = [choose_crop(record.size, size, None) for record in records]
+    small = [
+        dataclasses.replace(r, layers=tuple(resized(r.layers, r.size, crop=crop, target=size)), size=size)
+        for r, crop in zip(records, crops, strict=True)
+    ]
+    chance, tasks = np.random.default_rng(0), TaskConfig()
+    return {
+        "read and parse": seconds(lambda i: raw[i], list(range(count))),
+        "decode pixels": seconds(decode, [raw[i] for i in range(count)]),
+        "crop and resize": seconds(
+            lambda i: resized(records[i].layers, (SIDE, SIDE), crop=crops[i], target=size), list(range(count))
+        ),
+        "composite": seconds(lambda r: composite_8bit(r.layers, size), small),
+        "canvases and condition": seconds(lambda r: make_sample(Task.IMAGE_TO_LAYERS, r, tasks, chance), small)
+        - seconds(lambda r: composite_8bit(r.layers, size), small),
+    }
+
+
+def decoding(dataset: DatasetSource, pngs: FolderSource, count: int) -> list[float]:
+    """How many times faster all layers come from a record than from PNGs, sample by sample, alternating."""
+    ratios = []
+    for i in range(count + 1):
+        times = []
+        for read in (lambda i: LayeredImage.load(pngs.folders[i]), lambda i: dataset[i].to_layered_image()):
+            began = time.perf_counter()
+            read(i % count)
+            times.append(time.perf_counter() - began)
+        ratios.append(times[0] / times[1])
+    return ratios[1:]
+
+
+def loading(dataset: DatasetSource, workers: Workers, samples: int) -> float:
+    """Samples per second that come out of a loader."""
+    buckets = BucketConfig(resolutions=(RESOLUTION,), row_tokens=6 * 1600)
+    config = LoaderConfig(rows=2, buckets=buckets)
+    with Loader(dataset, config, workers=workers) as loader:
+        for _ in range(4):
+            next(loader)
+        began, seen = time.perf_counter(), 0
+        while seen < samples:
+            seen += int((next(loader).records >= 0).sum())
+        return seen / (time.perf_counter() - began)
+
+
+def main(argv: list[str]) -> int:
+    """Print the table, and write it where told to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=48)
+    parser.add_argument("--write", type=Path, help="replace the table between the marks of this file")
+    arguments = parser.parse_args(argv)
+    count = arguments.samples
+    with tempfile.TemporaryDirectory() as name:
+        dataset, pngs = write_sources(scenes(count), Path(name))
+        cost = stages(dataset, count)
+        ratios = decoding(dataset, pngs, count)
+        one = loading(dataset, Workers(threads=1, ahead=1), 2 * count)
+        cores = len(os.sched_getaffinity(0))
+        threads = loading(dataset, Workers(threads=cores, ahead=2), 4 * count)
+        processes = loading(dataset, Workers(processes=cores, threads=1, ahead=2), 4 * count)
+    needed = planned_samples_per_second()
+    rows = [(stage, f"{1e3 * value:.1f} ms") for stage, value in cost.items()]
+    rows += [
+        ("all stages", f"{1e3 * sum(cost.values()):.1f} ms"),
+        ("loader, one thread", f"{one:.1f} samples/s"),
+        (f"loader, {cores} threads", f"{threads:.1f} samples/s, {threads / cores:.1f} per core"),
+        (f"loader, {cores} worker processes", f"{processes:.1f} samples/s, {processes / cores:.1f} per core"),
+        (
+            "all layers from a record, against a folder of PNGs",
+            f"{statistics.median(ratios):.1f} times faster ({min(ratios):.1f} to {max(ratios):.1f})",
+        ),
+        ("v5p-128 consumes, by arithmetic", f"{needed:.0f} samples/s, {needed / HOSTS:.1f} per host"),
+        ("cores that feed it, at the rate of worker processes", f"{needed / (processes / cores):.1f} of all its hosts"),
+    ]
+    table = Table("4-layer samples at 640 pixels", "")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    if arguments.write:
+        write_table(arguments.write, rows)
+    return 0
+
+
+def write_table(file: Path, rows: list[tuple[str, str]]) -> None:
+    """Put the rows between the marks of a Markdown file."""
+    begin, end = "<!-- bench data: begin -->", "<!-- bench data: end -->"
+    lines = ["| 4-layer samples at 640 pixels | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
+    text = file.read_text(encoding="utf-8")
+    body = "\n".join([begin, *lines, end])
+    file.write_text(re.sub(f"{begin}.*?{end}", lambda _: body, text, flags=re.DOTALL), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
