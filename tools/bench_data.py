@@ -22,14 +22,15 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from qil_jax.data.assets import Asset, Assets
 from qil_jax.data.boxed import composite_8bit
 from qil_jax.data.buckets import BucketConfig
 from qil_jax.data.dataset import Contents, DatasetFacts, write_dataset
 from qil_jax.data.pipeline import Loader, LoaderConfig, Workers
 from qil_jax.data.records import Record, decode, encode
 from qil_jax.data.resize import choose_crop, resized
-from qil_jax.data.scenes import Asset, Assets, SceneConfig, make_scene
-from qil_jax.data.sources import DatasetSource, FolderSource, open_source
+from qil_jax.data.scenes import SceneConfig, make_scene
+from qil_jax.data.sources import DatasetSource, FolderSource, examples, open_source
 from qil_jax.data.tasks import Task, TaskConfig, make_sample
 from qil_jax.layered_image import LayeredImage
 
@@ -88,9 +89,7 @@ def seconds(work: Callable[[Any], Any], items: list[Any]) -> float:
 
 def stages(dataset: DatasetSource, count: int) -> dict[str, float]:
     """Median seconds of each stage for one sample."""
-    import tensorflow_datasets as tfds
-
-    raw = tfds.builder_from_directory(dataset.folder).as_data_source(dataset.split)
+    raw = examples(dataset.folder, dataset.split)
     size = RESOLUTION, RESOLUTION
     records = [dataset[i] for i in range(count)]
     crops = [choose_crop(record.size, size, None) for record in records]

@@ -1,9 +1,11 @@
 """Make layered scenes from seeds: a dataset of records, Photoshop documents, or folders of PNGs (docs/data.md).
 
 python tools/make_scenes.py --count 10000 --out FOLDER [--side 128] [--format records|psd|folders] [--seed 0]
+                            [--assets FOLDER]
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import sys
@@ -14,8 +16,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from etils import epath
 from rich.progress import track
 
+from qil_jax.data.assets import Assets, licences_in, load_assets
 from qil_jax.data.dataset import Contents, DatasetFacts, write_dataset
-from qil_jax.data.records import encode
+from qil_jax.data.records import Record, encode
 from qil_jax.data.scenes import SceneConfig, make_scene
 from qil_jax.export.psd import write_psd
 
@@ -30,12 +33,31 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--side", type=int, default=SceneConfig.side, help="of the canvas in pixels, 32 at least")
     parse.add_argument("--seed", type=int, default=0, help="of the first scene; the next have the next seeds")
     parse.add_argument("--format", choices=("records", "psd", "folders"), default="records")
+    parse.add_argument("--assets", type=Path, help="what fetch_assets.py filled; else all is drawn")
+    parse.add_argument("--split", choices=tuple(SHARES), default="train", help="of the assets, for psd and folders")
     return parse
 
 
-def example(seed: int, side: int) -> dict[str, Any]:
-    """The scene of a seed as a flat example."""
-    return encode(make_scene(seed, SceneConfig(side=side)))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What the scenes of a run share."""
+
+    side: int
+    assets: Path | None
+
+    def scene(self, seed: int, split: str) -> Record:
+        """The scene of a seed, from the assets of a split alone."""
+        assets = None if self.assets is None else _assets(self.assets, split)
+        return make_scene(seed, SceneConfig(side=self.side), assets)
+
+    def example(self, seed: int, split: str) -> dict[str, Any]:
+        """That scene as a flat example."""
+        return encode(self.scene(seed, split))
+
+
+@functools.cache
+def _assets(folder: Path, split: str) -> Assets:
+    return load_assets(folder, split)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,10 +67,16 @@ def main(arguments: list[str] | None = None) -> int:
         print("--count must be at least 1, --side 32 and --seed 0", file=sys.stderr)
         return 2
     out, seeds = Path(args.out), range(args.seed, args.seed + args.count)
+    recipe = Recipe(side=args.side, assets=args.assets)
+    try:
+        licences = "CC0-1.0" if args.assets is None else " AND ".join(licences_in(args.assets))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     if args.format == "records":
         options = PipelineOptions(["--runner=DirectRunner", *beam_arguments])
         try:
-            write_dataset(_contents(seeds, args.side), DatasetFacts(licence="CC0-1.0"), epath.Path(out), options)
+            write_dataset(_contents(seeds, recipe), DatasetFacts(licence=licences), epath.Path(out), options)
         except FileExistsError as error:
             print(error, file=sys.stderr)
             return 2
@@ -58,22 +86,21 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     out.mkdir(parents=True, exist_ok=True)
     for seed in track(seeds, description="scenes"):
-        _write_one(seed, args.side, args.format, out / f"scene_{seed:08d}")
+        _write_one(recipe.scene(seed, args.split), args.format, out / f"scene_{seed:08d}")
     return 0
 
 
-def _contents(seeds: range, side: int) -> Contents:
-    """The scenes in splits of consecutive seeds."""
+def _contents(seeds: range, recipe: Recipe) -> Contents:
+    """The scenes in splits of consecutive seeds, each of assets of its own."""
     splits, start = {}, 0
     for split, share in SHARES.items():
         stop = len(seeds) if split == "test" else start + round(share * len(seeds))
-        splits[split] = [(f"{seed:08d}", (seed,)) for seed in seeds[start:stop]]
+        splits[split] = [(f"{seed:08d}", (seed, split)) for seed in seeds[start:stop]]
         start = stop
-    return Contents(splits=splits, make=functools.partial(example, side=side))
+    return Contents(splits=splits, make=recipe.example)
 
 
-def _write_one(seed: int, side: int, form: str, path: Path) -> None:
-    record = make_scene(seed, SceneConfig(side=side))
+def _write_one(record: Record, form: str, path: Path) -> None:
     image = record.to_layered_image()
     if form == "folders":
         image.save(path)

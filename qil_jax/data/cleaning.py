@@ -48,17 +48,16 @@ class Cleaned:
 def clean(
     layers: Sequence[BoxedLayer], size: Size, config: CleaningConfig, detectors: Sequence[AnomalyDetector] = ()
 ) -> Cleaned:
-    """Apply all rules in order: quality, anomalies, contribution, grouping, reduction.
+    """Apply all rules in order: quality, contribution, anomalies, grouping, reduction.
 
     Raises:
       Dropped: a rule that looks at the whole document refuses it.
     """
     require_size(size, config)
-    picture = composite_8bit(layers, size)
-    require_contrast(picture, config)
-    require_no_anomaly(picture, detectors)
+    require_contrast(composite_8bit(layers, size), config)
     decisions, counts = [], Counter[str]()
     kept, gone = contributing(layers, size, config)
+    require_no_anomaly(kept, size, detectors)
     for layer, why in gone:
         decisions.append(f"dropped '{layer.name}': {why}")
         counts[why] += 1
@@ -92,10 +91,10 @@ def require_contrast(picture: UInt8[np.ndarray, "y x 4"], config: CleaningConfig
         raise Dropped(Reason.TOO_FLAT, f"standard deviation {deviation:.2f} of 255, {config.min_deviation:g} needed")
 
 
-def require_no_anomaly(picture: UInt8[np.ndarray, "y x 4"], detectors: Sequence[AnomalyDetector]) -> None:
-    """Refuse a picture in which a detector finds something."""
+def require_no_anomaly(layers: Sequence[BoxedLayer], size: Size, detectors: Sequence[AnomalyDetector]) -> None:
+    """Refuse a document in which a detector finds something."""
     for detector in detectors:
-        for found in detector(picture):
+        for found in detector(layers, size):
             raise Dropped(Reason.ANOMALY, f"{found.kind} at {found.box}")
 
 

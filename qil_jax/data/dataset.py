@@ -32,11 +32,10 @@ from qil_jax.data.prepare import (
 )
 from qil_jax.data.reasons import Dropped
 from qil_jax.data.records import encode
+from qil_jax.data.splits import SPLITS, split_of
 
 NAME, VERSION = "layered_dataset", "1.0.0"
 WORK = ".work"
-SPLITS = {"train": 0.9, "validation": 0.95, "test": 1.0}
-"""Upper ends of the shares of the documents' hashes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,12 +169,6 @@ def sidecar(path: str) -> dict[str, str]:
     """What `poster.json` beside `poster.psd` says: any of source, licence, category."""
     file = epath.Path(path).with_suffix(".json")
     return json.loads(file.read_text()) if file.exists() else {}
-
-
-def split_of(digest: str) -> str:
-    """The split of a document, by its hash alone: it stays where it is when others come and go."""
-    share = int(digest[:8], 16) / 0x1_0000_0000
-    return next(split for split, end in SPLITS.items() if share < end)
 
 
 def features() -> tfds.features.FeaturesDict:

@@ -28,6 +28,10 @@ THUMBNAIL = 160
 """Longer side of the pictures that reports show."""
 
 
+RULES = 2
+"""Goes up when the same thresholds come to mean something else, so that kept work is not taken for today's."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """All thresholds on the way from a document to a record; a change of any of them means that all is done anew.
@@ -35,7 +39,7 @@ class PrepareConfig:
     Attributes:
       file_bytes: of a document, checked before it is read.
       duplicate_bits: documents whose perceptual hashes differ in no more bits are duplicates.
-      detectors: look for anomalies in the composite.
+      detectors: look for anomalies.
     """
 
     psd: PSDLimits = dataclasses.field(default_factory=PSDLimits)
@@ -48,7 +52,7 @@ class PrepareConfig:
     @property
     def fingerprint(self) -> str:
         """Names the folder of the work that was done under these thresholds."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((RULES, self)).encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

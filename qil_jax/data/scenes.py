@@ -10,9 +10,10 @@ import string
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from qil_jax.data.assets import Asset, Assets, Font
 from qil_jax.data.boxed import BoxedLayer
 from qil_jax.data.cleaning import CleaningConfig, contributing, trimmed, visible_pixels
 from qil_jax.data.records import Record
@@ -24,31 +25,6 @@ COLOURS = {
 }  # fmt: skip
 WORDS = ("SALE", "NEW", "Hello", "Summer", "Music", "OPEN", "Coffee", "Sunday", "Free", "Travel", "50%", "No. 7")
 MOST_THINGS = 6
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Asset:
-    """A picture that a package brought: what it shows, in words that a caption can use, and where it is from."""
-
-    pixels: UInt8[np.ndarray, "y x 4"]
-    name: str
-    package: str
-    licence: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Assets:
-    """What scenes are built from. With none, all is drawn.
-
-    Attributes:
-      objects: cut-outs with transparency.
-      backgrounds: opaque pictures.
-      fonts: paths of TrueType files; with none, the font that Pillow carries.
-    """
-
-    objects: Sequence[Asset] = ()
-    backgrounds: Sequence[Asset] = ()
-    fonts: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +49,7 @@ class SceneConfig:
 class _Thing:
     image: Image.Image
     phrase: str
-    asset: Asset | None = None
+    assets: tuple[Asset | Font, ...] = ()
     outside: float = 0.25
 
 
@@ -98,7 +74,7 @@ def make_scene(seed: int, config: SceneConfig, assets: Assets | None = None) -> 
         if _all_count(candidate, config):
             kept.append(thing)
             layers = candidate
-    used = [thing.asset for thing in kept if thing.asset is not None]
+    used = [asset for thing in kept for asset in thing.assets]
     return Record(
         layers=tuple(layers),
         size=(config.side, config.side),
@@ -151,7 +127,7 @@ def _background(chance: np.random.Generator, side: int, assets: Assets) -> _Thin
         left, top = (int(chance.integers(0, s - crop + 1)) for s in image.size)
         part = image.resize((side, side), Image.Resampling.LANCZOS, (left, top, left + crop, top + crop))
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if chance.random() < 0.5 else part
-        return _Thing(image=part.convert("RGBA"), phrase=asset.name, asset=asset)
+        return _Thing(image=part.convert("RGBA"), phrase=asset.name, assets=(asset,))
     first, second = chance.choice(list(COLOURS), 2, replace=False)
     kind = str(chance.choice(["gradient", "glow", "stripes", "checks", "plain"]))
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
@@ -203,7 +179,7 @@ def _picture(chance: np.random.Generator, side: int, assets: Assets) -> _Thing:
     if chance.random() < 0.3:
         angle = chance.uniform(-25, 25)
         image = _premultiplied(image, lambda x: x.rotate(angle, Image.Resampling.BICUBIC, expand=True))
-    return _Thing(image=image, phrase=asset.name, asset=asset)
+    return _Thing(image=image, phrase=asset.name, assets=(asset,))
 
 
 def _premultiplied(image: Image.Image, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
@@ -263,15 +239,15 @@ def _text(chance: np.random.Generator, side: int, assets: Assets) -> _Thing:
     )
     name, rim = chance.choice(list(COLOURS), 2, replace=False)
     size = float(chance.uniform(0.14, 0.3) * side)
-    font = ImageFont.load_default(size)
-    if assets.fonts:
-        font = ImageFont.truetype(assets.fonts[int(chance.integers(len(assets.fonts)))], size)
+    chosen = [assets.fonts[int(chance.integers(len(assets.fonts)))]] if assets.fonts else []
+    font = ImageFont.truetype(chosen[0].file, size) if chosen else ImageFont.load_default(size)
     stroke = int(chance.integers(0, 2)) * max(1, side // 100)
     left, top, right, bottom = font.getbbox(word, stroke_width=stroke)
     image = Image.new("RGBA", (int(right - left) + 4, int(bottom - top) + 4), (*COLOURS[rim if stroke else name], 0))
     where = (2 - left, 2 - top)
     ImageDraw.Draw(image).text(where, word, COLOURS[name], font, stroke_width=stroke, stroke_fill=COLOURS[rim])
-    return _Thing(image=image, phrase=f"the text '{word}' in {name}", outside=0.0)  # every letter is to be read
+    phrase = f"the text '{word}' in {name}"
+    return _Thing(image=image, phrase=phrase, assets=tuple(chosen), outside=0.0)  # every letter is to be read
 
 
 def _with_shadow(image: Image.Image, chance: np.random.Generator, side: int) -> Image.Image:

@@ -112,7 +112,7 @@ class DatasetSource:
         return self.count
 
     def __getitem__(self, index: int) -> Record:
-        return decode(_examples(self.folder, self.split)[index])
+        return decode(examples(self.folder, self.split)[index])
 
     def name(self, index: int) -> str:
         """Split and number in the folder."""
@@ -127,8 +127,8 @@ class DatasetSource:
             if rows.shape != (len(self), 4):
                 raise ValueError(f"{file} tells of {len(rows)} records, but there are {len(self)}: remove that file")
             return Facts.from_rows(rows)
-        examples = _examples(self.folder, self.split)
-        rows = np.array([_row_of(example) for example in _with_progress(examples, f"facts of {self.split}")], np.int64)
+        every = _with_progress(examples(self.folder, self.split), f"facts of {self.split}")
+        rows = np.array([_row_of(example) for example in every], np.int64)
         _keep(file, rows)
         return Facts.from_rows(rows)
 
@@ -141,7 +141,8 @@ def _builder(folder: str) -> Any:
 
 
 @functools.cache
-def _examples(folder: str, split: str) -> Sequence[Any]:
+def examples(folder: str, split: str) -> Sequence[Any]:
+    """The flat examples of a split, as `records.decode` reads them."""
     return _builder(folder).as_data_source(split)
 
 

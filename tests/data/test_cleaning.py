@@ -1,5 +1,6 @@
 """Each rule of cleaning on its own, and the promise of all: the composite stays."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_documents_that_are_refused(layers, config, reason):
 
 def test_a_users_detector_has_its_say():
     with pytest.raises(Dropped, match=r"watermark at \(1, 2, 3, 4\)"):
-        clean([box(0, 0, *SIZE)], SIZE, SMALL, [lambda picture: [Anomaly(kind="watermark", box=(1, 2, 3, 4))]])
+        clean([box(0, 0, *SIZE)], SIZE, SMALL, [lambda layers, size: [Anomaly(kind="watermark", box=(1, 2, 3, 4))]])
 
 
 def over_box(change, where: tuple[int, int, int, int]) -> np.ndarray:
@@ -122,14 +123,30 @@ def meets(found: list[Anomaly], where: tuple[int, int, int, int]) -> bool:
 @pytest.mark.parametrize("corner", [(150, 60), (201, 103)])
 def test_a_mosaic_is_found(block, corner):
     where = (*corner, corner[0] + 9 * block, corner[1] + 9 * block)
-    found = PatchDetector()(over_box(mosaic(block), where))
+    found = PatchDetector().patches(over_box(mosaic(block), where))
     assert found and {a.kind for a in found} == {"mosaic"} and meets(found, where)
 
 
-def test_a_blur_is_found():
-    where = (120, 60, 240, 180)
-    found = PatchDetector()(over_box(lambda part: part.filter(ImageFilter.GaussianBlur(7)), where))
+@pytest.mark.parametrize("where", [(120, 60, 240, 180), (180, 90, 260, 150), (60, 100, 180, 220)])
+def test_a_blur_is_found(where):
+    found = PatchDetector().patches(over_box(lambda part: part.filter(ImageFilter.GaussianBlur(7)), where))
     assert found and {a.kind for a in found} == {"blur"} and meets(found, where)
+
+
+def test_patches_are_looked_for_in_each_layer_and_named_on_the_canvas():
+    spoiled = over_box(lambda part: part.filter(ImageFilter.GaussianBlur(7)), (120, 60, 240, 180))
+    size = spoiled.shape[1] + 30, spoiled.shape[0] + 20
+    layers = [
+        BoxedLayer(pixels=np.full((size[1], size[0], 4), 255, np.uint8), left=0, top=0, name="ground"),
+        BoxedLayer(pixels=spoiled, left=30, top=20, name="photograph"),
+    ]
+    found = PatchDetector()(layers, size)
+    assert found and meets(found, (150, 80, 270, 200)) and found[0].box[0] >= 150 - 33
+    honest = [dataclasses.replace(layers[1], pixels=photograph())]
+    y, x = np.mgrid[-1:1:120j, -1:1:120j]
+    ball = np.stack([200 - 50 * x, 150 - 50 * y, 90 + 20 * x * y, 255 * (np.hypot(x, y) < 1)], -1).astype(np.uint8)
+    smooth_thing = BoxedLayer(pixels=ball, left=90, top=70, name="ball")
+    assert PatchDetector()([*honest, smooth_thing], size) == []
 
 
 def test_honest_pictures_are_clean():
@@ -140,8 +157,8 @@ def test_honest_pictures_are_clean():
     checks = np.repeat(np.where((x // 8 + y // 8) % 2, 255, 0)[..., None], 4, -1).astype(np.uint8)
     soft = np.asarray(Image.fromarray(photograph()).filter(ImageFilter.GaussianBlur(6)))
     for picture in (photograph(), photograph()[::-1], ramp, flat, soft):
-        assert PatchDetector()(np.ascontiguousarray(picture)) == []
-    assert PatchDetector()(checks[:32, :32]) == []
+        assert PatchDetector().patches(np.ascontiguousarray(picture)) == []
+    assert PatchDetector().patches(checks[:32, :32]) == []
 
 
 def test_near_duplicates():

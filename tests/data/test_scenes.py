@@ -7,11 +7,12 @@ import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qil_jax.data.assets import Asset, Assets
 from qil_jax.data.cleaning import CleaningConfig, contributing, visible_pixels
 from qil_jax.data.prepare import to_bytes
 from qil_jax.data.psd import PSDLimits, read_psd
 from qil_jax.data.records import decode
-from qil_jax.data.scenes import Asset, Assets, SceneConfig, make_scene
+from qil_jax.data.scenes import SceneConfig, make_scene
 from qil_jax.export.psd import write_psd
 from qil_jax.layered_image import LayeredImage
 

