@@ -167,9 +167,9 @@ class Loader:
         Raises:
           ValueError: if the state is of other records or another config: its batches could not be continued.
         """
-        if state["fingerprint"] != self.fingerprint:
+        if state.get("fingerprint") != self.fingerprint:
             raise ValueError(
-                f"the loader's state is of other records or settings ({state['fingerprint']}, here "
+                f"the loader's state is of other records or settings ({state.get('fingerprint')}, here "
                 f"{self.fingerprint}): restore it with those it was saved with, or start a new run"
             )
         self.close()
