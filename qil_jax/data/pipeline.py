@@ -46,6 +46,9 @@ class LoaderConfig:
       rows: of a batch, all processes together. A row is one sequence of the transformer.
       max_layers: of a sample; records of more are merged down to it.
       epochs: after which the loader ends; None: never.
+
+    Raises:
+      ValueError: if a number is below 1.
     """
 
     rows: int
@@ -55,6 +58,15 @@ class LoaderConfig:
     max_layers: int = 20
     tasks: TaskConfig = dataclasses.field(default_factory=TaskConfig)
     buckets: BucketConfig = dataclasses.field(default_factory=BucketConfig)
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("rows", self.rows),
+            ("max_layers", self.max_layers),
+            ("epochs", 1 if self.epochs is None else self.epochs),
+        ):
+            if value < 1:
+                raise ValueError(f"LoaderConfig: {name} is {value} and must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,10 +131,10 @@ class Loader:
         """Plan all batches; nothing is decoded yet.
 
         Raises:
-          ValueError: if rows cannot be shared among the processes, there are fewer records than a batch needs, or a
-            row has no room for the smallest sample.
+          ValueError: if rows cannot be shared among the processes, there are fewer records than a batch needs, a record
+            has no layers, or a row has no room for the smallest sample.
         """
-        if config.rows < 1 or config.rows % processes.count or not 0 <= processes.index < processes.count:
+        if config.rows % processes.count or not 0 <= processes.index < processes.count:
             raise ValueError(
                 f"{config.rows} rows cannot be shared by process {processes.index} of {processes.count}: "
                 f"rows must be a multiple of the number of processes"
@@ -131,6 +143,8 @@ class Loader:
             raise ValueError(f"{len(source)} records are fewer than the {config.rows} rows of a batch: lower `rows`")
         self.config, self.workers = config, workers
         facts = source.facts()
+        if not facts.layers.all():
+            raise ValueError(f"{source.name(int(np.argmin(facts.layers)))} has no layers: take it out")
         layers = np.minimum(facts.layers, config.max_layers)
         most = np.array([config.tasks.pictures(count) for count in range(config.max_layers + 1)])
         buckets = assign(facts.sizes, most[layers], config.buckets, least=int(most[1]))

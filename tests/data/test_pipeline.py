@@ -220,6 +220,22 @@ def test_what_cannot_be_loaded_is_refused(source, change, processes, message):
         Loader(source, dataclasses.replace(CONFIG, **change), processes=processes)
 
 
+@pytest.mark.parametrize("change", [{"rows": 0}, {"max_layers": 0}, {"epochs": 0}])
+def test_numbers_below_one_are_refused(change):
+    with pytest.raises(ValueError, match=f"{next(iter(change))} is .* and must be at least 1"):
+        dataclasses.replace(CONFIG, **change)
+
+
+def test_a_record_without_layers_is_refused(source):
+    class Hollow(type(source)):
+        def facts(self):
+            facts = super().facts()
+            return dataclasses.replace(facts, layers=np.where(np.arange(len(self)) == 4, 0, facts.layers))
+
+    with pytest.raises(ValueError, match="004 has no layers"):
+        Loader(Hollow(source.folders), CONFIG)
+
+
 def test_a_state_of_other_records_or_settings_is_refused(source):
     state = Loader(source, CONFIG).state()
     for change in ({"seed": 4}, {"rows": 3}, {"max_layers": 9}):
