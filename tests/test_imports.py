@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "mesh": {"models"},
     "weights": BASE,
     "data": {"layered_image"},
-    "evaluation": {"layered_image"},
+    "evaluation": {"layered_image", "data"},
     "export": {"layered_image"},
     "inference": {*BASE, "weights", "export", "data", "layered_image"},
     "training": {*BASE, "weights", "data", "layered_image"},

@@ -1,13 +1,16 @@
-"""Write a tiny checkpoint with RANDOM weights in the released folder layout, to try the programs without a download.
+"""Write a tiny checkpoint with RANDOM weights in the released folder layout: to try the programs without a download, or
+to train the demonstration model from.
 
 python tools/make_demo_checkpoint.py DST [--overwrite]
+python tools/make_demo_checkpoint.py DST --preset train --captions RECORDS
 """
 
 import argparse
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,9 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from qil_jax.data.sources import open_source
 from qil_jax.inference.prompts import PREFIX, SPLIT, SUFFIX
-from qil_jax.weights.tables import Component, Entry, table_of
+from qil_jax.weights.tables import Component, Entry, Transform, table_of
 
 CONFIGS: dict[Component, dict[str, Any]] = {
     Component.TRANSFORMER: {
@@ -76,6 +80,13 @@ CONFIGS: dict[Component, dict[str, Any]] = {
         },
     },
 }
+TRAIN_CONFIGS: dict[Component, dict[str, Any]] = {
+    Component.TRANSFORMER: CONFIGS[Component.TRANSFORMER]
+    | {"attention_head_dim": 64, "axes_dims_rope": [16, 24, 24], "num_attention_heads": 4, "num_layers": 6},
+    Component.VAE: CONFIGS[Component.VAE] | {"base_dim": 8, "dim_mult": [1, 4, 8, 8]},
+    Component.TEXT_ENCODER: CONFIGS[Component.TEXT_ENCODER] | {"vocab_size": 4096},
+}
+"""The demonstration model's sizes."""
 SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "num_train_timesteps": 1000,
@@ -92,21 +103,34 @@ INDEX = {
     "transformer": ["diffusers", "QwenImageTransformer2DModel"],
     "vae": ["diffusers", "AutoencoderKLQwenImage"],
 }
+MOST_CAPTIONS = 20_000
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
-def random_tensor(entry: Entry, generator: np.random.Generator) -> np.ndarray:
+class Preset(StrEnum):
+    """What the random weights are for."""
+
+    TRY = "try"  # every weight acts
+    TRAIN = "train"  # blocks begin as the identity and the velocity as 0, as diffusion transformers are trained
+
+
+QUIET = ("_mod.1.weight", "norm_out.linear.weight", "proj_out.weight", "addition_t_embedding.weight")
+"""Transformer weights that begin at 0 for training."""
+
+
+def random_tensor(entry: Entry, generator: np.random.Generator, preset: Preset) -> np.ndarray:
     """Weights that keep activations near unit scale; norms 1, biases 0."""
     if entry.path.endswith("scale"):
         return np.ones(entry.shape, np.float32)
-    if entry.path.endswith("bias"):
+    if entry.path.endswith("bias") or (preset is Preset.TRAIN and entry.name.endswith(QUIET)):
         return np.zeros(entry.shape, np.float32)
-    fan_in = int(np.prod(entry.shape[1:]))
+    taps = 3 if preset is Preset.TRAIN and entry.transform is Transform.TAP else 1  # of which a picture sees one
+    fan_in = int(np.prod(entry.shape[1:])) // taps
     return (generator.standard_normal(entry.shape) / np.sqrt(fan_in)).astype(np.float32)
 
 
-def small_tokenizer() -> Tokenizer:
-    """A byte-level BPE tokenizer of Qwen's kind that has read nothing but the prompt template."""
+def small_tokenizer(texts: Sequence[str] = (), vocabulary: int = 500) -> Tokenizer:
+    """A byte-level BPE tokenizer of Qwen's kind that has read the prompt template and these texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(SPLIT), "isolated")
@@ -115,31 +139,45 @@ def small_tokenizer() -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)  # type: ignore[call-arg]
-    tokenizer.train_from_iterator([PREFIX, SUFFIX], trainer)
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, show_progress=False)  # type: ignore[call-arg]
+    tokenizer.train_from_iterator([PREFIX, SUFFIX, *texts], trainer)
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     return tokenizer
 
 
-def write_component(folder: Path, component: Component, config: Mapping[str, Any]) -> None:
+def write_component(folder: Path, component: Component, config: Mapping[str, Any], preset: Preset) -> None:
     """One component's config and random weights."""
     generator, part = np.random.default_rng(0), folder / component
     part.mkdir(parents=True)
     (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tensors = {entry.name: random_tensor(entry, generator) for entry in table_of(component, config)}
+    tensors = {entry.name: random_tensor(entry, generator, preset) for entry in table_of(component, config)}
     stem = "model" if component is Component.TEXT_ENCODER else "diffusion_pytorch_model"
     save_file(tensors, part / f"{stem}.safetensors", metadata={"format": "pt"})
 
 
-def write_checkpoint(folder: Path, configs: Mapping[Component, Mapping[str, Any]] | None = None) -> None:
-    """All files of the layout that inference reads; a few MB with the configs of the demonstration."""
+def write_checkpoint(
+    folder: Path,
+    configs: Mapping[Component, Mapping[str, Any]] | None = None,
+    preset: Preset = Preset.TRY,
+    captions: Sequence[str] = (),
+) -> None:
+    """All files of the layout that inference reads; `captions` are what the tokenizer learns words from."""
+    configs = configs or (CONFIGS if preset is Preset.TRY else TRAIN_CONFIGS)
     for component in Component:
-        write_component(folder, component, (configs or CONFIGS)[component])
+        write_component(folder, component, configs[component], preset)
     (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2) + "\n")
+    scheduler = SCHEDULER if preset is Preset.TRY else {**SCHEDULER, "use_dynamic_shifting": False}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
     (folder / "tokenizer").mkdir()
-    small_tokenizer().save(str(folder / "tokenizer" / "tokenizer.json"))
+    words = configs[Component.TEXT_ENCODER]["vocab_size"] - 2 * len(SPECIAL)
+    small_tokenizer(captions, words if captions else 500).save(str(folder / "tokenizer" / "tokenizer.json"))
     (folder / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
+
+
+def captions_of(records: str) -> list[str]:
+    """The first captions of a dataset's train split."""
+    source = open_source(records)
+    return [source[index].caption for index in range(min(len(source), MOST_CAPTIONS))]
 
 
 def main(argv: list[str]) -> int:
@@ -147,6 +185,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Write a tiny checkpoint with random weights in the released layout.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint in that folder")
+    parser.add_argument("--preset", type=Preset, choices=tuple(Preset), default=Preset.TRY)
+    parser.add_argument("--captions", metavar="RECORDS", help="a dataset whose captions the tokenizer learns from")
     arguments = parser.parse_args(argv)
     if arguments.folder.exists():
         if not arguments.overwrite:
@@ -154,7 +194,8 @@ def main(argv: list[str]) -> int:
         if not (arguments.folder / "model_index.json").is_file():
             parser.error(f"{arguments.folder} is no checkpoint and is left alone; give another folder")
         shutil.rmtree(arguments.folder)
-    write_checkpoint(arguments.folder)
+    captions = [] if arguments.captions is None else captions_of(arguments.captions)
+    write_checkpoint(arguments.folder, preset=arguments.preset, captions=captions)
     print(f"Wrote a tiny checkpoint with random weights to {arguments.folder}")
     return 0
 

@@ -1,6 +1,6 @@
 """Make layered scenes from seeds: a dataset of records, Photoshop documents, or folders of PNGs (docs/data.md).
 
-python tools/make_scenes.py --count 10000 --out FOLDER [--side 128] [--format records|psd|folders] [--seed 0]
+python tools/make_scenes.py --count 10000 --out FOLDER [--preset rich|simple] [--side 128] [--format records|psd|folders] [--seed 0]
                             [--assets FOLDER]
 """
 
@@ -19,9 +19,10 @@ from rich.progress import track
 from qil_jax.data.assets import Assets, licences_in, load_assets
 from qil_jax.data.dataset import Contents, DatasetFacts, write_dataset
 from qil_jax.data.records import Record, encode
-from qil_jax.data.scenes import SceneConfig, make_scene
+from qil_jax.data.scenes import SIMPLE, SceneConfig, make_scene
 from qil_jax.export.psd import write_psd
 
+PRESETS = {"rich": SceneConfig(), "simple": SIMPLE}
 SHARES = {"train": 0.9, "validation": 0.05, "test": 0.05}
 
 
@@ -30,7 +31,8 @@ def parser() -> argparse.ArgumentParser:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--count", type=int, required=True, help="of scenes, all splits together")
     parse.add_argument("--out", required=True, help="folder to write")
-    parse.add_argument("--side", type=int, default=SceneConfig.side, help="of the canvas in pixels, 32 at least")
+    parse.add_argument("--preset", choices=tuple(PRESETS), default="rich", help="simple: few large opaque things")
+    parse.add_argument("--side", type=int, help="of the canvas in pixels, 32 at least; the preset's own if not given")
     parse.add_argument("--seed", type=int, default=0, help="of the first scene; the next have the next seeds")
     parse.add_argument("--format", choices=("records", "psd", "folders"), default="records")
     parse.add_argument("--assets", type=Path, help="what fetch_assets.py filled; else all is drawn")
@@ -42,13 +44,13 @@ def parser() -> argparse.ArgumentParser:
 class Recipe:
     """What the scenes of a run share."""
 
-    side: int
+    config: SceneConfig
     assets: Path | None
 
     def scene(self, seed: int, split: str) -> Record:
         """The scene of a seed, from the assets of a split alone."""
         assets = None if self.assets is None else _assets(self.assets, split)
-        return make_scene(seed, SceneConfig(side=self.side), assets)
+        return make_scene(seed, self.config, assets)
 
     def example(self, seed: int, split: str) -> dict[str, Any]:
         """That scene as a flat example."""
@@ -63,11 +65,13 @@ def _assets(folder: Path, split: str) -> Assets:
 def main(arguments: list[str] | None = None) -> int:
     """Write the scenes; 0 if all went well."""
     args, beam_arguments = parser().parse_known_args(arguments)
-    if args.count < 1 or args.side < 32 or args.seed < 0:
+    config = PRESETS[args.preset]
+    config = dataclasses.replace(config, side=config.side if args.side is None else args.side)
+    if args.count < 1 or config.side < 32 or args.seed < 0:
         print("--count must be at least 1, --side 32 and --seed 0", file=sys.stderr)
         return 2
     out, seeds = Path(args.out), range(args.seed, args.seed + args.count)
-    recipe = Recipe(side=args.side, assets=args.assets)
+    recipe = Recipe(config=config, assets=args.assets)
     try:
         licences = "CC0-1.0" if args.assets is None else " AND ".join(licences_in(args.assets))
     except ValueError as error:

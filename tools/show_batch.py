@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def describe(batch: Batch) -> None:
     """Say what lies where."""
-    rows, pictures, height, width, _ = batch.pixels.shape
+    rows, pictures, height, width, _ = batch.pictures.shape
     print(f"{rows} rows of {pictures} pictures of {width} x {height}; {(batch.segments == 0).mean():.0%} padding")
     for row in range(rows):
         for place, index in enumerate(batch.records[row].tolist()):
@@ -79,7 +79,7 @@ def sheet(batch: Batch) -> Image.Image:
     whole = Image.new("RGB", (pictures * CELL, rows * CELL), "white")
     draw = ImageDraw.Draw(whole)
     for row, column in np.argwhere(batch.segments > 0).tolist():
-        cell = Image.fromarray(over_colour(batch.pixels[row, column], GROUND)).convert("RGB")
+        cell = Image.fromarray(over_colour(batch.pictures[row, column], GROUND)).convert("RGB")
         cell.thumbnail((CELL - 2 * EDGE, CELL - 2 * EDGE))
         left, top = column * CELL, row * CELL
         colour = FRAME[bool(batch.targets[row, column])]

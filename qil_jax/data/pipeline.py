@@ -15,15 +15,16 @@ from typing import Any
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
-from qil_jax.data.buckets import BucketConfig, assign
+from qil_jax.data.buckets import Bucket, BucketConfig, assign
 from qil_jax.data.cleaning import visible_pixels
 from qil_jax.data.grouping import cheapest_merges, merge
+from qil_jax.data.latents import LatentSource
 from qil_jax.data.plan import GlobalBatch, Order, Plan, Shape
 from qil_jax.data.records import Record
 from qil_jax.data.resize import choose_crop, resized
-from qil_jax.data.sources import RecordSource
+from qil_jax.data.sources import Facts, RecordSource
 from qil_jax.data.tasks import Sample, Task, TaskConfig, make_sample
 
 NO_RECORD = -1
@@ -92,7 +93,7 @@ class Batch:
     samples of a row have one task, because the transformer has one noise level and target kind per row.
 
     Attributes:
-      pixels: straight RGBA; padding is 0.
+      pictures: straight RGBA, or latents of a source of latents; padding is 0.
       layer_indices: of each picture, for Layer3D RoPE; 0 for padding.
       segments: which sample of the row a picture belongs to, counted from 1; 0 is padding, which nothing may see.
       targets: whether a picture counts in the loss. Conditions and padding do not.
@@ -100,9 +101,10 @@ class Batch:
       records: number of each sample's record, or NO_RECORD.
       captions: the prompt of each sample, empty where there is none.
       step: counted from 0 over all epochs.
+      states, lengths: of a source of latents, for each sample: states of its prompt and of no prompt, and how many.
     """
 
-    pixels: UInt8[np.ndarray, "b p y x 4"]
+    pictures: UInt8[np.ndarray, "b p y x 4"] | Float[np.ndarray, "b p h w z"]
     layer_indices: Int[np.ndarray, "b p"]
     segments: Int[np.ndarray, "b p"]
     targets: Bool[np.ndarray, "b p"]
@@ -111,6 +113,8 @@ class Batch:
     records: Int[np.ndarray, "b s"]
     captions: tuple[tuple[str, ...], ...]
     step: int
+    states: Float[np.ndarray, "b s 2 n e"] | None = None
+    lengths: Int[np.ndarray, "b s 2"] | None = None
 
 
 class Loader:
@@ -122,7 +126,7 @@ class Loader:
 
     def __init__(
         self,
-        source: RecordSource,
+        source: RecordSource | LatentSource,
         config: LoaderConfig,
         *,
         processes: Processes = Processes(),
@@ -152,6 +156,8 @@ class Loader:
         self.plan = Plan(buckets, pictures, rows=config.rows, seed=config.seed, order=config.order)
         self.fingerprint = hashlib.sha256(repr(config).encode() + facts.rows.tobytes()).hexdigest()[:16]
         limits = np.searchsorted(most, pictures, side="right") - 1
+        if isinstance(source, LatentSource):
+            _require_as_cached(source, facts, buckets, limits)
         self._make = _MakeBatch(source, config, self.plan, limits, processes)
         self._step = 0
         self._batches: grain.DatasetIterator[dict[str, Any]] | None = None
@@ -232,7 +238,7 @@ class _MakeBatch:
 
     def __init__(
         self,
-        source: RecordSource,
+        source: RecordSource | LatentSource,
         config: LoaderConfig,
         plan: Plan,
         limits: Int[np.ndarray, " n"],
@@ -246,7 +252,7 @@ class _MakeBatch:
         whole = self.plan.batch(step)
         mine = len(whole.records) // self.processes.count
         first = self.processes.index * mine
-        batch = _empty(whole.shape, mine)
+        batch = _empty(whole.shape, mine, self.source)
         captions = []
         for row in range(mine):
             task = self.config.tasks.choose(self._chance(_Draw.TASK, step, first + row))
@@ -262,6 +268,8 @@ class _MakeBatch:
         """A record as the task and the batch's size want it; None for no record."""
         if index == NO_RECORD:
             return None
+        if isinstance(self.source, LatentSource):
+            return self.source.sample(index, task)
         chance = self._chance(_Draw.SAMPLE, whole.epoch, index)
         record, target = self._record(index), (whole.shape.width, whole.shape.height)
         crop = choose_crop(record.size, target, chance if self.config.order is Order.SHUFFLED else None)
@@ -273,6 +281,7 @@ class _MakeBatch:
         return make_sample(task, record, self.config.tasks, chance)
 
     def _record(self, index: int) -> Record:
+        assert not isinstance(self.source, LatentSource)
         try:
             return self.source[index]
         except Exception as error:  # whatever a reader may raise, the user must learn of which record
@@ -289,10 +298,24 @@ class _Draw(IntEnum):
     SAMPLE = 2
 
 
-def _empty(shape: Shape, rows: int) -> dict[str, np.ndarray]:
+def _require_as_cached(source: LatentSource, facts: Facts, buckets: list[Bucket], limits: Int[np.ndarray, " n"]) -> None:
+    """Latents cannot be resized or merged: the buckets and limits must be those they were made for."""
+    sizes = np.array([(bucket.width, bucket.height) for bucket in buckets])
+    wrong = (sizes != facts.sizes).any(axis=1) | (limits < facts.layers)
+    if wrong.any():
+        index = int(np.argmax(wrong))
+        width, height = facts.sizes[index]
+        raise ValueError(
+            f"{source.name(index)} holds {facts.layers[index]} layers of {width} x {height} pixels, but the loader "
+            f"wants at most {limits[index]} of {sizes[index][0]} x {sizes[index][1]}: give the loader the buckets, "
+            f"max_layers and row_tokens that the latents were cached with"
+        )
+
+
+def _empty(shape: Shape, rows: int, source: RecordSource | LatentSource) -> dict[str, np.ndarray]:
     places = rows, shape.pictures
-    return {
-        "pixels": np.zeros((*places, shape.height, shape.width, 4), np.uint8),
+    arrays = {
+        "pictures": np.zeros((*places, shape.height, shape.width, 4), np.uint8),
         "layer_indices": np.zeros(places, np.int32),
         "segments": np.zeros(places, np.int32),
         "targets": np.zeros(places, bool),
@@ -300,6 +323,12 @@ def _empty(shape: Shape, rows: int) -> dict[str, np.ndarray]:
         "target_kinds": np.zeros(rows, np.int32),
         "records": np.full((rows, shape.samples), NO_RECORD, np.int64),
     }
+    if isinstance(source, LatentSource):
+        scale, channels = source.empty["scale"][0], source.empty["latents"]
+        arrays["pictures"] = np.zeros((*places, shape.height // scale, shape.width // scale, *channels), np.float32)
+        arrays["states"] = np.zeros((rows, shape.samples, 2, *source.empty["states"]), np.float32)
+        arrays["lengths"] = np.zeros((rows, shape.samples, 2), np.int32)
+    return arrays
 
 
 def _put(samples: Sequence[Sample | None], row: dict[str, np.ndarray]) -> None:
@@ -309,8 +338,10 @@ def _put(samples: Sequence[Sample | None], row: dict[str, np.ndarray]) -> None:
         if sample is None:
             continue
         end = at + len(sample.pictures)
-        row["pixels"][at:end] = sample.pictures
+        row["pictures"][at:end] = sample.pictures
         row["layer_indices"][at:end] = sample.layer_indices
         row["segments"][at:end] = place + 1
         row["targets"][at : at + sample.targets] = True
+        if sample.states is not None:
+            row["states"][place], row["lengths"][place] = sample.states, sample.lengths
         at = end

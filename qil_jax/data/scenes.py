@@ -8,6 +8,7 @@ The caption is known from the construction.
 import dataclasses
 import string
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from qil_jax.data.assets import Asset, Assets, Font
 from qil_jax.data.boxed import BoxedLayer
 from qil_jax.data.cleaning import CleaningConfig, contributing, trimmed, visible_pixels
+from qil_jax.data.grouping import front_to_back_groups, merge
 from qil_jax.data.records import Record
 
 COLOURS = {
@@ -24,7 +26,15 @@ COLOURS = {
     "brown": (121, 85, 61), "grey": (120, 124, 130), "black": (24, 24, 28), "white": (248, 248, 245),
 }  # fmt: skip
 WORDS = ("SALE", "NEW", "Hello", "Summer", "Music", "OPEN", "Coffee", "Sunday", "Free", "Travel", "50%", "No. 7")
+GROUNDS = ("gradient", "glow", "stripes", "checks", "plain")
 MOST_THINGS = 6
+
+
+class Depth(StrEnum):
+    """What makes a layer."""
+
+    THING = "thing"  # each thing is one
+    GROUP = "group"  # things at one depth that never overlap are one, as build_dataset merges them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,16 +43,41 @@ class SceneConfig:
 
     Attributes:
       side: of the square canvas in pixels.
+      most: things on the background at most.
       shadow, glass, text: shares of things that have a shadow, or are panes of glass, or text.
+      drawn: share of objects that are drawn shapes where assets could give pictures.
+      pictured: share of backgrounds that are pictures where assets could give them.
+      grounds: kinds of drawn backgrounds.
       visible: share of itself that a thing must show, and `share` of the canvas that it must cover.
     """
 
     side: int = 128
+    most: int = MOST_THINGS
     shadow: float = 0.35
     glass: float = 0.15
     text: float = 0.25
+    drawn: float = 0.0
+    pictured: float = 0.8
+    grounds: tuple[str, ...] = GROUNDS
+    depth: Depth = Depth.THING
     visible: float = 0.3
     share: float = 0.01
+
+
+SIMPLE = SceneConfig(
+    side=64,
+    most=4,
+    shadow=0.0,
+    glass=0.0,
+    text=0.0,
+    drawn=0.5,
+    pictured=0.0,
+    grounds=("gradient", "glow", "plain"),
+    depth=Depth.GROUP,
+    visible=0.4,
+    share=0.03,
+)
+"""What the demonstration model is trained on: few large opaque objects before smooth backgrounds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,9 +97,9 @@ def make_scene(seed: int, config: SceneConfig, assets: Assets | None = None) -> 
     """
     chance = np.random.default_rng([seed, config.side])
     assets = assets or Assets()
-    ground = _background(chance, config.side, assets)
+    ground = _background(chance, config, assets)
     kept, layers = [ground], [_placed(ground.image, 0, 0, config.side, ground.phrase)]
-    count = int(chance.integers(1, MOST_THINGS + 1))
+    count = int(chance.integers(1, config.most + 1))
     tries = 0
     while len(kept) == 1 or (len(kept) <= count and tries < 4 * count):
         tries += 1
@@ -75,9 +110,12 @@ def make_scene(seed: int, config: SceneConfig, assets: Assets | None = None) -> 
             kept.append(thing)
             layers = candidate
     used = [asset for thing in kept for asset in thing.assets]
+    size = config.side, config.side
+    if config.depth is Depth.GROUP:
+        layers = merge(layers, front_to_back_groups(layers), size)
     return Record(
         layers=tuple(layers),
-        size=(config.side, config.side),
+        size=size,
         caption=_caption(kept),
         source=f"scene {seed}" + "".join(f", {asset.package}: {asset.name}" for asset in used),
         licence=" AND ".join(sorted({asset.licence for asset in used})) or "CC0-1.0",
@@ -119,8 +157,9 @@ def _placed(image: Image.Image, left: int, top: int, side: int, name: str) -> Bo
     return trimmed(BoxedLayer(pixels=pixels, left=0, top=0, name=name))
 
 
-def _background(chance: np.random.Generator, side: int, assets: Assets) -> _Thing:
-    if assets.backgrounds and chance.random() < 0.8:
+def _background(chance: np.random.Generator, config: SceneConfig, assets: Assets) -> _Thing:
+    side = config.side
+    if assets.backgrounds and chance.random() < config.pictured:
         asset = assets.backgrounds[int(chance.integers(len(assets.backgrounds)))]
         image = Image.fromarray(asset.pixels).convert("RGB")
         crop = int(chance.uniform(0.6, 1) * min(image.size))
@@ -129,7 +168,7 @@ def _background(chance: np.random.Generator, side: int, assets: Assets) -> _Thin
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if chance.random() < 0.5 else part
         return _Thing(image=part.convert("RGBA"), phrase=asset.name, assets=(asset,))
     first, second = chance.choice(list(COLOURS), 2, replace=False)
-    kind = str(chance.choice(["gradient", "glow", "stripes", "checks", "plain"]))
+    kind = str(chance.choice(list(config.grounds)))
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
     angle, waves = chance.uniform(0, np.pi), chance.integers(2, 7)
     along = x * np.cos(angle) + y * np.sin(angle)
@@ -163,7 +202,8 @@ def _thing(chance: np.random.Generator, config: SceneConfig, assets: Assets) -> 
     elif kind < config.text + config.glass:
         return _glass(chance, config.side)
     else:
-        thing = _picture(chance, config.side, assets) if len(assets.objects) else _shape(chance, config.side)
+        pictured = len(assets.objects) and not (config.drawn and chance.random() < config.drawn)
+        thing = _picture(chance, config.side, assets) if pictured else _shape(chance, config.side)
     if chance.random() < config.shadow:
         thing = dataclasses.replace(thing, image=_with_shadow(thing.image, chance, config.side))
     return thing

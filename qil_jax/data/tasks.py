@@ -4,7 +4,7 @@ import dataclasses
 from enum import StrEnum
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
 
 from qil_jax.data.boxed import BoxedLayer, composite_8bit, over_colour, over_white
 from qil_jax.data.records import Record
@@ -82,16 +82,19 @@ class Sample:
     """The pictures of one sample, all of one size, RGBA with straight alpha and colour 0 under alpha 0.
 
     Attributes:
-      pictures: in the order of the sequence: targets first, the condition last.
+      pictures: in the order of the sequence: targets first, the condition last. Latents, if the source holds those.
       layer_indices: of Layer3D RoPE: composite 0, layers 1.. from the bottom, condition -1.
       targets: how many of the first pictures the model has to give.
       caption: the prompt.
+      states, lengths: of a source of latents: states of the prompt and of no prompt, and how many of them count.
     """
 
-    pictures: UInt8[np.ndarray, "p y x 4"]
+    pictures: UInt8[np.ndarray, "p y x 4"] | Float[np.ndarray, "p h w z"]
     layer_indices: tuple[int, ...]
     targets: int
     caption: str
+    states: Float[np.ndarray, "2 n e"] | None = None
+    lengths: Int[np.ndarray, "2"] | None = None
 
 
 def make_sample(task: Task, record: Record, config: TaskConfig, chance: np.random.Generator) -> Sample:

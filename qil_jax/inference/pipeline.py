@@ -21,7 +21,7 @@ from qil_jax.inference.autoencoder import Autoencoder
 from qil_jax.inference.batch import Item, Ways, build_batch
 from qil_jax.inference.denoiser import Denoiser, OnStep, OnTokens
 from qil_jax.inference.images import preprocess
-from qil_jax.inference.latents import unpack
+from qil_jax.models.latents import unpack
 from qil_jax.inference.prompts import PromptTokenizer
 from qil_jax.inference.request import Decomposition, Request, Settings
 from qil_jax.inference.text import PromptEncoder

@@ -24,14 +24,14 @@ class BatchTokens:
 
 
 def batch_tokens(
-    batch: Batch, text_lengths: Int[np.ndarray, "b s"], *, width: int, token_pixels: int = 16
+    batch: Batch, text_lengths: Int[np.ndarray, "b s"], *, width: int, token_side: int = 16
 ) -> BatchTokens:
     """Lay out image tokens (picture by picture, row-major) and text tokens (sample by sample).
 
     Args:
       text_lengths: text tokens of each sample; those of no record do not count.
       width: places of text that each sample has, `max(text_lengths)` at least.
-      token_pixels: side of the square that a token covers.
+      token_side: of the square that a token covers, in pixels of the batch's pictures, or latents if it holds those.
 
     Raises:
       ValueError: if a text is longer than `width`.
@@ -40,7 +40,7 @@ def batch_tokens(
         raise ValueError(f"a text of {text_lengths.max()} tokens does not fit into {width}: cut it or raise the width")
     rows, pictures = batch.segments.shape
     samples = batch.records.shape[1]
-    grid = batch.pixels.shape[2] // token_pixels, batch.pixels.shape[3] // token_pixels
+    grid = batch.pictures.shape[2] // token_side, batch.pictures.shape[3] // token_side
     count = grid[0] * grid[1]
     positions = [image_positions(grid, tuple(row)) for row in batch.layer_indices.tolist()]
     text = np.zeros((rows, samples, width, 3), np.int32)

@@ -82,13 +82,13 @@ def test_processes_of_the_system_agree(folder, whole, tmp_path):
         "import hashlib, sys; sys.path[:0] = sys.argv[3:]\n"
         "from test_pipeline import CONFIG; from qil_jax.data.pipeline import *; from qil_jax.data.sources import *\n"
         "loader = Loader(open_source(sys.argv[1]), CONFIG, processes=Processes(index=int(sys.argv[2]), count=3))\n"
-        "print([hashlib.sha256(batch.pixels.tobytes()).hexdigest() for batch in loader])"
+        "print([hashlib.sha256(batch.pictures.tobytes()).hexdigest() for batch in loader])"
     )
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
     for i in range(3):
         command = [sys.executable, "-c", code, str(folder), str(i), *paths]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        parts = [rows_of(batch, slice(2 * i, 2 * i + 2)).pixels for batch in whole]
+        parts = [rows_of(batch, slice(2 * i, 2 * i + 2)).pictures for batch in whole]
         assert output.strip() == str([hashlib.sha256(np.ascontiguousarray(p).tobytes()).hexdigest() for p in parts])
 
 
@@ -131,7 +131,7 @@ def test_a_batch_holds_samples_of_1_4_and_20_layers(folder, tmp_path):
         LayeredImage(layers=padded, names=image.names).save(tmp_path / name)
     config = dataclasses.replace(CONFIG, rows=2, order=Order.SEQUENTIAL, tasks=TaskConfig())
     batch = next(Loader(open_source(tmp_path), config))
-    assert batch.pixels.shape == (2, 22, 64, 64, 4) and batch.records.tolist() == [[2, NO_RECORD], [1, 0]]
+    assert batch.pictures.shape == (2, 22, 64, 64, 4) and batch.records.tolist() == [[2, NO_RECORD], [1, 0]]
     assert batch.segments.tolist() == [[1] * 22, [1] * 6 + [2] * 3 + [0] * 13]
     assert batch.layer_indices.tolist() == [
         [*range(21), -1],
@@ -144,9 +144,9 @@ def test_rows_hold_whole_samples_and_padding_is_empty(source, whole):
     records = [source[i] for i in range(len(LAYERS))]
     tasks = collections.Counter()
     for batch in whole:
-        assert batch.pixels.shape[2] % 16 == 0 and batch.pixels.shape[3] % 16 == 0
-        assert not batch.pixels[batch.segments == 0].any() and not batch.targets[batch.segments == 0].any()
-        assert not batch.pixels[..., :3][batch.pixels[..., 3] == 0].any()
+        assert batch.pictures.shape[2] % 16 == 0 and batch.pictures.shape[3] % 16 == 0
+        assert not batch.pictures[batch.segments == 0].any() and not batch.targets[batch.segments == 0].any()
+        assert not batch.pictures[..., :3][batch.pictures[..., 3] == 0].any()
         for row, task in enumerate(TASKS[t] for t in batch.tasks):
             for place, index in enumerate(batch.records[row].tolist()):
                 mine = batch.segments[row] == place + 1
@@ -155,10 +155,10 @@ def test_rows_hold_whole_samples_and_padding_is_empty(source, whole):
                     continue
                 tasks[task] += 1
                 assert batch.captions[row][place] == records[index].caption
-                pictures, indices = batch.pixels[row][mine], batch.layer_indices[row][mine].tolist()
+                pictures, indices = batch.pictures[row][mine], batch.layer_indices[row][mine].tolist()
                 count = int(batch.targets[row][mine].sum()) - 1
                 assert indices == [*range(count + 1), *([-1] if task is Task.IMAGE_TO_LAYERS else [])]
-                assert 1 <= count <= min(LAYERS[index], 20) and len(pictures) <= batch.pixels.shape[1]
+                assert 1 <= count <= min(LAYERS[index], 20) and len(pictures) <= batch.pictures.shape[1]
                 layered = LayeredImage(layers=pictures[1 : count + 1], names=("",) * count)
                 expected = layered.composite_8bit().astype(int)
                 clear = (expected[..., 3] != 255)[..., None]  # where alpha is low, colour is known less well
@@ -175,11 +175,11 @@ def test_layers_are_merged_where_a_row_has_no_room(source):
     for batch in Loader(source, config):
         (index,) = batch.records[0][batch.records[0] >= 0][:1]
         count = int(batch.targets[0][batch.segments[0] == 1].sum()) - 1
-        assert count <= (6 if batch.pixels.shape[2] * batch.pixels.shape[3] <= 32 * 32 else 4)
+        assert count <= (6 if batch.pictures.shape[2] * batch.pictures.shape[3] <= 32 * 32 else 4)
         other, row, place = complete[index]
         merged += count < min(LAYERS[index], 20)
         before = other.pixels[row][other.segments[row] == place + 1][0]
-        now = batch.pixels[0][batch.segments[0] == 1][0]
+        now = batch.pictures[0][batch.segments[0] == 1][0]
         opaque = (before[..., 3] == 255) & (now[..., 3] == 255)
         assert np.abs(before.astype(int) - now)[opaque].max(initial=0) <= 1
     assert merged >= 3
@@ -190,7 +190,7 @@ def test_single_pictures_fill_the_rows(source):
     buckets = BucketConfig(resolutions=(32,), multiple=16, row_tokens=4, aspect_ratios=((1, 1),))
     config = LoaderConfig(rows=4, buckets=buckets, tasks=TaskConfig(mix=mix), epochs=1)
     batches = list(Loader(source, config))
-    assert {b.pixels.shape for b in batches} == {(4, 1, 32, 32, 4)} and len(batches) == 4
+    assert {b.pictures.shape for b in batches} == {(4, 1, 32, 32, 4)} and len(batches) == 4
     assert sum(int(b.targets.sum()) for b in batches) == len(LAYERS)
 
 
@@ -200,7 +200,7 @@ def test_tasks_are_drawn_per_row_by_weight(source):
     config = LoaderConfig(rows=13, buckets=buckets, tasks=TaskConfig(mix=mix), epochs=40)
     batches = list(Loader(source, config))
     kinds = np.concatenate([b.target_kinds for b in batches])
-    opaque = np.concatenate([(b.pixels[..., 3] == 255).all(axis=(1, 2, 3)) for b in batches])
+    opaque = np.concatenate([(b.pictures[..., 3] == 255).all(axis=(1, 2, 3)) for b in batches])
     assert kinds.mean() == pytest.approx(0.75, abs=0.06) and opaque[kinds == 1].all() and not opaque[kinds == 0].all()
     drawn = {(int(b.records[r, 0]), int(b.tasks[r])) for b in batches for r in range(13)}
     assert len(drawn) == 2 * len(LAYERS)

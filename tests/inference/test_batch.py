@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qil_jax.inference.batch import TEXT_BUCKET, Item, Ways, build_batch
-from qil_jax.inference.latents import pack, unpack
+from qil_jax.models.latents import pack, unpack
 
 Z, E = 6, 10
 

@@ -60,8 +60,8 @@ def text_of(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
 
 def noisy(batch: Batch) -> np.ndarray:
     """Tokens of all pictures, each square of 16 pixels projected to a few channels."""
-    rows, pictures, height, width, _ = batch.pixels.shape
-    squares = batch.pixels.reshape(rows, pictures, height // 16, 16, width // 16, 16, 4).swapaxes(3, 4)
+    rows, pictures, height, width, _ = batch.pictures.shape
+    squares = batch.pictures.reshape(rows, pictures, height // 16, 16, width // 16, 16, 4).swapaxes(3, 4)
     project = np.random.default_rng(7).standard_normal((1024, CHANNELS)) / 32
     return (squares.reshape(rows, -1, 1024) / 127.5 @ project).astype(np.float32)
 
@@ -78,7 +78,7 @@ def losses(model, batch: Batch, tokens: np.ndarray, text: np.ndarray) -> np.ndar
 def alone(batch: Batch, row: int, place: int) -> Batch:
     """A sample as the only one of an unpadded batch."""
     mine = batch.segments[row] == place + 1
-    cut = {name: getattr(batch, name)[row][mine][None] for name in ("pixels", "layer_indices", "targets")}
+    cut = {name: getattr(batch, name)[row][mine][None] for name in ("pictures", "layer_indices", "targets")}
     rest = {name: getattr(batch, name)[row : row + 1] for name in ("tasks", "target_kinds")}
     records = batch.records[row : row + 1, place : place + 1]
     segments = np.ones((1, int(mine.sum())), np.int32)
@@ -135,7 +135,7 @@ def test_text_that_does_not_fit_is_refused(batch):
 def test_empty_rows_cost_nothing(model, batch):
     empty = dataclasses.replace(
         batch,
-        pixels=np.zeros_like(batch.pixels),
+        pictures=np.zeros_like(batch.pictures),
         segments=np.zeros_like(batch.segments),
         targets=np.zeros_like(batch.targets),
         records=np.full_like(batch.records, NO_RECORD),

@@ -1,0 +1,32 @@
+"""The demonstration model's RGBA-VAE, from nothing."""
+
+from configs.demo.common import BASE, PRECISION, SCENES, WORKERS, loader
+
+from qil_jax.data.tasks import Task
+from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, ValidationConfig
+from qil_jax.training.optimiser import Course, OptimiserConfig
+from qil_jax.training.stages import Stage, Start
+from qil_jax.training.vae_loss import Reconstruction, VAELoss
+
+
+def config() -> Experiment:
+    """One picture a row: a composite or a layer of a scene."""
+    return Experiment(
+        stage=Stage.RGBA_VAE,
+        start=Start(checkpoint=BASE),
+        data=DataConfig(
+            sources=(SCENES,),
+            loader=loader(16, ((Task.RECONSTRUCTION, 1.0),), pictures=1, flatten=0.1),
+            workers=WORKERS,
+        ),
+        # L1 is less drawn to the few pixels at edges than squares are; no reference: there is no VAE before this one.
+        loss=VAELoss(reconstruction=Reconstruction.AB_L1, colour=0.1, perceptual=0.0, kl=1e-5, reference_kl=0.0),
+        steps=6000,
+        optimiser=OptimiserConfig(
+            learning_rate=2e-3, course=Course.COSINE, warmup=100, floor=0.02, weight_decay=0.0, average=0.998
+        ),
+        precision=PRECISION,
+        checkpoints=CheckpointConfig(every=250),
+        validation=ValidationConfig(every=500, batches=8),
+        log_every=50,
+    )

@@ -1,0 +1,169 @@
+"""The LayerD protocol: how near a stack of layers is to the true one (paper.md 7, all of it).
+
+Both stacks are grouped by depth, aligned in order by dynamic time warping, and scored on the aligned pairs; then up to
+five times the two neighbours of either stack are merged whose merging helps most, and all is scored again. So a stack
+that splits an object in two is not worthless, and how many merges were allowed is always said.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from qil_jax.data.boxed import BoxedLayer
+from qil_jax.data.grouping import front_to_back_groups
+
+LEVELS = 6
+"""Scores are given for 0 to 5 merges."""
+Layer = UInt8[np.ndarray, "y x 4"]
+Path = list[tuple[int, int]]
+"""Aligned pairs: indices of the one stack and of the other."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Means over the aligned pairs.
+
+    Attributes:
+      l1: of the colours where the reference shows, in [0, 1]; less is better.
+      iou: soft intersection over union of the alphas, in [0, 1]; more is better.
+      cost: what the alignment minimises, (l1 + 1 - iou) / 2.
+    """
+
+    l1: float
+    iou: float
+    cost: float
+
+
+def rgb_l1(prediction: Layer, reference: Layer) -> float:
+    """Mean absolute difference of straight colours over the pixels where the reference's alpha is not 0."""
+    shows = reference[..., 3] > 0
+    difference = np.abs(prediction[..., :3].astype(np.float64) - reference[..., :3]).mean(-1) / 255
+    return float(difference[shows].sum() / (shows.sum() + 1e-8))
+
+
+def alpha_iou(prediction: Layer, reference: Layer) -> float:
+    """Sum of the smaller alphas over sum of the larger ones; 0 if both are clear."""
+    union = float(np.maximum(prediction[..., 3], reference[..., 3]).sum(dtype=np.float64))
+    return float(np.minimum(prediction[..., 3], reference[..., 3]).sum(dtype=np.float64)) / union if union else 0.0
+
+
+def pair_scores(prediction: Layer, reference: Layer) -> Scores:
+    """The scores of one pair of layers."""
+    l1, iou = rgb_l1(prediction, reference), alpha_iou(prediction, reference)
+    return Scores(l1=l1, iou=iou, cost=(l1 + 1 - iou) / 2)
+
+
+def grouped(layers: Sequence[Layer]) -> list[Layer]:
+    """Layers of one depth as one, bottom to top (paper.md 7.1)."""
+    boxed = [BoxedLayer(pixels=layer, left=0, top=0, name="") for layer in layers]
+    groups = front_to_back_groups(boxed)
+    return [_flat([layers[i] for i in group]) for group in groups]
+
+
+def align(costs: Float[np.ndarray, "p g"]) -> Path:
+    """The cheapest path from the first pair to the last that goes on in one stack or both at every step.
+
+    Of equally cheap steps back the diagonal one is taken, then the one in the first stack.
+    """
+    rows, columns = costs.shape
+    total = np.full((rows + 1, columns + 1), np.inf)
+    total[0, 0] = 0
+    for i in range(rows):
+        for j in range(columns):
+            total[i + 1, j + 1] = costs[i, j] + min(total[i, j + 1], total[i + 1, j], total[i, j])
+    path = [(rows - 1, columns - 1)]
+    while path[-1] != (0, 0):
+        i, j = path[-1]
+        steps = [(total[i, j], (i - 1, j - 1)), (total[i, j + 1], (i - 1, j)), (total[i + 1, j], (i, j - 1))]
+        path.append(min(steps, key=lambda step: step[0])[1])
+    return path[::-1]
+
+
+def score_stacks(prediction: Sequence[Layer], reference: Sequence[Layer]) -> list[Scores]:
+    """The scores after 0, 1, ... merges, 5 at most; fewer where no merge helps.
+
+    Args:
+      prediction, reference: layers of one size, bottom to top, ungrouped.
+
+    Raises:
+      ValueError: if there are fewer than two layers on a side (the protocol skips such samples), or sizes differ.
+    """
+    shapes = {layer.shape for layer in (*prediction, *reference)}
+    if min(len(prediction), len(reference)) < 2 or len(shapes) != 1:
+        raise ValueError(
+            f"{len(prediction)} and {len(reference)} layers of shapes {sorted(shapes)}: each side needs two or more, and "
+            f"all must be of one size"
+        )
+    sides = [grouped(prediction), grouped(reference)]
+    path, scores = _aligned(*sides)
+    found = [scores]
+    while len(found) < LEVELS:
+        turned = [(j, i) for i, j in path]
+        mine, theirs = _best_merge(sides[0], sides[1], path), _best_merge(sides[1], sides[0], turned)
+        if max(mine[0], theirs[0]) <= 0:
+            break
+        side, at = (0, mine[1]) if mine[0] > theirs[0] else (1, theirs[1])
+        sides[side] = [*sides[side][:at], _over(sides[side][at + 1], sides[side][at]), *sides[side][at + 2 :]]
+        path, scores = _aligned(*sides)
+        found.append(scores)
+    return found
+
+
+def at_level(scores: Sequence[Scores], level: int) -> Scores:
+    """The scores with so many merges allowed: the last ones, if fewer were made."""
+    return scores[min(level, len(scores) - 1)]
+
+
+def mean_scores(samples: Sequence[Sequence[Scores]]) -> list[Scores]:
+    """Per level, the mean over samples (paper.md 7.5)."""
+    fields = [field.name for field in dataclasses.fields(Scores)]
+    levels = [[at_level(sample, level) for sample in samples] for level in range(LEVELS)]
+    return [Scores(**{name: float(np.mean([getattr(s, name) for s in level])) for name in fields}) for level in levels]
+
+
+def _aligned(prediction: list[Layer], reference: list[Layer]) -> tuple[Path, Scores]:
+    table = [[pair_scores(p, g) for g in reference] for p in prediction]
+    path = align(np.array([[scores.cost for scores in row] for row in table]))
+    pairs = [table[i][j] for i, j in path]
+    means = {f.name: float(np.mean([getattr(pair, f.name) for pair in pairs])) for f in dataclasses.fields(Scores)}
+    return path, Scores(**means)
+
+
+def _best_merge(edited: list[Layer], other: list[Layer], path: Path) -> tuple[float, int]:
+    """The largest gain of merging two neighbours of `edited`, and the lower of them; no gain below three layers.
+
+    The gain is a guess from the pairs of today (paper.md 7.4), including its term of the merged layer with the upper
+    neighbour's pairs. The edited side stands in for the prediction, whichever it is.
+    """
+    if len(edited) < 3:
+        return 0.0, 0
+    partners = [{j for i, j in path if i == k} for k in range(len(edited))]
+    similarity: Callable[[Layer, set[int]], float] = lambda layer, to: sum(  # noqa: E731
+        1 - pair_scores(layer, other[j]).cost for j in to
+    )
+    gains = []
+    for i in range(len(edited) - 1):
+        lower, upper = partners[i], partners[i + 1]
+        merged = _over(edited[i + 1], edited[i])
+        second = [similarity(merged, upper)]
+        if i + 2 < len(edited):
+            second += [similarity(edited[i + 2], lower), similarity(edited[i + 2], upper)]
+        current = similarity(edited[i], lower) + similarity(edited[i + 1], upper)
+        gains.append(similarity(merged, lower) + max(second) - current)
+    best = int(np.argmax(gains))
+    return gains[best], best
+
+
+def _over(upper: Layer, lower: Layer) -> Layer:
+    """8-bit alpha compositing, rounded as Pillow rounds; under a clear pixel the lower one stays as it is."""
+    return np.asarray(Image.alpha_composite(Image.fromarray(lower), Image.fromarray(upper)))
+
+
+def _flat(layers: Sequence[Layer]) -> Layer:
+    flat = layers[0]
+    for layer in layers[1:]:
+        flat = _over(layer, flat)
+    return flat

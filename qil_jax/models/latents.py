@@ -1,0 +1,34 @@
+"""Latents of pictures to tokens of a sequence and back (checkpoint.md 5). For arrays of numpy and of jax."""
+
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)
+
+
+def pack(latents: AnyArray, patch: int) -> AnyArray:
+    """Each patch x patch square to one token, pictures one after the other, rows first.
+
+    Feature index is z * patch^2 + dy * patch + dx.
+
+    Args:
+      latents: [..., l, h, w, z]; sides must be multiples of `patch`.
+
+    Returns:
+      [..., t, c].
+    """
+    *batch, pictures, h, w, z = latents.shape
+    squares = latents.reshape(*batch, pictures, h // patch, patch, w // patch, patch, z)
+    squares = squares.swapaxes(-3, -4).swapaxes(-1, -2).swapaxes(-2, -3)  # h dy w dx z -> h w z dy dx
+    return squares.reshape(*batch, -1, z * patch * patch)
+
+
+def unpack(tokens: AnyArray, patch: int, grid: tuple[int, int]) -> AnyArray:
+    """The inverse of `pack`: [..., t, c] to [..., l, h, w, z]; `grid` is rows and columns of one picture in tokens."""
+    rows, cols = grid
+    *batch, _, c = tokens.shape
+    squares = tokens.reshape(*batch, -1, rows, cols, c // patch**2, patch, patch)
+    squares = squares.swapaxes(-2, -3).swapaxes(-1, -2).swapaxes(-3, -4)  # and back
+    return squares.reshape(*batch, -1, rows * patch, cols * patch, c // patch**2)

@@ -1,0 +1,188 @@
+"""The state of a run on disk, by orbax: written while training goes on, checked when it is read.
+
+    RUN/experiment.json                 what is trained
+    RUN/checkpoints/STEP/state          parameters, average, moments, counters
+    RUN/checkpoints/STEP/position       loader's state, and checksums of every array of the state
+
+A checksum is a sum of an array's bits modulo 2^32, weighted by their places: the same on any mesh. An array that was cut
+off, lost or changed on disk does not pass it.
+"""
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax import Array
+
+from qil_jax.training.experiment import CheckpointConfig
+from qil_jax.training.parameters import Params, copied
+from qil_jax.training.step import TrainState
+
+FOLDER = "checkpoints"
+DAMAGED = "damaged"
+MARGIN = 1.1
+"""How much more room than the bare arrays a checkpoint may need."""
+
+
+class CheckpointError(ValueError):
+    """A run cannot be continued or its state cannot be kept. The message says what, where and the fix."""
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(self, run: Path, config: CheckpointConfig):
+        self.folder = (run / FOLDER).absolute()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=config.keep_last,
+            keep_period=config.keep_every or None,
+            enable_async_checkpointing=True,
+            create=True,
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "position"))
+
+    def steps(self) -> list[int]:
+        """Of all checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, loader: dict[str, Any]) -> None:
+        """Begin to write a state; it is copied first, so the state may be given away.
+
+        Raises:
+          CheckpointError: if the disk has no room for it, or an earlier save failed. What is there already stays whole.
+        """
+        self._require_room(state)
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        position = {"loader": loader, "checksums": checksums(state)}
+        tree = _tree(state)
+        if jax.default_backend() == "cpu":
+            tree = copied(tree)  # elsewhere orbax copies to the host; here it would read what the next step overwrites
+        try:
+            items = ocp.args.Composite(state=ocp.args.StandardSave(tree), position=ocp.args.JsonSave(position))
+            self._manager.save(step, args=items)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.folder}: step {step} could not be saved: {error}") from error
+
+    def wait(self) -> None:
+        """Until all that was begun is on disk.
+
+        Raises:
+          CheckpointError: if it could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:  # whatever the writing threads met
+            raise CheckpointError(f"{self.folder}: a checkpoint could not be written: {error}") from error
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest sound state, laid out like `like`, and the loader's; None if there is no checkpoint at all.
+
+        A checkpoint that cannot be read or does not pass its checksums is set aside, with a warning.
+
+        Raises:
+          CheckpointError: if there are checkpoints, but none is sound.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self._read(step, like)
+            except Exception as error:  # orbax, tensorstore and JSON each have their own
+                aside = self._set_aside(step)
+                reason = str(error).splitlines()[0][:300]
+                warnings.warn(f"checkpoint {step} is damaged and now lies in {aside}: {reason}", stacklevel=2)
+        if steps:
+            raise CheckpointError(f"{self.folder}: no checkpoint of steps {steps} can be read: begin a new run")
+        return None
+
+    def close(self) -> None:
+        """Wait, and let go of threads."""
+        self._manager.close()
+
+    def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(like))
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=items)
+        position = restored["position"]
+        state = _state(restored["state"], like)
+        found = checksums(state)
+        wrong = [name for name, value in position["checksums"].items() if found.get(name) != value]
+        if wrong or len(found) != len(position["checksums"]):
+            raise CheckpointError(f"{len(wrong)} arrays differ from what was saved, {', '.join(wrong[:3])} among them")
+        return state, position["loader"]
+
+    def _set_aside(self, step: int) -> Path:
+        aside = self.folder.parent / DAMAGED / str(step)
+        if jax.process_index() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.parent.mkdir(exist_ok=True)
+            (self.folder / str(step)).rename(aside)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("checkpoint set aside")
+        self._manager.reload()
+        return aside
+
+    def _require_room(self, state: TrainState) -> None:
+        needed = MARGIN * sum(x.nbytes for x in jax.tree.leaves(_tree(state)))
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise CheckpointError(
+                f"{self.folder}: a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free: make room and "
+                f"start the run again; it goes on from step {max(self.steps(), default=0)}"
+            )
+
+
+def checksums(state: TrainState) -> dict[str, int]:
+    """A number for the bits of every array of a state, by its place in the tree."""
+    leaves = jax.tree_util.tree_flatten_with_path(_tree(state))[0]
+    sums = _sums([leaf for _, leaf in leaves])
+    return {jax.tree_util.keystr(path): int(value) for (path, _), value in zip(leaves, np.asarray(sums), strict=True)}
+
+
+@jax.jit
+def _sums(arrays: list[Array]) -> Array:
+    return jnp.stack([_sum(x) for x in arrays])
+
+
+def _sum(x: Array) -> Array:
+    bits = x.astype(jnp.uint32) if jnp.issubdtype(x.dtype, jnp.integer) else jax.lax.bitcast_convert_type(x, jnp.uint32)
+    # Odd weights by place: elements that change places change the sum. Written per axis, so that shards need no others.
+    weight = jnp.ones((), jnp.uint32)
+    for axis in range(bits.ndim):
+        place = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        weight = weight * (2 * place + 1) + place
+    return jnp.sum(bits * (2 * weight + 1), dtype=jnp.uint32)
+
+
+def _tree(state: TrainState) -> dict[str, Any]:
+    """A state as plain dictionaries, which orbax keeps without knowing our classes or optax's."""
+    return {
+        "params": _dotted(state.params),
+        "average": _dotted(state.average),
+        "moments": {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state.moments))},
+        "counters": {"step": state.step, "skipped": state.skipped, "failing": state.failing},
+    }
+
+
+def _dotted(params: Params) -> Params:
+    """Names that are names of files."""
+    return {path.replace("/", "."): value for path, value in params.items()}
+
+
+def _state(tree: dict[str, Any], like: TrainState) -> TrainState:
+    leaves, form = jax.tree.flatten(like.moments)
+    return TrainState(
+        params={path: tree["params"][name] for path, name in zip(like.params, _dotted(like.params), strict=True)},
+        average={path: tree["average"][name] for path, name in zip(like.params, _dotted(like.params), strict=True)},
+        moments=jax.tree.unflatten(form, [tree["moments"][str(i)] for i in range(len(leaves))]),
+        **tree["counters"],
+    )

@@ -1,0 +1,254 @@
+"""A run: from its last checkpoint, or from its start, to its last step; or to the signal to stop."""
+
+import json
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from qil_jax.data.pipeline import Batch
+from qil_jax.training.checkpoints import Checkpoints
+from qil_jax.training.experiment import Experiment, ExperimentError, to_json
+from qil_jax.training.inputs import sample_ids
+from qil_jax.training.metrics import Averages, Ledger, MetricsWriter, Spent, bad_rows, throughput
+from qil_jax.training.setup import Parts, StepBatch, prepare, validation_loader
+from qil_jax.training.step import StepFunction, StepReport, TrainState, fresh_state, make_step
+from qil_jax.training.validation import Validation
+
+EXPERIMENT = "experiment.json"
+MAY_CHANGE = ("log_every", "checkpoints", "validation", "mesh", "give_up")
+"""Fields that a run may be continued with other values of; `data.workers` too."""
+Show = Callable[[int, dict[str, float]], None]
+"""Called with the step and a line of metrics."""
+
+
+class Outcome(StrEnum):
+    """How a run ended."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped"
+
+
+class TrainingFailed(RuntimeError):
+    """The loss was not finite for too many steps in a row. The message names the records."""
+
+
+def train(
+    experiment: Experiment, run: Path, mesh: Mesh, *, stop: Callable[[int], bool], show: Show, profile: int | None = None
+) -> tuple[Outcome, TrainState, Parts]:
+    """Train, continuing what is in the folder `run`.
+
+    Args:
+      stop: asked before every step whether to save and return; it must answer alike in all processes.
+      show: told of every line of metrics.
+      profile: a step (of this attempt) from which on five steps are traced into RUN/profile.
+
+    Returns:
+      how it ended, the state, and the parts.
+
+    Raises:
+      ExperimentError: if the folder holds a run of something else.
+      TrainingFailed: after `give_up` steps in a row without a finite loss.
+      CheckpointError: if the disk is full; the checkpoints that are there stay whole.
+    """
+    claim(run, experiment)
+    parts = prepare(experiment, mesh)
+    ledger = Ledger()
+    checkpoints = Checkpoints(run, experiment.checkpoints)
+    state = fresh_state(parts.params, experiment.optimiser, experiment.steps)
+    restored = checkpoints.restore(state)
+    if restored is not None:
+        state, position = restored
+        parts.loader.restore(position)
+    del restored
+    step = make_step(
+        parts.objective, experiment.optimiser, steps=experiment.steps, seed=experiment.seed, like=state
+    )
+    validating = validation_loader(parts)
+    validation = None if validating is None else Validation(parts, validating)
+    writer = MetricsWriter(run, since=int(state.step))
+    runner = _Runner(parts, run, ledger, checkpoints, writer, show, step, validation)
+    try:
+        outcome, state = runner.go(state, stop, profile)
+        return outcome, state, parts
+    finally:
+        parts.loader.close()
+        checkpoints.close()
+        writer.close()
+
+
+def claim(run: Path, experiment: Experiment) -> None:
+    """Write down what the folder is a run of, or check that it is one of this.
+
+    Raises:
+      ExperimentError: if it is of another experiment, naming what differs, or a folder of something else.
+    """
+    now = to_json(experiment)
+    file = run / EXPERIMENT
+    if file.is_file():
+        then = json.loads(file.read_text())
+        changed = [name for name in now if name not in MAY_CHANGE and _fixed(now[name]) != _fixed(then.get(name))]
+        if changed:
+            raise ExperimentError(
+                f"{run} is a run with other settings ({', '.join(changed)} differ from {file}): give those settings to "
+                f"continue it, or another --out"
+            )
+        return
+    if run.exists() and any(run.iterdir()):
+        raise ExperimentError(f"{run} holds something that is no run of train.py: give another --out")
+    if jax.process_index() == 0:
+        run.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(now, indent=2) + "\n")
+
+
+def _fixed(value: Any) -> Any:
+    return {k: v for k, v in value.items() if k != "workers"} if isinstance(value, dict) else value
+
+
+class _Runner:
+    """The loop itself. A step is sent off before the one before it is looked at, so the devices never wait for us."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        run: Path,
+        ledger: Ledger,
+        checkpoints: Checkpoints,
+        writer: MetricsWriter,
+        show: Show,
+        step: StepFunction,
+        validation: Validation | None,
+    ):
+        self.parts, self.run, self.ledger, self.checkpoints = parts, run, ledger, checkpoints
+        self.writer, self.show, self.step, self.validation = writer, show, step, validation
+        self.averages = Averages()
+        self.compiled: set[Any] = set()
+        self.work = _Work()
+
+    def go(self, state: TrainState, stop: Callable[[int], bool], profile: int | None) -> tuple[Outcome, TrainState]:
+        """From the state's step to the end or the stop."""
+        experiment, done = self.parts.experiment, int(state.step)
+        first = done
+        pending: tuple[Batch, StepReport] | None = None
+        while done < experiment.steps:
+            if stop(done):
+                self._settle(pending)
+                self._save(state)
+                self.checkpoints.wait()
+                return Outcome.STOPPED, state
+            self._trace(done - first, profile)
+            with self.ledger.during(Spent.INPUT):
+                batch = next(self.parts.loader)
+                inputs = self.parts.inputs(batch)
+            state, told = self._take(state, inputs)
+            self._settle(pending)
+            pending = batch, told
+            done += 1
+            self.work.add(self.parts, batch, inputs)
+            if done % experiment.log_every == 0 or done == experiment.steps:
+                self._settle(pending)
+                pending = None
+                self._line(done)
+            if self.validation is not None and (
+                done % experiment.validation.every == 0 or done == experiment.steps
+            ):
+                with self.ledger.during(Spent.VALIDATION):
+                    found = self.validation(state.average, done, self.run)
+                self._tell(done, found)
+                self.work.restart()
+            if done % experiment.checkpoints.every == 0 or done == experiment.steps:
+                self._settle(pending)
+                pending = None
+                self._save(state)
+        self.checkpoints.wait()
+        return Outcome.FINISHED, state
+
+    def _take(self, state: TrainState, inputs: StepBatch) -> tuple[TrainState, StepReport]:
+        shape = str(jax.tree.map(lambda x: x.shape, inputs))
+        if shape in self.compiled:
+            with self.ledger.during(Spent.STEP):
+                return self.step(state, self.parts.frozen, inputs)
+        self.compiled.add(shape)
+        with self.ledger.during(Spent.COMPILE):
+            state, told = self.step(state, self.parts.frozen, inputs)
+            jax.block_until_ready(told.loss)
+        self.work.restart()
+        return state, told
+
+    def _settle(self, pending: tuple[Batch, StepReport] | None) -> None:
+        """Look at a step that was sent off."""
+        if pending is None:
+            return
+        batch, told = pending
+        with self.ledger.during(Spent.STEP):
+            self.averages.add(told)
+        if not bool(told.finite):
+            self._complain(batch, told)
+
+    def _complain(self, batch: Batch, told: StepReport) -> None:
+        names = self._culprits(batch, told)
+        self._tell(batch.step + 1, {"not_finite": 1.0, "failing": float(told.failing)})
+        if int(told.failing) >= self.parts.experiment.give_up:
+            raise TrainingFailed(
+                f"{int(told.failing)} steps in a row gave no finite loss or gradient, the last with {names}: look at "
+                f"these records, lower optimiser.learning_rate, or train with precision=float32"
+            )
+
+    def _culprits(self, batch: Batch, told: StepReport) -> str:
+        """Records of rows without a finite loss; all of this process's, if each loss by itself is finite."""
+        records = sample_ids(batch)
+        per_row = len(told.report.rows) // self.parts.placement.rows  # pictures of a row, for the RGBA-VAE
+        mine = {row // per_row - self.parts.placement.first for row in bad_rows(told)}
+        chosen = [r for row in sorted(mine) if 0 <= row < len(records) for r in records[row]]
+        chosen = chosen or [r for row in records for r in row]
+        return ", ".join(self.parts.source.name(index) for index in chosen[:8])
+
+    def _save(self, state: TrainState) -> None:
+        with self.ledger.during(Spent.CHECKPOINT):
+            self.checkpoints.save(state, self.parts.loader.state())
+
+    def _line(self, done: int) -> None:
+        line = self.averages.line() | self.work.rates() | self.ledger.shares()
+        self._tell(done, line)
+        self.work.restart()
+
+    def _tell(self, done: int, line: dict[str, float]) -> None:
+        self.writer.write(done, line)
+        self.show(done, line)
+
+    def _trace(self, taken: int, profile: int | None) -> None:
+        if profile is None:
+            return
+        if taken == profile:
+            jax.profiler.start_trace(str(self.run / "profile"))
+        elif taken == profile + 5:
+            jax.profiler.stop_trace()
+
+
+class _Work:
+    """Samples, tokens and FLOPs since the last line."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now."""
+        self.samples = self.tokens = 0
+        self.flops, self.since = 0.0, time.perf_counter()
+
+    def add(self, parts: Parts, batch: Batch, inputs: StepBatch) -> None:
+        """A step's work, over all processes."""
+        processes = parts.placement.processes.count
+        side = parts.shape.patch if batch.pictures.dtype != "uint8" else parts.shape.pixels
+        per_picture = batch.pictures.shape[2] * batch.pictures.shape[3] // side**2
+        self.samples += int((batch.records >= 0).sum()) * processes
+        self.tokens += int((batch.segments > 0).sum()) * per_picture * processes
+        self.flops += parts.flops(inputs)
+
+    def rates(self) -> dict[str, float]:
+        """Of everything since the last line."""
+        return throughput(self.samples, self.tokens, self.flops, time.perf_counter() - self.since)

@@ -1,0 +1,148 @@
+"""What a run tells while it goes on: a line of JSON per report, TensorBoard where it is installed, and a ledger of time.
+
+    RUN/metrics.jsonl     {"step": 120, "loss": 0.31, "loss/sigma_0": ..., "samples_per_second": ...}
+"""
+
+import importlib.util
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from qil_jax.training.step import StepReport
+
+FILE = "metrics.jsonl"
+PEAKS = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12, "NVIDIA H100": 989e12}
+"""Peak bf16 FLOP/s of a device, by how its kind begins; the longest that fits counts."""
+
+
+class Spent(StrEnum):
+    """What a run's time goes to. Only STEP is training."""
+
+    COMPILE = "compile"
+    INPUT = "input"
+    STEP = "step"
+    CHECKPOINT = "checkpoint"
+    VALIDATION = "validation"
+
+
+class Ledger:
+    """Seconds by what they went to."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(Spent, 0.0)
+
+    @contextmanager
+    def during(self, spent: Spent) -> Iterator[None]:
+        """Book the time inside."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[spent] += time.perf_counter() - start
+
+    def shares(self) -> dict[str, float]:
+        """Of the time booked so far; `goodput` is the share of STEP."""
+        total = sum(self.seconds.values()) or 1.0
+        shares = {f"time/{spent}": seconds / total for spent, seconds in self.seconds.items()}
+        return {**shares, "goodput": self.seconds[Spent.STEP] / total}
+
+
+class Averages:
+    """Step reports gathered into one line: sums over the steps since the last."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = {}
+        self._last: dict[str, float] = {}
+
+    def add(self, told: StepReport) -> None:
+        """Take in a step's report; waits for the step."""
+        told = jax.device_get(told)
+        values = {name: (getattr(told, name), 1) for name in ("loss", "gradient_norm", "update_norm")}
+        if not bool(told.finite):
+            values = {}
+        for name, (total, count) in {**values, **(told.report.sums if values else {})}.items():
+            entry = self._sums.setdefault(name, [0.0, 0.0])
+            entry[0] += float(total)
+            entry[1] += float(count)
+        self._last = {"parameter_norm": float(told.parameter_norm), "skipped": int(told.skipped)}
+
+    def line(self) -> dict[str, float]:
+        """The averages, and a fresh start."""
+        means = {name: total / count for name, (total, count) in self._sums.items() if count}
+        self._sums = {}
+        return {**means, **self._last}
+
+
+class MetricsWriter:
+    """Writes lines from the first process only."""
+
+    def __init__(self, run: Path, *, since: int):
+        """Lines of steps after `since` are of an earlier attempt that was cut off: they are taken out."""
+        self._file = run / FILE
+        self._writing = jax.process_index() == 0
+        self._board: Any = None
+        if not self._writing:
+            return
+        kept = [line for line in self._lines() if line["step"] <= since]
+        self._file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        if importlib.util.find_spec("tensorboardX") is not None:
+            from tensorboardX import SummaryWriter  # an extra: [track]
+
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=since)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line."""
+        if not self._writing:
+            return
+        clean = {name: round(value, 8) if math.isfinite(value) else None for name, value in values.items()}
+        with self._file.open("a") as stream:
+            stream.write(json.dumps({"step": step, **clean}) + "\n")
+        for name, value in values.items() if self._board is not None else ():
+            self._board.add_scalar(name, value, step)
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """Whole lines of the file; a run that was killed may have left half of one."""
+        lines = []
+        for line in self._file.read_text().splitlines() if self._file.exists() else []:
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue
+        return lines
+
+    def close(self) -> None:
+        """Flush what TensorBoard has."""
+        if self._board is not None:
+            self._board.close()
+
+
+def peak_flops() -> float | None:
+    """Of all devices together; None where it is not known."""
+    kind = jax.devices()[0].device_kind
+    found = [name for name in PEAKS if kind.startswith(name)]
+    return PEAKS[max(found, key=len)] * jax.device_count() if found else None
+
+
+def throughput(samples: int, tokens: int, flops: float, seconds: float) -> dict[str, float]:
+    """Rates of work done in so many seconds, and the share of the devices' peak (MFU) where that is known."""
+    seconds = max(seconds, 1e-9)
+    rates = {
+        "samples_per_second": samples / seconds,
+        "tokens_per_second": tokens / seconds,
+        "tflops_per_second": flops / seconds / 1e12,
+    }
+    peak = peak_flops()
+    return rates | ({} if peak is None else {"mfu": flops / seconds / peak})
+
+
+def bad_rows(told: StepReport) -> list[int]:
+    """Rows whose own loss is not finite."""
+    return np.flatnonzero(~np.isfinite(np.asarray(jax.device_get(told.report.rows)))).tolist()

@@ -1,0 +1,173 @@
+"""What each kind of stage minimises, as a function of parameters and a batch. Sums of weighted errors, never means:
+the step divides the weights by their total first, so that a batch may be cut into parts.
+"""
+
+import dataclasses
+import math
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
+
+from qil_jax.flow.velocity import FlowLoss, draw_sigma, noised, velocity_errors
+from qil_jax.models.attention import AttentionKind
+from qil_jax.models.axes import Axis, Constrain, unconstrained
+from qil_jax.models.rgba_vae import RGBAVAE
+from qil_jax.models.stack import Remat
+from qil_jax.models.vld_mmdit import VLDMMDiT
+from qil_jax.training.batches import KINDS, FlowBatch, PictureBatch
+from qil_jax.training.parameters import Network, Params
+from qil_jax.training.vae_loss import (
+    Perception,
+    VAELoss,
+    blend,
+    kl_between,
+    kl_normal,
+    opaque,
+    reconstruction_terms,
+    straight_through_clip,
+)
+
+SIGMA_BUCKETS = 5
+"""The loss is reported for sigma in [0, 0.2), [0.2, 0.4), ..."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """What an objective tells beside its value.
+
+    Attributes:
+      sums: name to (sum, count) of what is averaged over a batch.
+      rows: the loss of each row by itself, to find samples that spoil a step.
+    """
+
+    sums: dict[str, tuple[Array, Array]]
+    rows: Float[Array, " b"]
+
+
+class Objective(Protocol):
+    """Trained parameters, frozen ones, a batch with weights that add up to 1, and a key to the loss and its report."""
+
+    def __call__(self, params: Params, frozen: Params, batch: Any, key: Array) -> tuple[Array, Report]: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How the transformer is run."""
+
+    dtype: Any = jnp.float32
+    kind: AttentionKind = AttentionKind.XLA
+    remat: Remat = Remat.NONE
+    constrain: Constrain = unconstrained
+
+
+def row_normals(
+    key: Array, rows: Int[Array, " b"], shape: tuple[int, ...], constrain: Constrain = unconstrained
+) -> Float[Array, "b ..."]:
+    """Standard normal draws for rows by their numbers: the same on any mesh and in any part of a batch."""
+    draws = jax.vmap(lambda row: jax.random.normal(jax.random.fold_in(key, row), shape))(rows)
+    return constrain(draws, (Axis.BATCH, Axis.TOKENS, None)[: draws.ndim])
+
+
+def flow_objective(
+    network: Network[VLDMMDiT], config: FlowLoss, compute: Compute
+) -> Objective:
+    """The weighted error of the velocity."""
+
+    def objective(params: Params, frozen: Params, batch: FlowBatch, key: Array) -> tuple[Array, Report]:
+        sigma_key, noise_key = jax.random.split(key)
+        shift = jnp.sqrt(batch.picture_tokens / 256) if config.shift is None else jnp.float32(config.shift)
+        sigma = draw_sigma(row_normals(sigma_key, batch.rows, ()), config, shift=shift)
+        noise = row_normals(noise_key, batch.rows, batch.clean.shape[1:], compute.constrain)
+        model = network({**frozen, **params}, compute.dtype)
+        errors = flow_errors(model, batch, sigma, noise, compute)
+        return jnp.sum(batch.weights * errors), flow_report(errors, batch, sigma)
+
+    return objective
+
+
+def flow_errors(
+    model: VLDMMDiT, batch: FlowBatch, sigma: Float[Array, " b"], noise: Float[Array, "b t c"], compute: Compute
+) -> Float[Array, "b t"]:
+    """The error of each token at given noise levels and noise."""
+    tokens = noised(batch.clean, noise, sigma, batch.moving).astype(compute.dtype)
+    velocity = model(
+        compute.constrain(tokens, (Axis.BATCH, Axis.TOKENS, None)),
+        batch.text.astype(compute.dtype),
+        batch.layout,
+        sigma=sigma,
+        target_kind=batch.target_kinds if model.config.use_additional_t_cond else None,
+        kind=compute.kind,
+        constrain=compute.constrain,
+        remat=compute.remat,
+    )
+    return velocity_errors(velocity, batch.clean, noise)
+
+
+def flow_report(errors: Float[Array, "b t"], batch: FlowBatch, sigma: Float[Array, " b"]) -> Report:
+    """The error by noise level and by what is shown, and of each row."""
+    moving = batch.moving
+    bucket = jnp.minimum((sigma * SIGMA_BUCKETS).astype(jnp.int32), SIGMA_BUCKETS - 1)[:, None]
+    masks = {f"sigma_{i}": moving & (bucket == i) for i in range(SIGMA_BUCKETS)}
+    masks |= {name: batch.kinds == kind for kind, name in enumerate(KINDS)}
+    sums = {f"loss/{name}": (jnp.sum(errors, where=mask), jnp.sum(mask)) for name, mask in masks.items()}
+    count = jnp.maximum(jnp.sum(moving, axis=1), 1)
+    return Report(sums=sums, rows=jnp.sum(errors, axis=1, where=moving) / count)
+
+
+def vae_objective(
+    network: Network[RGBAVAE], config: VAELoss, *, dtype: Any, reference: Params | None, perception: Perception | None
+) -> Objective:
+    """Reconstruction, perception and regularisation of pictures. `reference`: parameters of the starting VAE."""
+
+    def objective(params: Params, frozen: Params, batch: PictureBatch, key: Array) -> tuple[Array, Report]:
+        latent_key, colour_key = jax.random.split(key)
+        vae = network({**frozen, **params}, dtype)
+        true = batch.pixels.astype(jnp.float32) / 127.5 - 1
+        size = (true.shape[1] // vae.config.scale_factor, true.shape[2] // vae.config.scale_factor, vae.config.z_dim)
+        noise = row_normals(latent_key, batch.rows, size)
+        background = jnp.clip(row_normals(colour_key, batch.rows, (3,)) * 0.56, -1, 1)
+        terms = vae_terms(vae, true, config, noise=noise, background=background, perception=perception)
+        if reference is not None and config.reference_kl:
+            terms["reference_kl"] = _reference_kl(vae, network(reference, dtype), true)
+        weights = {"pixel": config.pixel, "colour": config.colour, "perceptual": config.perceptual}
+        weights |= {"kl": config.kl, "reference_kl": config.reference_kl}
+        rows = sum(weights[name] * term for name, term in terms.items())
+        shown = batch.weights > 0
+        sums = {f"loss/{name}": (jnp.sum(term, where=shown), jnp.sum(shown)) for name, term in terms.items()}
+        return jnp.sum(batch.weights * rows), Report(sums=sums, rows=jnp.where(shown, rows, 0))
+
+    return objective
+
+
+def vae_terms(
+    vae: RGBAVAE,
+    true: Float[Array, "b y x 4"],
+    config: VAELoss,
+    *,
+    noise: Float[Array, "b h w z"],
+    background: Float[Array, "b 3"],
+    perception: Perception | None,
+) -> dict[str, Float[Array, " b"]]:
+    """The unweighted terms of each picture, except for the reference; divergences are per colour value."""
+    dtype = vae.quant_conv.kernel[...].dtype
+    posterior = jax.tree.map(lambda x: x.astype(jnp.float32), vae.encode(true.astype(dtype)))
+    latents = posterior.mean + jnp.exp(0.5 * posterior.logvar) * noise
+    raw = vae.decoder(vae.post_quant_conv(latents.astype(dtype))).astype(jnp.float32)
+    made = straight_through_clip(raw)
+    terms = reconstruction_terms(made, true, config, background=background, perception=perception)
+    return {**terms, "kl": kl_normal(posterior) / math.prod((*true.shape[1:3], 3))}
+
+
+def _reference_kl(vae: RGBAVAE, reference: RGBAVAE, true: Array) -> Array:
+    """Mean over black and white backgrounds of the divergence from the frozen VAE's posterior."""
+    dtype = vae.quant_conv.kernel[...].dtype
+    total = jnp.zeros(true.shape[0])
+    for colour in (-1.0, 1.0):
+        picture = opaque(blend(true, colour)).astype(dtype)
+        frozen = jax.lax.stop_gradient(reference.encode(picture))
+        total += kl_between(vae.encode(picture), frozen) / 2
+    return total / math.prod((*true.shape[1:3], 3))

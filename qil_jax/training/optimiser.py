@@ -1,0 +1,85 @@
+"""AdamW by optax, with the learning rate's course, clipping of the global norm, and the moving average's decay."""
+
+import dataclasses
+from enum import StrEnum
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+
+class Course(StrEnum):
+    """How the learning rate goes on after the warm-up."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"  # to `floor` of itself at the last step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimiserConfig:
+    """AdamW. The defaults are what the paper tells (Adam, 1e-5) and common choices where it is silent (training.md 8).
+
+    Attributes:
+      warmup: steps over which the learning rate rises from 0.
+      floor: what is left of the learning rate at the end of a cosine, as a share.
+      weight_decay: of kernels; never of norms, biases and embeddings.
+      clip_norm: largest global norm of a gradient.
+      accumulate: parts that a batch is cut into, one after the other, to save memory.
+      average: decay of the moving average of parameters, once it has warmed up.
+    """
+
+    learning_rate: float = 1e-5
+    course: Course = Course.CONSTANT
+    warmup: int = 0
+    floor: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    accumulate: int = 1
+    average: float = 0.9999
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1 or self.learning_rate <= 0 or self.clip_norm <= 0:
+            raise ValueError("OptimiserConfig: accumulate, learning_rate and clip_norm must be positive")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"OptimiserConfig: average {self.average} must be at least 0 and below 1")
+
+
+def learning_rate(config: OptimiserConfig, steps: int) -> optax.Schedule:
+    """The learning rate of each step of a run of `steps`."""
+    rest = max(1, steps - config.warmup)
+    after = (
+        optax.cosine_decay_schedule(config.learning_rate, rest, alpha=config.floor)
+        if config.course is Course.COSINE
+        else optax.constant_schedule(config.learning_rate)
+    )
+    if not config.warmup:
+        return after
+    rise = optax.linear_schedule(config.learning_rate / config.warmup, config.learning_rate, config.warmup)
+    return optax.join_schedules([rise, after], [config.warmup])
+
+
+def make_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransformation:
+    """Clip, then AdamW, for parameters in a dictionary by path."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate(config, steps),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=lambda params: {path: path.endswith("/kernel") for path in params},
+        ),
+    )
+
+
+def averaged(
+    average: dict[str, Array], params: dict[str, Array], step: Array, config: OptimiserConfig
+) -> dict[str, Array]:
+    """The moving average after a step; its decay warms up as (1 + step) / (10 + step)."""
+    decay = jnp.minimum(config.average, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
