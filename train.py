@@ -12,7 +12,7 @@ def main(argv: list[str]) -> int:
     from qil_jax.mesh import make_mesh
     from qil_jax.training.experiment import load_experiment
     from qil_jax.training.finish import CHECKPOINT, export_run
-    from qil_jax.training.loop import Outcome, TrainingFailed, train
+    from qil_jax.training.loop import Outcome, TrainingError, train
     from qil_jax.training.signals import StopSignal, start_distributed
 
     try:
@@ -20,14 +20,16 @@ def main(argv: list[str]) -> int:
         experiment = load_experiment(arguments.config, arguments.set)
         mesh = make_mesh(experiment.mesh)
         with StopSignal() as stop, arguments.progress(experiment.steps) as show:
-            outcome, state, parts = train(experiment, arguments.out, mesh, stop=stop, show=show, profile=arguments.profile)
+            outcome, state, parts = train(
+                experiment, arguments.out, mesh, stop=stop, show=show, profile=arguments.profile
+            )
             if outcome is Outcome.STOPPED:
                 print(f"stopped after step {int(state.step)}; to go on: {arguments.command()}", flush=True)
                 return 0
             destination = arguments.out / CHECKPOINT
             if not destination.exists():
                 export_run(parts, state, destination)
-    except (ValueError, OSError, TrainingFailed) as error:
+    except (ValueError, OSError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"trained {experiment.steps} steps; the checkpoint is {destination}", flush=True)

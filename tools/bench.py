@@ -119,7 +119,7 @@ def ours(name: str, folder: Path) -> Case:
         kind = AttentionKind.XLA_BY_HEAD
         run = compiled(model, lambda m, *a: m(*a, layout, kind=kind, **arguments))
         return lambda: run(*tokens())
-    vae = nnx.eval_shape(lambda: RGBAVAE(VAEConfig.from_json(CONFIGS[Component.VAE], demo.Preset.TRY), rngs=nnx.Rngs(0)))
+    vae = nnx.eval_shape(lambda: RGBAVAE(VAEConfig.from_json(CONFIGS[Component.VAE]), rngs=nnx.Rngs(0)))
     load_model(folder / "vae/vae", vae, mesh=single_device_mesh(), rules=INFERENCE_RULES)
     if name == "VAE encode":
         run = compiled(vae, lambda vae, x: vae.encode(x).mean)

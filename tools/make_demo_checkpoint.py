@@ -115,14 +115,15 @@ class Preset(StrEnum):
 
 
 QUIET = ("_mod.1.weight", "norm_out.linear.weight", "proj_out.weight", "addition_t_embedding.weight")
-"""Transformer weights that begin at 0 for training."""
+QUIET_IN_VAE = (".conv2.weight", "attentions.0.proj.weight")
+"""Weights that begin at 0 for training: what a block adds to what goes past it."""
 
 
 def random_tensor(entry: Entry, generator: np.random.Generator, preset: Preset) -> np.ndarray:
     """Weights that keep activations near unit scale; norms 1, biases 0."""
     if entry.path.endswith("scale"):
         return np.ones(entry.shape, np.float32)
-    if entry.path.endswith("bias") or (preset is Preset.TRAIN and entry.name.endswith(QUIET)):
+    if entry.path.endswith("bias") or (preset is Preset.TRAIN and entry.name.endswith(QUIET + QUIET_IN_VAE)):
         return np.zeros(entry.shape, np.float32)
     taps = 3 if preset is Preset.TRAIN and entry.transform is Transform.TAP else 1  # of which a picture sees one
     fan_in = int(np.prod(entry.shape[1:])) // taps

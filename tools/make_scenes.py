@@ -1,7 +1,7 @@
 """Make layered scenes from seeds: a dataset of records, Photoshop documents, or folders of PNGs (docs/data.md).
 
-python tools/make_scenes.py --count 10000 --out FOLDER [--preset rich|simple] [--side 128] [--format records|psd|folders] [--seed 0]
-                            [--assets FOLDER]
+python tools/make_scenes.py --count 10000 --out FOLDER [--preset rich|simple] [--side 128] [--seed 0]
+                            [--format records|psd|folders] [--assets FOLDER]
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """The demonstration model's RGBA-VAE, from nothing."""
 
 from configs.demo.common import BASE, PRECISION, SCENES, WORKERS, loader
-
 from qil_jax.data.tasks import Task
 from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, ValidationConfig
 from qil_jax.training.optimiser import Course, OptimiserConfig
@@ -21,10 +20,8 @@ def config() -> Experiment:
         ),
         # L1 is less drawn to the few pixels at edges than squares are; no reference: there is no VAE before this one.
         loss=VAELoss(reconstruction=Reconstruction.AB_L1, colour=0.1, perceptual=0.0, kl=1e-5, reference_kl=0.0),
-        steps=6000,
-        optimiser=OptimiserConfig(
-            learning_rate=2e-3, course=Course.COSINE, warmup=100, floor=0.02, weight_decay=0.0, average=0.998
-        ),
+        steps=5000,
+        optimiser=OptimiserConfig(learning_rate=5e-4, course=Course.COSINE, warmup=50, floor=0.02, average=0.998),
         precision=PRECISION,
         checkpoints=CheckpointConfig(every=250),
         validation=ValidationConfig(every=500, batches=8),

@@ -30,7 +30,7 @@ EXTRA = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class LatentRecord:
-    """A record, encoded. `size` is that of its pictures in pixels, `caption` the length of its caption in characters."""
+    """A record, encoded. `size` is that of its pictures in pixels, `caption` the characters of its caption."""
 
     latents: Float[np.ndarray, "p h w z"]
     states: Float[np.ndarray, "n e"]
@@ -111,7 +111,10 @@ class LatentSource:
         Raises:
           ValueError: naming what differs.
         """
-        for part, found, wanted in (("VAE", self.index.vae, vae), ("text encoder", self.index.text_encoder, text_encoder)):
+        for part, found, wanted in (
+            ("VAE", self.index.vae, vae),
+            ("text encoder", self.index.text_encoder, text_encoder),
+        ):
             if found != wanted:
                 raise ValueError(
                     f"{self.folder}: was encoded by another {part} ({found}) than the one the run starts from "

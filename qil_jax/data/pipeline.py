@@ -149,13 +149,9 @@ class Loader:
         facts = source.facts()
         if not facts.layers.all():
             raise ValueError(f"{source.name(int(np.argmin(facts.layers)))} has no layers: take it out")
-        layers = np.minimum(facts.layers, config.max_layers)
-        most = np.array([config.tasks.pictures(count) for count in range(config.max_layers + 1)])
-        buckets = assign(facts.sizes, most[layers], config.buckets, least=int(most[1]))
-        pictures = np.minimum(most[layers], [bucket.room for bucket in buckets])
+        buckets, pictures, limits = fitted(facts, config)
         self.plan = Plan(buckets, pictures, rows=config.rows, seed=config.seed, order=config.order)
         self.fingerprint = hashlib.sha256(repr(config).encode() + facts.rows.tobytes()).hexdigest()[:16]
-        limits = np.searchsorted(most, pictures, side="right") - 1
         if isinstance(source, LatentSource):
             _require_as_cached(source, facts, buckets, limits)
         self._make = _MakeBatch(source, config, self.plan, limits, processes)
@@ -220,6 +216,30 @@ class Loader:
         return batches
 
 
+def fitted(facts: Facts, config: LoaderConfig) -> tuple[list[Bucket], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """The bucket of each record, how many pictures it takes there at most, and how many layers it may have.
+
+    Raises:
+      ValueError: if a row has no room for the smallest sample.
+    """
+    layers = np.minimum(facts.layers, config.max_layers)
+    most = np.array([config.tasks.pictures(count) for count in range(config.max_layers + 1)])
+    buckets = assign(facts.sizes, most[layers], config.buckets, least=int(most[1]))
+    pictures = np.minimum(most[layers], [bucket.room for bucket in buckets])
+    return buckets, pictures, np.searchsorted(most, pictures, side="right") - 1
+
+
+def resized_record(
+    record: Record, target: tuple[int, int], limit: int, chance: np.random.Generator | None = None
+) -> Record:
+    """A record cropped and resized to a bucket, its layers merged down to `limit`. Without `chance`, by the middle."""
+    crop = choose_crop(record.size, target, chance)
+    layers = resized(record.layers, record.size, crop=crop, target=target)
+    if len(layers) > limit:
+        layers = merge(layers, cheapest_merges(visible_pixels(layers, target), limit), target)
+    return dataclasses.replace(record, layers=tuple(layers), size=target)
+
+
 class _Steps:
     """The numbers of the steps, as grain's source."""
 
@@ -271,13 +291,9 @@ class _MakeBatch:
         if isinstance(self.source, LatentSource):
             return self.source.sample(index, task)
         chance = self._chance(_Draw.SAMPLE, whole.epoch, index)
-        record, target = self._record(index), (whole.shape.width, whole.shape.height)
-        crop = choose_crop(record.size, target, chance if self.config.order is Order.SHUFFLED else None)
-        layers = resized(record.layers, record.size, crop=crop, target=target)
-        if len(layers) > self.limits[index]:
-            groups = cheapest_merges(visible_pixels(layers, target), int(self.limits[index]))
-            layers = merge(layers, groups, target)
-        record = dataclasses.replace(record, layers=tuple(layers), size=target)
+        target = whole.shape.width, whole.shape.height
+        chance_of_crop = chance if self.config.order is Order.SHUFFLED else None
+        record = resized_record(self._record(index), target, int(self.limits[index]), chance_of_crop)
         return make_sample(task, record, self.config.tasks, chance)
 
     def _record(self, index: int) -> Record:
@@ -298,7 +314,9 @@ class _Draw(IntEnum):
     SAMPLE = 2
 
 
-def _require_as_cached(source: LatentSource, facts: Facts, buckets: list[Bucket], limits: Int[np.ndarray, " n"]) -> None:
+def _require_as_cached(
+    source: LatentSource, facts: Facts, buckets: list[Bucket], limits: Int[np.ndarray, " n"]
+) -> None:
     """Latents cannot be resized or merged: the buckets and limits must be those they were made for."""
     sizes = np.array([(bucket.width, bucket.height) for bucket in buckets])
     wrong = (sizes != facts.sizes).any(axis=1) | (limits < facts.layers)

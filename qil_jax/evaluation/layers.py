@@ -17,7 +17,7 @@ from qil_jax.data.grouping import front_to_back_groups
 
 LEVELS = 6
 """Scores are given for 0 to 5 merges."""
-Layer = UInt8[np.ndarray, "y x 4"]
+Layer = UInt8[np.ndarray, "_ _ 4"]
 Path = list[tuple[int, int]]
 """Aligned pairs: indices of the one stack and of the other."""
 
@@ -94,8 +94,8 @@ def score_stacks(prediction: Sequence[Layer], reference: Sequence[Layer]) -> lis
     shapes = {layer.shape for layer in (*prediction, *reference)}
     if min(len(prediction), len(reference)) < 2 or len(shapes) != 1:
         raise ValueError(
-            f"{len(prediction)} and {len(reference)} layers of shapes {sorted(shapes)}: each side needs two or more, and "
-            f"all must be of one size"
+            f"{len(prediction)} and {len(reference)} layers of shapes {sorted(shapes)}: each side needs two or more, "
+            f"and all must be of one size"
         )
     sides = [grouped(prediction), grouped(reference)]
     path, scores = _aligned(*sides)

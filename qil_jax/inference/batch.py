@@ -13,8 +13,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-from qil_jax.models.latents import pack
 from qil_jax.models.axes import Axes, Axis
+from qil_jax.models.latents import pack
 from qil_jax.models.rope import LayerIndex, image_positions, text_offset, text_positions
 from qil_jax.models.vld_mmdit import TokenLayout
 

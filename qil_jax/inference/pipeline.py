@@ -21,7 +21,6 @@ from qil_jax.inference.autoencoder import Autoencoder
 from qil_jax.inference.batch import Item, Ways, build_batch
 from qil_jax.inference.denoiser import Denoiser, OnStep, OnTokens
 from qil_jax.inference.images import preprocess
-from qil_jax.models.latents import unpack
 from qil_jax.inference.prompts import PromptTokenizer
 from qil_jax.inference.request import Decomposition, Request, Settings
 from qil_jax.inference.text import PromptEncoder
@@ -30,6 +29,7 @@ from qil_jax.mesh import INFERENCE_RULES, Rules, single_device_mesh
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.axes import Axis
 from qil_jax.models.config import ConfigError
+from qil_jax.models.latents import unpack
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT

@@ -4,8 +4,8 @@
     RUN/checkpoints/STEP/state          parameters, average, moments, counters
     RUN/checkpoints/STEP/position       loader's state, and checksums of every array of the state
 
-A checksum is a sum of an array's bits modulo 2^32, weighted by their places: the same on any mesh. An array that was cut
-off, lost or changed on disk does not pass it.
+A checksum is a sum of an array's bits modulo 2^32, weighted by their places: the same on any mesh. An array that was
+cut off, lost or changed on disk does not pass it.
 """
 
 import shutil

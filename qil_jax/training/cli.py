@@ -53,7 +53,9 @@ def summary(values: dict[str, float]) -> str:
     """The few numbers that fit on a line."""
     wanted = ("loss", "gradient_norm", "samples_per_second", "tflops_per_second", "mfu", "goodput", "time/input")
     shown = [name for name in values if name in wanted or name.startswith("validation/loss") or "finite" in name]
-    return "  ".join(f"{name.split('/', 1)[-1] if name.startswith('time') else name} {values[name]:.4g}" for name in shown)
+    return "  ".join(
+        f"{name.split('/', 1)[-1] if name.startswith('time') else name} {values[name]:.4g}" for name in shown
+    )
 
 
 def parse_arguments(argv: Sequence[str]) -> Arguments:
@@ -61,7 +63,9 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     parser = argparse.ArgumentParser(prog="train.py", description="Train one stage. A run that is there is continued.")
     parser.add_argument("config", type=Path, help="a file of configs/ with a function config()")
     parser.add_argument("--out", type=Path, help="folder of the run; default: runs/ and the config's own path")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as optimiser.learning_rate=1e-4")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="as optimiser.learning_rate=1e-4"
+    )
     parser.add_argument("--distributed", metavar="WHERE", help="auto, or HOST:PORT,COUNT,INDEX")
     parser.add_argument("--profile", type=int, metavar="STEP", help="trace five steps into RUN/profile")
     values = vars(parser.parse_args(argv))

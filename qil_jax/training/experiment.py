@@ -1,4 +1,4 @@
-"""What a training run is: one frozen dataclass, made by a function in configs/, changed by dotted names, kept as JSON."""
+"""What a training run is: a frozen dataclass, made by a function in configs/, changed by dotted names, kept as JSON."""
 
 import dataclasses
 import json
@@ -15,9 +15,9 @@ from qil_jax.flow.velocity import FlowLoss
 from qil_jax.mesh import MeshShape
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.stack import Remat
-from qil_jax.training.vae_loss import VAELoss
 from qil_jax.training.optimiser import OptimiserConfig
 from qil_jax.training.stages import Inputs, Precision, Stage, Start
+from qil_jax.training.vae_loss import VAELoss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -57,10 +57,10 @@ def latent_statistics(parts: Parts, params: Params) -> tuple[list[float], list[f
             jax.device_get(measure(params, parts.inputs(batch)))
             for batch, _ in zip(loader, range(min(STATISTICS_BATCHES, loader.plan.steps_per_epoch)), strict=False)
         ]
-    count, first, second = (np.sum([f[i] for f in found], axis=0, dtype=np.float64) for i in range(3))
-    mean = first / count
-    std = np.sqrt(np.maximum(second / count - mean**2, 1e-12))
-    return [round(float(m), 4) for m in mean], [round(float(s), 4) for s in std]
+    sums = [np.asarray(sum(np.asarray(f[i], np.float64) for f in found)) for i in range(3)]
+    mean = sums[1] / sums[0]
+    std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 1e-12))
+    return mean.round(4).tolist(), std.round(4).tolist()
 
 
 def _moments(vae: RGBAVAE, batch: PictureBatch) -> tuple[Array, Array, Array]:
@@ -70,5 +70,3 @@ def _moments(vae: RGBAVAE, batch: PictureBatch) -> tuple[Array, Array, Array]:
     count = jnp.sum(batch.weights > 0) * latents.shape[1] * latents.shape[2]
     sums = [jnp.sum(x, axis=(0, 1, 2), where=shown) for x in (latents, jnp.square(latents))]
     return count, sums[0], sums[1]
-
-

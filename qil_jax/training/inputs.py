@@ -1,4 +1,4 @@
-"""From the loader's batches to what the step reads: pictures and captions encoded, or their cached encodings laid out."""
+"""From the loader's batches to what the step reads: pictures and captions encoded, or cached encodings laid out."""
 
 import dataclasses
 import functools

@@ -33,12 +33,18 @@ class Outcome(StrEnum):
     STOPPED = "stopped"
 
 
-class TrainingFailed(RuntimeError):
+class TrainingError(RuntimeError):
     """The loss was not finite for too many steps in a row. The message names the records."""
 
 
 def train(
-    experiment: Experiment, run: Path, mesh: Mesh, *, stop: Callable[[int], bool], show: Show, profile: int | None = None
+    experiment: Experiment,
+    run: Path,
+    mesh: Mesh,
+    *,
+    stop: Callable[[int], bool],
+    show: Show,
+    profile: int | None = None,
 ) -> tuple[Outcome, TrainState, Parts]:
     """Train, continuing what is in the folder `run`.
 
@@ -52,7 +58,7 @@ def train(
 
     Raises:
       ExperimentError: if the folder holds a run of something else.
-      TrainingFailed: after `give_up` steps in a row without a finite loss.
+      TrainingError: after `give_up` steps in a row without a finite loss.
       CheckpointError: if the disk is full; the checkpoints that are there stay whole.
     """
     claim(run, experiment)
@@ -65,9 +71,7 @@ def train(
         state, position = restored
         parts.loader.restore(position)
     del restored
-    step = make_step(
-        parts.objective, experiment.optimiser, steps=experiment.steps, seed=experiment.seed, like=state
-    )
+    step = make_step(parts.objective, experiment.optimiser, steps=experiment.steps, seed=experiment.seed, like=state)
     validating = validation_loader(parts)
     validation = None if validating is None else Validation(parts, validating)
     writer = MetricsWriter(run, since=int(state.step))
@@ -153,9 +157,7 @@ class _Runner:
                 self._settle(pending)
                 pending = None
                 self._line(done)
-            if self.validation is not None and (
-                done % experiment.validation.every == 0 or done == experiment.steps
-            ):
+            if self.validation is not None and (done % experiment.validation.every == 0 or done == experiment.steps):
                 with self.ledger.during(Spent.VALIDATION):
                     found = self.validation(state.average, done, self.run)
                 self._tell(done, found)
@@ -193,7 +195,7 @@ class _Runner:
         names = self._culprits(batch, told)
         self._tell(batch.step + 1, {"not_finite": 1.0, "failing": float(told.failing)})
         if int(told.failing) >= self.parts.experiment.give_up:
-            raise TrainingFailed(
+            raise TrainingError(
                 f"{int(told.failing)} steps in a row gave no finite loss or gradient, the last with {names}: look at "
                 f"these records, lower optimiser.learning_rate, or train with precision=float32"
             )

@@ -1,8 +1,9 @@
-"""What a run tells while it goes on: a line of JSON per report, TensorBoard where it is installed, and a ledger of time.
+"""What a run tells while it goes on: lines of JSON, TensorBoard where it is installed, and a ledger of time.
 
-    RUN/metrics.jsonl     {"step": 120, "loss": 0.31, "loss/sigma_0": ..., "samples_per_second": ...}
+RUN/metrics.jsonl     {"step": 120, "loss": 0.31, "loss/sigma_0": ..., "samples_per_second": ...}
 """
 
+import importlib
 import importlib.util
 import json
 import math
@@ -94,9 +95,8 @@ class MetricsWriter:
         kept = [line for line in self._lines() if line["step"] <= since]
         self._file.write_text("".join(json.dumps(line) + "\n" for line in kept))
         if importlib.util.find_spec("tensorboardX") is not None:
-            from tensorboardX import SummaryWriter  # an extra: [track]
-
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=since)
+            board = importlib.import_module("tensorboardX")  # an extra: [track]
+            self._board = board.SummaryWriter(str(run / "tensorboard"), purge_step=since)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line."""
@@ -105,8 +105,9 @@ class MetricsWriter:
         clean = {name: round(value, 8) if math.isfinite(value) else None for name, value in values.items()}
         with self._file.open("a") as stream:
             stream.write(json.dumps({"step": step, **clean}) + "\n")
-        for name, value in values.items() if self._board is not None else ():
-            self._board.add_scalar(name, value, step)
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
 
     def _lines(self) -> list[dict[str, Any]]:
         """Whole lines of the file; a run that was killed may have left half of one."""

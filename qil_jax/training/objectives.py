@@ -72,9 +72,7 @@ def row_normals(
     return constrain(draws, (Axis.BATCH, Axis.TOKENS, None)[: draws.ndim])
 
 
-def flow_objective(
-    network: Network[VLDMMDiT], config: FlowLoss, compute: Compute
-) -> Objective:
+def flow_objective(network: Network[VLDMMDiT], config: FlowLoss, compute: Compute) -> Objective:
     """The weighted error of the velocity."""
 
     def objective(params: Params, frozen: Params, batch: FlowBatch, key: Array) -> tuple[Array, Report]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from enum import StrEnum
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,9 +73,13 @@ def make_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransfo
             b2=config.beta2,
             eps=config.epsilon,
             weight_decay=config.weight_decay,
-            mask=lambda params: {path: path.endswith("/kernel") for path in params},
+            mask=_decays,
         ),
     )
+
+
+def _decays(params: Any) -> dict[str, bool]:
+    return {path: path.endswith("/kernel") for path in params}
 
 
 def averaged(

@@ -40,6 +40,7 @@ from qil_jax.training.parameters import Network, Params, copied, params_of
 from qil_jax.training.stages import Inputs, Stage
 from qil_jax.training.vae_loss import Perception, VAELoss
 from qil_jax.weights import Component, component_config, load_model, require_sound
+from qil_jax.weights.load import fingerprint_of
 
 ORIGIN = "training.json"
 """File of a checkpoint folder that says which stage wrote it."""
@@ -86,9 +87,7 @@ def prepare(experiment: Experiment, mesh: Mesh) -> Parts:
     placement = RowPlacement(mesh, TRAINING_RULES, experiment.data.loader.rows)
     source = open_sources(experiment, "train")
     check_captions(experiment, source)
-    loader = Loader(
-        source, experiment.data.loader, processes=placement.processes, workers=experiment.data.workers
-    )
+    loader = Loader(source, experiment.data.loader, processes=placement.processes, workers=experiment.data.workers)
     made = _vae_parts if experiment.stage is Stage.RGBA_VAE else _flow_parts
     return Parts(
         experiment=experiment,
@@ -239,7 +238,8 @@ def _flow_parts(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sou
     abstract_vae = nnx.eval_shape(lambda: RGBAVAE(vae_config, rngs=nnx.Rngs(0)))
     vae = _load(start.folder(Component.VAE), Component.VAE, abstract_vae, mesh, dtype)
     if experiment.data.inputs is Inputs.LATENTS:
-        source.require(start.folder(Component.VAE), start.checkpoint)
+        vae_folder, text_folder = Path(start.folder(Component.VAE)), Path(start.checkpoint)
+        source.require(fingerprint_of(vae_folder / Component.VAE), fingerprint_of(text_folder / Component.TEXT_ENCODER))
         inputs = CachedInputs(placement, shape, loss, seed=experiment.seed)
     else:
         text_config = Qwen2_5VLConfig.from_json(component_config(Path(start.checkpoint), Component.TEXT_ENCODER))

@@ -60,6 +60,5 @@ def start_distributed(where: str | None) -> None:
     if len(numbers) != 2 or not all(n.isdecimal() for n in numbers):
         raise ValueError(f"--distributed {where}: give auto, or HOST:PORT,COUNT,INDEX such as 10.0.0.1:8476,4,0")
     count, index = map(int, numbers)
-    if jax.config.jax_platforms == "cpu" or not jax.config.jax_platforms:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # which only CPUs use
     jax.distributed.initialize(address, count, index)

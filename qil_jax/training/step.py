@@ -104,7 +104,7 @@ def make_step(
         norm = optax.global_norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, moments = optimiser.update(gradients, state.moments, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = jax.tree.map(jnp.add, state.params, updates)
         average = averaged(state.average, params, state.step, config)
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
         bad = 1 - finite.astype(jnp.int32)

@@ -106,7 +106,7 @@ def opaque(rgb: Float[Array, "b y x 3"]) -> Float[Array, "b y x 4"]:
 
 
 def straight_through_clip(x: Array) -> Array:
-    """The values that decoding gives, clipped to [-1, 1], with gradients as if they were not: none get stuck outside."""
+    """The values that decoding gives, clipped to [-1, 1], with gradients as if not: none get stuck outside."""
     return x - jax.lax.stop_gradient(x - jnp.clip(x, -1, 1))
 
 
@@ -128,5 +128,6 @@ def reconstruction_terms(
     pixel = ab_mse(made, true) if config.reconstruction is Reconstruction.AB_MSE else ab_l1(made, true, background)
     terms = {"pixel": pixel, "colour": colour_error(made, true)}
     if perception is not None:
-        terms["perceptual"] = sum(perception(blend(made, c), blend(true, c)) for c in (-1.0, 1.0)) / 2
+        black, white = (perception(blend(made, c), blend(true, c)) for c in (-1.0, 1.0))
+        terms["perceptual"] = (black + white) / 2
     return terms

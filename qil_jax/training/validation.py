@@ -40,7 +40,9 @@ class Validation:
         """The loss of the averaged parameters, always on the same batches and noise; writes RUN/samples/STEP.png."""
         if self._batches is None:
             count = min(self.parts.experiment.validation.batches, self.loader.plan.steps_per_epoch)
-            self._batches = [(batch, self.parts.inputs(batch)) for batch, _ in zip(self.loader, range(count))]
+            self._batches = [
+                (batch, self.parts.inputs(batch)) for batch, _ in zip(self.loader, range(count), strict=False)
+            ]
             self.loader.close()
         sums: dict[str, list[float]] = {}
         for i, (_, batch) in enumerate(self._batches):
@@ -83,7 +85,9 @@ class Validation:
             pixels = np.asarray(inputs.pixels)[: 4 * count]
             vae = self.parts.network({**self.parts.frozen, **average})
             made = to_pixels(vae.decode(vae.encode(jnp.asarray(pixels, jnp.float32) / 127.5 - 1).mode()))
-            pairs = [part for i in range(0, len(pixels), 8) for part in (list(pixels[i : i + 8]), list(made[i : i + 8]))]
+            pairs = [
+                part for i in range(0, len(pixels), 8) for part in (list(pixels[i : i + 8]), list(made[i : i + 8]))
+            ]
         else:
             pairs = self._decomposed(average, batch, inputs, count)
         folder = run / FOLDER

@@ -147,5 +147,3 @@ def _gathered(x: Array) -> np.ndarray:
 def config_of(folder: Path, component: Component, **changed: Any) -> dict[str, Any]:
     """A component's config.json with some keys changed."""
     return {**component_config(folder, component), **changed}
-
-
