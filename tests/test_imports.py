@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "evaluation": {"layered_image", "data"},
     "export": {"layered_image"},
     "inference": {*BASE, "weights", "export", "data", "layered_image"},
-    "training": {*BASE, "weights", "data", "layered_image"},
+    "training": {*BASE, "weights", "data", "layered_image", "inference"},
 }
 """Room to the rooms below it; a room may always import itself. Entry points and tools may import every room."""
 

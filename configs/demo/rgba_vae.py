@@ -18,10 +18,10 @@ def config() -> Experiment:
             loader=loader(16, ((Task.RECONSTRUCTION, 1.0),), pictures=1, flatten=0.1),
             workers=WORKERS,
         ),
-        # L1 is less drawn to the few pixels at edges than squares are; no reference: there is no VAE before this one.
-        loss=VAELoss(reconstruction=Reconstruction.AB_L1, colour=0.1, perceptual=0.0, kl=1e-5, reference_kl=0.0),
-        steps=5000,
-        optimiser=OptimiserConfig(learning_rate=5e-4, course=Course.COSINE, warmup=50, floor=0.02, average=0.998),
+        # No reference: there is no VAE before this one.
+        loss=VAELoss(reconstruction=Reconstruction.AB_MSE, colour=0.03, perceptual=0.0, kl=1e-5, reference_kl=0.0),
+        steps=4500,
+        optimiser=OptimiserConfig(learning_rate=1e-3, course=Course.COSINE, warmup=50, floor=0.02, average=0.998),
         precision=PRECISION,
         checkpoints=CheckpointConfig(every=250),
         validation=ValidationConfig(every=500, batches=8),

@@ -4,7 +4,7 @@ the step divides the weights by their total first, so that a batch may be cut in
 
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,7 @@ class Report:
     rows: Float[Array, " b"]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """Trained parameters, frozen ones, a batch with weights that add up to 1, and a key to the loss and its report."""
 

@@ -1,6 +1,7 @@
 """Everything that a run needs before its first step, checked before anything is computed."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -22,6 +23,7 @@ from qil_jax.flow.velocity import FlowLoss
 from qil_jax.inference.prompts import PromptTokenizer
 from qil_jax.mesh import TRAINING_RULES, constrain
 from qil_jax.models.axes import Axis
+from qil_jax.models.lpips import lpips
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig, extend_rgb_to_rgba
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
@@ -41,6 +43,7 @@ from qil_jax.training.stages import Inputs, Stage
 from qil_jax.training.vae_loss import Perception, VAELoss
 from qil_jax.weights import Component, component_config, load_model, require_sound
 from qil_jax.weights.load import fingerprint_of
+from qil_jax.weights.perception import load_lpips
 
 ORIGIN = "training.json"
 """File of a checkpoint folder that says which stage wrote it."""
@@ -115,11 +118,12 @@ def open_sources(experiment: Experiment, split: str) -> Any:
     if not data.sources:
         raise ExperimentError("data.sources is empty: name a folder of records, --set 'data.sources=[\"my_dataset\"]'")
     if data.inputs is Inputs.LATENTS:
-        if len(data.sources) > 1:
+        folder, *more = data.sources
+        if more:
             raise ExperimentError("cached latents come from one folder: give tools/cache_latents.py all the sources")
-        return open_latents(data.sources[0], split)
-    parts = [open_source(source, split) for source in data.sources]
-    return parts[0] if len(parts) == 1 else UnionSource(parts)
+        return open_latents(folder, split)
+    opened = [open_source(source, split) for source in data.sources]
+    return opened[0] if len(opened) == 1 else UnionSource(opened)
 
 
 def check_captions(experiment: Experiment, source: Any) -> None:
@@ -211,9 +215,8 @@ def load_perception(loss: VAELoss) -> Perception | None:
         where = loss.perceptual_weights or "loss.perceptual_weights is not set"
         print(f"the perceptual term is off: {where}: tools/convert_lpips.py makes the file", flush=True)
         return None
-    from qil_jax.training.perception import load_lpips
-
-    return load_lpips(Path(loss.perceptual_weights))
+    weights, backbone = load_lpips(Path(loss.perceptual_weights))
+    return functools.partial(lpips, weights, backbone)
 
 
 def _flow_parts(experiment: Experiment, mesh: Mesh, placement: RowPlacement, source: Any) -> dict[str, Any]:

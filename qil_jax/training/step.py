@@ -73,7 +73,7 @@ def fresh_state(params: Params, config: OptimiserConfig, steps: int) -> TrainSta
 
 
 def state_shardings(tree: Any, params: Params) -> Any:
-    """Shardings for a tree in which dictionaries by path, like the parameters, are laid out as they are."""
+    """Shardings of a tree's leaves: a dictionary by path, as the parameters are, is laid out as they are."""
     mesh = next(iter(params.values())).sharding.mesh  # type: ignore[union-attr]
     whole = NamedSharding(mesh, PartitionSpec())
 
@@ -81,7 +81,8 @@ def state_shardings(tree: Any, params: Params) -> Any:
         name = path[-1].key if path and isinstance(path[-1], jax.tree_util.DictKey) else None
         return params[name].sharding if name in params and leaf.shape == params[name].shape else whole
 
-    return jax.tree_util.tree_map_with_path(of, tree)
+    leaves, form = jax.tree_util.tree_flatten_with_path(tree)
+    return jax.tree.unflatten(form, [of(path, leaf) for path, leaf in leaves])
 
 
 def make_step(
@@ -96,12 +97,13 @@ def make_step(
       like: a state, for the layout of the result.
     """
     optimiser = make_optimiser(config, steps)
+    layout = [leaf.sharding for leaf in jax.tree.leaves(like)]
 
     def step(state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, StepReport]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         batch = dataclasses.replace(batch, weights=batch.weights / jnp.sum(batch.weights))
         loss, gradients, report = _gradients(objective, state.params, frozen, batch, key, parts=config.accumulate)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, moments = optimiser.update(gradients, state.moments, state.params)
         params = jax.tree.map(jnp.add, state.params, updates)
@@ -119,16 +121,22 @@ def make_step(
         told = StepReport(
             loss=loss,
             gradient_norm=norm,
-            update_norm=optax.global_norm(updates),
-            parameter_norm=optax.global_norm(new.params),
+            update_norm=optax.tree.norm(updates),
+            parameter_norm=optax.tree.norm(new.params),
             finite=finite,
             skipped=new.skipped,
             failing=new.failing,
             report=report,
         )
-        return new, told
+        return _laid_out(new, layout), told
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(like, like.params), None))
+    return jax.jit(step, donate_argnums=0)
+
+
+def _laid_out(state: TrainState, layout: list[Any]) -> TrainState:
+    leaves, form = jax.tree.flatten(state)
+    pinned = [jax.lax.with_sharding_constraint(x, where) for x, where in zip(leaves, layout, strict=True)]
+    return jax.tree.unflatten(form, pinned)
 
 
 def _gradients(
@@ -139,13 +147,14 @@ def _gradients(
     if parts == 1:
         (loss, report), gradients = of_part(params, frozen, batch, key)
         return loss, gradients, report
-    cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+    leaves, form = jax.tree.flatten(batch)
+    cut = [jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0) for x in leaves]
 
-    def add(total: tuple[Array, Params], part: Any) -> tuple[tuple[Array, Params], Report]:
-        (loss, report), gradients = of_part(params, frozen, part, key)
-        return jax.tree.map(jnp.add, total, (loss, gradients)), report
+    def add(total: tuple[Array, Params], part: list[Array]) -> tuple[tuple[Array, Params], tuple[Any, Array]]:
+        (loss, report), gradients = of_part(params, frozen, jax.tree.unflatten(form, part), key)
+        return jax.tree.map(jnp.add, total, (loss, gradients)), (report.sums, report.rows)
 
     zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-    (loss, gradients), reports = jax.lax.scan(add, zeros, cut)
-    sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), reports.sums)
-    return loss, gradients, Report(sums=sums, rows=jnp.moveaxis(reports.rows, 0, 1).reshape(-1))
+    (loss, gradients), (sums, rows) = jax.lax.scan(add, zeros, cut)
+    sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+    return loss, gradients, Report(sums=sums, rows=jnp.moveaxis(rows, 0, 1).reshape(-1))

@@ -204,7 +204,9 @@ def test_it_equals_the_second_implementation_in_floats(seed):
             left, top = chance.integers(0, 5, 2).tolist()
             wide, high = chance.integers(2, 5, 2).tolist()
             alpha = int(chance.choice([90, 180, 255]))
-            layers.append(layer((left, top, left + wide, top + high), tuple(chance.integers(0, 256, 3).tolist()), alpha))
+            layers.append(
+                layer((left, top, left + wide, top + high), tuple(chance.integers(0, 256, 3).tolist()), alpha)
+            )
         return layers
 
     prediction, reference = stack(int(chance.integers(2, 6))), stack(int(chance.integers(2, 6)))

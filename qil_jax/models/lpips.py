@@ -1,0 +1,102 @@
+"""LPIPS v0.1: a learned distance between RGB pictures (Zhang et al., arXiv 1801.03924), on AlexNet or VGG16.
+
+Features after five ReLUs, each pixel's vector brought to length 1, squared differences weighted per channel by a
+learned head, averaged over pixels, summed over the five.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+"""Of pictures in [-1, 1], per colour."""
+TINY = 1e-10
+TAPS = 5
+
+
+class Backbone(StrEnum):
+    """Whose features are compared: AlexNet to measure, VGG16 to train."""
+
+    ALEXNET = "alexnet"
+    VGG16 = "vgg16"
+
+
+Weights = Mapping[str, Array]
+"""conv_I/kernel [y, x, in, out], conv_I/bias [out], head_J [channels]."""
+
+_ALEXNET = ((11, 4, 2, 64), None, (5, 1, 2, 192), None, (3, 1, 1, 384), (3, 1, 1, 256), (3, 1, 1, 256))
+"""Kernel side, stride, padding, channels of each convolution; None is 3x3 max pooling with stride 2."""
+_VGG16 = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512, None, 512, 512, 512)
+_VGG_TAPS = (1, 3, 6, 9, 12)
+
+
+def weight_shapes(backbone: Backbone) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all weights."""
+    layers = [layer for layer in (_ALEXNET if backbone is Backbone.ALEXNET else _VGG16) if layer is not None]
+    sizes = [(3, 1, 1, layer) if isinstance(layer, int) else layer for layer in layers]
+    shapes: dict[str, tuple[int, ...]] = {}
+    before = 3
+    for i, (side, _, _, channels) in enumerate(sizes):
+        shapes[f"conv_{i}/kernel"], shapes[f"conv_{i}/bias"] = (side, side, before, channels), (channels,)
+        before = channels
+    taps = range(TAPS) if backbone is Backbone.ALEXNET else _VGG_TAPS
+    return shapes | {f"head_{j}": (sizes[tap][3],) for j, tap in enumerate(taps)}
+
+
+def lpips(
+    weights: Weights, backbone: Backbone, first: Float[Array, "b y x 3"], second: Float[Array, "b y x 3"]
+) -> Float[Array, " b"]:
+    """The distance of each pair of pictures in [-1, 1]; at least 32 pixels a side."""
+    both = jnp.concatenate([first, second])
+    scaled = (both - jnp.asarray(SHIFT, both.dtype)) / jnp.asarray(SCALE, both.dtype)
+    features = _alexnet(weights, scaled) if backbone is Backbone.ALEXNET else _vgg16(weights, scaled)
+    total = jnp.zeros(first.shape[0], first.dtype)
+    for j, feature in enumerate(features):
+        length = jnp.sqrt(jnp.sum(jnp.square(feature), axis=-1, keepdims=True) + TINY**2)
+        a, b = jnp.split(feature / (length + TINY), 2)
+        total += jnp.mean(jnp.square(a - b) @ weights[f"head_{j}"], axis=(1, 2))
+    return total
+
+
+def _alexnet(weights: Weights, x: Array) -> list[Array]:
+    taps, i = [], 0
+    for layer in _ALEXNET:
+        if layer is None:
+            x = _max_pool(x, 3)
+            continue
+        x = _convolved(weights, i, x, stride=layer[1], padding=layer[2])
+        taps.append(x)
+        i += 1
+    return taps
+
+
+def _vgg16(weights: Weights, x: Array) -> list[Array]:
+    taps, i = [], 0
+    for layer in _VGG16:
+        if layer is None:
+            x = _max_pool(x, 2)
+            continue
+        x = _convolved(weights, i, x, stride=1, padding=1)
+        if i in _VGG_TAPS:
+            taps.append(x)
+        i += 1
+    return taps
+
+
+def _convolved(weights: Weights, i: int, x: Array, *, stride: int, padding: int) -> Array:
+    out = jax.lax.conv_general_dilated(
+        x,
+        weights[f"conv_{i}/kernel"],
+        (stride, stride),
+        ((padding, padding), (padding, padding)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return jax.nn.relu(out + weights[f"conv_{i}/bias"])
+
+
+def _max_pool(x: Array, side: int) -> Array:
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, side, side, 1), (1, 2, 2, 1), "VALID")
