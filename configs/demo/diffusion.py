@@ -31,7 +31,7 @@ def diffusion(
             learning_rate=learning_rate, course=Course.COSINE, warmup=100, floor=0.05, beta2=0.99, average=0.999
         ),
         precision=PRECISION,
-        attention=AttentionKind.XLA,
+        attention=AttentionKind.XLA_BY_HEAD,
         checkpoints=CheckpointConfig(every=250),
         validation=ValidationConfig(every=500, batches=8, samples=6, steps=12),
         log_every=50,

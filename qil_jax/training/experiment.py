@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import runpy
+import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -135,18 +137,54 @@ def load_experiment(file: Path, overrides: Sequence[str] = ()) -> Experiment:
     """
     if not file.is_file():
         raise ExperimentError(f"{file}: no such file: give one of configs/")
-    made: Callable[[], Any] | None = runpy.run_path(str(file)).get("config")
-    if not callable(made):
-        raise ExperimentError(f"{file}: defines no function config() that returns an Experiment")
-    experiment = made()
+    with _importable(file):
+        made: Callable[[], Any] | None = runpy.run_path(str(file)).get("config")
+        if not callable(made):
+            raise ExperimentError(f"{file}: defines no function config() that returns an Experiment")
+        try:
+            experiment = made()
+        except (TypeError, ValueError) as error:
+            raise ExperimentError(f"{file}: {error}") from error
     if not isinstance(experiment, Experiment):
         raise ExperimentError(f"{file}: config() returns {type(experiment).__name__}, not an Experiment")
+    _check_types(experiment, f"{file}: ")
     for override in overrides:
         name, equals, value = override.partition("=")
         if not equals:
             raise ExperimentError(f"'{override}': write an override as name=value, such as steps=100")
         experiment = _replaced(experiment, name.split("."), value, name)
     return experiment
+
+
+@contextmanager
+def _importable(file: Path) -> Iterator[None]:
+    """Let a config import those beside it, as configs.demo.common, wherever the program was called."""
+    roots = [str(folder.parent) for folder in file.resolve().parents if folder.name == "configs"]
+    before = list(sys.path)
+    sys.path[:0] = roots
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _check_types(config: Any, where: str) -> None:
+    """Refuse numbers, text and enums of another type than their field's; parts are checked in their turn."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        kind, value = hints[field.name], getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_types(value, f"{where}{field.name}.")
+            continue
+        choices = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+        plain = tuple(typing.get_origin(choice) or choice for choice in choices)
+        plain += (int,) if float in plain else ()
+        if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
+            raise ExperimentError(f"{where}{field.name} is {value!r}, which is not {_spelled(kind)}")
+
+
+def _spelled(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind)
 
 
 def to_json(value: Any) -> Any:

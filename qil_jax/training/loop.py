@@ -62,6 +62,7 @@ def train(
       CheckpointError: if the disk is full; the checkpoints that are there stay whole.
     """
     claim(run, experiment)
+    keep_compiled(run)
     parts = prepare(experiment, mesh)
     ledger = Ledger()
     checkpoints = Checkpoints(run, experiment.checkpoints)
@@ -109,6 +110,15 @@ def claim(run: Path, experiment: Experiment) -> None:
         file.write_text(json.dumps(now, indent=2) + "\n")
 
 
+def keep_compiled(run: Path) -> None:
+    """Keep compiled programs in the run, so that it resumes without compiling, unless the user named a place.
+
+    Not on CPUs: their programs are made for one machine's instructions, and nothing checks that it is still the same.
+    """
+    if jax.config.jax_compilation_cache_dir is None and jax.default_backend() != "cpu":
+        jax.config.update("jax_compilation_cache_dir", str(run.absolute() / "compiled"))
+
+
 def _fixed(value: Any) -> Any:
     return {k: v for k, v in value.items() if k != "workers"} if isinstance(value, dict) else value
 
@@ -148,11 +158,11 @@ class _Runner:
             with self.ledger.during(Spent.INPUT):
                 batch = next(self.parts.loader)
                 inputs = self.parts.inputs(batch)
+            self.work.add(self.parts, batch, inputs)
             state, told = self._take(state, inputs)
             self._settle(pending)
             pending = batch, told
             done += 1
-            self.work.add(self.parts, batch, inputs)
             if done % experiment.log_every == 0 or done == experiment.steps:
                 self._settle(pending)
                 pending = None

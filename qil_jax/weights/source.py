@@ -100,7 +100,7 @@ def row_major(x: np.ndarray) -> np.ndarray:
     if x.flags.c_contiguous:
         return x
     bits = x.view(f"u{x.dtype.itemsize}")
-    return np.asarray(jax.device_put(bits, jax.devices("cpu")[0])).view(x.dtype)
+    return np.asarray(jax.device_put(bits, jax.local_devices(backend="cpu")[0])).view(x.dtype)
 
 
 def copy_row_major(out: np.ndarray, x: np.ndarray) -> None:

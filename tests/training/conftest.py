@@ -1,0 +1,3 @@
+"""Fixtures of tests that train."""
+
+from runs import world as world

@@ -1,0 +1,111 @@
+"""Tiny runs for the tests: the demonstration's own configs on 32-pixel scenes and random weights."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import make_demo_checkpoint
+import make_scenes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from qil_jax.training.experiment import Experiment, load_experiment
+from qil_jax.training.stages import Stage
+
+ROOT = Path(__file__).resolve().parents[2]
+SIDE, TOKENS = 32, 4
+
+
+class World:
+    """A dataset and a checkpoint, made once."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.scenes, self.base = folder, folder / "scenes", folder / "base"
+        assert make_demo_checkpoint.main([str(self.base)]) == 0
+        wanted = ["--count", "64", "--preset", "simple", "--side", str(SIDE), "--out", str(self.scenes)]
+        assert make_scenes.main(wanted) == 0
+
+    def settings(self, stage: Stage, changes: dict[str, Any]) -> list[str]:
+        """Overrides of the stage's config in configs/demo: small, from this world, every step told."""
+        pictures = 1 if stage is Stage.RGBA_VAE else 12
+        values: dict[str, Any] = {
+            "data.sources": f'["{self.scenes}"]',
+            "data.inputs": "pictures",
+            "data.loader.rows": 2,
+            "data.loader.buckets.resolutions": f"[{SIDE}]",
+            "data.loader.buckets.row_tokens": pictures * TOKENS,
+            "data.text_tokens": 16,
+            "start.checkpoint": self.base,
+            "start.vae": "none",
+            "steps": 6,
+            "checkpoints.every": 2,
+            "validation.every": 0,
+            "log_every": 1,
+            "optimiser.warmup": 2,
+        }
+        return [f"{name}={value}" for name, value in (values | changes).items()]
+
+    def experiment(self, stage: Stage, changes: dict[str, Any]) -> Experiment:
+        """The same, as what `train` takes."""
+        return load_experiment(config_of(stage), self.settings(stage, changes))
+
+
+def config_of(stage: Stage) -> Path:
+    """The demonstration's config of a stage."""
+    return ROOT / "configs" / "demo" / f"{stage}.py"
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> World:
+    """One per process of the tests."""
+    return World(tmp_path_factory.mktemp("world"))
+
+
+def command(stage: Stage, run: Path, settings: list[str], *more: str) -> list[str]:
+    """The call of train.py."""
+    sets = [part for setting in settings for part in ("--set", setting)]
+    return [sys.executable, str(ROOT / "train.py"), str(config_of(stage)), "--out", str(run), *sets, *more]
+
+
+def environment(folder: Path, devices: int = 1) -> dict[str, str]:
+    """Of a run of its own, which finds what runs before it compiled."""
+    return os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+
+
+def finish(call: list[str], env: dict[str, str]) -> str:
+    """Run to the end; what it printed."""
+    done = subprocess.run(call, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def saved(run: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a run's checkpoint by its path, and the loader's position as JSON's text."""
+    folder = run.absolute() / "checkpoints" / str(step)
+    restored = ocp.StandardCheckpointer().restore(folder / "state")
+    arrays: dict[str, np.ndarray] = {}
+
+    def walk(tree: Any, path: str) -> None:
+        if isinstance(tree, dict):
+            for name, part in tree.items():
+                walk(part, f"{path}/{name}")
+        else:
+            arrays[path] = np.asarray(tree)
+
+    walk(restored, "")
+    with ocp.CheckpointManager(folder.parent, item_names=("position",)) as manager:
+        position = manager.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore()))["position"]
+    return arrays | {"/position": np.asarray(str(position["loader"]))}
+
+
+def assert_same_bits(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+    """All arrays equal, bit for bit."""
+    assert found.keys() == wanted.keys()
+    assert {path for path in wanted if found[path].tobytes() != wanted[path].tobytes()} == set()
