@@ -98,6 +98,7 @@ def make_step(
     """
     optimiser = make_optimiser(config, steps)
     layout = [leaf.sharding for leaf in jax.tree.leaves(like)]
+    everywhere = like.step.sharding  # every process reads all of the report
 
     def step(state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, StepReport]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -128,7 +129,7 @@ def make_step(
             failing=new.failing,
             report=report,
         )
-        return _laid_out(new, layout), told
+        return _laid_out(new, layout), jax.lax.with_sharding_constraint(told, everywhere)
 
     return jax.jit(step, donate_argnums=0)
 

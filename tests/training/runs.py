@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import make_demo_checkpoint
 import make_scenes
 import numpy as np
@@ -89,7 +90,10 @@ def finish(call: list[str], env: dict[str, str]) -> str:
 def saved(run: Path, step: int) -> dict[str, np.ndarray]:
     """Every array of a run's checkpoint by its path, and the loader's position as JSON's text."""
     folder = run.absolute() / "checkpoints" / str(step)
-    restored = ocp.StandardCheckpointer().restore(folder / "state")
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        kept = checkpointer.metadata(folder / "state").item_metadata.tree
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), kept)
+        restored = checkpointer.restore(folder / "state", ocp.args.PyTreeRestore(restore_args=plain))
     arrays: dict[str, np.ndarray] = {}
 
     def walk(tree: Any, path: str) -> None:
