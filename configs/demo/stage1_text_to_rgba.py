@@ -9,4 +9,4 @@ from qil_jax.training.stages import Stage
 def config() -> Experiment:
     """Both tasks half of the time."""
     mix = ((Task.TEXT_TO_RGB, 0.5), (Task.TEXT_TO_RGBA, 0.5))
-    return diffusion(Stage.TEXT_TO_RGBA, BASE, mix, rows=8, steps=1500, learning_rate=1e-3)
+    return diffusion(Stage.TEXT_TO_RGBA, BASE, mix, rows=8, steps=600, learning_rate=1e-3)

@@ -10,4 +10,4 @@ def config() -> Experiment:
     """From stage 1."""
     mix = ((Task.TEXT_TO_LAYERS, 1.0),)
     start = run_of("stage1_text_to_rgba")
-    return diffusion(Stage.TEXT_TO_LAYERS, start, mix, rows=16, steps=1500, learning_rate=1e-3)
+    return diffusion(Stage.TEXT_TO_LAYERS, start, mix, rows=16, steps=800, learning_rate=1e-3)

@@ -180,7 +180,7 @@ class _Runner:
         return Outcome.FINISHED, state
 
     def _take(self, state: TrainState, inputs: StepBatch) -> tuple[TrainState, StepReport]:
-        shape = str(jax.tree.map(lambda x: x.shape, inputs))
+        shape = tuple(x.shape for x in jax.tree.leaves(inputs))
         if shape in self.compiled:
             with self.ledger.during(Spent.STEP):
                 return self.step(state, self.parts.frozen, inputs)

@@ -65,14 +65,12 @@ class Averages:
 
     def add(self, told: StepReport) -> None:
         """Take in a step's report; waits for the step."""
-        told = jax.device_get(told)
-        values = {name: (getattr(told, name), 1) for name in ("loss", "gradient_norm", "update_norm")}
-        if not bool(told.finite):
-            values = {}
-        for name, (total, count) in {**values, **(told.report.sums if values else {})}.items():
-            entry = self._sums.setdefault(name, [0.0, 0.0])
-            entry[0] += float(total)
-            entry[1] += float(count)
+        if bool(told.finite):
+            values = {name: (getattr(told, name), 1) for name in ("loss", "gradient_norm", "update_norm")}
+            for name, (total, count) in jax.device_get({**values, **told.report.sums}).items():
+                entry = self._sums.setdefault(name, [0.0, 0.0])
+                entry[0] += float(total)
+                entry[1] += float(count)
         self._last = {"parameter_norm": float(told.parameter_norm), "skipped": int(told.skipped)}
 
     def line(self) -> dict[str, float]:

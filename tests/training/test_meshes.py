@@ -1,0 +1,77 @@
+"""Losses, gradients and ten steps on meshes of eight devices are those of one device, with mixed layer counts."""
+
+import jax
+import numpy as np
+import pytest
+from reference import error
+from runs import World
+
+from qil_jax.mesh import MeshShape, make_mesh, single_device_mesh
+from qil_jax.models.stack import Remat
+from qil_jax.training.setup import Parts, prepare
+from qil_jax.training.stages import Stage
+from qil_jax.training.step import StepFunction, TrainState, fresh_state, make_step
+
+STEPS = 10
+SETTINGS = {"data.loader.rows": 8, "optimiser.epsilon": 1e-4, "steps": STEPS}
+
+
+class Run:
+    """A run by hand: the batch's gradients by themselves, then the step."""
+
+    def __init__(self, world: World, shape: MeshShape | None, **changes):
+        mesh = single_device_mesh() if shape is None else make_mesh(shape)
+        experiment = world.experiment(Stage.IMAGE_TO_LAYERS, SETTINGS | changes)
+        self.parts: Parts = prepare(experiment, mesh)
+        self.state: TrainState = fresh_state(self.parts.params, experiment.optimiser, STEPS)
+        self.step: StepFunction = make_step(
+            self.parts.objective, experiment.optimiser, steps=STEPS, seed=experiment.seed, like=self.state
+        )
+        objective = self.parts.objective
+        self.gradients = jax.jit(jax.grad(lambda *given: objective(*given)[0]))
+
+    def take(self) -> tuple[float, dict[str, np.ndarray], int]:
+        """Loss, gradients, and how many counts of pictures the rows' samples have."""
+        batch = next(self.parts.loader)
+        inputs = self.parts.inputs(batch)
+        key = jax.random.key(0)
+        gradients = jax.device_get(self.gradients(self.state.params, self.parts.frozen, inputs, key))
+        self.state, told = self.step(self.state, self.parts.frozen, inputs)
+        counts = {tuple(np.bincount(row[row > 0]).tolist()) for row in batch.segments}
+        return float(told.loss), gradients, len(counts)
+
+
+@pytest.fixture(scope="module")
+def alone(world):
+    run = Run(world, None)
+    found = [run.take() for _ in range(STEPS)]
+    assert max(mixed for *_, mixed in found) > 2
+    run.parts.loader.close()
+    return found, jax.device_get(run.state.params)
+
+
+@pytest.mark.parametrize("mesh", ["fsdp=8", "tensor=2,fsdp=4", "context=2,data=4"])
+def test_meshes(world, alone, mesh):
+    run = Run(world, MeshShape.parse(mesh))
+    wanted, params = alone
+    for loss, gradients, _ in wanted:
+        found_loss, found, _ = run.take()
+        assert abs(found_loss - loss) <= 2e-5 * abs(loss)
+        for path, value in gradients.items():
+            assert error(found[path], value) <= 2e-5, path
+    run.parts.loader.close()
+    for path, value in params.items():
+        assert error(run.state.params[path], value) <= 2e-5, path
+    sharded = [x for x in jax.tree.leaves(run.state.moments) if not x.sharding.is_fully_replicated]
+    assert bool(sharded) == ("data" not in mesh)  # moments lie where their parameters do
+
+
+@pytest.mark.parametrize("changes", [{"optimiser.accumulate": 4}, {"remat": Remat.BLOCK}, {"remat": Remat.DOTS}])
+def test_accumulation_and_remat_change_nothing(world, alone, changes):
+    run = Run(world, None, **changes)
+    wanted, params = alone
+    for loss, *_ in wanted:
+        assert abs(run.take()[0] - loss) <= 2e-5 * abs(loss)
+    run.parts.loader.close()
+    for path, value in params.items():
+        assert error(run.state.params[path], value) <= 2e-5, path
