@@ -2,6 +2,7 @@
 
 python tools/bench.py [--case NAME]... [--repeats N] [--write docs/benchmarks.md]
 python tools/bench.py data [...]                    # the loader: tools/bench_data.py
+python tools/bench.py train [...]                   # a training step: tools/bench_train.py
 
 Both sides run in one process and alternate; the table gives medians. Peak memory is that of a process of its own which
 loads the weights and runs the case once.
@@ -11,7 +12,6 @@ import argparse
 import contextlib
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from marked import write_between
 from rich.console import Console
 from rich.table import Table
 
@@ -242,6 +243,10 @@ def main(argv: list[str]) -> int:
         import bench_data
 
         return bench_data.main(argv[1:])
+    if argv[:1] == ["train"]:
+        import bench_train
+
+        return bench_train.main(argv[1:])
     parser = argparse.ArgumentParser(description="Speed and memory against diffusers on this machine.")
     parser.add_argument("--case", action="append", choices=CASES, help="all of them otherwise")
     parser.add_argument("--repeats", type=int, default=7)
@@ -291,14 +296,9 @@ def write_table(file: Path, rows: list[tuple[str, ...]]) -> None:
     import torch
 
     head = ("case", "what", "ours", "reference", "times faster (lowest to highest)", "peak memory, ours", "reference")
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    lines += ["| " + " | ".join((row[0], CASES[row[0]], *row[1:])) + " |" for row in rows]
     versions = f"jax {jax.__version__}, torch {torch.__version__.split('+')[0]}, diffusers {diffusers.__version__}"
     machine = f"{os.cpu_count()} {platform.machine()} cores, {versions}, fp32."
-    begin, end = "<!-- bench: begin -->", "<!-- bench: end -->"
-    text = file.read_text(encoding="utf-8")
-    body = "\n".join([begin, *lines, "", machine, end])
-    file.write_text(re.sub(f"{begin}.*?{end}", lambda _: body, text, flags=re.DOTALL), encoding="utf-8")
+    write_between(file, "bench", [head, *((row[0], CASES[row[0]], *row[1:]) for row in rows)], machine)
 
 
 if __name__ == "__main__":

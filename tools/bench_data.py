@@ -7,7 +7,6 @@ thread unless a row says otherwise; what a folder of PNGs costs is measured on t
 import argparse
 import dataclasses
 import os
-import re
 import statistics
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from marked import write_between
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -170,17 +170,8 @@ def main(argv: list[str]) -> int:
         table.add_row(*row)
     Console().print(table)
     if arguments.write:
-        write_table(arguments.write, rows)
+        write_between(arguments.write, "bench data", [("4-layer samples at 640 pixels", ""), *rows])
     return 0
-
-
-def write_table(file: Path, rows: list[tuple[str, str]]) -> None:
-    """Put the rows between the marks of a Markdown file."""
-    begin, end = "<!-- bench data: begin -->", "<!-- bench data: end -->"
-    lines = ["| 4-layer samples at 640 pixels | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
-    text = file.read_text(encoding="utf-8")
-    body = "\n".join([begin, *lines, end])
-    file.write_text(re.sub(f"{begin}.*?{end}", lambda _: body, text, flags=re.DOTALL), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def keep_compiled(run: Path) -> None:
 
     Not on CPUs: their programs are made for one machine's instructions, and nothing checks that it is still the same.
     """
-    if jax.config.jax_compilation_cache_dir is None and jax.default_backend() != "cpu":
+    if jax.config.values["jax_compilation_cache_dir"] is None and jax.default_backend() != "cpu":
         jax.config.update("jax_compilation_cache_dir", str(run.absolute() / "compiled"))
 
 

@@ -9,10 +9,9 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import UInt8
-from PIL import Image
 
-from qil_jax.data.boxed import over_colour
 from qil_jax.data.pipeline import Batch, Loader
+from qil_jax.data.sheets import grid
 from qil_jax.flow import euler
 from qil_jax.models.latents import unpack
 from qil_jax.models.rgba_vae import RGBAVAE
@@ -23,8 +22,6 @@ from qil_jax.training.setup import Parts
 
 FOLDER = "samples"
 SEED = 977
-GROUND = (0.77, 0.77, 0.77)
-GAP = 4
 
 
 class Validation:
@@ -132,15 +129,3 @@ def _decode_jit(graph: nnx.GraphDef[RGBAVAE], state: nnx.State, latents: Array) 
 def to_pixels(pictures: Array) -> UInt8[np.ndarray, "b y x 4"]:
     """[-1, 1] to 8 bits."""
     return np.round((np.asarray(pictures, np.float32) * 0.5 + 0.5).clip(0, 1) * 255).astype(np.uint8)
-
-
-def grid(rows: list[list[np.ndarray]]) -> Image.Image:
-    """Rows of RGBA pictures of one size, over grey."""
-    high, wide = rows[0][0].shape[:2]
-    across = max(len(row) for row in rows)
-    sheet = Image.new("RGB", (across * (wide + GAP) + GAP, len(rows) * (high + GAP) + GAP), (255, 255, 255))
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            cell = Image.fromarray(over_colour(picture, GROUND)).convert("RGB")
-            sheet.paste(cell, (GAP + x * (wide + GAP), GAP + y * (high + GAP)))
-    return sheet

@@ -1,0 +1,98 @@
+"""How well an RGBA-VAE gives pictures back: AlphaVAE's protocol (paper.md 1.5).
+
+Both pictures are blended over nine solid colours, cut to 8 bits, saved as JPEG as Pillow does by default, and compared
+as RGB; a picture's score is the mean over the colours, a dataset's the mean over its categories' means.
+"""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+from scipy.ndimage import correlate1d
+
+BACKGROUNDS = {
+    "black": (0, 0, 0), "grey": (128, 128, 128), "white": (255, 255, 255), "red": (255, 0, 0), "green": (0, 255, 0),
+    "blue": (0, 0, 255), "yellow": (255, 255, 0), "cyan": (0, 255, 255), "magenta": (255, 0, 255),
+}  # fmt: skip
+WINDOW, SIGMA = 11, 1.5
+"""Side and deviation of SSIM's Gaussian window."""
+RGB = UInt8[np.ndarray, "y x 3"]
+Metric = Callable[[RGB, RGB], float]
+"""The score of a picture against the true one."""
+
+
+def blended(picture: UInt8[np.ndarray, "y x 4"], background: Sequence[int]) -> RGB:
+    """A straight RGBA picture over a solid colour, blended in floats and cut off, not rounded, to 8 bits."""
+    alpha = picture[..., 3:].astype(np.float64) / 255
+    blend = picture[..., :3] * alpha + np.asarray(background, np.float64) * (1 - alpha)
+    return np.clip(blend, 0, 255).astype(np.uint8)
+
+
+def as_jpeg(picture: RGB) -> RGB:
+    """What is left of a picture after saving it as JPEG with Pillow's defaults."""
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "JPEG")
+    return np.asarray(Image.open(stream))
+
+
+def psnr(picture: RGB, true: RGB) -> float:
+    """In dB on RGB; 80 for equal pictures, because 1e-8 is added to the mean squared error."""
+    error = np.mean(np.square(picture.astype(np.float64) - true) / 255**2)
+    return float(-10 * np.log10(error + 1e-8))
+
+
+def luma_ssim(picture: RGB, true: RGB) -> float:
+    """Structural similarity of the luma rounded to 8 bits, in an 11-pixel Gaussian window that stays inside.
+
+    Raises:
+      ValueError: if a side is shorter than the window.
+    """
+    if min(picture.shape[:2]) < WINDOW:
+        raise ValueError(f"pictures of {picture.shape[1]}x{picture.shape[0]}: SSIM needs {WINDOW} pixels a side")
+    x, y = (np.rint(p.astype(np.float64) @ (0.299, 0.587, 0.114)) for p in (picture, true))
+    first, second = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mean_x, mean_y = _windowed(x), _windowed(y)
+    variance_x, variance_y = _windowed(x * x) - mean_x**2, _windowed(y * y) - mean_y**2
+    covariance = _windowed(x * y) - mean_x * mean_y
+    contrast = (2 * covariance + second) / (variance_x + variance_y + second)
+    light = (2 * mean_x * mean_y + first) / (mean_x**2 + mean_y**2 + first)
+    return float(np.mean(light * contrast))
+
+
+def _windowed(values: Float[np.ndarray, "y x"]) -> Float[np.ndarray, "v u"]:
+    """Gaussian means of all windows that lie inside."""
+    places = np.arange(WINDOW) - WINDOW // 2
+    weights = np.exp(-(places**2) / (2 * SIGMA**2))
+    weights /= weights.sum()
+    half = WINDOW // 2
+    smooth = correlate1d(correlate1d(values, weights, axis=0), weights, axis=1)
+    return smooth[half:-half, half:-half]
+
+
+METRICS: dict[str, Metric] = {"psnr": psnr, "ssim": luma_ssim}
+
+
+def score_picture(
+    picture: UInt8[np.ndarray, "y x 4"], true: UInt8[np.ndarray, "y x 4"], metrics: Mapping[str, Metric] = METRICS
+) -> dict[str, float]:
+    """Every metric's mean over the nine backgrounds.
+
+    Raises:
+      ValueError: if sizes differ.
+    """
+    if picture.shape != true.shape:
+        raise ValueError(f"a reconstruction of shape {picture.shape} cannot be compared with {true.shape}")
+    pairs = [tuple(as_jpeg(blended(p, colour)) for p in (picture, true)) for colour in BACKGROUNDS.values()]
+    return {name: float(np.mean([metric(*pair) for pair in pairs])) for name, metric in metrics.items()}
+
+
+def macro_average(rows: Sequence[tuple[str, Mapping[str, float]]]) -> dict[str, float]:
+    """Rows of (category, scores) to the mean over categories of each category's mean."""
+    categories: dict[str, list[Mapping[str, float]]] = {}
+    for category, scores in rows:
+        categories.setdefault(category, []).append(scores)
+    names = list(rows[0][1])
+    means = [{name: np.mean([s[name] for s in group]) for name in names} for group in categories.values()]
+    return {name: float(np.mean([mean[name] for mean in means])) for name in names}

@@ -1,0 +1,174 @@
+"""A training step of ours against one of torch with diffusers' transformer: same config, batch, noise and precision.
+
+python tools/bench.py train [--rows 16] [--repeats 12] [--write docs/benchmarks.md]
+
+Both sides take a batch on the host and do the forward and backward pass, clipping, AdamW and the moving average. Steps
+alternate in one process. Ours then also runs from the loader, to see how long it waits for input.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
+from marked import write_between
+from rich.console import Console
+from rich.table import Table
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+Step = Callable[[], float]
+"""Takes a step and returns its loss."""
+GRID, LAYERS, WORDS = (4, 4), (0, 1, 2, 3, 4, -1), 28
+RATE, CLIP, DECAY = 1e-4, 1.0, 0.999
+
+
+def ours(folder: Path, rows: int) -> Step:
+    """Our step on a batch of single samples of four layers."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from qil_jax.flow.velocity import FlowLoss
+    from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
+    from qil_jax.models.attention import AttentionKind
+    from qil_jax.models.rope import image_positions, text_offset, text_positions
+    from qil_jax.models.vld_mmdit import MMDiTConfig, TokenLayout, VLDMMDiT
+    from qil_jax.training.batches import COMPOSITE, NO_TARGET, UPPER, FlowBatch
+    from qil_jax.training.objectives import Compute, flow_objective
+    from qil_jax.training.optimiser import OptimiserConfig
+    from qil_jax.training.parameters import Network, params_of
+    from qil_jax.training.step import fresh_state, make_step
+    from qil_jax.weights import component_config, load_model
+
+    config = MMDiTConfig.from_json(component_config(folder, "transformer"))
+    model = nnx.eval_shape(lambda: VLDMMDiT(config, rngs=nnx.Rngs(0)))
+    network = Network(model)
+    model = load_model(folder / "transformer", model, mesh=single_device_mesh(), rules=INFERENCE_RULES)
+    positions = image_positions(GRID, LAYERS)
+    kinds = np.repeat([COMPOSITE, *[UPPER] * (len(LAYERS) - 2), NO_TARGET], GRID[0] * GRID[1]).astype(np.int32)
+    words = text_positions(WORDS, offset=text_offset(GRID, targets=len(LAYERS) - 1))
+    tokens, text = batch_of(rows, config.in_channels, config.joint_attention_dim)
+    batch = FlowBatch(
+        clean=jnp.asarray(tokens),
+        text=jnp.asarray(text),
+        layout=TokenLayout(
+            image_positions=jnp.asarray(np.stack([positions] * rows)),
+            text_positions=jnp.asarray(np.stack([words] * rows)),
+            image_segments=jnp.ones((rows, len(positions)), jnp.int32),
+            text_segments=jnp.ones((rows, WORDS), jnp.int32),
+        ),
+        weights=jnp.asarray(np.stack([kinds != NO_TARGET] * rows), jnp.float32),
+        kinds=jnp.asarray(np.stack([kinds] * rows)),
+        target_kinds=jnp.zeros(rows, jnp.int32),
+        rows=jnp.arange(rows),
+        picture_tokens=jnp.full(rows, GRID[0] * GRID[1], jnp.int32),
+    )
+    optimiser = OptimiserConfig(learning_rate=RATE, clip_norm=CLIP, average=DECAY)
+    objective = flow_objective(network, FlowLoss(), Compute(kind=AttentionKind.XLA_BY_HEAD))
+    state = fresh_state(params_of(model), optimiser, 1000)
+    step = make_step(objective, optimiser, steps=1000, seed=0, like=state)
+
+    def take() -> float:
+        nonlocal state
+        state, told = step(state, {}, batch)
+        return float(jax.block_until_ready(told.loss))
+
+    return take
+
+
+def reference(folder: Path, rows: int) -> Step:
+    """The step as a torch script on diffusers writes it."""
+    model = QwenImageTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32).train()
+    assert isinstance(model, QwenImageTransformer2DModel)
+    tokens, text = (torch.from_numpy(x) for x in batch_of(rows, 64, model.config["joint_attention_dim"]))
+    parameters = list(model.parameters())
+    optimiser = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, foreach=True)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+    targets = tokens.shape[1] // len(LAYERS) * (len(LAYERS) - 1)
+    moving = (torch.arange(tokens.shape[1]) < targets)[None, :, None]
+
+    def take() -> float:
+        sigma = torch.sigmoid(torch.randn(rows))
+        noise = torch.randn_like(tokens)
+        level = sigma[:, None, None]
+        given = torch.where(moving, (1 - level) * tokens + level * noise, tokens)
+        velocity = model(
+            hidden_states=given,
+            encoder_hidden_states=text,
+            encoder_hidden_states_mask=torch.ones(rows, WORDS, dtype=torch.bool),
+            timestep=sigma,
+            img_shapes=[[(1, *GRID)] * len(LAYERS)] * rows,
+            additional_t_cond=torch.zeros(rows, dtype=torch.long),
+            return_dict=False,
+        )[0]
+        loss = ((velocity - (noise - tokens)) ** 2)[:, :targets].mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP, foreach=True)
+        optimiser.step()
+        averaged.update_parameters(model)
+        return float(loss.detach())
+
+    return take
+
+
+def batch_of(rows: int, channels: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image and text tokens."""
+    random = np.random.default_rng(0)
+    count = len(LAYERS) * GRID[0] * GRID[1]
+    shapes = (rows, count, channels), (rows, WORDS, width)
+    return tuple(random.standard_normal(shape).astype(np.float32) for shape in shapes)  # type: ignore[return-value]
+
+
+def alternate(sides: dict[str, Step], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each step of each side, after two that do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for i in range(repeats + 2):
+        for name, step in sides.items():
+            began = time.perf_counter()
+            step()
+            if i >= 2:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def main(argv: list[str]) -> int:
+    """Print the table, and write it where told to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=12)
+    parser.add_argument("--write", type=Path, help="replace the table between the marks of this file")
+    arguments = parser.parse_args(argv)
+    import make_demo_checkpoint as demo
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        demo.write_component(
+            folder, demo.Component.TRANSFORMER, demo.TRAIN_CONFIGS[demo.Component.TRANSFORMER], demo.Preset.TRAIN
+        )
+        seconds = alternate(
+            {"ours": ours(folder, arguments.rows), "reference": reference(folder, arguments.rows)}, arguments.repeats
+        )
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    ratios = np.array(seconds["reference"]) / np.array(seconds["ours"])
+    rows = [
+        (
+            f"training step, {arguments.rows} samples of 4 layers at 64 pixels",
+            f"{medians['ours']:.3f} s",
+            f"{medians['reference']:.3f} s",
+            f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})",
+        ),
+    ]
+    head = ("", "ours", "torch and diffusers", "times faster (lowest to highest)")
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=140).print(table)
+    if arguments.write:
+        write_between(arguments.write, "bench train", [head, *rows], f"{os.cpu_count()} cores, fp32.")
+    return 0
