@@ -1,6 +1,6 @@
 """A training step of ours against one of torch with diffusers' transformer: same config, batch, noise and precision.
 
-python tools/bench.py train [--rows 16] [--repeats 12] [--write docs/benchmarks.md]
+python tools/bench.py train [--rows 32] [--repeats 12] [--write docs/benchmarks.md]
 
 Both sides take a batch on the host and do the forward and backward pass, clipping, AdamW and the moving average. Steps
 alternate in one process. Ours then also runs from the loader, to see how long it waits for input.
@@ -35,8 +35,8 @@ def ours(folder: Path, rows: int) -> Step:
 
     from qil_jax.flow.velocity import FlowLoss
     from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
-    from qil_jax.models.attention import AttentionKind
     from qil_jax.models.rope import image_positions, text_offset, text_positions
+    from qil_jax.models.stack import Scan
     from qil_jax.models.vld_mmdit import MMDiTConfig, TokenLayout, VLDMMDiT
     from qil_jax.training.batches import COMPOSITE, NO_TARGET, UPPER, FlowBatch
     from qil_jax.training.objectives import Compute, flow_objective
@@ -69,7 +69,7 @@ def ours(folder: Path, rows: int) -> Step:
         picture_tokens=jnp.full(rows, GRID[0] * GRID[1], jnp.int32),
     )
     optimiser = OptimiserConfig(learning_rate=RATE, clip_norm=CLIP, average=DECAY)
-    objective = flow_objective(network, FlowLoss(), Compute(kind=AttentionKind.XLA_BY_HEAD))
+    objective = flow_objective(network, FlowLoss(), Compute(scan=Scan(unroll=True)))
     state = fresh_state(params_of(model), optimiser, 1000)
     step = make_step(objective, optimiser, steps=1000, seed=0, like=state)
 
@@ -140,7 +140,7 @@ def alternate(sides: dict[str, Step], repeats: int) -> dict[str, list[float]]:
 def main(argv: list[str]) -> int:
     """Print the table, and write it where told to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--write", type=Path, help="replace the table between the marks of this file")
     arguments = parser.parse_args(argv)

@@ -3,7 +3,6 @@
 from configs.demo.common import BASE, FOLDER, LATENTS, PRECISION, VAE, WORKERS, loader, run_of
 from qil_jax.data.tasks import Task
 from qil_jax.flow.velocity import FlowLoss
-from qil_jax.models.attention import AttentionKind
 from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, ValidationConfig
 from qil_jax.training.optimiser import Course, OptimiserConfig
 from qil_jax.training.stages import Inputs, Stage, Start
@@ -31,7 +30,7 @@ def diffusion(
             learning_rate=learning_rate, course=Course.COSINE, warmup=100, floor=0.05, beta2=0.99, average=0.999
         ),
         precision=PRECISION,
-        attention=AttentionKind.XLA_BY_HEAD,
+        unroll=True,
         checkpoints=CheckpointConfig(every=250),
         validation=ValidationConfig(every=500, batches=8, samples=6, steps=12),
         log_every=50,

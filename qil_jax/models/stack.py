@@ -1,5 +1,6 @@
 """Equal blocks held as one, their parameters stacked on a leading axis, and applied by one scan (design.md 3.4)."""
 
+import dataclasses
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -19,6 +20,22 @@ class Remat(StrEnum):
     NONE = "none"  # all is kept: fastest
     DOTS = "dots"  # the products with parameters are kept
     BLOCK = "block"  # only what goes from block to block: least memory, a third more compute
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scan:
+    """How a stack is applied.
+
+    Attributes:
+      remat: what is kept for the backward pass.
+      unroll: compile every block by itself: compile time grows with depth, but a CPU copies no block out of the stack.
+    """
+
+    remat: Remat = Remat.NONE
+    unroll: bool = False
+
+
+PLAIN = Scan()
 
 
 def stack_blocks(make: Callable[[nnx.Rngs], Block], count: int, *, rngs: nnx.Rngs) -> Block:
@@ -43,7 +60,7 @@ def scan_blocks(
     carry: Carry,
     inputs: Any,
     *,
-    remat: Remat = Remat.NONE,
+    how: Scan = PLAIN,
 ) -> Carry:
     """Fold `step(block, carry, input)` over the stack; `inputs` lead with the block axis (or are None)."""
     graph, state = nnx.split(stacked)
@@ -52,8 +69,8 @@ def scan_blocks(
         block_state, block_inputs = xs
         return step(nnx.merge(graph, block_state), carry, block_inputs), None
 
-    if remat is not Remat.NONE:
+    if how.remat is not Remat.NONE:
         policies = jax.checkpoint_policies
-        policy = policies.dots_with_no_batch_dims_saveable if remat is Remat.DOTS else policies.nothing_saveable
+        policy = policies.dots_with_no_batch_dims_saveable if how.remat is Remat.DOTS else policies.nothing_saveable
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-    return jax.lax.scan(body, carry, (state, inputs))[0]
+    return jax.lax.scan(body, carry, (state, inputs), unroll=how.unroll)[0]

@@ -23,7 +23,7 @@ from qil_jax.models.axes import Axis, Constrain, unconstrained
 from qil_jax.models.config import ConfigError, parse_config
 from qil_jax.models.layers import RMSNorm, layer_norm, linear
 from qil_jax.models.rope import Rotary, rotary, rotate_interleaved
-from qil_jax.models.stack import Remat, scan_blocks, stack_blocks
+from qil_jax.models.stack import PLAIN, Scan, scan_blocks, stack_blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,7 +223,7 @@ class Backbone(nnx.Module):
         *,
         kind: AttentionKind = AttentionKind.XLA,
         constrain: Constrain = unconstrained,
-        remat: Remat = Remat.NONE,
+        scan: Scan = PLAIN,
     ) -> Float[Array, "b t c_out"]:
         """Velocity of every image token; the caller drops those of the condition and of padding."""
         axes = self.config.axes_dims_rope
@@ -234,7 +234,7 @@ class Backbone(nnx.Module):
         def step(block: Block, streams: tuple[Array, Array], mods: tuple[Array, Array]) -> tuple[Array, Array]:
             return block(streams, mods, turns=turns, segments=segments, kind=kind, constrain=constrain)
 
-        _, x = scan_blocks(self.blocks, step, streams, (table.text, table.image), remat=remat)
+        _, x = scan_blocks(self.blocks, step, streams, (table.text, table.image), how=scan)
         return self.image_out(_modulate(layer_norm(x), table.out[:, 1], table.out[:, 0]))
 
 
@@ -256,11 +256,11 @@ class VLDMMDiT(nnx.Module):
         target_kind: Int[Array, " b"] | None = None,
         kind: AttentionKind = AttentionKind.XLA,
         constrain: Constrain = unconstrained,
-        remat: Remat = Remat.NONE,
+        scan: Scan = PLAIN,
     ) -> Float[Array, "b t c_out"]:
         """`Backbone` on the table of `Modulation`, as training runs it."""
         table = self.modulation(sigma, target_kind)
-        return self.backbone(image, text, layout, table, kind=kind, constrain=constrain, remat=remat)
+        return self.backbone(image, text, layout, table, kind=kind, constrain=constrain, scan=scan)
 
 
 SINUSOID = 256

@@ -15,7 +15,7 @@ from qil_jax.flow.velocity import FlowLoss, draw_sigma, noised, velocity_errors
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.axes import Axis, Constrain, unconstrained
 from qil_jax.models.rgba_vae import RGBAVAE
-from qil_jax.models.stack import Remat
+from qil_jax.models.stack import Scan
 from qil_jax.models.vld_mmdit import VLDMMDiT
 from qil_jax.training.batches import KINDS, FlowBatch, PictureBatch
 from qil_jax.training.parameters import Network, Params
@@ -61,7 +61,7 @@ class Compute:
 
     dtype: Any = jnp.float32
     kind: AttentionKind = AttentionKind.XLA
-    remat: Remat = Remat.NONE
+    scan: Scan = dataclasses.field(default_factory=Scan)
     constrain: Constrain = unconstrained
 
 
@@ -101,7 +101,7 @@ def flow_errors(
         target_kind=batch.target_kinds if model.config.use_additional_t_cond else None,
         kind=compute.kind,
         constrain=compute.constrain,
-        remat=compute.remat,
+        scan=compute.scan,
     )
     return velocity_errors(velocity, batch.clean, noise)
 

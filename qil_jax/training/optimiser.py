@@ -4,7 +4,6 @@ import dataclasses
 from enum import StrEnum
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -82,9 +81,6 @@ def _decays(params: Any) -> dict[str, bool]:
     return {path: path.endswith("/kernel") for path in params}
 
 
-def averaged(
-    average: dict[str, Array], params: dict[str, Array], step: Array, config: OptimiserConfig
-) -> dict[str, Array]:
-    """The moving average after a step; its decay warms up as (1 + step) / (10 + step)."""
-    decay = jnp.minimum(config.average, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
+def average_share(config: OptimiserConfig, step: Array) -> Array:
+    """What the parameters after a step count in the moving average; the decay warms up: (1 + step) / (10 + step)."""
+    return 1 - jnp.minimum(config.average, (1.0 + step) / (10.0 + step))

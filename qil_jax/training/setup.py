@@ -26,6 +26,7 @@ from qil_jax.models.axes import Axis
 from qil_jax.models.lpips import lpips
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig, extend_rgb_to_rgba
+from qil_jax.models.stack import Scan
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
 from qil_jax.training.batches import FlowBatch, PictureBatch, RowPlacement
 from qil_jax.training.experiment import Experiment, ExperimentError
@@ -236,7 +237,10 @@ def _flow_parts(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sou
     model = _load(start.checkpoint, Component.TRANSFORMER, abstract, mesh, jnp.float32)
     params, frozen = _split(experiment, params_of(model))
     compute = Compute(
-        dtype=dtype, kind=experiment.attention, remat=experiment.remat, constrain=constrain(mesh, TRAINING_RULES)
+        dtype=dtype,
+        kind=experiment.attention,
+        scan=Scan(remat=experiment.remat, unroll=experiment.unroll),
+        constrain=constrain(mesh, TRAINING_RULES),
     )
     abstract_vae = nnx.eval_shape(lambda: RGBAVAE(vae_config, rngs=nnx.Rngs(0)))
     vae = _load(start.folder(Component.VAE), Component.VAE, abstract_vae, mesh, dtype)

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
 from qil_jax.training.objectives import Objective, Report
-from qil_jax.training.optimiser import OptimiserConfig, averaged, make_optimiser
+from qil_jax.training.optimiser import OptimiserConfig, average_share, make_optimiser
 from qil_jax.training.parameters import Params, copied
 
 
@@ -107,14 +107,17 @@ def make_step(
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, moments = optimiser.update(gradients, state.moments, state.params)
+        # Without a finite gradient nothing moves.
+        updates = jax.tree.map(lambda x: jnp.where(finite, x, 0), updates)
+        moments = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moments, state.moments)
         params = jax.tree.map(jnp.add, state.params, updates)
-        average = averaged(state.average, params, state.step, config)
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
+        share = jnp.where(finite, average_share(config, state.step), 0.0)
+        average = jax.tree.map(lambda a, p: a + share * (p - a), state.average, params)
         bad = 1 - finite.astype(jnp.int32)
         new = TrainState(
-            params=keep(params, state.params),
-            average=keep(average, state.average),
-            moments=keep(moments, state.moments),
+            params=params,
+            average=average,
+            moments=moments,
             step=state.step + 1,
             skipped=state.skipped + bad,
             failing=(state.failing + 1) * bad,
@@ -123,7 +126,7 @@ def make_step(
             loss=loss,
             gradient_norm=norm,
             update_norm=optax.tree.norm(updates),
-            parameter_norm=optax.tree.norm(new.params),
+            parameter_norm=optax.tree.norm(params),
             finite=finite,
             skipped=new.skipped,
             failing=new.failing,

@@ -92,3 +92,11 @@ def test_a_stage_trains_its_own_tasks_only():
 def test_missing_file():
     with pytest.raises(ExperimentError, match="no such file"):
         load_experiment(Path("nowhere.py"))
+
+
+def test_overrides_read_truth():
+    plain = load_experiment(config_of(Stage.IMAGE_TO_LAYERS), ["unroll=false"])
+    assert plain.unroll is False
+    assert load_experiment(config_of(Stage.IMAGE_TO_LAYERS), ["unroll=True"]).unroll is True
+    with pytest.raises(ExperimentError, match="'unroll': 'yes' is neither true nor false"):
+        load_experiment(config_of(Stage.IMAGE_TO_LAYERS), ["unroll=yes"])

@@ -66,8 +66,10 @@ def test_meshes(world, alone, mesh):
     assert bool(sharded) == ("data" not in mesh)  # moments lie where their parameters do
 
 
-@pytest.mark.parametrize("changes", [{"optimiser.accumulate": 4}, {"remat": Remat.BLOCK}, {"remat": Remat.DOTS}])
-def test_accumulation_and_remat_change_nothing(world, alone, changes):
+@pytest.mark.parametrize(
+    "changes", [{"optimiser.accumulate": 4}, {"remat": Remat.BLOCK}, {"remat": Remat.DOTS}, {"unroll": True}]
+)
+def test_accumulation_remat_and_unrolling_change_nothing(world, alone, changes):
     run = Run(world, None, **changes)
     wanted, params = alone
     for loss, *_ in wanted:
