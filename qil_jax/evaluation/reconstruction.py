@@ -75,7 +75,7 @@ METRICS: dict[str, Metric] = {"psnr": psnr, "ssim": luma_ssim}
 
 
 def score_picture(
-    picture: UInt8[np.ndarray, "y x 4"], true: UInt8[np.ndarray, "y x 4"], metrics: Mapping[str, Metric] = METRICS
+    picture: UInt8[np.ndarray, "_ _ 4"], true: UInt8[np.ndarray, "_ _ 4"], metrics: Mapping[str, Metric] = METRICS
 ) -> dict[str, float]:
     """Every metric's mean over the nine backgrounds.
 
