@@ -55,7 +55,7 @@ def same(a: Batch, b: Batch) -> bool:
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
     cut = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    return Batch(**{name: value if name == "step" else value[rows] for name, value in cut.items()})
+    return Batch(**{name: value if name == "step" or value is None else value[rows] for name, value in cut.items()})
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_layers_are_merged_where_a_row_has_no_room(source):
         assert count <= (6 if batch.pictures.shape[2] * batch.pictures.shape[3] <= 32 * 32 else 4)
         other, row, place = complete[index]
         merged += count < min(LAYERS[index], 20)
-        before = other.pixels[row][other.segments[row] == place + 1][0]
+        before = other.pictures[row][other.segments[row] == place + 1][0]
         now = batch.pictures[0][batch.segments[0] == 1][0]
         opaque = (before[..., 3] == 255) & (now[..., 3] == 255)
         assert np.abs(before.astype(int) - now)[opaque].max(initial=0) <= 1
