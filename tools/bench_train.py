@@ -1,9 +1,9 @@
-"""A training step of ours against one of torch with diffusers' transformer: same config, batch, noise and precision.
+"""A training step of ours against one of torch with diffusers' transformer: same config, batch and precision.
 
 python tools/bench.py train [--rows 32] [--repeats 12] [--write docs/benchmarks.md]
 
-Both sides take a batch on the host and do the forward and backward pass, clipping, AdamW and the moving average. Steps
-alternate in one process. Ours then also runs from the loader, to see how long it waits for input.
+Both sides hold their batch in memory, draw their own noise, and do the forward and backward pass, clipping, AdamW and
+the moving average. Steps alternate in one process. What the loader costs is in a run's own metrics (time/input).
 """
 
 import argparse

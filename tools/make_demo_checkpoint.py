@@ -167,7 +167,7 @@ def write_checkpoint(
     for component in Component:
         write_component(folder, component, configs[component], preset)
     (folder / "scheduler").mkdir()
-    scheduler = SCHEDULER if preset is Preset.TRY else {**SCHEDULER, "use_dynamic_shifting": False}
+    scheduler = SCHEDULER if preset is Preset.TRY else {**SCHEDULER, "use_dynamic_shifting": False, "shift": 3.0}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
     (folder / "tokenizer").mkdir()
     words = configs[Component.TEXT_ENCODER]["vocab_size"] - 2 * len(SPECIAL)

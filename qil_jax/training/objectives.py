@@ -15,7 +15,7 @@ from qil_jax.flow.velocity import FlowLoss, draw_sigma, noised, velocity_errors
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.axes import Axis, Constrain, unconstrained
 from qil_jax.models.rgba_vae import RGBAVAE
-from qil_jax.models.stack import Scan
+from qil_jax.models.stack import PLAIN, Scan
 from qil_jax.models.vld_mmdit import VLDMMDiT
 from qil_jax.training.batches import KINDS, FlowBatch, PictureBatch
 from qil_jax.training.parameters import Network, Params
@@ -61,7 +61,7 @@ class Compute:
 
     dtype: Any = jnp.float32
     kind: AttentionKind = AttentionKind.XLA
-    scan: Scan = dataclasses.field(default_factory=Scan)
+    scan: Scan = PLAIN
     constrain: Constrain = unconstrained
 
 
