@@ -1,27 +1,36 @@
 """The few layers that all three networks share: linear, convolution, norms; logical axes on all parameters."""
 
-from typing import Any
+import functools
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 from qil_jax.models.axes import Axis
 
 Width = int | tuple[int, Axis | None]
+Arrays = TypeVar("Arrays", bound=tuple[Any, ...])
 
 
-def linear(features_in: Width, features_out: Width, *, bias: bool = True, rngs: nnx.Rngs) -> nnx.Linear:
+class Linear(nnx.Linear):
+    """x @ kernel + bias, rounded to x's dtype once, at the end."""
+
+    def __call__(self, inputs: Float[Array, "... i"]) -> Float[Array, "... o"]:  # type: ignore[override]
+        out = product(inputs, self.kernel[...])
+        return (out if self.bias is None else out + self.bias[...]).astype(inputs.dtype)
+
+
+def linear(features_in: Width, features_out: Width, *, bias: bool = True, rngs: nnx.Rngs) -> Linear:
     """An affine map whose kernel `[in, out]` carries logical axes; a width is a size or (size, axis)."""
     size_in, axis_in = features_in if isinstance(features_in, tuple) else (features_in, None)
     size_out, axis_out = features_out if isinstance(features_out, tuple) else (features_out, None)
-    return nnx.Linear(
+    return Linear(
         size_in,
         size_out,
         use_bias=bias,
-        dot_general=_affine,
         kernel_metadata={"axes": (axis_in, axis_out)},
         bias_metadata={"axes": (axis_out,)},
         rngs=rngs,
@@ -29,20 +38,21 @@ def linear(features_in: Width, features_out: Width, *, bias: bool = True, rngs: 
 
 
 @jax.custom_vjp
-def product(x: Float[Array, "... i"], kernel: Float[Array, "i o"]) -> Float[Array, "... o"]:
-    """x @ kernel; only its gradient is special: a CPU makes the operands of the kernel's gradient first.
+def product(x: Float[Array, "... i"], kernel: Float[Array, "i o"]) -> Float32[Array, "... o"]:
+    """x @ kernel, in fp32; only its gradient is special: a CPU makes the operands of the kernel's gradient first.
 
     Left to itself, XLA for CPUs fuses what precedes that product into a transposed copy, which costs a tenth of a step.
     """
-    return x @ kernel
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel, (x, kernel)
+    return product(x, kernel), (x, kernel)
 
 
 def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = kept
+    gradient = gradient.astype(x.dtype)  # it comes from a result of that dtype: nothing is lost
     of_kernel = lambda x, gradient: jnp.einsum("...i,...o->io", x, gradient)  # noqa: E731
     on_cpu = lambda x, gradient: of_kernel(*jax.lax.optimization_barrier((x, gradient)))  # noqa: E731
     return gradient @ kernel.T, jax.lax.platform_dependent(x, gradient, cpu=on_cpu, default=of_kernel)
@@ -51,24 +61,80 @@ def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]
 product.defvjp(_forward, _backward)
 
 
-def _affine(x: Array, kernel: Array, dimensions: Any, **_: Any) -> Array:
-    """`product` in the place of lax.dot_general, for nnx.Linear."""
-    return product(x, kernel)
+def embedding(count: int, width: int, *, axes: tuple[Axis | None, Axis | None], rngs: nnx.Rngs) -> nnx.Embed:
+    """A table `[count, width]` whose rows come out in the dtype that it has when it is read.
+
+    nnx.Embed by itself goes on giving the dtype that it was built with, whatever its table has been cast to.
+    """
+    return nnx.Embed(count, width, promote_dtype=_as_stored, embedding_metadata={"axes": axes}, rngs=rngs)
 
 
-def pointwise(channels_in: int, channels_out: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+def _as_stored(arrays: Arrays, /, **_: Any) -> Arrays:
+    return arrays
+
+
+def pointwise(channels_in: int, channels_out: int, *, rngs: nnx.Rngs) -> Linear:
     """A 1x1 convolution, which on channels-last arrays is a linear map."""
     return linear((channels_in, Axis.CHANNELS_IN), (channels_out, Axis.CHANNELS_OUT), rngs=rngs)
 
 
-def conv3x3(channels_in: int, channels_out: int, *, rngs: nnx.Rngs) -> nnx.Conv:
-    """A 3x3 convolution with stride 1 and one zero of padding on each side; kernel HWIO."""
+Pads = tuple[tuple[int, int], tuple[int, int]]
+"""Zeros above and below, left and right."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolution(
+    x: Float[Array, "b y x i"], kernel: Float[Array, "h w i o"], stride: int, padding: Pads
+) -> Float32[Array, "b y2 x2 o"]:
+    """A convolution summed and given in fp32. Its gradient is that of one in x's dtype: jax has none of mixed ones."""
+    return _convolve(x, kernel, stride, padding, jnp.float32)
+
+
+def _convolve(x: Array, kernel: Array, stride: int, padding: Pads, dtype: Any = None) -> Array:
+    form = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=form, preferred_element_type=dtype
+    )
+
+
+def _convolution_forward(x: Array, kernel: Array, stride: int, padding: Pads) -> tuple[Array, tuple[Array, Array]]:
+    return convolution(x, kernel, stride, padding), (x, kernel)
+
+
+def _convolution_backward(
+    stride: int, padding: Pads, kept: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    _, pull = jax.vjp(lambda x, kernel: _convolve(x, kernel, stride, padding), *kept)
+    return pull(gradient.astype(kept[0].dtype))
+
+
+convolution.defvjp(_convolution_forward, _convolution_backward)
+
+
+class Conv(nnx.Conv):
+    """A convolution with a bias, rounded to x's dtype once, at the end."""
+
+    def __call__(self, inputs: Float[Array, "b y x i"]) -> Float[Array, "b y2 x2 o"]:  # type: ignore[override]
+        (stride, _), padding = self.strides, self.padding  # type: ignore[misc]
+        return self.biased(convolution(inputs, self.kernel[...], stride, padding), inputs.dtype)  # type: ignore[arg-type]
+
+    def biased(self, out: Float32[Array, "... o"], dtype: Any) -> Float[Array, "... o"]:
+        """A result of `convolution` with the bias added, rounded."""
+        assert self.bias is not None
+        return (out + self.bias[...]).astype(dtype)
+
+
+def conv3x3(
+    channels_in: int, channels_out: int, *, stride: int = 1, padding: Pads = ((1, 1), (1, 1)), rngs: nnx.Rngs
+) -> Conv:
+    """A 3x3 convolution; kernel HWIO."""
     axes = (None, None, Axis.CHANNELS_IN, Axis.CHANNELS_OUT)
-    return nnx.Conv(
+    return Conv(
         channels_in,
         channels_out,
         (3, 3),
-        padding=((1, 1), (1, 1)),
+        strides=(stride, stride),
+        padding=padding,
         kernel_metadata={"axes": axes},
         bias_metadata={"axes": (Axis.CHANNELS_OUT,)},
         rngs=rngs,

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from qil_jax.models.attention import Mask, attention
 from qil_jax.models.axes import Axis, Constrain, unconstrained
 from qil_jax.models.config import ConfigError
-from qil_jax.models.layers import RMSNorm, linear
+from qil_jax.models.layers import RMSNorm, embedding, linear
 from qil_jax.models.rope import Rotary, rotary, rotate_half
 from qil_jax.models.stack import scan_blocks, stack_blocks
 
@@ -119,8 +119,7 @@ class Language(nnx.Module):
 
     def __init__(self, config: Qwen2_5VLConfig, *, rngs: nnx.Rngs):
         self.config = config
-        axes = (Axis.VOCAB, Axis.EMBED)
-        self.embed = nnx.Embed(config.vocab_size, config.hidden_size, embedding_metadata={"axes": axes}, rngs=rngs)
+        self.embed = embedding(config.vocab_size, config.hidden_size, axes=(Axis.VOCAB, Axis.EMBED), rngs=rngs)
         self.layers = stack_blocks(lambda rngs: DecoderLayer(config, rngs=rngs), config.num_hidden_layers, rngs=rngs)
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from qil_jax.models.attention import AttentionKind, attention
 from qil_jax.models.config import ConfigError, parse_config
-from qil_jax.models.layers import ChannelNorm, conv3x3, pointwise
+from qil_jax.models.layers import ChannelNorm, Conv, conv3x3, convolution, pointwise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,9 +112,7 @@ class Downsample(nnx.Module):
     """Zero-pad right and bottom by one, then a 3x3 convolution with stride 2."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        self.conv = conv3x3(channels, channels, rngs=rngs)
-        self.conv.strides = (2, 2)
-        self.conv.padding = ((0, 1), (0, 1))
+        self.conv = conv3x3(channels, channels, stride=2, padding=((0, 1), (0, 1)), rngs=rngs)
 
     def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y2 x2 c"]:
         return self.conv(x)
@@ -135,7 +133,7 @@ class UpBlock(nnx.Module):
         return doubled_conv3x3(self.upsample, x) if hasattr(self, "upsample") else x
 
 
-def doubled_conv3x3(conv: nnx.Conv, x: Float[Array, "b y x c"]) -> Float[Array, "b y2 x2 d"]:
+def doubled_conv3x3(conv: Conv, x: Float[Array, "b y x c"]) -> Float[Array, "b y2 x2 d"]:
     """`conv` applied to `x` repeated twice along both sides, without the repeated picture.
 
     An output pixel of parity (i, j) sees only 2x2 distinct input pixels: a 3x3 kernel on doubled pixels is, for each
@@ -147,19 +145,11 @@ def doubled_conv3x3(conv: nnx.Conv, x: Float[Array, "b y x c"]) -> Float[Array, 
     bottom = jnp.stack([kernel[0] + kernel[1], kernel[2]])  # odd rows see input rows y and y+1
     phases = [_fold_columns(rows, odd) for rows in (top, bottom) for odd in (0, 1)]
     outs = [
-        jax.lax.conv_general_dilated(
-            x,
-            phase.astype(x.dtype),
-            (1, 1),
-            ((1 - i, i), (1 - j, j)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        conv.biased(convolution(x, phase.astype(x.dtype), 1, ((1 - i, i), (1 - j, j))), x.dtype)
         for phase, (i, j) in zip(phases, ((0, 0), (0, 1), (1, 0), (1, 1)), strict=True)
     ]
     grid = jnp.stack(outs, axis=3).reshape(b, height, width, 2, 2, -1)
-    grid = grid.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * height, 2 * width, -1)
-    assert conv.bias is not None
-    return grid + conv.bias[...].astype(x.dtype)
+    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * height, 2 * width, -1)
 
 
 def _fold_columns(rows: Array, odd: int) -> Array:

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from qil_jax.models.attention import AttentionKind, attention
 from qil_jax.models.axes import Axis, Constrain, unconstrained
 from qil_jax.models.config import ConfigError, parse_config
-from qil_jax.models.layers import RMSNorm, layer_norm, linear
+from qil_jax.models.layers import RMSNorm, embedding, layer_norm, linear
 from qil_jax.models.rope import Rotary, rotary, rotate_interleaved
 from qil_jax.models.stack import PLAIN, Scan, scan_blocks, stack_blocks
 
@@ -104,7 +104,7 @@ class Modulation(nnx.Module):
         self.time_in = linear(SINUSOID, (d, Axis.EMBED), rngs=rngs)
         self.time_out = linear((d, Axis.EMBED), d, rngs=rngs)
         if config.use_additional_t_cond:
-            self.addition = nnx.Embed(2, d, embedding_metadata={"axes": (None, Axis.EMBED)}, rngs=rngs)
+            self.addition = embedding(2, d, axes=(None, Axis.EMBED), rngs=rngs)
         make = lambda rngs: linear((d, Axis.EMBED), (6 * d, Axis.MODULATION), rngs=rngs)  # noqa: E731
         self.image = stack_blocks(make, config.num_layers, rngs=rngs)
         self.text = stack_blocks(make, config.num_layers, rngs=rngs)
@@ -278,7 +278,8 @@ def _sinusoid(sigma: Float[Array, " b"]) -> Float[Array, "b 256"]:
 
 def _stacked_linear(stacked: nnx.Linear, x: Float[Array, "b d"]) -> Float[Array, "k b 6 d"]:
     assert stacked.bias is not None
-    out = jnp.einsum("bd,kde->kbe", x, stacked.kernel[...]) + stacked.bias[...][:, None]
+    out = jnp.einsum("bd,kde->kbe", x, stacked.kernel[...], preferred_element_type=jnp.float32)
+    out = (out + stacked.bias[...][:, None]).astype(x.dtype)
     return out.reshape(*out.shape[:2], 6, -1)
 
 
