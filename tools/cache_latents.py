@@ -1,6 +1,6 @@
 """Encode a dataset once, so that training need not: latents of all pictures, states of all captions (docs/training.md).
 
-python tools/cache_latents.py RECORDS --checkpoint FOLDER [--vae FOLDER] --out FOLDER [--config configs/....py]
+python tools/cache_latents.py RECORDS [...] --checkpoint FOLDER [--vae FOLDER] --out FOLDER [--config configs/....py]
 
 Sizes, buckets and layers are those of the config's loader. What was cut off goes on where it was.
 """
@@ -21,11 +21,11 @@ from qil_jax.data.buckets import Bucket
 from qil_jax.data.latents import LatentIndex, LatentRecord, shard_facts, write_index, write_shard
 from qil_jax.data.pipeline import LoaderConfig, fitted, resized_record
 from qil_jax.data.records import Record
-from qil_jax.data.sources import RecordSource, open_source
+from qil_jax.data.sources import RecordSource, open_sources
 from qil_jax.data.tasks import Subject, Task, TaskConfig, make_sample
 from qil_jax.flow.velocity import FlowLoss
 from qil_jax.inference.prompts import PromptTokenizer
-from qil_jax.mesh import TRAINING_RULES, MeshShape, make_mesh
+from qil_jax.mesh import TRAINING_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.axes import Axis
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
@@ -82,10 +82,11 @@ class Job:
     vae: str
     text_encoder: str
     no_prompt: str
+    text: int
 
     def claim(self) -> None:
         """Note it in the folder, or refuse to go on with latents that were made otherwise."""
-        told = {name: repr(getattr(self, name)) for name in ("vae", "text_encoder", "no_prompt")}
+        told = {name: repr(getattr(self, name)) for name in ("vae", "text_encoder", "no_prompt", "text")}
         told |= {"buckets": repr(self.config.buckets), "max_layers": repr(self.config.max_layers)}
         file = self.out / "job.json"
         if file.is_file() and json.loads(file.read_text()) != told:
@@ -99,7 +100,7 @@ class Job:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parse.add_argument("records", help="a dataset, or folders of PNGs")
+    parse.add_argument("records", nargs="+", help="datasets, or folders of PNGs")
     parse.add_argument("--checkpoint", type=Path, required=True, help="gives text encoder, tokenizer and RGBA-VAE")
     parse.add_argument("--vae", type=Path, help="gives the RGBA-VAE instead")
     parse.add_argument("--out", type=Path, required=True)
@@ -115,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         experiment = load_experiment(arguments.config)
-        mesh = make_mesh(MeshShape.parse(arguments.mesh))
+        mesh = make_mesh(MeshShape.parse(arguments.mesh)) if arguments.mesh else single_device_mesh()
         encoders = load_encoders(arguments, mesh, text=experiment.data.text_tokens)
         job = Job(
             out=arguments.out,
@@ -123,10 +124,11 @@ def main(argv: list[str] | None = None) -> int:
             vae=fingerprint_of((arguments.vae or arguments.checkpoint) / Component.VAE),
             text_encoder=fingerprint_of(arguments.checkpoint / Component.TEXT_ENCODER),
             no_prompt=experiment.loss.no_prompt if isinstance(experiment.loss, FlowLoss) else FlowLoss.no_prompt,
+            text=experiment.data.text_tokens,
         )
         job.claim()
         for split in arguments.splits.split(","):
-            encode_split(open_source(arguments.records, split), split, job, encoders)
+            encode_split(open_sources(arguments.records, split), split, job, encoders)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -155,24 +157,29 @@ def load_encoders(arguments: argparse.Namespace, mesh: Mesh, *, text: int) -> En
 
 
 def encode_split(source: RecordSource, split: str, job: Job, encoders: Encoders) -> None:
-    """All records of a split, shard by shard; shards that are there are left alone."""
-    buckets, _, limits = fitted(source.facts(), job.config)
+    """All records of a split, shard by shard; shards that are there are left alone, if they are of these records."""
+    facts = source.facts()
+    buckets, _, limits = fitted(facts, job.config)
     (nothing,) = encoders.states([job.no_prompt])
     rows: list[tuple[int, int, int, int]] = []
     parts = shards_of(buckets)
     for number, members in enumerate(track(parts, description=f"encoding {split}", disable=not sys.stdout.isatty())):
+        sizes = [(buckets[i].width, buckets[i].height) for i in members]
         if shard_facts(job.out, split, number) is None:
-            sizes = [(buckets[i].width, buckets[i].height) for i in members]
             records = [resized_record(source[i], s, int(limits[i])) for i, s in zip(members, sizes, strict=True)]
             write_shard(job.out, split, number, encode_records(records, encoders), nothing)
-        rows += shard_facts(job.out, split, number) or []
+        kept = shard_facts(job.out, split, number) or []
+        captions = facts.captions[members].tolist()
+        if [(w, h, c) for w, h, _, c in kept] != [(*s, c) for s, c in zip(sizes, captions, strict=True)]:
+            raise ValueError(f"{job.out}: shard {number} of {split} is of other records: give another --out")
+        rows += kept
     index = LatentIndex(
         shards=tuple(map(len, parts)),
         vae=job.vae,
         text_encoder=job.text_encoder,
         no_prompt=job.no_prompt,
         rows=tuple(rows),
-        text=encoders.width,
+        text=job.text,
     )
     write_index(job.out, split, index)
     print(f"{split}: {len(rows)} records in {len(parts)} shards of {job.out}", flush=True)

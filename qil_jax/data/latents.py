@@ -105,8 +105,13 @@ class LatentSource:
         scale = self.index.rows[0][1] // high
         return {"scale": (scale,), "latents": (z,), "states": (self.index.text, e)}
 
-    def require(self, vae: str, text_encoder: str) -> None:
-        """Refuse latents of another VAE or text encoder: arguments are fingerprints of those at hand.
+    def require(self, *, vae: str, text_encoder: str, no_prompt: str, text: int) -> None:
+        """Refuse latents and states that are not what encoding now would give.
+
+        Args:
+          vae, text_encoder: fingerprints of those at hand.
+          no_prompt: the prompt that stands for none.
+          text: states that a prompt may have; fewer than were kept are cut from them.
 
         Raises:
           ValueError: naming what differs.
@@ -120,6 +125,16 @@ class LatentSource:
                     f"{self.folder}: was encoded by another {part} ({found}) than the one the run starts from "
                     f"({wanted}): run tools/cache_latents.py again with this one"
                 )
+        if self.index.no_prompt != no_prompt:
+            raise ValueError(
+                f"{self.folder}: was encoded with no_prompt {self.index.no_prompt!r}, but loss.no_prompt is "
+                f"{no_prompt!r}: set it alike, or run tools/cache_latents.py again"
+            )
+        if self.index.text < text:
+            raise ValueError(
+                f"{self.folder}: keeps {self.index.text} tokens of a prompt, but data.text_tokens is {text}: lower it, "
+                f"or run tools/cache_latents.py again"
+            )
 
     def sample(self, index: int, task: Task) -> Sample:
         """The latents of a task's pictures, with the states of the caption."""
@@ -155,7 +170,7 @@ class _Shard:
     states: Float16[np.ndarray, "n e"]
     starts: Int[np.ndarray, " r"]
     state_starts: Int[np.ndarray, " r"]
-    no_prompt: Float16[np.ndarray, "n e"]
+    no_prompt: Float16[np.ndarray, "m e"]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -25,7 +25,7 @@ from qil_jax.data.plan import GlobalBatch, Order, Plan, Shape
 from qil_jax.data.records import Record
 from qil_jax.data.resize import choose_crop, resized
 from qil_jax.data.sources import Facts, RecordSource
-from qil_jax.data.tasks import Sample, Task, TaskConfig, make_sample
+from qil_jax.data.tasks import Sample, Subject, Task, TaskConfig, make_sample
 
 NO_RECORD = -1
 TASKS = tuple(Task)
@@ -153,6 +153,7 @@ class Loader:
         self.plan = Plan(buckets, pictures, rows=config.rows, seed=config.seed, order=config.order)
         self.fingerprint = hashlib.sha256(repr(config).encode() + facts.rows.tobytes()).hexdigest()[:16]
         if isinstance(source, LatentSource):
+            _require_cached_tasks(source, config.tasks)
             _require_as_cached(source, facts, buckets, limits)
         self._make = _MakeBatch(source, config, self.plan, limits, processes)
         self._step = 0
@@ -327,6 +328,16 @@ def _require_as_cached(
             f"{source.name(index)} holds {facts.layers[index]} layers of {width} x {height} pixels, but the loader "
             f"wants at most {limits[index]} of {sizes[index][0]} x {sizes[index][1]}: give the loader the buckets, "
             f"max_layers and row_tokens that the latents were cached with"
+        )
+
+
+def _require_cached_tasks(source: LatentSource, tasks: TaskConfig) -> None:
+    """Latents are there of the composite, the layers, the foreground, and the composite over white."""
+    mix = [task for task, _ in tasks.mix]
+    if Task.RECONSTRUCTION in mix or (Task.TEXT_TO_RGBA in mix and tasks.subject is Subject.LAYER):
+        raise ValueError(
+            f"{source.folder}: cached latents serve neither the task {Task.RECONSTRUCTION} nor the subject "
+            f"{Subject.LAYER}: train from pictures, data.inputs=pictures"
         )
 
 

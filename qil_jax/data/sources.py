@@ -94,6 +94,12 @@ def open_source(path: str | Path, split: str = SPLIT) -> RecordSource:
     )
 
 
+def open_sources(paths: Sequence[str | Path], split: str = SPLIT) -> RecordSource:
+    """The records of one folder or several, one after the other; as `open_source` opens each."""
+    opened = [open_source(path, split) for path in paths]
+    return opened[0] if len(opened) == 1 else UnionSource(opened)
+
+
 class DatasetSource:
     """One split of a tensorflow-datasets folder of ArrayRecord shards, read without TensorFlow."""
 

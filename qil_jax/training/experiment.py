@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import runpy
 import sys
 import types
@@ -115,6 +116,10 @@ class Experiment:
         for name in ("steps", "log_every", "give_up"):
             if getattr(self, name) < 1:
                 raise ExperimentError(f"{name} is {getattr(self, name)} and must be at least 1")
+        try:
+            re.compile(self.trainable)
+        except re.error as error:
+            raise ExperimentError(f"trainable '{self.trainable}' is no regular expression: {error}") from error
         if self.data.loader.rows % self.optimiser.accumulate:
             raise ExperimentError(
                 f"data.loader.rows {self.data.loader.rows} is no multiple of optimiser.accumulate "
@@ -239,12 +244,23 @@ def _parsed(kind: Any, text: str, name: str) -> Any:
         if kind in (int, float, str):
             return kind(text)
         if origin is tuple:
-            return _tuples(json.loads(text))
+            return _listed(kind, json.loads(text))
     except ValueError as error:
-        shape = "a JSON list" if origin is tuple else f"of type {kind.__name__}"
+        shape = f"a JSON list for {kind}" if origin is tuple else f"of type {kind.__name__}"
         raise ExperimentError(f"'{name}': '{text}' is not {shape}") from error
     raise ExperimentError(f"'{name}': a whole {getattr(kind, '__name__', kind)} cannot be given; name one of its parts")
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _listed(kind: Any, value: Any) -> Any:
+    """JSON's value as one of a tuple's type or of what it holds; ValueError if it is of another."""
+    if typing.get_origin(kind) is tuple:
+        first, *rest = typing.get_args(kind)
+        if not isinstance(value, list):
+            raise ValueError(f"{value!r} is no list")
+        kinds = [first] * len(value) if rest == [...] else [first, *rest]
+        return tuple(_listed(k, v) for k, v in zip(kinds, value, strict=True))
+    if issubclass(kind, Enum):
+        return kind(value)
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise ValueError(f"{value!r} is not of type {kind.__name__}")
+    return kind(value)

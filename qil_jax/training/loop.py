@@ -57,13 +57,15 @@ def train(
       how it ended, the state, and the parts.
 
     Raises:
-      ExperimentError: if the folder holds a run of something else.
+      ExperimentError: if the folder holds a run of something else. Whatever is refused leaves the folder as it was.
       TrainingError: after `give_up` steps in a row without a finite loss.
       CheckpointError: if the disk is full; the checkpoints that are there stay whole.
     """
+    check_folder(run, experiment)
+    parts = prepare(experiment, mesh)
+    validating = validation_loader(parts)
     claim(run, experiment)
     keep_compiled(run)
-    parts = prepare(experiment, mesh)
     ledger = Ledger()
     checkpoints = Checkpoints(run, experiment.checkpoints)
     state = fresh_state(parts.params, experiment.optimiser, experiment.steps)
@@ -73,7 +75,6 @@ def train(
         parts.loader.restore(position)
     del restored
     step = make_step(parts.objective, experiment.optimiser, steps=experiment.steps, seed=experiment.seed, like=state)
-    validating = validation_loader(parts)
     validation = None if validating is None else Validation(parts, validating)
     writer = MetricsWriter(run, since=int(state.step))
     runner = _Runner(parts, run, ledger, checkpoints, writer, show, step, validation)
@@ -86,8 +87,8 @@ def train(
         writer.close()
 
 
-def claim(run: Path, experiment: Experiment) -> None:
-    """Write down what the folder is a run of, or check that it is one of this.
+def check_folder(run: Path, experiment: Experiment) -> None:
+    """Refuse a folder that is not new, empty, or a run of this experiment.
 
     Raises:
       ExperimentError: if it is of another experiment, naming what differs, or a folder of something else.
@@ -102,12 +103,16 @@ def claim(run: Path, experiment: Experiment) -> None:
                 f"{run} is a run with other settings ({', '.join(changed)} differ from {file}): give those settings to "
                 f"continue it, or another --out"
             )
-        return
-    if run.exists() and any(run.iterdir()):
+    elif run.exists() and any(run.iterdir()):
         raise ExperimentError(f"{run} holds something that is no run of train.py: give another --out")
-    if jax.process_index() == 0:
+
+
+def claim(run: Path, experiment: Experiment) -> None:
+    """Write down what the folder is a run of: only when all is ready, so that a failed start can be put right."""
+    file = run / EXPERIMENT
+    if jax.process_index() == 0 and not file.is_file():
         run.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(now, indent=2) + "\n")
+        file.write_text(json.dumps(to_json(experiment), indent=2) + "\n")
 
 
 def keep_compiled(run: Path) -> None:

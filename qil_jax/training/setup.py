@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from qil_jax.data.latents import LatentSource, open_latents
 from qil_jax.data.pipeline import Batch, Loader
 from qil_jax.data.plan import Order
-from qil_jax.data.sources import RecordSource, UnionSource, open_source
+from qil_jax.data.sources import RecordSource, open_sources
 from qil_jax.data.tasks import Task
 from qil_jax.flow.velocity import FlowLoss
 from qil_jax.inference.prompts import PromptTokenizer
@@ -89,7 +89,7 @@ def prepare(experiment: Experiment, mesh: Mesh) -> Parts:
     """
     check_start(experiment)
     placement = RowPlacement(mesh, TRAINING_RULES, experiment.data.loader.rows)
-    source = open_sources(experiment, "train")
+    source = open_data(experiment, "train")
     check_captions(experiment, source)
     loader = Loader(source, experiment.data.loader, processes=placement.processes, workers=experiment.data.workers)
     made = _vae_parts if experiment.stage is Stage.RGBA_VAE else _flow_parts
@@ -108,12 +108,12 @@ def validation_loader(parts: Parts) -> Loader | None:
     experiment = parts.experiment
     if not experiment.validation.every:
         return None
-    source = open_sources(experiment, experiment.validation.split)
+    source = open_data(experiment, experiment.validation.split)
     config = dataclasses.replace(experiment.data.loader, order=Order.SEQUENTIAL)
     return Loader(source, config, processes=parts.placement.processes, workers=experiment.data.workers)
 
 
-def open_sources(experiment: Experiment, split: str) -> Any:
+def open_data(experiment: Experiment, split: str) -> Any:
     """The records of all sources, of pictures or of latents."""
     data = experiment.data
     if not data.sources:
@@ -123,8 +123,7 @@ def open_sources(experiment: Experiment, split: str) -> Any:
         if more:
             raise ExperimentError("cached latents come from one folder: give tools/cache_latents.py all the sources")
         return open_latents(folder, split)
-    opened = [open_source(source, split) for source in data.sources]
-    return opened[0] if len(opened) == 1 else UnionSource(opened)
+    return open_sources(data.sources, split)
 
 
 def check_captions(experiment: Experiment, source: Any) -> None:
@@ -166,7 +165,14 @@ def check_start(experiment: Experiment) -> None:
 def origin_of(folder: Path) -> Stage | None:
     """The stage that trained a checkpoint's transformer or, if it is one of the RGBA-VAE, its VAE; None: none did."""
     file = folder / ORIGIN
-    return Stage(json.loads(file.read_text())["stage"]) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        return Stage(json.loads(file.read_text())["stage"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExperimentError(
+            f"{file}: names no stage ({error}): give another checkpoint, or remove the file if no stage wrote this one"
+        ) from error
 
 
 def _load(folder: str, component: Component, abstract: Model, mesh: Mesh, dtype: Any) -> Model:
@@ -246,7 +252,12 @@ def _flow_parts(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sou
     vae = _load(start.folder(Component.VAE), Component.VAE, abstract_vae, mesh, dtype)
     if experiment.data.inputs is Inputs.LATENTS:
         vae_folder, text_folder = Path(start.folder(Component.VAE)), Path(start.checkpoint)
-        source.require(fingerprint_of(vae_folder / Component.VAE), fingerprint_of(text_folder / Component.TEXT_ENCODER))
+        source.require(
+            vae=fingerprint_of(vae_folder / Component.VAE),
+            text_encoder=fingerprint_of(text_folder / Component.TEXT_ENCODER),
+            no_prompt=loss.no_prompt,
+            text=shape.text,
+        )
         inputs = CachedInputs(placement, shape, loss, seed=experiment.seed)
     else:
         text_config = Qwen2_5VLConfig.from_json(component_config(Path(start.checkpoint), Component.TEXT_ENCODER))

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cache_latents
 import jax
 import make_demo_checkpoint
 import make_scenes
@@ -52,6 +53,24 @@ class World:
     def experiment(self, stage: Stage, changes: dict[str, Any]) -> Experiment:
         """The same, as what `train` takes."""
         return load_experiment(config_of(stage), self.settings(stage, changes))
+
+    def config_file(self, folder: Path, stage: Stage, changes: dict[str, Any]) -> Path:
+        """The same, as a config file in a folder: for programs that take no overrides."""
+        file = folder / f"{stage}.py"
+        call = f"load_experiment(Path({str(config_of(stage))!r}), {self.settings(stage, changes)!r})"
+        lines = (
+            "from pathlib import Path",
+            "from qil_jax.training.experiment import load_experiment",
+            f"def config(): return {call}",
+        )
+        file.write_text("\n".join(lines) + "\n")
+        return file
+
+    def cache(self, out: Path, changes: dict[str, Any], *more: str) -> int:
+        """Latents of the training split by tools/cache_latents.py, for stage 3 with changes; its exit status."""
+        config = self.config_file(out.parent, Stage.IMAGE_TO_LAYERS, changes)
+        given = [str(self.scenes), "--checkpoint", str(self.base), "--splits", "train", "--config", str(config)]
+        return cache_latents.main([*given, "--out", str(out), *more])
 
 
 def config_of(stage: Stage) -> Path:
