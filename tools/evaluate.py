@@ -15,6 +15,7 @@ from evaluate_reconstruction import Reconstruction, score_reconstructions
 
 from qil_jax.inference.images import MULTIPLE, RESOLUTION
 from qil_jax.inference.request import MAX_LAYERS
+from qil_jax.mesh import MeshShape
 
 RESULTS = """a folder of layers that exist already: for each record a folder named by its number, counted from 0
 (00000, 00001, ...; leading zeros do not matter), as infer.py writes for pictures of these names, or with one PNG per
@@ -87,6 +88,10 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
         folder = getattr(arguments, name, None)
         if folder is not None and not folder.is_dir():
             found.append(f"--{name} {folder}: no such folder")
+    try:
+        MeshShape.parse(arguments.mesh)
+    except ValueError as error:
+        found.append(f"--mesh {arguments.mesh}: {error}")
     return found
 
 
