@@ -12,19 +12,20 @@ Picture = UInt8[np.ndarray, "y x 4"]
 class Baseline(StrEnum):
     """Ways to make layers without a model."""
 
-    INPUT = "input"  # the picture as the only layer
+    INPUT = "input"  # the picture as every layer
     COLOURS = "colours"  # k-means on colours; the largest cluster is the ground
 
 
 def baseline_layers(picture: Picture, count: int, kind: Baseline) -> list[Picture]:
-    """Layers of a picture, bottom to top.
+    """`count` layers of a picture, bottom to top.
 
-    Args:
-      count: layers that COLOURS makes; a picture of fewer colours gives fewer.
+    The protocol wants two layers or more. For COLOURS, a picture of fewer colours gets clear layers on top: they are
+    grouped with what they do not touch, so that they change no score.
     """
     if kind is Baseline.INPUT:
-        return [picture]
-    return _colour_layers(picture, count)
+        return [picture] * count
+    layers = _colour_layers(picture, count)
+    return layers + [np.zeros_like(picture)] * (count - len(layers))
 
 
 def _colour_layers(picture: Picture, count: int) -> list[Picture]:

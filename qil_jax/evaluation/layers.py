@@ -38,10 +38,15 @@ class Scores:
 
 
 def rgb_l1(prediction: Layer, reference: Layer) -> float:
-    """Mean absolute difference of straight colours over the pixels where the reference's alpha is not 0."""
+    """Mean absolute difference of straight colours over the pixels where the reference's alpha is not 0.
+
+    Summed in integers, a pixel's four bytes cleared as one number: nearly all of the protocol's time goes here.
+    """
     shows = reference[..., 3] > 0
-    difference = np.abs(prediction[..., :3].astype(np.float64) - reference[..., :3]).mean(-1) / 255
-    return float(difference[shows].sum() / (shows.sum() + 1e-8))
+    difference = np.maximum(prediction, reference) - np.minimum(prediction, reference)
+    difference[..., 3] = 0
+    difference.view(np.uint32)[..., 0] *= shows
+    return float(difference.sum(dtype=np.int64) / 3 / 255 / (np.count_nonzero(shows) + 1e-8))
 
 
 def alpha_iou(prediction: Layer, reference: Layer) -> float:

@@ -74,25 +74,38 @@ def _windowed(values: Float[np.ndarray, "y x"]) -> Float[np.ndarray, "v u"]:
 METRICS: dict[str, Metric] = {"psnr": psnr, "ssim": luma_ssim}
 
 
-def score_picture(
-    picture: UInt8[np.ndarray, "_ _ 4"], true: UInt8[np.ndarray, "_ _ 4"], metrics: Mapping[str, Metric] = METRICS
-) -> dict[str, float]:
-    """Every metric's mean over the nine backgrounds.
+def blended_pairs(
+    picture: UInt8[np.ndarray, "_ _ 4"], true: UInt8[np.ndarray, "_ _ 4"]
+) -> list[tuple[UInt8[np.ndarray, "y x 3"], UInt8[np.ndarray, "y x 3"]]]:
+    """A picture and the true one over each of the nine backgrounds, as JPEG leaves them.
 
     Raises:
       ValueError: if sizes differ.
     """
     if picture.shape != true.shape:
         raise ValueError(f"a reconstruction of shape {picture.shape} cannot be compared with {true.shape}")
-    pairs = [tuple(as_jpeg(blended(p, colour)) for p in (picture, true)) for colour in BACKGROUNDS.values()]
+    over = lambda x, colour: as_jpeg(blended(x, colour))  # noqa: E731
+    return [(over(picture, colour), over(true, colour)) for colour in BACKGROUNDS.values()]
+
+
+def score_pairs(pairs: Sequence[tuple[RGB, RGB]], metrics: Mapping[str, Metric] = METRICS) -> dict[str, float]:
+    """Every metric's mean over pairs of a picture and the true one."""
     return {name: float(np.mean([metric(*pair) for pair in pairs])) for name, metric in metrics.items()}
+
+
+def by_category(rows: Sequence[tuple[str, Mapping[str, float]]]) -> dict[str, list[Mapping[str, float]]]:
+    """Rows of (category, scores) as the scores of each category."""
+    categories: dict[str, list[Mapping[str, float]]] = {}
+    for category, scores in rows:
+        categories.setdefault(category, []).append(scores)
+    return categories
+
+
+def plain_mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each score."""
+    return {name: float(np.mean([scores[name] for scores in rows])) for name in rows[0]}
 
 
 def macro_average(rows: Sequence[tuple[str, Mapping[str, float]]]) -> dict[str, float]:
     """Rows of (category, scores) to the mean over categories of each category's mean."""
-    categories: dict[str, list[Mapping[str, float]]] = {}
-    for category, scores in rows:
-        categories.setdefault(category, []).append(scores)
-    names = list(rows[0][1])
-    means = [{name: np.mean([s[name] for s in group]) for name in names} for group in categories.values()]
-    return {name: float(np.mean([mean[name] for mean in means])) for name in names}
+    return plain_mean([plain_mean(group) for group in by_category(rows).values()])

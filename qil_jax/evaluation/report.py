@@ -1,19 +1,24 @@
 """A protocol's result as files: every sample in a table, the means beside the paper's, and pictures of some samples."""
 
 import csv
+import dataclasses
+import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from PIL import Image
 
 from qil_jax.data.files import write_whole
 from qil_jax.data.sheets import grid
+from qil_jax.evaluation.baselines import Baseline
+from qil_jax.evaluation.health import Health, health_rates
 from qil_jax.evaluation.layers import LEVELS, Scores, at_level, mean_scores
+from qil_jax.evaluation.reconstruction import by_category, macro_average, plain_mean
+from qil_jax.evaluation.samples import LayerResult, Picture
 
 PAPER_LAYERS = {
     "VLM base + Hi-SAM (paper)": (
@@ -30,6 +35,20 @@ PAPER_LAYERS = {
     ),
 }  # fmt: skip
 """RGB L1 and alpha soft IoU on Crello for 0 to 5 merges (paper.md 5.1). The last was fine-tuned on Crello."""
+_UNKNOWN = (None,) * (LEVELS - 2)
+NEWER_LAYERS = {
+    "Qwen-Image-Layered as released, 640 (third party, read off a picture)": (
+        (0.1481, *_UNKNOWN, 0.0880), (0.7131, *_UNKNOWN, 0.8672)
+    ),
+    "Ming-Image-0.1-Design-Layer, 1024 (its authors, read off a picture)": (
+        (0.0574, *_UNKNOWN, 0.0314), (0.8923, *_UNKNOWN, 0.9424)
+    ),
+}  # fmt: skip
+"""The same from elsewhere (paper.md 5.1, peers.md D1): only 0 and 5 merges are known."""
+PUBLISHED_LAYERS = {**PAPER_LAYERS, **NEWER_LAYERS}
+BASELINES = {Baseline.INPUT: "the picture as every layer", Baseline.COLOURS: "k-means of colours"}
+METRICS = {"l1": "RGB L1, lower is better", "iou": "Alpha soft IoU, higher is better"}
+PLACES = ("best", "median", "worst")
 PAPER_RECONSTRUCTION = {
     "LayerDiffuse, SDXL (paper)": {"psnr": 32.0879, "ssim": 0.9436, "lpips": 0.0418},
     "AlphaVAE, SDXL (paper)": {"psnr": 35.7446, "ssim": 0.9576, "lpips": 0.0495},
@@ -37,32 +56,19 @@ PAPER_RECONSTRUCTION = {
     "RGBA-VAE, Qwen-Image (paper)": {"psnr": 38.8252, "ssim": 0.9802, "lpips": 0.0123},
 }
 """On AIM-500 (paper.md 1.5)."""
-Picture = UInt8[np.ndarray, "y x 4"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LayerResult:
-    """One scored decomposition.
-
-    Attributes:
-      layers: how many the truth has.
-      scores: after 0, 1, ... merges.
-      recomposition: dB of the blended layers against the picture.
-      truth, made: the picture with its layers, and what was made of it, as rows of pictures.
-    """
-
-    name: str
-    layers: int
-    scores: Sequence[Scores]
-    recomposition: float
-    truth: Sequence[Picture]
-    made: Sequence[Picture]
-
-
-def write_layer_report(folder: Path, title: str, results: Sequence[LayerResult], facts: Mapping[str, Any]) -> str:
-    """Write samples.csv, summary.json, summary.md and best, median and worst as pictures.
+def write_layer_report(
+    folder: Path,
+    title: str,
+    results: Sequence[LayerResult],
+    show: Callable[[str], Sequence[Sequence[Picture]]],
+    facts: Mapping[str, Any],
+) -> str:
+    """Write samples.csv, summary.json, summary.md, and best.png, median.png, worst.png, together as report.png.
 
     Args:
+      show: the rows of pictures of a sample by name; called for three of them.
       facts: how it was measured, for the summary.
 
     Returns:
@@ -73,33 +79,54 @@ def write_layer_report(folder: Path, title: str, results: Sequence[LayerResult],
     """
     if not results:
         raise ValueError("no sample could be scored: each needs two layers or more")
-    folder.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = [
-        {"name": r.name, "layers": r.layers, "recomposition_db": round(r.recomposition, 3)}
-        | {f"l1_{k}": round(at_level(r.scores, k).l1, 5) for k in range(LEVELS)}
-        | {f"iou_{k}": round(at_level(r.scores, k).iou, 5) for k in range(LEVELS)}
-        for r in results
-    ]
-    _write_table(folder / "samples.csv", rows)
+    _write_table(folder / "samples.csv", [_layer_row(result) for result in results])
     groups = {"all": list(results)}
     for count in sorted({r.layers for r in results}):
         groups[f"{count} layers"] = [r for r in results if r.layers == count]
-    summary = {
-        name: {
-            "samples": len(group),
-            "l1": [round(s.l1, 4) for s in mean_scores([r.scores for r in group])],
-            "iou": [round(s.iou, 4) for s in mean_scores([r.scores for r in group])],
-            "recomposition_db": round(float(np.mean([r.recomposition for r in group])), 2),
-        }
-        for name, group in groups.items()
-    }
+    summary = {name: _layer_summary(group) for name, group in groups.items()}
     text = _layer_text(title, summary, facts)
-    _write_summary(folder, text, {"title": title, **facts, "groups": summary})
+    published = {name: dict(zip(METRICS, rows, strict=True)) for name, rows in PUBLISHED_LAYERS.items()}
+    _write_summary(folder, text, {"title": title, **facts, "groups": summary, "published on Crello": published})
     by_cost = sorted(results, key=lambda r: at_level(r.scores, 0).cost)
-    for place, result in {"best": 0, "median": len(by_cost) // 2, "worst": -1}.items():
-        chosen = by_cost[result]
-        grid([chosen.truth, chosen.made]).save(folder / f"{place}.png")
+    chosen = [by_cost[0], by_cost[len(by_cost) // 2], by_cost[-1]]
+    sheets = [grid(show(result.name)) for result in chosen]
+    for place, sheet in zip(PLACES, sheets, strict=True):
+        sheet.save(folder / f"{place}.png")
+    _stacked(sheets).save(folder / "report.png")
     return text
+
+
+def _layer_row(result: LayerResult) -> dict[str, Any]:
+    """One row of samples.csv."""
+    row: dict[str, Any] = {"name": result.name, "layers": result.layers}
+    for metric in METRICS:
+        row |= {f"{metric}_{k}": round(getattr(at_level(result.scores, k), metric), 5) for k in range(LEVELS)}
+    row["recomposition_db"] = round(result.recomposition, 3)
+    for kind, scores in result.baselines.items():
+        row |= {f"{kind}_{metric}_0": round(getattr(scores[0], metric), 5) for metric in METRICS}
+    told = dataclasses.asdict(result.health)
+    return row | {name: round(told[name], 5) for name in ("empty", "duplicates", "full_canvas", "overlap")}
+
+
+def _layer_summary(group: Sequence[LayerResult]) -> dict[str, Any]:
+    """The means of a group of samples."""
+    return {
+        "samples": len(group),
+        **_levels([r.scores for r in group]),
+        "recomposition_db": round(float(np.mean([r.recomposition for r in group])), 2),
+        "baselines": {kind.value: _levels([r.baselines[kind] for r in group]) for kind in Baseline},
+        "health": _rates([r.health for r in group]),
+        "health of the truth": _rates([r.true_health for r in group]),
+    }
+
+
+def _levels(samples: Sequence[Sequence[Scores]]) -> dict[str, list[float]]:
+    means = mean_scores(samples)
+    return {metric: [round(getattr(scores, metric), 4) for scores in means] for metric in METRICS}
+
+
+def _rates(stacks: Sequence[Health]) -> dict[str, float]:
+    return {name: round(rate, 4) for name, rate in dataclasses.asdict(health_rates(stacks)).items()}
 
 
 def _layer_text(title: str, summary: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
@@ -107,39 +134,84 @@ def _layer_text(title: str, summary: Mapping[str, Any], facts: Mapping[str, Any]
     head = "| | samples | " + " | ".join(f"{k} merges" for k in range(LEVELS)) + " | recomposition dB |"
     rule = "|---" * (LEVELS + 3) + "|"
     lines = [f"# {title}", "", *(f"- {line}" for line in told), ""]
-    for metric, heading, place in (
-        ("l1", "RGB L1, lower is better", 0),
-        ("iou", "Alpha soft IoU, higher is better", 1),
-    ):
+    every = summary["all"]
+    for place, (metric, heading) in enumerate(METRICS.items()):
         lines += [f"## {heading}", "", head, rule]
         for name, group in summary.items():
-            values = " | ".join(f"{value:.4f}" for value in group[metric])
-            lines.append(f"| {name} | {group['samples']} | {values} | {group['recomposition_db']:.2f} |")
-        for name, rows in PAPER_LAYERS.items():
-            lines.append(f"| {name}, on Crello | | " + " | ".join(f"{value:.4f}" for value in rows[place]) + " | |")
+            lines.append(_line(name, group["samples"], *group[metric], f"{group['recomposition_db']:.2f}"))
+        for kind, name in BASELINES.items():
+            lines.append(_line(name, every["samples"], *every["baselines"][kind][metric], ""))
+        for name, rows in PUBLISHED_LAYERS.items():
+            lines.append(_line(f"{name}, on Crello", "", *rows[place], ""))
         lines.append("")
+    lines += [
+        "Rows on Crello compare with runs on Crello alone. An empty cell is not known.",
+        "",
+    ]
+    rates = every["health"]
+    lines += ["## Health of the layers above the bottom one", "", "| | " + " | ".join(_said(n) for n in rates) + " |"]
+    lines += ["|---" * (len(rates) + 1) + "|", _line("made", *rates.values())]
+    lines += [_line("truth", *every["health of the truth"].values()), ""]
     return "\n".join(lines)
+
+
+def _line(*cells: Any) -> str:
+    """A row of a table: floats with four places, nothing for None."""
+    shown = ["" if x is None else f"{x:.4f}" if isinstance(x, float) else str(x) for x in cells]
+    return f"| {' | '.join(shown)} |"
+
+
+def _said(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _stacked(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Pictures one below the other."""
+    whole = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), (255, 255, 255))
+    top = 0
+    for sheet in sheets:
+        whole.paste(sheet, (0, top))
+        top += sheet.height
+    return whole
 
 
 def write_reconstruction_report(
     folder: Path,
     title: str,
     rows: Sequence[tuple[str, str, Mapping[str, float]]],
-    mean: Mapping[str, float],
     facts: Mapping[str, Any],
+    frechet: Mapping[str, float] | None = None,
 ) -> str:
-    """Write samples.csv of (name, category, scores), summary.json and summary.md, whose text is returned."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write samples.csv of (name, category, scores), summary.json and summary.md, whose text is returned.
+
+    Args:
+      frechet: a Frechet distance of each category, where one was measured.
+
+    Raises:
+      ValueError: if there is no row.
+    """
+    if not rows:
+        raise ValueError("no picture could be scored: the records have no layers that show anything")
     _write_table(
         folder / "samples.csv", [{"name": name, "category": category, **scores} for name, category, scores in rows]
     )
+    unnamed = [(category, scores) for _, category, scores in rows]
+    categories = {name: plain_mean(scores) for name, scores in by_category(unnamed).items()}
+    means = {"macro average": macro_average(unnamed), "plain mean": plain_mean([scores for _, scores in unnamed])}
+    means |= categories
+    if frechet:
+        for name, distance in frechet.items():
+            categories[name]["frechet"] = distance
+        if frechet.keys() == categories.keys():
+            means["macro average"]["frechet"] = float(np.mean(list(frechet.values())))
+    metrics = list(dict.fromkeys(metric for mean in means.values() for metric in mean))
     lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
-    lines += ["| | " + " | ".join(mean) + " |", "|---" * (len(mean) + 1) + "|"]
-    for name, values in {"this": mean, **PAPER_RECONSTRUCTION}.items():
-        shown = [f"{values[metric]:.4f}" if metric in values else "" for metric in mean]
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    lines += ["| | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
+    published = {f"{name}, on AIM-500": values for name, values in PAPER_RECONSTRUCTION.items()}
+    for name, values in {**means, **published}.items():
+        lines.append(_line(name, *(values.get(metric) for metric in metrics)))
     text = "\n".join(lines) + "\n"
-    _write_summary(folder, text, {"title": title, **facts, "mean": dict(mean)})
+    _write_summary(folder, text, {"title": title, **facts, **means})
     return text
 
 
@@ -149,7 +221,8 @@ def _write_summary(folder: Path, text: str, values: Mapping[str, Any]) -> None:
 
 
 def _write_table(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
+    stream = io.StringIO(newline="")
+    table = csv.DictWriter(stream, list(rows[0]))
+    table.writeheader()
+    table.writerows(rows)
+    write_whole(epath.Path(file), stream.getvalue().encode())

@@ -51,15 +51,22 @@ def lpips(
     weights: Weights, backbone: Backbone, first: Float[Array, "b y x 3"], second: Float[Array, "b y x 3"]
 ) -> Float[Array, " b"]:
     """The distance of each pair of pictures in [-1, 1]; at least 32 pixels a side."""
-    both = jnp.concatenate([first, second])
-    scaled = (both - jnp.asarray(SHIFT, both.dtype)) / jnp.asarray(SCALE, both.dtype)
-    features = _alexnet(weights, scaled) if backbone is Backbone.ALEXNET else _vgg16(weights, scaled)
     total = jnp.zeros(first.shape[0], first.dtype)
-    for j, feature in enumerate(features):
+    for j, feature in enumerate(_features(weights, backbone, jnp.concatenate([first, second]))):
         length = jnp.sqrt(jnp.sum(jnp.square(feature), axis=-1, keepdims=True) + TINY**2)
         a, b = jnp.split(feature / (length + TINY), 2)
         total += jnp.mean(jnp.square(a - b) @ weights[f"head_{j}"], axis=(1, 2))
     return total
+
+
+def pooled_features(weights: Weights, backbone: Backbone, pictures: Float[Array, "b y x 3"]) -> Float[Array, "b d"]:
+    """The last features of pictures in [-1, 1], averaged over pixels: d is 256 for AlexNet, 512 for VGG16."""
+    return jnp.mean(_features(weights, backbone, pictures)[-1], axis=(1, 2))
+
+
+def _features(weights: Weights, backbone: Backbone, pictures: Float[Array, "b y x 3"]) -> list[Array]:
+    scaled = (pictures - jnp.asarray(SHIFT, pictures.dtype)) / jnp.asarray(SCALE, pictures.dtype)
+    return _alexnet(weights, scaled) if backbone is Backbone.ALEXNET else _vgg16(weights, scaled)
 
 
 def _alexnet(weights: Weights, x: Array) -> list[Array]:

@@ -15,12 +15,15 @@ from qil_jax.evaluation.reconstruction import (
     WINDOW,
     as_jpeg,
     blended,
+    blended_pairs,
     luma_ssim,
     macro_average,
+    plain_mean,
     psnr,
-    score_picture,
+    score_pairs,
 )
-from qil_jax.evaluation.report import LayerResult, write_layer_report, write_reconstruction_report
+from qil_jax.evaluation.report import write_layer_report, write_reconstruction_report
+from qil_jax.evaluation.samples import TrueSample, flattened, sample_rows, scored
 
 
 def picture(seed: int, high: int = 24, wide: int = 31) -> np.ndarray:
@@ -67,23 +70,24 @@ def test_ssim_equals_its_formula_window_by_window():
 def test_a_picture_is_scored_over_nine_backgrounds_after_jpeg():
     true, made = picture(0), picture(3)
     values = [psnr(as_jpeg(blended(made, c)), as_jpeg(blended(true, c))) for c in BACKGROUNDS.values()]
-    scores = score_picture(made, true)
+    scores = score_pairs(blended_pairs(made, true))
     assert len(values) == 9
     assert scores["psnr"] == pytest.approx(sum(values) / 9)
-    assert score_picture(true, true)["psnr"] == pytest.approx(80)
+    assert score_pairs(blended_pairs(true, true))["psnr"] == pytest.approx(80)
     with pytest.raises(ValueError, match="cannot be compared"):
-        score_picture(made[:-1], true)
+        blended_pairs(made[:-1], true)
 
 
 def test_categories_count_alike_however_many_pictures_they_have():
     rows = [("hair", {"psnr": 10.0}), ("hair", {"psnr": 20.0}), ("glass", {"psnr": 35.0})]
     assert macro_average(rows) == {"psnr": 25.0}
+    assert plain_mean([scores for _, scores in rows]) == {"psnr": pytest.approx(65 / 3)}
 
 
 def test_baselines_of_a_square_on_a_ground():
     canvas = np.full((16, 16, 4), (200, 40, 40, 255), np.uint8)
     canvas[4:10, 4:10] = (20, 60, 220, 255)
-    assert [layer.tolist() for layer in baseline_layers(canvas, 2, Baseline.INPUT)] == [canvas.tolist()]
+    assert [layer.tolist() for layer in baseline_layers(canvas, 3, Baseline.INPUT)] == [canvas.tolist()] * 3
     ground, square = baseline_layers(canvas, 2, Baseline.COLOURS)
     assert (ground == (200, 40, 40, 255)).all()
     assert square[..., 3].sum() == 36 * 255
@@ -91,37 +95,57 @@ def test_baselines_of_a_square_on_a_ground():
     assert score_stacks([ground, square], [ground, square])[0].iou == 1
 
 
+def test_a_picture_of_one_colour_gets_clear_layers_that_change_no_score():
+    plain = np.full((16, 16, 4), (200, 40, 40, 255), np.uint8)
+    layers = baseline_layers(plain, 3, Baseline.COLOURS)
+    assert [int(layer[..., 3].max()) for layer in layers] == [255, 0, 0]
+    assert score_stacks(layers, [plain, plain]) == score_stacks(layers[:2], [plain, plain])
+
+
 def test_reports_hold_every_sample_and_the_means(tmp_path):
     ground = np.full((16, 16, 4), (200, 40, 40, 255), np.uint8)
     square = np.zeros_like(ground)
     square[4:10, 4:10] = (20, 60, 220, 255)
     shifted = np.roll(square, 3, axis=1)
+    true = TrueSample(picture=flattened([ground, square]), layers=[ground, square])
     made = {"exact": [ground, square], "shifted": [ground, shifted]}
-    results = [
-        LayerResult(
-            name=name,
-            layers=2,
-            scores=score_stacks(layers, [ground, square]),
-            recomposition=30.0,
-            truth=[ground, square],
-            made=layers,
-        )
-        for name, layers in made.items()
-    ]
-    text = write_layer_report(tmp_path / "layers", "A title", results, {"count": "given"})
+    results = [scored(name, true, layers) for name, layers in made.items()]
+    shown = []
+
+    def show(name: str):
+        shown.append(name)
+        return sample_rows(true, made[name])
+
+    text = write_layer_report(tmp_path / "layers", "A title", results, show, {"count": "given"})
     # Halves of 36 pixels agree: 18 of 54. Two pairs of layers, two samples: (1 + 1 + 1 + 1/3) / 4.
     summary = json.loads((tmp_path / "layers" / "summary.json").read_text())
     assert summary["groups"]["all"]["iou"][0] == pytest.approx(5 / 6, abs=1e-4)
     assert summary["groups"]["2 layers"]["samples"] == 2
+    assert "| all | 2 | 0.8333 |" in text
     assert "0.8705" in text  # the paper's row
-    assert "0.8333" in text
+    assert "| 0.8923 |  |  |  |  | 0.9424 |" in text and "read off a picture" in text  # of which two levels are known
+    assert "| made | 0.0000 | 0.0000 | 0.0000 | 0.0000 |" in text
+    # The picture twice: the ground's alpha agrees wholly, the square's 36 of 256 pixels: (1 + 36 / 256) / 2.
+    assert summary["groups"]["all"]["baselines"]["input"]["iou"][0] == pytest.approx(0.5703, abs=1e-4)
     rows = list(csv.DictReader((tmp_path / "layers" / "samples.csv").read_text().splitlines()))
     assert [row["name"] for row in rows] == ["exact", "shifted"]
-    assert all((tmp_path / "layers" / f"{place}.png").is_file() for place in ("best", "median", "worst"))
+    assert [float(row["input_iou_0"]) for row in rows] == [0.57031, 0.57031]
+    assert all((tmp_path / "layers" / f"{place}.png").is_file() for place in ("best", "median", "worst", "report"))
+    assert shown == ["exact", "shifted", "shifted"]  # best, median, worst
     with pytest.raises(ValueError, match="no sample"):
-        write_layer_report(tmp_path / "none", "A title", [], {})
+        write_layer_report(tmp_path / "none", "A title", [], show, {})
+
+
+def test_reconstructions_are_told_by_category_and_over_all(tmp_path):
     rows = [("a", "hair", {"psnr": 10.0, "ssim": 0.5}), ("b", "glass", {"psnr": 30.0, "ssim": 1.0})]
-    mean = macro_average([(category, scores) for _, category, scores in rows])
-    text = write_reconstruction_report(tmp_path / "pictures", "A title", rows, mean, {"pictures": 2})
-    assert "| this | 20.0000 | 0.7500 |" in text
-    assert len(list(csv.DictReader((tmp_path / "pictures" / "samples.csv").read_text().splitlines()))) == 2
+    rows.append(("c", "glass", {"psnr": 30.0, "ssim": 1.0}))
+    text = write_reconstruction_report(tmp_path, "A title", rows, {"pictures": 3}, {"hair": 1.0, "glass": 3.0})
+    assert "| macro average | 20.0000 | 0.7500 | 2.0000 |" in text
+    assert "| plain mean | 23.3333 | 0.8333 |  |" in text
+    assert "| hair | 10.0000 | 0.5000 | 1.0000 |" in text
+    assert "| RGBA-VAE, Qwen-Image (paper), on AIM-500 | 38.8252 | 0.9802 |  |" in text
+    assert len(list(csv.DictReader((tmp_path / "samples.csv").read_text().splitlines()))) == 3
+    text = write_reconstruction_report(tmp_path, "A title", rows, {}, {"glass": 3.0})
+    assert "| macro average | 20.0000 | 0.7500 |  |" in text  # no mean over what is not all
+    with pytest.raises(ValueError, match="no picture"):
+        write_reconstruction_report(tmp_path, "A title", [], {})

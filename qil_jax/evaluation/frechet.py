@@ -1,0 +1,29 @@
+"""The Frechet distance between two sets of features (Heusel et al., arXiv 1706.08500)."""
+
+import numpy as np
+from jaxtyping import Float
+
+
+def frechet_distance(first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"]) -> float:
+    """Squared distance of the normal distributions that fit two sets of features.
+
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), covariances over n - 1. The product's root is taken of this
+    symmetric form, by eigenvalues, so that it stays real where covariances are singular, as with few features.
+
+    Raises:
+      ValueError: if a set has fewer than two rows.
+    """
+    if min(len(first), len(second)) < 2:
+        raise ValueError(f"{len(first)} and {len(second)} features: a covariance needs two or more on each side")
+    means = [np.mean(x, axis=0, dtype=np.float64) for x in (first, second)]
+    covariances = [np.atleast_2d(np.cov(x.astype(np.float64), rowvar=False)) for x in (first, second)]
+    values, vectors = np.linalg.eigh(covariances[0])
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ covariances[1] @ root).clip(0)).sum()
+    distance = np.sum(np.square(means[0] - means[1])) + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * cross
+    return max(0.0, float(distance))  # rounding may leave equal sets below 0
+
+
+def mean_frechet_distance(first: Float[np.ndarray, "n g d"], second: Float[np.ndarray, "m g d"]) -> float:
+    """The mean of the distances of each of g groups, such as backgrounds."""
+    return float(np.mean([frechet_distance(first[:, g], second[:, g]) for g in range(first.shape[1])]))

@@ -1,0 +1,39 @@
+"""What a folder of an evaluation was made from: noted when it is begun, and asked for when it is gone on with."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from qil_jax.data.files import write_whole
+
+JOB = "job.json"
+
+
+def claim(folder: Path, told: Mapping[str, Any]) -> None:
+    """Note in the folder what it is made from; a folder of the same is gone on with.
+
+    Args:
+      told: everything that decides the result, as JSON values.
+
+    Raises:
+      ValueError: naming what differs, or if the folder holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give --out a folder")
+    file = folder / JOB
+    if not file.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(f"{folder} holds no evaluation (there is no {JOB}) and is not empty: give another --out")
+        write_whole(epath.Path(file), (json.dumps(told, indent=2) + "\n").encode())
+        return
+    try:
+        found = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read ({error}): give another --out") from error
+    names = [name for name in {**found, **told} if found.get(name) != told.get(name)]
+    if names:
+        differing = "".join(f"\n  {name}: {found.get(name)} there, {told.get(name)} here" for name in names)
+        raise ValueError(f"{folder} holds another evaluation: give it another --out, or the same settings:{differing}")

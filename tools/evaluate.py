@@ -1,0 +1,151 @@
+"""Measure a checkpoint, or layers made by anything else, on the records of a split (docs/evaluation.md).
+
+python tools/evaluate.py layers RECORDS --checkpoint FOLDER --out FOLDER     decompositions, by the LayerD protocol
+python tools/evaluate.py layers RECORDS --results FOLDER --out FOLDER        layers that are there already
+python tools/evaluate.py reconstruction RECORDS --checkpoint FOLDER --out FOLDER     the RGBA-VAE alone, by AlphaVAE's
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from evaluate_layers import Prompts, Sampling, Subset, score_results, score_sampled
+from evaluate_reconstruction import Reconstruction, score_reconstructions
+
+from qil_jax.inference.images import MULTIPLE, RESOLUTION
+from qil_jax.inference.request import MAX_LAYERS
+from qil_jax.mesh import MeshShape
+
+RESULTS = """a folder of layers that exist already: for each record a folder named by its number, counted from 0
+(00000, 00001, ...; leading zeros do not matter), as infer.py writes for pictures of these names, or with one PNG per
+layer, numbered bottom to top (000.png, 001.png, ...); of the record's size, or of its bucket's at --resolution"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parse.add_subparsers(dest="verb", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    add = common.add_argument
+    add("records", help="a dataset, folders of PNGs, or LayerD's Crello (docs/data.md)")
+    add("--out", type=Path, required=True, help="folder of the report; a run that was cut goes on in it")
+    add("--split", default="test", help="(default test)")
+    add("--dtype", choices=("float32", "bfloat16"), help="compute precision (default: as stored)")
+    add("--mesh", default="", help='devices, such as "data=2,tensor=4" (default: the first device)')
+    layers = verbs.add_parser("layers", parents=[common], help="decompositions, by the LayerD protocol")
+    _add_layers(layers)
+    reconstruction = verbs.add_parser(
+        "reconstruction", parents=[common], help="the RGBA-VAE, by AlphaVAE's nine backgrounds"
+    )
+    add = reconstruction.add_argument
+    add("--checkpoint", type=Path, required=True, help="its RGBA-VAE is measured; nothing else is loaded")
+    add("--count", type=int, default=500, help="layers, of the first records (default 500)")
+    add("--size", type=int, help="bucket resolution (default: the records' own size, rounded down to 32)")
+    add("--batch", type=int, default=8, help="layers at once (default 8)")
+    add(
+        "--lpips",
+        type=Path,
+        metavar="FILE",
+        help="weights that tools/convert_lpips.py wrote: adds LPIPS, and a Frechet distance of that backbone's "
+        "mean-pooled last features, which is NOT the paper's rFID: that needs Inception's",
+    )
+    return parse
+
+
+def _add_layers(parse: argparse.ArgumentParser) -> None:
+    source = parse.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, help="decomposes the records' composites")
+    source.add_argument("--results", type=Path, metavar="FOLDER", help=RESULTS)
+    add = parse.add_argument
+    add("--count", type=int, default=200, help="the first records of the split (default 200)")
+    add("--resolution", type=int, default=RESOLUTION, help=f"size bucket (default {RESOLUTION})")
+    add = parse.add_argument_group("how a checkpoint decomposes").add_argument
+    add("--layers", default="true", metavar="true|N", help="as many as the truth has, or N (default true)")
+    add("--captions", action="store_true", help="prompt with the records' captions (default: no prompt)")
+    add("--steps", type=int, default=50, help="Euler steps (default 50)")
+    add("--guidance", type=float, default=4.0, help="guidance scale; without captions it changes nothing (default 4.0)")
+    add("--seed", type=int, default=777, help="of the noise; each record adds its number (default 777)")
+    add("--batch", type=int, default=1, help="pictures at once (default 1)")
+
+
+def problems_of(arguments: argparse.Namespace) -> list[str]:
+    """All that is wrong with the command line, in words."""
+    found = []
+    for name in ("count", "batch", "steps"):
+        if getattr(arguments, name, 1) < 1:
+            found.append(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    for name in ("resolution", "size"):
+        side = getattr(arguments, name, None)
+        if side is not None and (side < MULTIPLE or side % MULTIPLE):
+            found.append(f"--{name} must be a multiple of {MULTIPLE}, got {side}")
+    if not math.isfinite(getattr(arguments, "guidance", 1.0)):
+        found.append(f"--guidance must be a finite number, got {arguments.guidance}")
+    layers = getattr(arguments, "layers", "true")
+    if layers != "true" and not (layers.isdecimal() and 2 <= int(layers) <= MAX_LAYERS):
+        found.append(f"--layers must be 'true' or from 2 to {MAX_LAYERS}, got {layers}")
+    for name in ("checkpoint", "results"):
+        folder = getattr(arguments, name, None)
+        if folder is not None and not folder.is_dir():
+            found.append(f"--{name} {folder}: no such folder")
+    try:
+        MeshShape.parse(arguments.mesh)
+    except ValueError as error:
+        found.append(f"--mesh {arguments.mesh}: {error}")
+    return found
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """The text of the summary."""
+    if arguments.verb == "reconstruction":
+        job = Reconstruction(
+            records=arguments.records,
+            split=arguments.split,
+            out=arguments.out,
+            checkpoint=arguments.checkpoint,
+            count=arguments.count,
+            size=arguments.size,
+            batch=arguments.batch,
+            lpips=arguments.lpips,
+            dtype=arguments.dtype,
+            mesh=arguments.mesh,
+        )
+        return score_reconstructions(job)
+    subset = Subset.open(arguments.records, arguments.split, count=arguments.count, resolution=arguments.resolution)
+    if arguments.results is not None:
+        return score_results(subset, arguments.results, arguments.out)
+    sampling = Sampling(
+        checkpoint=arguments.checkpoint,
+        layers=None if arguments.layers == "true" else int(arguments.layers),
+        prompts=Prompts.CAPTIONS if arguments.captions else Prompts.NONE,
+        steps=arguments.steps,
+        guidance=arguments.guidance,
+        seed=arguments.seed,
+        batch=arguments.batch,
+        dtype=arguments.dtype,
+        mesh=arguments.mesh,
+    )
+    return score_sampled(subset, sampling, arguments.out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and print the summary; 2 for input that cannot be used."""
+    parse = parser()
+    arguments = parse.parse_args(argv)
+    problems = problems_of(arguments)
+    if problems:
+        parse.error("\n  ".join(["cannot start:", *problems]))
+    try:
+        print(run(arguments))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from here", file=sys.stderr)
+        return 130
+    print(f"The report is in {arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,280 @@
+"""The runs of `evaluate.py layers`: decompose what is not decomposed yet, then score folders of layers."""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from progress import shown
+
+from qil_jax.data.boxed import composite_8bit
+from qil_jax.data.records import Record
+from qil_jax.data.sources import Facts, RecordSource, open_source
+from qil_jax.evaluation.job import claim
+from qil_jax.evaluation.report import write_layer_report
+from qil_jax.evaluation.samples import LayerResult, TrueSample, sample_rows, scored, true_sample
+from qil_jax.export.result import read_record
+from qil_jax.inference.images import bucket_size, check_size
+from qil_jax.inference.pipeline import Pipeline
+from qil_jax.inference.request import MAX_LAYERS, Request, Settings
+from qil_jax.mesh import MeshShape, make_mesh, single_device_mesh
+from qil_jax.weights import Component, require_sound
+from qil_jax.weights.load import fingerprint_of
+
+SAMPLES = "samples"
+NO_PROMPT = " "
+"""What guidance leads away from when nothing is said, and what training puts in place of a dropped caption."""
+TITLE = "Decomposition, by the LayerD protocol"
+
+
+class Prompts(StrEnum):
+    """What a picture is decomposed with."""
+
+    NONE = "none"
+    CAPTIONS = "captions"  # of the records; none where a record has none
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Subset:
+    """The first records of a split that have two layers or more, which the protocol needs.
+
+    Attributes:
+      count: how many of the first records there are with those of fewer layers.
+      resolution: of the bucket that the model sees them at.
+    """
+
+    source: RecordSource
+    facts: Facts
+    split: str
+    count: int
+    resolution: int
+
+    @classmethod
+    def open(cls, records: str, split: str, *, count: int, resolution: int) -> "Subset":
+        """Raises ValueError if there are no such records, or listing those that cannot be decomposed."""
+        source = open_source(records, split)
+        subset = cls(
+            source=source, facts=source.facts(), split=split, count=min(count, len(source)), resolution=resolution
+        )
+        if not subset.numbers:
+            raise ValueError(f"{records}: none of the first {subset.count} records has the two layers that are needed")
+        problems = []
+        for number in subset.numbers:
+            try:
+                check_size(subset.size(number), source.name(number), resolution)
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError("records that cannot be decomposed:\n  " + "\n  ".join(problems))
+        return subset
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of the records."""
+        return np.flatnonzero(self.facts.layers[: self.count] >= 2).tolist()
+
+    def size(self, number: int) -> tuple[int, int]:
+        """Width and height of a record as it is stored."""
+        width, height = self.facts.sizes[number].tolist()
+        return width, height
+
+    def bucket(self, number: int) -> tuple[int, int]:
+        """Width and height that the model sees it at."""
+        return bucket_size(*self.size(number), self.resolution)
+
+    def record(self, number: int) -> Record:
+        """Raises ValueError naming a record that cannot be read."""
+        try:
+            return self.source[number]
+        except Exception as error:  # whatever a reader may raise, the user must learn of which record
+            raise ValueError(f"{self.source.name(number)} cannot be read: {error}") from error
+
+    def told(self) -> dict[str, Any]:
+        """What decides the result, as JSON. Records go by all sizes, layer counts and captions' lengths, and by the
+        first one's pixels."""
+        first = self.record(self.numbers[0])
+        digest = hashlib.sha256(self.facts.rows.tobytes() + composite_8bit(first.layers, first.size).tobytes())
+        told = {"split": self.split, "count": self.count, "resolution": self.resolution}
+        return {"verb": "layers", "records": digest.hexdigest()[:16], **told}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a checkpoint decomposes. `layers` None: as many as the truth has."""
+
+    checkpoint: Path
+    layers: int | None
+    prompts: Prompts
+    steps: int
+    guidance: float
+    seed: int
+    batch: int
+    dtype: str | None
+    mesh: str
+
+    def told(self) -> dict[str, Any]:
+        """What decides the result, up to rounding, as JSON: batch and mesh do not."""
+        layers = "true" if self.layers is None else self.layers
+        names = ("prompts", "steps", "guidance", "seed", "dtype")
+        return {"layers": layers, **{name: getattr(self, name) for name in names}}
+
+    def load(self) -> Pipeline:
+        """The one place where weights are loaded."""
+        mesh = make_mesh(MeshShape.parse(self.mesh)) if self.mesh else single_device_mesh()
+        return Pipeline.load(self.checkpoint, mesh=mesh, dtype=self.dtype)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of all that a decomposition depends on. Reads all files once."""
+        return {part: fingerprint_of(self.checkpoint / part) for part in (*Component, "scheduler", "tokenizer")}
+
+
+def score_sampled(subset: Subset, sampling: Sampling, out: Path) -> str:
+    """Decompose the records of which OUT/samples holds nothing yet, and write the report of all of them to OUT.
+
+    Raises:
+      ValueError: before any compute, if the checkpoint is not sound or OUT holds something else.
+    """
+    require_sound(sampling.checkpoint)
+    claim(out, {**subset.told(), **sampling.told(), **sampling.fingerprints()})
+    left = [group for group in batches(subset, sampling.batch) if any(not _folder(out, n).exists() for n in group)]
+    if left:
+        made = decomposed(left, subset, sampling, out)
+        for _ in shown(made, sum(map(len, left)), "decomposing"):
+            pass
+    facts = {"checkpoint": sampling.checkpoint.resolve().name, **sampling.told()}
+    facts["layers"] = f"as many as the truth has, at most {MAX_LAYERS}" if sampling.layers is None else sampling.layers
+    facts["dtype"] = sampling.dtype or "as stored"
+    return _report(subset, {n: layer_files(_folder(out, n)) for n in subset.numbers}, out, facts)
+
+
+def score_results(subset: Subset, results: Path, out: Path) -> str:
+    """Write the report of layers that exist already to OUT.
+
+    Raises:
+      ValueError: listing all results that are missing or do not fit, before any is scored.
+    """
+    files = find_results(subset, results)
+    claim(out, {**subset.told(), "results": str(results.resolve())})
+    return _report(subset, files, out, {"results": results.resolve().name})
+
+
+def batches(subset: Subset, size: int) -> list[list[int]]:
+    """The records' numbers, so many at a time, records of one shape together: they share a compiled program."""
+    shape = lambda number: (int(subset.facts.layers[number]), *subset.bucket(number), number)  # noqa: E731
+    ordered = sorted(subset.numbers, key=shape)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def decomposed(groups: Sequence[Sequence[int]], subset: Subset, sampling: Sampling, out: Path) -> Iterator[int]:
+    """Decompose batches, each whole so that a resumed run gives the same; yields numbers as they are saved."""
+    pipeline = sampling.load()
+    settings = Settings(steps=sampling.steps, guidance=sampling.guidance)
+    for group in groups:
+        found = pipeline.decompose([request_for(number, subset, sampling) for number in group], settings)
+        for number, decomposition in zip(group, found, strict=True):
+            if not _folder(out, number).exists():
+                decomposition.layered.save(_folder(out, number))
+            yield number
+
+
+def request_for(number: int, subset: Subset, sampling: Sampling) -> Request:
+    """What is asked for a record."""
+    record = subset.record(number)
+    shows = len(true_sample(record, subset.bucket(number)).layers)
+    prompt = (record.caption if sampling.prompts is Prompts.CAPTIONS else "") or NO_PROMPT
+    return Request(
+        image=Image.fromarray(composite_8bit(record.layers, record.size)),
+        layers=sampling.layers or min(max(2, shows), MAX_LAYERS),
+        prompt=prompt,
+        negative_prompt=None if prompt == NO_PROMPT else NO_PROMPT,  # guided away from itself it would stay the same
+        resolution=subset.resolution,
+        seed=sampling.seed + number,
+    )
+
+
+def find_results(subset: Subset, folder: Path) -> dict[int, list[Path]]:
+    """The PNGs of each record's layers, bottom to top; only headers are read.
+
+    Raises:
+      ValueError: listing all that is missing or does not fit.
+    """
+    problems, folders = [], {}
+    for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        if not path.name.isdecimal() or int(path.name) >= len(subset.source):
+            problems.append(f"{path}: its name is not the number of one of the {len(subset.source)} records")
+        elif int(path.name) in folders:
+            problems.append(f"{path}: has the number of {folders[int(path.name)].name}")
+        else:
+            folders[int(path.name)] = path
+    files = {}
+    for number in subset.numbers:
+        if number not in folders:
+            problems.append(f"{folder / f'{number:05d}'}: missing, the layers of {subset.source.name(number)}")
+            continue
+        try:
+            files[number] = layer_files(folders[number])
+            _require_fitting(files[number], {subset.size(number), subset.bucket(number)})
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("results do not match the records:\n  " + "\n  ".join(problems))
+    return files
+
+
+def layer_files(folder: Path) -> list[Path]:
+    """The PNGs of a folder of layers, bottom to top: those that its result.json tells of, or all, by number."""
+    record = read_record(folder)
+    if record is not None:
+        return [folder / layer["file"] for layer in record["layers"]]
+    numbered = [(re.match(r"\d+", file.stem), file) for file in folder.glob("*.png")]
+    wrong = [file.name for digits, file in numbered if digits is None]
+    if wrong or not numbered:
+        what = f"names without a number: {', '.join(sorted(wrong))}" if wrong else "no PNG"
+        raise ValueError(f"{folder}: {what}: expected one PNG per layer, numbered bottom to top")
+    return [file for _, file in sorted((int(digits[0]), file) for digits, file in numbered if digits)]
+
+
+def _require_fitting(files: Sequence[Path], wanted: set[tuple[int, int]]) -> None:
+    if len(files) < 2:
+        raise ValueError(f"{files[0].parent}: one layer: the protocol needs two or more")
+    for file in files:
+        with Image.open(file) as image:
+            if image.size not in wanted:
+                sizes = " or ".join(f"{width} x {height}" for width, height in sorted(wanted))
+                raise ValueError(f"{file}: {image.width} x {image.height} pixels, but its record has {sizes}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Pairs:
+    """Records beside what was made of them, one at a time in memory."""
+
+    subset: Subset
+    files: Mapping[int, Sequence[Path]]
+
+    def read(self, number: int) -> tuple[TrueSample, list[np.ndarray]]:
+        """The truth at the size of what was made."""
+        made = [np.asarray(Image.open(file).convert("RGBA")) for file in self.files[number]]
+        return true_sample(self.subset.record(number), made[0].shape[1::-1]), made
+
+    def results(self) -> Iterator[LayerResult | None]:
+        """In order of the records; None for one that shows fewer than two layers at the model's size."""
+        for number in self.subset.numbers:
+            true, made = self.read(number)
+            yield scored(f"{number:05d}", true, made) if len(true.layers) >= 2 else None
+
+
+def _report(subset: Subset, files: Mapping[int, Sequence[Path]], out: Path, facts: Mapping[str, Any]) -> str:
+    pairs = _Pairs(subset=subset, files=files)
+    every = [result for result in shown(pairs.results(), len(files), "scoring") if result is not None]
+    told = {"split": subset.split, "records": subset.count, "skipped, fewer than two layers": subset.count - len(every)}
+    told |= {**facts, "resolution": subset.resolution}
+    return write_layer_report(out, TITLE, every, lambda name: sample_rows(*pairs.read(int(name))), told)
+
+
+def _folder(out: Path, number: int) -> Path:
+    return out / SAMPLES / f"{number:05d}"

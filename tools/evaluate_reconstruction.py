@@ -1,0 +1,192 @@
+"""The run of `evaluate.py reconstruction`: layers through the RGBA-VAE and back."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from progress import shown
+
+from qil_jax.data.sources import RecordSource, open_source
+from qil_jax.evaluation.frechet import mean_frechet_distance
+from qil_jax.evaluation.job import claim
+from qil_jax.evaluation.reconstruction import RGB, blended_pairs, score_pairs
+from qil_jax.evaluation.report import write_reconstruction_report
+from qil_jax.evaluation.samples import true_sample
+from qil_jax.inference.autoencoder import Autoencoder
+from qil_jax.inference.images import MULTIPLE, bucket_size
+from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, single_device_mesh
+from qil_jax.models.lpips import lpips, pooled_features
+from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
+from qil_jax.weights import Component, component_config, load_model, require_sound
+from qil_jax.weights.load import fingerprint_of
+from qil_jax.weights.perception import load_lpips
+
+GROUND, UPPER = "ground", "upper"
+"""Categories: layers at the bottom, and those above."""
+TITLE = "Reconstruction over nine backgrounds, by AlphaVAE's protocol"
+NOT_RFID = "of mean-pooled last features of LPIPS's backbone: not the paper's rFID, which takes Inception's"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """What is measured, and how. `size` None: at the records' own sizes."""
+
+    records: str
+    split: str
+    out: Path
+    checkpoint: Path
+    count: int
+    size: int | None
+    batch: int
+    lpips: Path | None
+    dtype: str | None
+    mesh: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TrueLayer:
+    """A layer on its whole canvas, straight RGBA."""
+
+    name: str
+    category: str
+    pixels: np.ndarray
+
+
+class Perception:
+    """LPIPS, and the features for the Frechet distance, from one file of weights."""
+
+    def __init__(self, file: Path):
+        weights, self.backbone = load_lpips(file)
+        self._measure = jax.jit(functools.partial(_measure, weights, self.backbone))
+
+    def __call__(self, pairs: Sequence[tuple[RGB, RGB]]) -> tuple[float, np.ndarray]:
+        """Mean distance of pairs, and the features [pairs, 2, d] of both sides."""
+        pictures = np.asarray(pairs, np.float32).swapaxes(0, 1) / 127.5 - 1
+        distances, features = self._measure(pictures)
+        return float(np.mean(distances)), np.asarray(features).swapaxes(0, 1)
+
+
+def _measure(weights: Any, backbone: Any, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
+    features = pooled_features(weights, backbone, jnp.concatenate(list(pictures)))
+    return lpips(weights, backbone, *pictures), features.reshape(2, pictures.shape[1], -1)
+
+
+def score_reconstructions(job: Reconstruction) -> str:
+    """Reconstruct the first layers of a split, and write the report.
+
+    Raises:
+      ValueError: before any compute, if records, checkpoint or weights cannot be used, or OUT holds something else.
+    """
+    source = open_source(job.records, job.split)
+    sizes = sizes_of(source, job)
+    require_sound(job.checkpoint)
+    perception = None if job.lpips is None else Perception(job.lpips)
+    claim(job.out, told_of(job, source))
+    autoencoder = load_autoencoder(job)
+    rows, features = [], {}
+    layers = reconstructed(true_layers(source, sizes, job.count), job.batch, autoencoder)
+    total = min(job.count, int(source.facts().layers.sum()))
+    for layer, made in shown(layers, total, "reconstructing"):
+        pairs = blended_pairs(made, layer.pixels)
+        scores = score_pairs(pairs)
+        if perception is not None:
+            scores["lpips"], found = perception(pairs)
+            features.setdefault(layer.category, []).append(found)
+        rows.append((layer.name, layer.category, scores))
+    facts = {"checkpoint": job.checkpoint.resolve().name, "split": job.split, "layers": len(rows)}
+    facts |= {"size": job.size or "the records' own", "dtype": job.dtype or "as stored"}
+    if perception is not None:
+        facts |= {"lpips": perception.backbone.value, "frechet": NOT_RFID}
+    distances = {
+        category: mean_frechet_distance(*np.stack(found).transpose(2, 0, 1, 3))
+        for category, found in features.items()
+        if len(found) > 1
+    }
+    return write_reconstruction_report(job.out, TITLE, rows, facts, distances)
+
+
+def sizes_of(source: RecordSource, job: Reconstruction) -> list[tuple[int, int]]:
+    """Width and height at which the layers of each record are measured, of as many records as are needed.
+
+    Raises:
+      ValueError: listing records that are too small or too narrow.
+    """
+    sizes, problems = [], []
+    facts, found = source.facts(), 0
+    for number, (width, height) in enumerate(facts.sizes.tolist()):
+        if found >= job.count:
+            break
+        found += int(facts.layers[number])
+        try:
+            if job.size is None and min(width, height) < MULTIPLE:
+                raise ValueError(f"{source.name(number)}: {width} x {height} pixels: below {MULTIPLE}, give --size")
+            own = width // MULTIPLE * MULTIPLE, height // MULTIPLE * MULTIPLE
+            sizes.append(own if job.size is None else bucket_size(width, height, job.size, name=source.name(number)))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("records that cannot be measured:\n  " + "\n  ".join(problems))
+    return sizes
+
+
+def told_of(job: Reconstruction, source: RecordSource) -> dict[str, Any]:
+    """What decides the result, as JSON."""
+    names = ("split", "count", "size", "dtype")
+    return {
+        "verb": "reconstruction",
+        "records": hashlib.sha256(source.facts().rows.tobytes()).hexdigest()[:16],
+        **{name: getattr(job, name) for name in names},
+        "vae": fingerprint_of(job.checkpoint / Component.VAE),
+        "lpips": None if job.lpips is None else hashlib.sha256(job.lpips.read_bytes()).hexdigest()[:16],
+    }
+
+
+def load_autoencoder(job: Reconstruction) -> Autoencoder:
+    """The RGBA-VAE alone."""
+    config = VAEConfig.from_json(component_config(job.checkpoint, Component.VAE))
+    if config.input_channels != 4:
+        raise ValueError(f"{job.checkpoint}: its VAE has {config.input_channels} channels, not the 4 of RGBA")
+    mesh = make_mesh(MeshShape.parse(job.mesh)) if job.mesh else single_device_mesh()
+    abstract = nnx.eval_shape(lambda: RGBAVAE(config, rngs=nnx.Rngs(0)))
+    vae = load_model(job.checkpoint / Component.VAE, abstract, mesh=mesh, rules=INFERENCE_RULES, dtype=job.dtype)
+    return Autoencoder(vae, mesh=mesh)
+
+
+def true_layers(source: RecordSource, sizes: Sequence[tuple[int, int]], count: int) -> Iterator[TrueLayer]:
+    """The first layers that show anything at their size, record by record, bottom to top."""
+    found = 0
+    for number, size in enumerate(sizes):
+        for place, pixels in enumerate(true_sample(source[number], size).layers):
+            if found == count:
+                return
+            found += 1
+            category = UPPER if place else GROUND
+            yield TrueLayer(name=f"{number:05d}/{place:03d}", category=category, pixels=pixels)
+
+
+def reconstructed(
+    layers: Iterator[TrueLayer], batch: int, autoencoder: Autoencoder
+) -> Iterator[tuple[TrueLayer, np.ndarray]]:
+    """Each layer and what the autoencoder makes of it; layers of one size are coded together."""
+    for group in grouped(layers, batch):
+        pixels = np.stack([layer.pixels for layer in group]).astype(np.float32) / 127.5 - 1
+        yield from zip(group, autoencoder.decode(autoencoder.encode(pixels)), strict=True)
+
+
+def grouped(layers: Iterator[TrueLayer], batch: int) -> Iterator[list[TrueLayer]]:
+    """Consecutive layers of one size, `batch` of them at most."""
+    group: list[TrueLayer] = []
+    for layer in layers:
+        if group and (len(group) == batch or group[0].pixels.shape != layer.pixels.shape):
+            yield group
+            group = []
+        group.append(layer)
+    if group:
+        yield group

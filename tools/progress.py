@@ -1,0 +1,20 @@
+"""How far a program is: a bar on a terminal, a line every tenth otherwise."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.progress import track
+
+Item = TypeVar("Item")
+
+
+def shown(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    """The items, counted as they come."""
+    if sys.stdout.isatty():
+        yield from track(items, description=what, total=total)
+        return
+    for done, item in enumerate(items, start=1):
+        yield item
+        if done == total or done % max(1, total // 10) == 0:
+            print(f"{what}: {done}/{total}", flush=True)
