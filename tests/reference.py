@@ -1,6 +1,8 @@
 """Reference modules brought into ours through the shipping converter, and the error measure of all parity tests."""
 
+import copy
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
 from qil_jax.weights import component_config, load_model
 
+Module = TypeVar("Module", bound=torch.nn.Module)
 MODELS = {
     "vae": (RGBAVAE, VAEConfig),
     "transformer": (VLDMMDiT, MMDiTConfig),
@@ -37,3 +40,17 @@ def error(actual, expected) -> float:
     assert actual.shape == expected.shape, (actual.shape, expected.shape)
     assert np.isfinite(actual).all()
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+def mean_error(actual, expected) -> float:
+    """Mean absolute difference, in fp32."""
+    actual, expected = (np.asarray(x, np.float32) for x in (actual, expected))
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    assert np.isfinite(actual).all()
+    return float(np.abs(actual - expected).mean())
+
+
+def in_bf16(reference: Module) -> tuple[Module, Module]:
+    """A reference module rounded to bf16, and one of the same rounded weights that computes in fp32."""
+    rounded = reference.to(torch.bfloat16)
+    return rounded, copy.deepcopy(rounded).to(torch.float32)

@@ -55,15 +55,15 @@ def torch_flow_loss(reference, batch: FlowBatch, sigma, noise) -> torch.Tensor:
     given = (t(batch.kinds) == NO_TARGET)[..., None]
     tokens = torch.where(given, clean, (1 - level) * clean + level * noise)
     velocity = reference(
-        hidden_states=tokens,
-        encoder_hidden_states=t(batch.text),
+        hidden_states=tokens.to(reference.dtype),
+        encoder_hidden_states=t(batch.text).to(reference.dtype),
         encoder_hidden_states_mask=t(batch.layout.text_segments).bool(),
-        timestep=t(sigma),
+        timestep=t(sigma).to(reference.dtype),
         img_shapes=[[(1, *GRID)] * len(LAYERS)] * 2,
         additional_t_cond=t(batch.target_kinds).long(),
         return_dict=False,
     )[0]
-    errors = ((velocity - (noise - clean)) ** 2).mean(-1)
+    errors = ((velocity.float() - (noise - clean)) ** 2).mean(-1)
     weights = t(batch.weights)
     return (errors * weights).sum() / weights.sum()
 

@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from reference import error
+from reference import error, mean_error
 from runs import World
 
 from qil_jax.mesh import MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.stack import Remat
 from qil_jax.training.setup import Parts, prepare
-from qil_jax.training.stages import Stage
+from qil_jax.training.stages import Precision, Stage
 from qil_jax.training.step import StepFunction, TrainState, fresh_state, make_step
 
 STEPS = 10
@@ -64,6 +64,31 @@ def test_meshes(world, alone, mesh):
         assert error(run.state.params[path], value) <= 2e-5, path
     sharded = [x for x in jax.tree.leaves(run.state.moments) if not x.sharding.is_fully_replicated]
     assert bool(sharded) == ("data" not in mesh)  # moments lie where their parameters do
+
+
+@pytest.fixture(scope="module")
+def in_bf16(world, alone):
+    """How far one device's gradients of the first batch are from those in fp32, relative, by path."""
+    run = Run(world, None, precision=Precision.BF16)
+    _, found, _ = run.take()
+    run.parts.loader.close()
+    return far(found, alone[0][0][1])
+
+
+def far(found: dict[str, np.ndarray], exact: dict[str, np.ndarray]) -> float:
+    """The mean over all parameters of their gradient's mean error, relative to its size."""
+    return float(np.mean([mean_error(found[path], x) / np.abs(x).mean() for path, x in exact.items() if x.any()]))
+
+
+@pytest.mark.parametrize("mesh", ["fsdp=8", "tensor=2,fsdp=4", "context=2,data=4"])
+def test_meshes_in_bf16(world, alone, in_bf16, mesh):
+    """Devices change the order of roundings, but not how much is lost by them."""
+    run = Run(world, MeshShape.parse(mesh), precision=Precision.BF16)
+    loss, found, _ = run.take()
+    run.parts.loader.close()
+    exact_loss, exact, _ = alone[0][0]
+    assert abs(loss - exact_loss) <= 0.01 * exact_loss
+    assert 0 < far(found, exact) <= 1.2 * in_bf16
 
 
 @pytest.mark.parametrize(

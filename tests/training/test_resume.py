@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from runs import World, assert_same_bits, command, environment, finish, saved
 
-from qil_jax.training.stages import Stage
+from qil_jax.training.stages import Precision, Stage
 
 KILLS = int(os.environ.get("QIL_KILLS", "2"))
 """Kills of a run. The tests make few, for every one is a start of the program; QIL_KILLS=10 makes ten."""
@@ -38,9 +38,13 @@ def killed_runs(calls: list[list[str]], env: dict[str, str], run: Path, seed: in
     return cut
 
 
-@pytest.mark.parametrize("stage", list(Stage))
-def test_killed_and_terminated_runs_end_like_an_uncut_one(world: World, tmp_path, stage):
-    settings = world.settings(stage, {"steps": STEPS})
+RUNS = [(stage, Precision.FP32) for stage in Stage]
+RUNS += [(stage, Precision.BF16) for stage in (Stage.RGBA_VAE, Stage.IMAGE_TO_LAYERS)]
+
+
+@pytest.mark.parametrize(("stage", "precision"), RUNS)
+def test_killed_and_terminated_runs_end_like_an_uncut_one(world: World, tmp_path, stage, precision):
+    settings = world.settings(stage, {"steps": STEPS, "precision": precision})
     env = environment(world.folder)
     uncut, killed, ended = (tmp_path / name for name in ("uncut", "killed", "ended"))
     finish(command(stage, uncut, settings), env)
@@ -66,9 +70,11 @@ def test_killed_and_terminated_runs_end_like_an_uncut_one(world: World, tmp_path
     assert (ended / "checkpoint" / "training.json").is_file()
 
 
-def test_the_same_on_eight_devices(world: World, tmp_path):
+@pytest.mark.parametrize("precision", list(Precision))
+def test_the_same_on_eight_devices(world: World, tmp_path, precision):
     stage = Stage.IMAGE_TO_LAYERS
     mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "data.loader.rows": 4, "steps": STEPS}
+    mesh["precision"] = precision
     settings, env = world.settings(stage, mesh), environment(world.folder, devices=8)
     uncut, killed = tmp_path / "uncut", tmp_path / "killed"
     finish(command(stage, uncut, settings), env)
