@@ -1,6 +1,6 @@
 """Make layered scenes from seeds: a dataset of records, Photoshop documents, or folders of PNGs (docs/data.md).
 
-python tools/make_scenes.py --count 10000 --out FOLDER [--preset rich|simple] [--side 128] [--seed 0]
+python tools/make_scenes.py --count 10000 --out FOLDER [--preset rich|simple|grouped] [--side 128] [--seed 0]
                             [--format records|psd|folders] [--assets FOLDER]
 """
 
@@ -19,10 +19,10 @@ from rich.progress import track
 from qil_jax.data.assets import Assets, licences_in, load_assets
 from qil_jax.data.dataset import Contents, DatasetFacts, write_dataset
 from qil_jax.data.records import Record, encode
-from qil_jax.data.scenes import SIMPLE, SceneConfig, make_scene
+from qil_jax.data.scenes import GROUPED, SIMPLE, SceneConfig, make_scene
 from qil_jax.export.psd import write_psd
 
-PRESETS = {"rich": SceneConfig(), "simple": SIMPLE}
+PRESETS = {"rich": SceneConfig(), "simple": SIMPLE, "grouped": GROUPED}
 SHARES = {"train": 0.9, "validation": 0.05, "test": 0.05}
 
 
@@ -31,7 +31,8 @@ def parser() -> argparse.ArgumentParser:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--count", type=int, required=True, help="of scenes, all splits together")
     parse.add_argument("--out", required=True, help="folder to write")
-    parse.add_argument("--preset", choices=tuple(PRESETS), default="rich", help="simple: few large opaque things")
+    few = "simple: few large opaque things; grouped: the same, merged"
+    parse.add_argument("--preset", choices=tuple(PRESETS), default="rich", help=few)
     parse.add_argument("--side", type=int, help="of the canvas in pixels, 32 at least; the preset's own if not given")
     parse.add_argument("--seed", type=int, default=0, help="of the first scene; the next have the next seeds")
     parse.add_argument("--format", choices=("records", "psd", "folders"), default="records")

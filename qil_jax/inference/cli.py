@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qil_jax.inference.request import Settings
 
 OnStep = Callable[[int, int], None]
+OWN = "default: what the checkpoint's qil.json says, else "
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,15 +78,15 @@ def parse_arguments(argv: list[str]) -> Arguments:
     parser = argparse.ArgumentParser(prog="infer.py", description="Decompose pictures into editable RGBA layers.")
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="PICTURE_OR_FOLDER")
-    add("--checkpoint", type=Path, required=True, help="folder in the released layout, or converted to orbax")
+    add("--checkpoint", type=Path, help="folder of the released layout, or converted to orbax (default: a small model)")
     add("--out", type=Path, required=True, help="a folder for each picture is made in here")
-    add("--layers", type=int, default=4, help="layers to make, 1 to 20 (default 4)")
+    add("--layers", type=int, help=f"layers to make, 1 to 20 ({OWN}4)")
     add("--max-layers", type=int, default=20, help="allow more layers than the model was trained with")
-    add("--steps", type=int, default=50, help="Euler steps (default 50)")
-    add("--guidance", type=float, default=4.0, help="guidance scale, 1 turns it off (default 4.0)")
+    add("--steps", type=int, help=f"Euler steps ({OWN}50)")
+    add("--guidance", type=float, help=f"guidance scale, 1 turns it off ({OWN}4.0)")
     add("--prompt", default="", help="what the whole picture shows")
     add("--negative-prompt", default=" ", help="what guidance leads away from (default a space)")
-    add("--resolution", type=int, default=640, help="size bucket: 640 or 1024 in the release (default 640)")
+    add("--resolution", type=int, help=f"size bucket: 640 or 1024 in the release ({OWN}640)")
     add("--rescale", default="norm", choices=("norm", "none"), help="length of guided velocities (default norm)")
     add("--seed", type=int, default=777, help="seed of the noise (default 777)")
     add("--samples", type=int, default=1, help="decompositions per picture (default 1)")
@@ -93,13 +94,32 @@ def parse_arguments(argv: list[str]) -> Arguments:
     add("--dtype", choices=("float32", "bfloat16"), default=None, help="compute precision (default: as stored)")
     add("--mesh", default="", help='devices, such as "data=2,tensor=4" (default: the first device)')
     add("--overwrite", action="store_true", help="replace existing results")
-    arguments = Arguments(**vars(parser.parse_args(argv)))
+    given = parser.parse_args(argv)
+    try:
+        arguments, about = _completed(given)
+    except ValueError as error:
+        parser.error(str(error))
     problems = _problems(arguments)
     if problems:
         parser.error("\n  ".join(["cannot start:", *problems]))
+    if about:
+        print(about)
     if not arguments.prompt:
         print("No --prompt given: captions by the model come in a later version, an empty prompt is used.")
     return arguments
+
+
+def _completed(given: argparse.Namespace) -> tuple[Arguments, str]:
+    """The arguments with the checkpoint's defaults where nothing was said, and what it says about itself."""
+    from qil_jax.inference.defaults import Defaults
+    from qil_jax.shipped import shipped_checkpoint
+
+    values = vars(given)
+    checkpoint = shipped_checkpoint() if given.checkpoint is None else given.checkpoint
+    own = dataclasses.asdict(Defaults.of(checkpoint))
+    about = own.pop("about")
+    said = {name: value for name, value in values.items() if value is not None}
+    return Arguments(**{**values, **own, **said, "checkpoint": checkpoint}), about
 
 
 def _problems(arguments: Arguments) -> list[str]:

@@ -19,10 +19,11 @@ from jax.sharding import Mesh
 from qil_jax.flow import Schedule
 from qil_jax.inference.autoencoder import Autoencoder
 from qil_jax.inference.batch import Item, Ways, build_batch
+from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.denoiser import Denoiser, OnStep, OnTokens
 from qil_jax.inference.images import preprocess
 from qil_jax.inference.prompts import PromptTokenizer
-from qil_jax.inference.request import Decomposition, Request, Settings
+from qil_jax.inference.request import Decomposition, Request, Settings, known
 from qil_jax.inference.text import PromptEncoder
 from qil_jax.layered_image import LayeredImage
 from qil_jax.mesh import INFERENCE_RULES, Rules, single_device_mesh
@@ -33,6 +34,7 @@ from qil_jax.models.latents import unpack
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
+from qil_jax.shipped import shipped_checkpoint
 from qil_jax.weights import component_config, load_model, require_sound
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -41,13 +43,22 @@ Model = TypeVar("Model", bound=nnx.Module)
 class Pipeline:
     """A loaded checkpoint that decomposes pictures."""
 
-    def __init__(self, *, prompts: PromptEncoder, autoencoder: Autoencoder, denoiser: Denoiser, schedule: Schedule):
-        self.prompts, self.autoencoder, self.denoiser, self.schedule = prompts, autoencoder, denoiser, schedule
+    def __init__(
+        self,
+        *,
+        prompts: PromptEncoder,
+        autoencoder: Autoencoder,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        defaults: Defaults,
+    ):
+        self.prompts, self.autoencoder, self.denoiser = prompts, autoencoder, denoiser
+        self.schedule, self.defaults = schedule, defaults
 
     @classmethod
     def load(
         cls,
-        checkpoint: Path | str,
+        checkpoint: Path | str | None = None,
         *,
         mesh: Mesh | None = None,
         rules: Rules = INFERENCE_RULES,
@@ -57,7 +68,7 @@ class Pipeline:
         """Load a released (diffusers) folder or one of ours (orbax).
 
         Args:
-          checkpoint: the folder that holds model_index.json.
+          checkpoint: the folder that holds model_index.json; None: the demonstration model that the package ships.
           mesh: where parameters and batches go; None: the first device.
           rules: how logical axes map to the mesh.
           dtype: of parameters and activations; None: as stored. Latents between steps are always fp32.
@@ -68,11 +79,12 @@ class Pipeline:
           ConfigError: if a config asks for what this pipeline does not do.
           MeshError: if the rules do not fit the mesh or the parameters.
         """
-        checkpoint = Path(checkpoint)
+        checkpoint = shipped_checkpoint() if checkpoint is None else Path(checkpoint)
         mesh = single_device_mesh() if mesh is None else mesh
         one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
         kind = attention or (AttentionKind.XLA_BY_HEAD if one_cpu else AttentionKind.XLA_CHUNKED)
         require_sound(checkpoint)
+        defaults = Defaults.of(checkpoint)
         vae_config = VAEConfig.from_json(component_config(checkpoint, "vae"))
         mmdit_config = MMDiTConfig.from_json(component_config(checkpoint, "transformer"))
         text_config = Qwen2_5VLConfig.from_json(component_config(checkpoint, "text_encoder"))
@@ -91,6 +103,7 @@ class Pipeline:
             autoencoder=Autoencoder(vae, mesh=mesh),
             denoiser=Denoiser(mmdit, mesh=mesh, rules=rules, kind=kind),
             schedule=schedule,
+            defaults=defaults,
         )
 
     def decompose(
@@ -107,7 +120,7 @@ class Pipeline:
 
         Args:
           requests: the pictures.
-          settings: what they share.
+          settings: what they share. Where either says nothing, the checkpoint's defaults hold.
           on_step: called with (steps done, steps) while the compiled loop runs.
           on_tokens: called with (steps done, token batch); slower.
 
@@ -117,9 +130,10 @@ class Pipeline:
         Raises:
           ValueError: listing all that is wrong with the requests and settings, before any compute.
         """
+        requests, settings = [r.filled(self.defaults) for r in requests], settings.filled(self.defaults)
         self._check(requests, settings)
         timings: dict[str, float] = {}
-        inputs = [preprocess(request.image, request.resolution) for request in requests]
+        inputs = [preprocess(request.image, known(request.resolution)) for request in requests]
         with _timed(timings, "text"):
             texts = [r.prompt for r in requests] + [
                 r.negative_prompt for r in requests if r.negative_prompt is not None
@@ -130,7 +144,7 @@ class Pipeline:
         jobs = [(i, sample) for i, request in enumerate(requests) for sample in range(request.samples)]
         items = [self._item(requests[i], sample, conditions[i], states, settings) for i, sample in jobs]
         with _timed(timings, "denoise"):
-            batch = build_batch(items, patch=self._patch, guidance=settings.guidance, ways=self._ways())
+            batch = build_batch(items, patch=self._patch, guidance=known(settings.guidance), ways=self._ways())
             tokens = self.denoiser(batch, rescale=settings.rescale, on_step=on_step, on_tokens=on_tokens)
             latents = [
                 unpack(row[moving], self._patch, item.grid(self._patch))
@@ -167,7 +181,7 @@ class Pipeline:
     def _item(
         self, request: Request, sample: int, condition: np.ndarray, states: dict[str, np.ndarray], settings: Settings
     ) -> Item:
-        shape = (request.layers + 1, *condition.shape)
+        shape = (known(request.layers) + 1, *condition.shape)
         if request.latents is None:
             key = jax.random.fold_in(jax.random.key(request.seed), sample)
             noise = np.asarray(jax.random.normal(key, shape, jnp.float32))
@@ -181,7 +195,7 @@ class Pipeline:
             condition=condition,
             prompt=states[request.prompt],
             negative=None if request.negative_prompt is None else states[request.negative_prompt],
-            sigmas=self.schedule.sigmas(settings.steps, tokens=rows * cols),
+            sigmas=self.schedule.sigmas(known(settings.steps), tokens=rows * cols),
         )
 
     def _ways(self) -> Ways:

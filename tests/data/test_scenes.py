@@ -12,7 +12,7 @@ from qil_jax.data.cleaning import CleaningConfig, contributing, visible_pixels
 from qil_jax.data.prepare import to_bytes
 from qil_jax.data.psd import PSDLimits, read_psd
 from qil_jax.data.records import decode
-from qil_jax.data.scenes import SceneConfig, make_scene
+from qil_jax.data.scenes import GROUPED, SIMPLE, SceneConfig, make_scene
 from qil_jax.export.psd import write_psd
 from qil_jax.layered_image import LayeredImage
 
@@ -48,6 +48,24 @@ def test_a_seed_is_a_scene(seed):
     again = [to_bytes(make_scene(s, CONFIG)) for s in (seed, seed, seed + 1)]
     assert again[0] == again[1] != again[2]
     assert to_bytes(make_scene(seed, CONFIG, ASSETS)) == to_bytes(make_scene(seed, CONFIG, ASSETS))
+
+
+@given(st.integers(0, 10_000))
+def test_the_picture_tells_the_order(seed):
+    """Of simple scenes: what ends lower lies in front, each thing is a layer and still shows enough."""
+    scene = make_scene(seed, SIMPLE)
+    ends = [layer.box[3] for layer in scene.layers[1:]]
+    assert ends == sorted(ends) and 2 <= len(scene.layers) <= 5
+    own = np.array([layer.pixels[..., 3].sum() / 255 for layer in scene.layers[1:]])
+    shown = visible_pixels(scene.layers, scene.size)[1:]
+    assert (shown > 0.4 * own).all() and (shown > 0.03 * 64**2).all()
+    assert all(layer.name.lower() in scene.caption.lower() for layer in scene.layers[1:])
+
+
+def test_grouped_scenes_merge_what_never_touches():
+    pairs = [(make_scene(seed, GROUPED), make_scene(seed, SIMPLE)) for seed in range(60)]
+    assert sum(len(grouped.layers) < len(simple.layers) for grouped, simple in pairs) > 10
+    assert any([layer.box[3] for layer in g.layers[1:]] != sorted(x.box[3] for x in g.layers[1:]) for g, _ in pairs)
 
 
 def test_scenes_are_various():

@@ -1,0 +1,54 @@
+"""How a checkpoint is best asked: `qil.json` beside its model_index.json. One without it is asked as the release is."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from qil_jax.inference.images import RESOLUTION
+
+FILE = "qil.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What holds where a request or the command line says nothing; the values here are the release's.
+
+    Attributes:
+      layers: to make of a picture.
+      resolution: size bucket, in pixels along a side.
+      steps: of the sampler.
+      guidance: scale; 1 is none.
+      about: in one line, what the checkpoint is and what it is not.
+    """
+
+    layers: int = 4
+    resolution: int = RESOLUTION
+    steps: int = 50
+    guidance: float = 4.0
+    about: str = ""
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> "Defaults":
+        """Those of a checkpoint.
+
+        Raises:
+          ValueError: naming the file and everything in it that is no default.
+        """
+        file = checkpoint / FILE
+        if not file.is_file():
+            return cls()
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file}: is not JSON ({error}): mend it, or take it away for the release's") from error
+        kinds: dict[str, type] = {"layers": int, "resolution": int, "steps": int, "guidance": float, "about": str}
+        if not isinstance(values, dict):
+            raise ValueError(f"{file}: must be an object with {', '.join(kinds)}")
+        problems = [f"'{name}' is none of {', '.join(kinds)}" for name in values if name not in kinds]
+        for name, kind in kinds.items():
+            value = values.get(name, getattr(cls, name))
+            fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+            problems += [] if fits else [f"'{name}' is {value!r}, which is not {kind.__name__}"]
+        if problems:
+            raise ValueError(f"{file}:\n  " + "\n  ".join(problems))
+        return cls(**values)
