@@ -13,9 +13,12 @@ from pathlib import Path
 from evaluate_layers import Prompts, Sampling, Subset, score_results, score_sampled
 from evaluate_reconstruction import Reconstruction, score_reconstructions
 
+from qil_jax.inference.cli import OWN
+from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.images import MULTIPLE, RESOLUTION
 from qil_jax.inference.request import MAX_LAYERS
 from qil_jax.mesh import MeshShape
+from qil_jax.shipped import shipped_checkpoint
 
 RESULTS = """a folder of layers that exist already: for each record a folder named by its number, counted from 0
 (00000, 00001, ...; leading zeros do not matter), as infer.py writes for pictures of these names, or with one PNG per
@@ -39,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         "reconstruction", parents=[common], help="the RGBA-VAE, by AlphaVAE's nine backgrounds"
     )
     add = reconstruction.add_argument
-    add("--checkpoint", type=Path, required=True, help="its RGBA-VAE is measured; nothing else is loaded")
+    add("--checkpoint", type=Path, help="its RGBA-VAE is measured, nothing else is loaded (default: the shipped model)")
     add("--count", type=int, default=500, help="layers, of the first records (default 500)")
     add("--size", type=int, help="bucket resolution (default: the records' own size, rounded down to 32)")
     add("--batch", type=int, default=8, help="layers at once (default 8)")
@@ -54,19 +57,37 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_layers(parse: argparse.ArgumentParser) -> None:
-    source = parse.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", type=Path, help="decomposes the records' composites")
+    source = parse.add_mutually_exclusive_group()
+    source.add_argument(
+        "--checkpoint", type=Path, help="decomposes the records' composites (default: the shipped model)"
+    )
     source.add_argument("--results", type=Path, metavar="FOLDER", help=RESULTS)
     add = parse.add_argument
     add("--count", type=int, default=200, help="the first records of the split (default 200)")
-    add("--resolution", type=int, default=RESOLUTION, help=f"size bucket (default {RESOLUTION})")
+    add("--resolution", type=int, help=f"size bucket ({OWN}{RESOLUTION})")
     add = parse.add_argument_group("how a checkpoint decomposes").add_argument
     add("--layers", default="true", metavar="true|N", help="as many as the truth has, or N (default true)")
     add("--captions", action="store_true", help="prompt with the records' captions (default: no prompt)")
-    add("--steps", type=int, default=50, help="Euler steps (default 50)")
-    add("--guidance", type=float, default=4.0, help="guidance scale; without captions it changes nothing (default 4.0)")
+    add("--steps", type=int, help=f"Euler steps ({OWN}50)")
+    add("--guidance", type=float, help=f"guidance scale; without captions it changes nothing ({OWN}4.0)")
     add("--seed", type=int, default=777, help="of the noise; each record adds its number (default 777)")
     add("--batch", type=int, default=1, help="pictures at once (default 1)")
+
+
+def complete(arguments: argparse.Namespace) -> None:
+    """Put the shipped model in where no other is named, and a checkpoint's defaults where nothing was said.
+
+    Raises:
+      ValueError: if its qil.json cannot be used.
+    """
+    if getattr(arguments, "results", None) is not None:
+        defaults = Defaults()
+    else:
+        arguments.checkpoint = arguments.checkpoint or shipped_checkpoint()
+        defaults = Defaults.of(arguments.checkpoint)
+    for name in ("resolution", "steps", "guidance"):
+        if getattr(arguments, name, 0) is None:
+            setattr(arguments, name, getattr(defaults, name))
 
 
 def problems_of(arguments: argparse.Namespace) -> list[str]:
@@ -132,7 +153,11 @@ def main(argv: list[str] | None = None) -> int:
     """Measure and print the summary; 2 for input that cannot be used."""
     parse = parser()
     arguments = parse.parse_args(argv)
-    problems = problems_of(arguments)
+    try:
+        complete(arguments)
+        problems = problems_of(arguments)
+    except ValueError as error:
+        problems = [str(error)]
     if problems:
         parse.error("\n  ".join(["cannot start:", *problems]))
     try:

@@ -1,0 +1,89 @@
+"""Make a trained demonstration checkpoint what the package ships: bf16, with its defaults in qil.json.
+
+python tools/ship.py CHECKPOINT [--overwrite]     into qil_jax/shipped/demonstration; judge it first (docs/demo.md)
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import ml_dtypes
+from safetensors.numpy import save_file
+
+from qil_jax.inference.defaults import FILE, Defaults
+from qil_jax.shipped import shipped_checkpoint
+from qil_jax.training.setup import ORIGIN
+from qil_jax.weights import Component, require_sound
+from qil_jax.weights.safetensors_io import TensorReader, read_headers, weight_files
+
+MOST_BYTES = 40_000_000
+SHIFT = 3.0
+"""Of the sampler, as the noise levels of stage 3 are drawn."""
+DEFAULTS = Defaults(
+    layers=3,
+    resolution=64,
+    steps=12,
+    guidance=1.0,
+    about=(
+        "Using the small model that comes with the package: it takes simple 64-pixel scenes apart into 2 to 5 layers, "
+        "to show what the code does. It is not Qwen-Image-Layered; give --checkpoint for that."
+    ),
+)
+
+
+def ship(checkpoint: Path, destination: Path) -> int:
+    """Write the folder, whole; how many bytes it has.
+
+    Raises:
+      ValueError: if the checkpoint is not sound, or too large to be shipped.
+    """
+    require_sound(checkpoint)
+    draft = destination.with_name(f".{destination.name}.unfinished")
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.copytree(checkpoint, draft, ignore=shutil.ignore_patterns("*.safetensors*"))
+    for component in Component:
+        files = weight_files(checkpoint / component)
+        reader = TensorReader(read_headers(files))
+        tensors = {name: reader[name].astype(ml_dtypes.bfloat16) for name in sorted(reader.tensors)}
+        save_file(tensors, draft / component / files[0].name, metadata={"format": "pt"})
+        (draft / component / files[0].name).chmod(0o644)
+    scheduler = draft / "scheduler" / "scheduler_config.json"
+    values = {**json.loads(scheduler.read_text()), "use_dynamic_shifting": False, "shift": SHIFT}
+    scheduler.write_text(json.dumps(values, indent=2) + "\n")
+    (draft / FILE).write_text(json.dumps(dataclasses.asdict(DEFAULTS), indent=2) + "\n")
+    size = sum(file.stat().st_size for file in draft.rglob("*") if file.is_file())
+    if size > MOST_BYTES:
+        raise ValueError(
+            f"{checkpoint}: {size / 1e6:.1f} MB in bf16, but at most {MOST_BYTES / 1e6:.0f} MB are shipped"
+        )
+    require_sound(draft)
+    if destination.exists():
+        shutil.rmtree(destination)
+    draft.rename(destination)
+    return size
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Ship; 2 for what cannot be."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--overwrite", action="store_true", help="replace what is shipped now")
+    arguments = parser.parse_args(argv)
+    destination = shipped_checkpoint()
+    if destination.exists() and not arguments.overwrite:
+        parser.error(f"{destination} exists: give --overwrite to replace what is shipped now")
+    try:
+        size = ship(arguments.checkpoint, destination)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    told = json.loads((destination / ORIGIN).read_text()) if (destination / ORIGIN).is_file() else "not of a run"
+    print(f"{destination}: {size / 1e6:.1f} MB, trained by {told}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
