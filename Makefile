@@ -13,10 +13,7 @@ lint: $(VENV)/.test
 	$(BIN)/pyright
 
 demo: $(VENV)/.demo
-	$(BIN)/python tools/make_demo_checkpoint.py build/demo/checkpoint --overwrite
-	$(BIN)/python infer.py examples/chelsea.png --checkpoint build/demo/checkpoint --layers 3 --steps 4 \
-	  --prompt "a tabby cat" --out build/demo/result --overwrite
-	@echo "The weights of this demonstration are random: the layers show that the program runs, not what the model can do."
+	$(BIN)/python tools/demo.py
 
 bench: $(VENV)/.test
 	$(BIN)/python tools/bench.py --write docs/benchmarks.md

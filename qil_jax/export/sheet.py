@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from qil_jax.layered_image import LayeredImage
 
 CELL = 320
-"""Longest side of a picture on the sheet, in pixels."""
+"""Longest side of a picture on the sheet, in pixels; smaller ones are enlarged."""
 CAPTION = 26
 GAP = 12
 SQUARE = 12
@@ -55,7 +55,7 @@ def checkerboard(width: int, height: int) -> Image.Image:
 
 def _cell(pixels: np.ndarray) -> Image.Image:
     picture = Image.fromarray(np.ascontiguousarray(pixels), "RGBA")
-    scale = min(1.0, CELL / max(picture.size))
+    scale = CELL / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.LANCZOS)
     return Image.alpha_composite(checkerboard(*size), picture).convert("RGB")

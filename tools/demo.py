@@ -1,0 +1,56 @@
+"""Decompose the pictures of examples/ with the model that the package ships (make demo).
+
+python tools/demo.py [--out build/demo] [--checkpoint FOLDER]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from qil_jax.export.result import write_result
+from qil_jax.export.sheet import write_sheet
+from qil_jax.inference.pipeline import Pipeline
+from qil_jax.inference.request import Request
+from qil_jax.layered_image import LayeredImage
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PICTURES = {
+    "scene": "a generated test scene; truth.png shows its true layers",
+    "unseen": "things of a kind that the model has not seen",
+    "chelsea": "a photograph: far from what a model this small can do",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write a result folder for each picture, and say what is in them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/demo"))
+    parser.add_argument("--checkpoint", type=Path, help="instead of the shipped model")
+    arguments = parser.parse_args(argv)
+    pipeline = Pipeline.load(arguments.checkpoint)
+    print(pipeline.defaults.about)
+    requests = [Request(image=Image.open(EXAMPLES / f"{name}.png")) for name in PICTURES]
+    table = Table("picture", "what it is", "PSNR of the layers put together")
+    for name, made in zip(PICTURES, pipeline.decompose(requests), strict=True):
+        folder = arguments.out / name
+        record = {"input": f"{name}.png", "settings": "the checkpoint's own"}
+        psnr = write_result(folder, made.layered, made.input, record, overwrite=True)
+        table.add_row(name, PICTURES[name], f"{psnr:.1f} dB")
+        if (EXAMPLES / name).is_dir():
+            write_sheet(LayeredImage.load(EXAMPLES / name), made.input, folder / "truth.png")
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    console.print(
+        f"Each folder in {arguments.out} holds PNGs, layers.psd for Photoshop, GIMP or Krita, and sheet.png.\n"
+        f"Next, your own picture: python infer.py PICTURE --out results",
+        soft_wrap=True,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
