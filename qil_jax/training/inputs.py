@@ -220,11 +220,10 @@ def flow_batch(
         image_segments=padded(np.asarray(laid.layout.image_segments), image),
         text_segments=padded(np.asarray(laid.layout.text_segments), text),
     )
-    wide = lambda x, length: jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0)))  # noqa: E731
     put = placement.put_all
     return FlowBatch(
-        clean=wide(tokens, image),
-        text=wide(states, text),
+        clean=_lengthened(tokens, image),
+        text=_lengthened(states, text),
         layout=put(layout),
         weights=put(padded(weights.astype(np.float32), image)),
         kinds=put(padded(kinds, image, NO_TARGET)),
@@ -232,6 +231,11 @@ def flow_batch(
         rows=placement.put((placement.first + np.arange(len(kinds))).astype(np.int32), (Axis.BATCH,)),
         picture_tokens=placement.put(np.full(len(kinds), per_picture, np.int32), (Axis.BATCH,)),
     )
+
+
+def _lengthened(x: Float[Array, "b t c"], length: int) -> Float[Array, "b t2 c"]:
+    """Zeros put behind. Where none are needed nothing is asked of the devices: it would wait for the running step."""
+    return x if x.shape[1] == length else jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0)))
 
 
 def sample_ids(batch: Batch) -> list[list[int]]:
