@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test lint demo bench clean
+.PHONY: test lint demo demo-training bench clean
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -15,6 +15,11 @@ lint: $(VENV)/.test
 demo: $(VENV)/.demo
 	$(BIN)/python tools/demo.py
 
+# A tenth of the scenes and steps of every run that made the shipped model; SHARE=1 runs all of it.
+SHARE ?= 0.1
+demo-training: $(VENV)/.data
+	$(BIN)/python tools/demo_training.py --share $(SHARE)
+
 bench: $(VENV)/.test
 	$(BIN)/python tools/bench.py --write docs/benchmarks.md
 	$(BIN)/python tools/bench.py data --write docs/benchmarks.md
@@ -23,6 +28,10 @@ bench: $(VENV)/.test
 $(VENV)/.test: pyproject.toml $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet -e '.[data,test,lint]'
+	touch $@
+
+$(VENV)/.data: pyproject.toml $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet -e '.[data]'
 	touch $@
 
 $(VENV)/.demo: pyproject.toml

@@ -144,7 +144,6 @@ def test_results_that_do_not_match_are_refused_all_at_once(records, tmp_path, ca
 
 def test_bad_command_lines_are_refused_all_at_once(records, tmp_path, capsys):
     run = ["layers", records, "--out", tmp_path / "out"]
-    assert "one of the arguments --checkpoint --results is required" in refused(capsys, *run)
     wrong = ["--count", 0, "--steps", 0, "--layers", 1, "--resolution", 50, "--guidance", "nan", "--batch", 0]
     said = refused(capsys, *run, "--checkpoint", tmp_path / "none", *wrong)
     for name in ("count", "steps", "layers", "resolution", "guidance", "batch"):

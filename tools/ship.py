@@ -42,6 +42,21 @@ def ship(checkpoint: Path, destination: Path) -> int:
     """
     require_sound(checkpoint)
     draft = destination.with_name(f".{destination.name}.unfinished")
+    try:
+        size = _fill(draft, checkpoint)
+        if size > MOST_BYTES:
+            raise ValueError(
+                f"{checkpoint}: {size / 1e6:.1f} MB in bf16, at most {MOST_BYTES / 1e6:.0f} MB are shipped"
+            )
+        if destination.exists():
+            shutil.rmtree(destination)
+        draft.rename(destination)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return size
+
+
+def _fill(draft: Path, checkpoint: Path) -> int:
     shutil.rmtree(draft, ignore_errors=True)
     shutil.copytree(checkpoint, draft, ignore=shutil.ignore_patterns("*.safetensors*"))
     for component in Component:
@@ -54,16 +69,8 @@ def ship(checkpoint: Path, destination: Path) -> int:
     values = {**json.loads(scheduler.read_text()), "use_dynamic_shifting": False, "shift": SHIFT}
     scheduler.write_text(json.dumps(values, indent=2) + "\n")
     (draft / FILE).write_text(json.dumps(dataclasses.asdict(DEFAULTS), indent=2) + "\n")
-    size = sum(file.stat().st_size for file in draft.rglob("*") if file.is_file())
-    if size > MOST_BYTES:
-        raise ValueError(
-            f"{checkpoint}: {size / 1e6:.1f} MB in bf16, but at most {MOST_BYTES / 1e6:.0f} MB are shipped"
-        )
     require_sound(draft)
-    if destination.exists():
-        shutil.rmtree(destination)
-    draft.rename(destination)
-    return size
+    return sum(file.stat().st_size for file in draft.rglob("*") if file.is_file())
 
 
 def main(argv: list[str] | None = None) -> int:

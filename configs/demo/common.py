@@ -1,4 +1,4 @@
-"""What the four stages of the demonstration model share: 64-pixel scenes on two cores (docs/demo.md)."""
+"""What the runs of the demonstration model share: 64-pixel scenes on two cores (docs/demo.md)."""
 
 from qil_jax.data.buckets import BucketConfig
 from qil_jax.data.pipeline import LoaderConfig, Workers
@@ -6,15 +6,25 @@ from qil_jax.data.tasks import Task, TaskConfig
 from qil_jax.training.stages import Precision
 
 FOLDER = "build/demo_training"
-SCENES, LATENTS, BASE = f"{FOLDER}/scenes", f"{FOLDER}/latents", f"{FOLDER}/base"
+BASE = f"{FOLDER}/base"
 VAE = f"{FOLDER}/rgba_vae/checkpoint"
 SIDE, TOKEN = 64, 16
 PRECISION = Precision.FP32  # a CPU is slow in bf16
 
 
-def run_of(stage: str) -> str:
-    """The checkpoint that a stage's run leaves."""
-    return f"{FOLDER}/{stage}/checkpoint"
+def scenes_of(data: str) -> str:
+    """Where tools/demo_training.py puts the scenes of one of its datasets."""
+    return f"{FOLDER}/scenes_{data}"
+
+
+def latents_of(data: str) -> str:
+    """Where it puts their latents."""
+    return f"{FOLDER}/latents_{data}"
+
+
+def run_of(name: str) -> str:
+    """The checkpoint that a run leaves; a run is named as its config's file."""
+    return f"{FOLDER}/{name}/checkpoint"
 
 
 def loader(rows: int, mix: tuple[tuple[Task, float], ...], *, pictures: int, flatten: float = 0.3) -> LoaderConfig:

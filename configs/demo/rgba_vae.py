@@ -1,6 +1,6 @@
 """The demonstration model's RGBA-VAE, from nothing."""
 
-from configs.demo.common import BASE, PRECISION, SCENES, WORKERS, loader
+from configs.demo.common import BASE, PRECISION, WORKERS, loader, scenes_of
 from qil_jax.data.tasks import Task
 from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, ValidationConfig
 from qil_jax.training.optimiser import Course, OptimiserConfig
@@ -14,16 +14,16 @@ def config() -> Experiment:
         stage=Stage.RGBA_VAE,
         start=Start(checkpoint=BASE),
         data=DataConfig(
-            sources=(SCENES,),
+            sources=(scenes_of("grouped"),),
             loader=loader(16, ((Task.RECONSTRUCTION, 1.0),), pictures=1, flatten=0.1),
             workers=WORKERS,
         ),
         # No reference: there is no VAE before this one.
         loss=VAELoss(reconstruction=Reconstruction.AB_MSE, colour=0.03, perceptual=0.0, kl=1e-5, reference_kl=0.0),
-        steps=4500,
+        steps=6000,
         optimiser=OptimiserConfig(learning_rate=1e-3, course=Course.COSINE, warmup=50, floor=0.02, average=0.998),
         precision=PRECISION,
         checkpoints=CheckpointConfig(every=250),
         validation=ValidationConfig(every=500, batches=8),
-        log_every=50,
+        log_every=25,
     )

@@ -1,13 +1,25 @@
 """The demonstration model, stage 2: a caption to the composite and its layers."""
 
-from configs.demo.diffusion import diffusion, run_of
+from configs.demo.common import run_of
+from configs.demo.diffusion import diffusion
 from qil_jax.data.tasks import Task
+from qil_jax.flow.velocity import FlowLoss
 from qil_jax.training.experiment import Experiment
+from qil_jax.training.optimiser import Course, OptimiserConfig
 from qil_jax.training.stages import Stage
 
 
 def config() -> Experiment:
     """From stage 1."""
-    mix = ((Task.TEXT_TO_LAYERS, 1.0),)
-    start = run_of("stage1_text_to_rgba")
-    return diffusion(Stage.TEXT_TO_LAYERS, start, mix, rows=16, steps=800, learning_rate=1e-3)
+    return diffusion(
+        Stage.TEXT_TO_LAYERS,
+        run_of("stage1_text_to_rgba"),
+        ((Task.TEXT_TO_LAYERS, 1.0),),
+        data="grouped",
+        rows=16,
+        steps=400,
+        loss=FlowLoss(shift=2.0, dropped=0.1),
+        optimiser=OptimiserConfig(
+            learning_rate=1e-3, course=Course.COSINE, warmup=100, floor=0.05, beta2=0.99, average=0.999
+        ),
+    )

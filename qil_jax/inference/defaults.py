@@ -51,4 +51,4 @@ class Defaults:
             problems += [] if fits else [f"'{name}' is {value!r}, which is not {kind.__name__}"]
         if problems:
             raise ValueError(f"{file}:\n  " + "\n  ".join(problems))
-        return cls(**values)
+        return cls(**{name: kinds[name](value) for name, value in values.items()})

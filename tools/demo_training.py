@@ -1,0 +1,168 @@
+"""Train the demonstration model from nothing: data, base, and every run of configs/demo/ in order (docs/demo.md).
+
+python tools/demo_training.py [--share 0.1] [--out build/demo_training]
+
+--share 1 runs everything to its end; a smaller share takes that part of all scenes and steps.
+What is there already is kept, so a run that was cut goes on.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from qil_jax.training.experiment import Experiment, load_experiment
+from qil_jax.training.stages import Inputs
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs" / "demo"
+WRITTEN_FOR = "build/demo_training"
+"""The folder that the configs name."""
+LEAST_STEPS = 12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A file of configs/demo/ without its ending.
+
+    Attributes:
+      shipped: its step whose averaged weights are shipped, if that is not its last; smaller shares are of it.
+    """
+
+    name: str
+    shipped: int | None = None
+
+    @property
+    def config(self) -> Path:
+        """The file."""
+        return CONFIGS / f"{self.name}.py"
+
+    def steps(self, whole: int, share: float) -> int:
+        """So many of the config's steps."""
+        return whole if share == 1 else max(LEAST_STEPS, round((self.shipped or whole) * share))
+
+
+RUNS = (
+    Run(name="rgba_vae"),
+    Run(name="stage1_text_to_rgba"),
+    Run(name="stage2_text_to_layers"),
+    Run(name="stage3_image_to_layers"),
+    Run(name="stage3_ordered"),
+    Run(name="stage3_long", shipped=1000),
+)
+DATA = {"grouped": ("grouped", 60_000), "ordered_8000": ("simple", 8_000), "ordered": ("simple", 60_000)}
+"""Name in the configs to preset of tools/make_scenes.py, and count of scenes."""
+LEAST_SCENES = 640
+ENVIRONMENT = {
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_ARENA_MAX": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "PYTHONPATH": str(ROOT),
+}
+"""Two devices use both cores where convolutions are small; memory that is kept is faster than memory mapped anew."""
+
+
+class Recipe:
+    """Everything in its order, in a folder."""
+
+    def __init__(self, out: Path, share: float):
+        self.out, self.share = out, share
+
+    def scenes(self, assets: Path) -> None:
+        """All datasets."""
+        for data, (preset, count) in DATA.items():
+            folder = self.out / f"scenes_{data}"
+            if not list(folder.glob("layered_dataset/*/dataset_info.json")):
+                wanted = str(max(LEAST_SCENES, round(count * self.share)))
+                call("make_scenes", "--count", wanted, "--preset", preset, "--assets", assets, "--out", folder)
+
+    def base(self) -> Path:
+        """The checkpoint that training begins with."""
+        folder = self.out / "base"
+        if not folder.is_dir():
+            call("make_demo_checkpoint", folder, "--preset", "train", "--captions", self.out / "scenes_grouped")
+        return folder
+
+    def latents(self, experiment: Experiment, config: Path) -> None:
+        """Those that a run reads, if they are not there."""
+        (source,) = experiment.data.sources
+        name = Path(source).name.removeprefix("latents_")
+        vae = self.out / "rgba_vae" / "checkpoint"
+        where = ("--vae", vae, "--out", self.out / f"latents_{name}", "--config", config, "--mesh", "data=2")
+        call("cache_latents", self.out / f"scenes_{name}", "--checkpoint", self.out / "base", *where)
+
+    def train(self, run: Run) -> list[float]:
+        """A run, whole or its share; its losses, line by line."""
+        experiment = load_experiment(run.config)
+        folder = self.out / run.name
+        steps = run.steps(experiment.steps, self.share)
+        if experiment.data.inputs is Inputs.LATENTS and not (folder / "checkpoint").is_dir():
+            self.latents(experiment, run.config)
+        changes = {
+            "steps": steps,
+            "mesh.data": 2,
+            "data.sources": json.dumps([self.moved(source) for source in experiment.data.sources]),
+            "start.checkpoint": self.moved(experiment.start.checkpoint),
+            "start.vae": "none" if experiment.start.vae is None else self.moved(experiment.start.vae),
+            "log_every": max(1, min(experiment.log_every, steps // 6)),
+            "optimiser.warmup": min(experiment.optimiser.warmup, steps // 4),
+        }
+        sets = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
+        python(ROOT / "train.py", run.config, "--out", folder, *sets)
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [line["loss"] for line in lines if "loss" in line]
+
+    def moved(self, path: str) -> str:
+        """A path of the configs, in this folder."""
+        return str(self.out / Path(path).relative_to(WRITTEN_FOR))
+
+
+def call(tool: str, *arguments: object) -> None:
+    """Run a program of tools/."""
+    python(ROOT / "tools" / f"{tool}.py", *arguments)
+
+
+def python(*arguments: object) -> None:
+    """Run Python; raises CalledProcessError if it fails."""
+    words = [sys.executable, *map(str, arguments)]
+    print("$ python " + " ".join(words[1:]), flush=True)
+    subprocess.run(words, check=True, env={**os.environ, **ENVIRONMENT})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train everything and show how the losses fell; 1 if one did not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--share", type=float, default=0.1, help="of all scenes and steps (default 0.1)")
+    parser.add_argument("--out", type=Path, default=Path(WRITTEN_FOR))
+    arguments = parser.parse_args(argv)
+    if not 0 < arguments.share <= 1:
+        parser.error(f"--share must be above 0 and at most 1, got {arguments.share}")
+    recipe, assets = Recipe(arguments.out.resolve(), arguments.share), arguments.out / "assets"
+    table, fell = Table("run", "lines", "first loss", "last loss"), True
+    try:
+        if not assets.is_dir():
+            call("fetch_assets", "--out", assets)
+        recipe.scenes(assets)
+        recipe.base()
+        for run in RUNS:
+            losses = recipe.train(run)
+            fell = fell and losses[-1] < losses[0]
+            table.add_row(run.name, str(len(losses)), f"{losses[0]:.4f}", f"{losses[-1]:.4f}")
+    except subprocess.CalledProcessError as error:
+        print(f"error: {' '.join(error.cmd)} gave {error.returncode}; say the same again to go on", file=sys.stderr)
+        return 2
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    print(f"Next: python infer.py PICTURE --out results --checkpoint {arguments.out / RUNS[-1].name / 'checkpoint'}")
+    return 0 if fell else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
