@@ -39,10 +39,7 @@ def linear(features_in: Width, features_out: Width, *, bias: bool = True, rngs: 
 
 @jax.custom_vjp
 def product(x: Float[Array, "... i"], kernel: Float[Array, "i o"]) -> Float32[Array, "... o"]:
-    """x @ kernel, in fp32; only its gradient is special: a CPU makes the operands of the kernel's gradient first.
-
-    Left to itself, XLA for CPUs fuses what precedes that product into a transposed copy, which costs a tenth of a step.
-    """
+    """x @ kernel, in fp32; only its gradient is special, see `_kernel_gradient_on_cpu`."""
     return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
 
 
@@ -53,9 +50,24 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = kept
     gradient = gradient.astype(x.dtype)  # it comes from a result of that dtype: nothing is lost
-    of_kernel = lambda x, gradient: jnp.einsum("...i,...o->io", x, gradient)  # noqa: E731
-    on_cpu = lambda x, gradient: of_kernel(*jax.lax.optimization_barrier((x, gradient)))  # noqa: E731
-    return gradient @ kernel.T, jax.lax.platform_dependent(x, gradient, cpu=on_cpu, default=of_kernel)
+    of_kernel = jax.lax.platform_dependent(x, gradient, cpu=_kernel_gradient_on_cpu, default=_kernel_gradient)
+    return gradient @ kernel.T, of_kernel
+
+
+def _kernel_gradient(x: Float[Array, "... i"], gradient: Float[Array, "... o"]) -> Float[Array, "i o"]:
+    return jnp.einsum("...i,...o->io", x, gradient)
+
+
+def _kernel_gradient_on_cpu(x: Float[Array, "... i"], gradient: Float[Array, "... o"]) -> Float[Array, "i o"]:
+    """The same, with barriers that keep XLA for CPUs from slow programs.
+
+    It transposes the first operand, and fuses what precedes it into that copy. So the narrower one goes first; the
+    operands are made before the product, which saves a tenth of a step, and the order is held.
+    """
+    x, gradient = jax.lax.optimization_barrier((x, gradient))
+    if x.shape[-1] <= gradient.shape[-1]:
+        return _kernel_gradient(x, gradient)
+    return jax.lax.optimization_barrier(_kernel_gradient(gradient, x)).T
 
 
 product.defvjp(_forward, _backward)
