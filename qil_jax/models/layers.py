@@ -59,12 +59,14 @@ def _kernel_gradient(x: Float[Array, "... i"], gradient: Float[Array, "... o"]) 
 
 
 def _kernel_gradient_on_cpu(x: Float[Array, "... i"], gradient: Float[Array, "... o"]) -> Float[Array, "i o"]:
-    """The same, with barriers that keep XLA for CPUs from slow programs.
+    """The same, written so that XLA for CPUs makes no slow program of it.
 
-    It transposes the first operand, and fuses what precedes it into that copy. So the narrower one goes first; the
-    operands are made before the product, which saves a tenth of a step, and the order is held.
+    Summed over several axes, its product takes a transposed copy of the first operand, and what precedes that operand
+    is fused into the copy. So there is one axis of rows; the operands are made before the product; and the narrower
+    one goes first, since it is what the product itself transposes. The second barrier holds that order.
     """
-    x, gradient = jax.lax.optimization_barrier((x, gradient))
+    rows = lambda y: y.reshape(-1, y.shape[-1])  # noqa: E731
+    x, gradient = jax.lax.optimization_barrier((rows(x), rows(gradient)))
     if x.shape[-1] <= gradient.shape[-1]:
         return _kernel_gradient(x, gradient)
     return jax.lax.optimization_barrier(_kernel_gradient(gradient, x)).T
