@@ -30,7 +30,7 @@ def test_each_run_starts_from_one_before_it_and_from_data_that_is_made():
 
 
 def test_shares():
-    run = demo_training.Run(name="stage3_long", shipped=1000)
+    run = demo_training.Run(name="stage3_image_to_layers_long", shipped=1000)
     assert [run.steps(12_000, share) for share in (1, 0.1, 0.001)] == [12_000, 100, demo_training.LEAST_STEPS]
     assert demo_training.Run(name="rgba_vae").steps(6000, 0.1) == 600
 

@@ -53,8 +53,8 @@ RUNS = (
     Run(name="stage1_text_to_rgba"),
     Run(name="stage2_text_to_layers"),
     Run(name="stage3_image_to_layers"),
-    Run(name="stage3_ordered"),
-    Run(name="stage3_long", shipped=500),
+    Run(name="stage3_image_to_layers_ordered"),
+    Run(name="stage3_image_to_layers_long", shipped=500),
 )
 DATA = {"grouped": ("grouped", 60_000), "ordered_8000": ("simple", 8_000), "ordered": ("simple", 60_000)}
 """Name in the configs to preset of tools/make_scenes.py, and count of scenes."""

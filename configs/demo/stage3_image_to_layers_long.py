@@ -13,7 +13,7 @@ def config() -> Experiment:
     """The learning rate falls to a fiftieth; what is shipped is the newest average that judges best (docs/demo.md)."""
     return diffusion(
         Stage.IMAGE_TO_LAYERS,
-        run_of("stage3_ordered"),
+        run_of("stage3_image_to_layers_ordered"),
         ((Task.IMAGE_TO_LAYERS, 1.0),),
         data="ordered",
         rows=16,
