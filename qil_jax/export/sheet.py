@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from qil_jax.layered_image import LayeredImage
 
 CELL = 320
-"""Longest side of a picture on the sheet, in pixels; smaller ones are enlarged."""
+"""Longest side of a picture on the sheet, in pixels. Of much smaller ones each pixel becomes a square."""
 CAPTION = 26
 GAP = 12
 SQUARE = 12
@@ -55,9 +55,10 @@ def checkerboard(width: int, height: int) -> Image.Image:
 
 def _cell(pixels: np.ndarray) -> Image.Image:
     picture = Image.fromarray(np.ascontiguousarray(pixels), "RGBA")
-    scale = CELL / max(picture.size)
+    longest = max(picture.size)
+    scale = CELL // longest if longest <= CELL else CELL / longest
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture = picture.resize(size, Image.Resampling.LANCZOS)
+    picture = picture.resize(size, Image.Resampling.NEAREST if longest <= CELL else Image.Resampling.LANCZOS)
     return Image.alpha_composite(checkerboard(*size), picture).convert("RGB")
 
 

@@ -107,9 +107,11 @@ def test_sheet_shows_input_layers_and_recomposition(tmp_path):
     write_sheet(layered, layered.layers[0], tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
-    first = pixels[12 : 12 + 37, 12 : 12 + 53]
-    np.testing.assert_array_equal(first, layered.layers[0][..., :3])
-    assert pixels.shape[0] * pixels.shape[1] >= 6 * 37 * 53
+    times = 320 // 53  # every pixel of so small a picture is a square
+    first = pixels[12 : 12 + 37 * times, 12 : 12 + 53 * times]
+    enlarged = layered.layers[0][..., :3].repeat(times, axis=0).repeat(times, axis=1)
+    np.testing.assert_array_equal(first, enlarged)
+    assert pixels.shape[0] * pixels.shape[1] >= 6 * enlarged.shape[0] * enlarged.shape[1]
     with pytest.raises(FileExistsError):
         write_sheet(layered, layered.layers[0], tmp_path / "sheet.png")
 
