@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
+
+from qil_jax.files import whole_folder
 
 FACTS = "layered.json"
 CAPTION = "caption.txt"
@@ -87,17 +88,12 @@ class LayeredImage:
         Raises:
           FileExistsError: if the folder exists.
         """
-        if folder.exists():
-            raise FileExistsError(f"{folder} exists: remove it or save elsewhere")
-        unfinished = folder.with_name(f".{folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        for i, layer in enumerate(self.layers):
-            Image.fromarray(layer, "RGBA").save(unfinished / f"{i:03d}.png")
-        (unfinished / CAPTION).write_text(self.caption, encoding="utf-8", newline="")
-        facts = {"names": self.names, "source": self.source, "licence": self.licence, "decisions": self.decisions}
-        (unfinished / FACTS).write_text(json.dumps(facts, ensure_ascii=True, indent=2) + "\n", encoding="utf-8")
-        unfinished.rename(folder)
+        with whole_folder(folder) as draft:
+            for i, layer in enumerate(self.layers):
+                Image.fromarray(layer, "RGBA").save(draft / f"{i:03d}.png")
+            (draft / CAPTION).write_text(self.caption, encoding="utf-8", newline="")
+            facts = {"names": self.names, "source": self.source, "licence": self.licence, "decisions": self.decisions}
+            (draft / FACTS).write_text(json.dumps(facts, ensure_ascii=True, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, *, order: Callable[[Path], tuple[int, str]] | None = None) -> "LayeredImage":

@@ -14,16 +14,17 @@ HOUSE = "qil_jax"
 BASE = {"flow", "mesh", "models"}
 MAY_IMPORT = {
     "models": set(),
-    "layered_image": set(),
+    "files": set(),
+    "layered_image": {"files"},
     "shipped": set(),
     "flow": {"models"},
     "mesh": {"models"},
-    "weights": BASE,
-    "data": {"layered_image"},
-    "evaluation": {"layered_image", "data"},
-    "export": {"layered_image"},
-    "inference": {*BASE, "weights", "export", "data", "layered_image", "shipped"},
-    "training": {*BASE, "weights", "data", "layered_image", "inference"},
+    "weights": {*BASE, "files"},
+    "data": {"files", "layered_image"},
+    "evaluation": {"files", "layered_image", "data"},
+    "export": {"files", "layered_image"},
+    "inference": {*BASE, "weights", "export", "data", "files", "layered_image", "shipped"},
+    "training": {*BASE, "weights", "data", "files", "layered_image", "inference"},
 }
 """Room to the rooms below it; a room may always import itself. Entry points and tools may import every room."""
 

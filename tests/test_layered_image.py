@@ -78,7 +78,7 @@ def test_save_and_load_lose_nothing(tmp_path):
     for field in ("names", "caption", "source", "licence", "decisions"):
         assert getattr(back, field) == getattr(given, field)
     assert [path.name for path in tmp_path.iterdir()] == ["sample"]
-    with pytest.raises(FileExistsError, match="remove it or save elsewhere"):
+    with pytest.raises(FileExistsError, match="give another folder, or remove it"):
         given.save(tmp_path / "sample")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from safetensors.numpy import save
 
-from qil_jax.data.files import write_whole
+from qil_jax.files import write_whole
 from qil_jax.models.lpips import TAPS, Backbone, weight_shapes
 
 URL = (

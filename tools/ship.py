@@ -13,6 +13,7 @@ from pathlib import Path
 import ml_dtypes
 from safetensors.numpy import save_file
 
+from qil_jax.files import whole_folder
 from qil_jax.inference.defaults import FILE, Defaults
 from qil_jax.shipped import shipped_checkpoint
 from qil_jax.training.setup import ORIGIN
@@ -41,24 +42,17 @@ def ship(checkpoint: Path, destination: Path) -> int:
       ValueError: if the checkpoint is not sound, or too large to be shipped.
     """
     require_sound(checkpoint)
-    draft = destination.with_name(f".{destination.name}.unfinished")
-    try:
+    with whole_folder(destination, overwrite=True) as draft:
         size = _fill(draft, checkpoint)
         if size > MOST_BYTES:
             raise ValueError(
                 f"{checkpoint}: {size / 1e6:.1f} MB in bf16, at most {MOST_BYTES / 1e6:.0f} MB are shipped"
             )
-        if destination.exists():
-            shutil.rmtree(destination)
-        draft.rename(destination)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return size
 
 
 def _fill(draft: Path, checkpoint: Path) -> int:
-    shutil.rmtree(draft, ignore_errors=True)
-    shutil.copytree(checkpoint, draft, ignore=shutil.ignore_patterns("*.safetensors*"))
+    shutil.copytree(checkpoint, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors*"))
     for component in Component:
         files = weight_files(checkpoint / component)
         reader = TensorReader(read_headers(files))

@@ -14,8 +14,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from qil_jax.data.boxed import over_white
-from qil_jax.data.files import png_bytes, write_whole
 from qil_jax.data.reasons import Dropped, Reason
+from qil_jax.data.sheets import png_bytes
+from qil_jax.files import write_whole
 
 PROMPT = """\
 # Image Annotator

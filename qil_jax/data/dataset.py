@@ -21,7 +21,6 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from qil_jax.data.boxed import composite_8bit
 from qil_jax.data.captions import Captioner
-from qil_jax.data.files import write_whole
 from qil_jax.data.prepare import (
     PrepareConfig,
     Preparer,
@@ -33,6 +32,7 @@ from qil_jax.data.prepare import (
 from qil_jax.data.reasons import Dropped
 from qil_jax.data.records import encode
 from qil_jax.data.splits import SPLITS, split_of
+from qil_jax.files import write_whole
 
 NAME, VERSION = "layered_dataset", "1.0.0"
 WORK = ".work"

@@ -20,9 +20,9 @@ from jaxtyping import Float, Float16, Int
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from qil_jax.data.files import write_whole
 from qil_jax.data.sources import Facts
 from qil_jax.data.tasks import Sample, Task
+from qil_jax.files import write_whole
 
 EXTRA = 3
 """Pictures of a record beside its layers."""

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import re
-import shutil
 import tarfile
 import urllib.error
 import urllib.request
@@ -17,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from qil_jax.data.assets import LIST, Kind, Stored, write_list
+from qil_jax.files import whole_folder
 
 PUBLIC_DOMAIN = "LicenseRef-public-domain"
 FREE = frozenset({"MIT", "Apache-2.0", "CC0-1.0", "OFL-1.1", PUBLIC_DOMAIN})
@@ -68,16 +68,13 @@ def fetch(package: Package, out: Path, licences: frozenset[str] = FREE) -> Path:
     chosen = [(path, stored) for path, stored in package.select(members) if stored.licence in licences]
     if not chosen:
         raise FetchError(f"{package.name}: nothing of it is under {', '.join(sorted(licences))}: leave it out")
-    unfinished = out / f".{package.name}.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    for path, stored in chosen:
-        (unfinished / stored.file).write_bytes(members[path])
-    for path in members:
-        if PurePosixPath(path).name.lower().startswith(("license", "licence", "copyright")):
-            (unfinished / path.strip("./").replace("/", "_")).write_bytes(members[path])
-    write_list(unfinished / LIST, [stored for _, stored in chosen])
-    unfinished.rename(folder)
+    with whole_folder(folder) as draft:
+        for path, stored in chosen:
+            (draft / stored.file).write_bytes(members[path])
+        for path in members:
+            if PurePosixPath(path).name.lower().startswith(("license", "licence", "copyright")):
+                (draft / path.strip("./").replace("/", "_")).write_bytes(members[path])
+        write_list(draft / LIST, [stored for _, stored in chosen])
     return folder
 
 

@@ -17,11 +17,12 @@ from qil_jax.data.anomalies import AnomalyDetector, PatchDetector
 from qil_jax.data.boxed import composite_8bit
 from qil_jax.data.cleaning import CleaningConfig, clean
 from qil_jax.data.duplicates import near_duplicates, perceptual_hash
-from qil_jax.data.files import png_bytes, write_whole
 from qil_jax.data.psd import PSDLimits, read_psd
 from qil_jax.data.reasons import Dropped, Reason
 from qil_jax.data.records import Record, decode, encode
 from qil_jax.data.sandbox import ProcessLimits, Sandbox
+from qil_jax.data.sheets import png_bytes
+from qil_jax.files import write_whole
 
 SUFFIXES = {".psd", ".psb"}
 THUMBNAIL = 160

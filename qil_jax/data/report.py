@@ -12,8 +12,8 @@ from etils import epath
 from PIL import Image
 
 from qil_jax.data.boxed import composite_8bit
-from qil_jax.data.files import png_bytes
 from qil_jax.data.prepare import THUMBNAIL, Row, load_record
+from qil_jax.data.sheets import png_bytes
 
 PICTURES = 24
 """Samples and rejects that are shown, spread evenly over all."""

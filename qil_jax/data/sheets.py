@@ -1,5 +1,6 @@
-"""Many small pictures as one."""
+"""Small pictures: as bytes, and many as one."""
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,3 +23,12 @@ def grid(rows: Sequence[Sequence[UInt8[np.ndarray, "y x 4"]]]) -> Image.Image:
             cell = Image.fromarray(over_colour(picture, GROUND)).convert("RGB")
             sheet.paste(cell, (GAP + x * (wide + GAP), GAP + y * (high + GAP)))
     return sheet
+
+
+def png_bytes(image: Image.Image, side: int, resampling: Image.Resampling = Image.Resampling.BICUBIC) -> bytes:
+    """A picture, made no larger than `side`, as PNG without its profile and other facts."""
+    image.thumbnail((side, side), resampling)
+    image.info.clear()
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()

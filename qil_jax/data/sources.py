@@ -18,8 +18,8 @@ from jaxtyping import Int
 from PIL import Image
 from rich.progress import track
 
-from qil_jax.data.files import write_whole
 from qil_jax.data.records import Record, decode, from_layered_image
+from qil_jax.files import write_whole
 from qil_jax.layered_image import CAPTION, LayeredImage
 
 SPLIT = "train"

@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from qil_jax.data.files import write_whole
+from qil_jax.files import write_whole
 
 JOB = "job.json"
 

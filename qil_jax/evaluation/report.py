@@ -12,13 +12,13 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from qil_jax.data.files import write_whole
 from qil_jax.data.sheets import grid
 from qil_jax.evaluation.baselines import Baseline
 from qil_jax.evaluation.health import Health, health_rates
 from qil_jax.evaluation.layers import LEVELS, Scores, at_level, mean_scores
 from qil_jax.evaluation.reconstruction import by_category, macro_average, plain_mean
 from qil_jax.evaluation.samples import LayerResult, Picture
+from qil_jax.files import write_whole
 
 PAPER_LAYERS = {
     "VLM base + Hi-SAM (paper)": (
