@@ -1,8 +1,6 @@
 """Decompose pictures into editable RGBA layers: python infer.py PICTURE... --out DIR [--checkpoint DIR]."""
 
-import sys
-
-from qil_jax.inference.__main__ import main
+from qil_jax.inference.__main__ import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -15,6 +15,7 @@ BASE = {"flow", "mesh", "models"}
 MAY_IMPORT = {
     "models": set(),
     "files": set(),
+    "programs": set(),
     "layered_image": {"files"},
     "shipped": set(),
     "flow": {"models"},
@@ -23,7 +24,7 @@ MAY_IMPORT = {
     "data": {"files", "layered_image"},
     "evaluation": {"files", "layered_image", "data"},
     "export": {"files", "layered_image"},
-    "inference": {*BASE, "weights", "export", "data", "files", "layered_image", "shipped"},
+    "inference": {*BASE, "weights", "export", "data", "files", "layered_image", "programs", "shipped"},
     "training": {*BASE, "weights", "data", "files", "layered_image", "inference"},
 }
 """Room to the rooms below it; a room may always import itself. Entry points and tools may import every room."""

@@ -71,7 +71,7 @@ def test_infer_without_a_checkpoint_says_whose_layers_they_are(tmp_path):
     assert done.stdout.startswith(ship.DEFAULTS.about + "\n") and "It is not Qwen-Image-Layered" in done.stdout
     record = json.loads((tmp_path / "out" / "unseen" / "result.json").read_text())
     assert record["size"] == [64, 64] and len(record["layers"]) == 3
-    assert record["settings"]["checkpoint"] == "demonstration" and record["settings"]["steps"] == 12
+    assert record["checkpoint"]["folder"] == "demonstration" and record["settings"]["steps"] == 12
 
 
 def test_the_demonstration_writes_layers_and_the_truth(tmp_path, capsys):
@@ -82,7 +82,7 @@ def test_the_demonstration_writes_layers_and_the_truth(tmp_path, capsys):
         assert name in told
         files = {file.name for file in (tmp_path / name).iterdir()}
         assert {"01_Layer_1.png", "03_Layer_3.png", "layers.psd", "sheet.png", "result.json"} <= files
-        assert ("truth.png" in files) == (name == "scene")
+        assert (tmp_path / f"{name}_truth.png").exists() == (name == "scene")
 
 
 def test_a_wheel_carries_it(tmp_path):

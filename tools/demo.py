@@ -19,7 +19,7 @@ from qil_jax.layered_image import LayeredImage
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PICTURES = {
-    "scene": "a generated test scene; truth.png shows its true layers",
+    "scene": "a generated test scene; scene_truth.png shows its true layers",
     "unseen": "things of a kind that the model has not seen",
     "chelsea": "a photograph: far from what a model this small can do",
 }
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         psnr = write_result(folder, made.layered, made.input, record, overwrite=True)
         table.add_row(name, PICTURES[name], f"{psnr:.1f} dB")
         if (EXAMPLES / name).is_dir():
-            write_sheet(LayeredImage.load(EXAMPLES / name), made.input, folder / "truth.png")
+            write_sheet(LayeredImage.load(EXAMPLES / name), made.input, arguments.out / f"{name}_truth.png")
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     console.print(

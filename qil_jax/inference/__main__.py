@@ -1,43 +1,80 @@
 """Decompose pictures into editable RGBA layers: python -m qil_jax.inference PICTURE... --out DIR; also as infer.py."""
 
 import sys
+from typing import NoReturn
 
-from qil_jax.inference.cli import parse_arguments, report, show_progress
+from qil_jax.inference.cli import Arguments, Ledger, parse_arguments, report, show_pictures, show_progress
+from qil_jax.programs import INTERRUPTED, command, interruptible, leave
+
+SKIPPED = 3
+"""Exit status where everything was done but for pictures that --skip-bad left out."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, check, load, decompose, report. Returns the exit status: 2 for input that cannot be used."""
-    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    """Parse, check, load, decompose, report.
+
+    Returns:
+      The exit status: 2 for input that cannot be used, 3 where bad pictures were skipped, 130 after Ctrl-C.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    ledger = Ledger()
+    try:
+        arguments = parse_arguments(argv)
+        interruptible(lambda: decompose(arguments, ledger))
+    except (KeyboardInterrupt, ValueError, OSError) as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        print("\nstopped" if stopped else f"error: {error}", file=sys.stderr)
+        if stopped or ledger.left:
+            print(f"{ledger.summary()}; to go on: {command(argv)}", file=sys.stderr)
+        return INTERRUPTED if stopped else 2
+    report(ledger)
+    return SKIPPED if ledger.skipped else 0
+
+
+def decompose(arguments: Arguments, ledger: Ledger) -> None:
+    """Everything between the command line and the report; the ledger tells what was done, however it ends."""
     # The heavy imports wait until the arguments make sense.
-    from qil_jax.inference.job import check_output, find_tasks, run_job
+    from qil_jax.files import recover
+    from qil_jax.inference.job import JobError, plan_tasks, run_job, tasks_left
+    from qil_jax.inference.pictures import find_pictures
     from qil_jax.inference.pipeline import Pipeline
     from qil_jax.mesh import MeshShape, make_mesh, single_device_mesh
+    from qil_jax.weights import checkpoint_digest, require_sound
 
-    try:
-        options, settings = arguments.options(), arguments.settings()
-        tasks = find_tasks(arguments.inputs, arguments.out, resolution=arguments.resolution)
-        left = check_output(arguments.out, tasks, arguments.record(), overwrite=arguments.overwrite)
-        done = []
-        if left:
-            mesh = make_mesh(MeshShape.parse(arguments.mesh)) if arguments.mesh else single_device_mesh()
-            pipeline = Pipeline.load(arguments.checkpoint, mesh=mesh, dtype=arguments.dtype)
-            with show_progress(len(left), arguments.batch) as on_step:
-                done = run_job(
-                    left,
-                    pipeline,
-                    options,
-                    settings,
-                    record={"settings": arguments.record()},
-                    batch=arguments.batch,
-                    overwrite=arguments.overwrite,
-                    on_step=on_step,
-                )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    report(tasks, done)
-    return 0
+    with show_pictures() as on_picture:
+        found = find_pictures(arguments.inputs, resolution=arguments.resolution, on_picture=on_picture)
+    problems = found.problems + ([] if arguments.skip_bad else found.bad)
+    if problems:
+        hint = ["or give --skip-bad to go on without them"] if found.bad and not arguments.skip_bad else []
+        raise JobError(problems + hint)
+    mesh = make_mesh(MeshShape.parse(arguments.mesh)) if arguments.mesh else single_device_mesh()
+    require_sound(arguments.checkpoint)
+    options, settings = arguments.options(), arguments.settings()
+    checkpoint = {"folder": arguments.checkpoint.resolve().name, "digest": checkpoint_digest(arguments.checkpoint)}
+    if arguments.out.is_dir():
+        recover(arguments.out)
+    ledger.tasks = plan_tasks(
+        found.pictures, arguments.out, options, checkpoint=checkpoint, settings=arguments.deciding()
+    )
+    ledger.skipped = found.bad
+    left = ledger.left = tasks_left(ledger.tasks, arguments.out, overwrite=arguments.overwrite)
+    if not left:
+        return
+    arguments.require_memory(left, mesh)
+    ledger.announce(arguments.resolution)
+    print(f"loading {arguments.checkpoint}", flush=True)
+    pipeline = Pipeline.load(arguments.checkpoint, mesh=mesh, dtype=arguments.dtype)
+    with show_progress(len(left), arguments.batch) as on_step:
+        for outcome in run_job(
+            left, pipeline, settings, batch=arguments.batch, overwrite=arguments.overwrite, on_step=on_step
+        ):
+            ledger.done.append(outcome)
+
+
+def program() -> NoReturn:
+    """`main` as a process."""
+    leave(main())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

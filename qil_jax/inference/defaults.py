@@ -4,7 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from qil_jax.inference.images import RESOLUTION
+from qil_jax.inference.limits import RESOLUTION
 
 FILE = "qil.json"
 

@@ -1,20 +1,19 @@
 """Pictures from files to what the VAE reads, exactly as the released pipeline prepares them (checkpoint.md 8.3)."""
 
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from qil_jax.data.buckets import sides
+from qil_jax.inference.limits import MULTIPLE, RESOLUTION
 
 SMALLEST_SIDE = 2
 LARGEST_SIDE = 16384
-MULTIPLE = 32
-"""Both sides of the model's picture are multiples of this many pixels."""
-RESOLUTION = 640
-"""The default bucket: pictures are resized to about this many pixels squared. The release also knows 1024."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 
 
 class ImageError(ValueError):
@@ -27,24 +26,48 @@ def open_image(path: Path, *, resolution: int = RESOLUTION) -> Image.Image:
     Gray, palette, CMYK and 16-bit pictures are converted; alpha is kept, and opaque where there is none.
 
     Raises:
-      ImageError: if the file is unreadable, animated, has a side below 2 or above 16,384 pixels, or is too narrow for
-        a bucket of `resolution`.
+      ImageError: as `decode_image`, or if the file cannot be read.
+    """
+    return decode_image(read_bytes(path), str(path), resolution=resolution)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+      ImageError: if they cannot be read.
     """
     try:
-        with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                raise ImageError(f"{path}: animated or multi-page ({image.n_frames} pictures); save one as PNG")  # type: ignore[attr-defined]
-            check_size(image.size, str(path), resolution)
-            image.load()
-            return to_rgba(ImageOps.exif_transpose(image))
-    except ImageError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{path}: too many pixels ({error}); scale it down first") from error
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
-        raise ImageError(f"{path}: cannot be read as a picture ({error}); open and save it again as PNG") from error
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror}); see to the file or its permissions") from error
+
+
+def decode_image(data: bytes, name: str, *, resolution: int = RESOLUTION) -> Image.Image:
+    """The picture in the bytes of a file, as `open_image` gives it.
+
+    Raises:
+      ImageError: if it is no picture, animated, has a side below 2 or above 16,384 pixels, or is too narrow for a
+        bucket of `resolution`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures and odd metadata: what matters is said here
+            with Image.open(io.BytesIO(data)) as image:
+                pictures = getattr(image, "n_frames", 1)
+                if pictures > 1:
+                    raise ImageError(f"{name}: animated or multi-page ({pictures} pictures); save one as PNG")
+                check_size(image.size, name, resolution)
+                image.load()
+                return to_rgba(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: too many pixels ({error}); scale it down first") from error
+    except Exception as error:  # Pillow's decoders raise whatever malformed bytes lead them to
+        raise ImageError(f"{name}: cannot be read as a picture ({error}); open and save it again as PNG") from error
 
 
 def check_size(size: tuple[int, int], name: str, resolution: int) -> None:
@@ -95,3 +118,10 @@ def preprocess(image: Image.Image, resolution: int) -> tuple[UInt8[np.ndarray, "
     size = bucket_size(*image.size, resolution)
     resized = np.asarray(image.resize(size, Image.Resampling.LANCZOS))
     return resized, resized.astype(np.float32) / np.float32(255) * 2 - 1
+
+
+def resize_layers(layers: UInt8[np.ndarray, "l y x 4"], size: tuple[int, int]) -> UInt8[np.ndarray, "l Y X 4"]:
+    """Layers at another size (width, height), by LANCZOS on premultiplied colour: no edge takes on hidden colour."""
+    if layers.shape[2:0:-1] == size:
+        return layers
+    return np.stack([np.asarray(Image.fromarray(x, "RGBA").resize(size, Image.Resampling.LANCZOS)) for x in layers])

@@ -1,15 +1,18 @@
-"""A run over pictures and folders: what is left to do, in batches, each result written once and whole."""
+"""A run over pictures: what is left to do, in batches, each result written once and whole."""
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from qil_jax.export.names import safe_name
-from qil_jax.export.result import read_record, write_result
-from qil_jax.inference.images import RESOLUTION, SUFFIXES, ImageError, open_image
+import numpy as np
+
+from qil_jax.export.result import ResultError, read_result, recomposition_psnr, require_replaceable, write_result
+from qil_jax.inference.images import RESOLUTION, resize_layers
+from qil_jax.inference.pictures import Picture
 from qil_jax.inference.request import Decomposition, Request, Settings
+from qil_jax.layered_image import LayeredImage
 
 OnStep = Callable[[int, int], None]
 
@@ -39,145 +42,195 @@ class JobError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """What the command line says about every picture."""
+    """What the command line says about every picture.
+
+    Attributes:
+      prompt: None: what the text file beside a picture says, or nothing.
+      samples: decompositions of each picture.
+      own_size: write layers at the picture's own size instead of the model's.
+    """
 
     layers: int = 4
-    prompt: str = ""
+    prompt: str | None = None
     negative_prompt: str | None = " "
     resolution: int = RESOLUTION
     seed: int = 777
     samples: int = 1
     max_layers: int = 20
+    own_size: bool = False
 
-    def request(self, path: Path) -> Request:
-        """The request for one file."""
-        image = open_image(path, resolution=self.resolution)
-        return Request(image=image, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+    def prompt_of(self, picture: Picture) -> str:
+        """The prompt of one picture."""
+        return self.prompt if self.prompt is not None else picture.prompt or ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """One input picture and the folder for its result."""
+    """One decomposition to be made: a picture, which of its samples, the folder for it, and what decides it."""
 
-    source: Path
+    picture: Picture
+    sample: int
     folder: Path
+    options: JobOptions
+    made_from: Mapping[str, Any]
+    """The picture's file name and sha256, the checkpoint, the settings, the sample: equal ones give equal results."""
 
-    def folders(self, samples: int) -> list[Path]:
-        """The result folder of each sample: the task's own, or numbered ones inside it."""
-        if samples == 1:
-            return [self.folder]
-        return [self.folder / f"sample_{i:02d}" for i in range(1, samples + 1)]
+    def request(self) -> Request:
+        """What to ask of the pipeline."""
+        return Request(
+            image=self.picture.image(),
+            layers=self.options.layers,
+            prompt=self.options.prompt_of(self.picture),
+            negative_prompt=self.options.negative_prompt,
+            resolution=self.options.resolution,
+            seed=self.options.seed,
+            first_sample=self.sample,
+            max_layers=self.options.max_layers,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one task."""
+    """What became of one task.
+
+    Attributes:
+      batch_seconds: of the batch that it was made in.
+      psnr: of its layers put together, in dB.
+    """
 
     task: Task
-    status: str  # "done" or "found" (finished by an earlier run)
-    seconds: float = 0.0
-    psnr: float | None = None
+    batch_seconds: float
+    psnr: float
 
 
-def find_tasks(inputs: Sequence[Path], out: Path, *, resolution: int = RESOLUTION) -> list[Task]:
-    """Every picture of the given files and folders (sorted, not recursive), with a result folder of its own.
+def plan_tasks(
+    pictures: Mapping[str, Picture],
+    out: Path,
+    options: JobOptions,
+    *,
+    checkpoint: Mapping[str, str],
+    settings: Mapping[str, Any],
+) -> list[Task]:
+    """A task for every sample of every picture. The first sample's folder has the picture's name, the others a number.
 
-    Raises:
-      JobError: on inputs that do not exist, folders without pictures, or pictures that cannot be decomposed.
+    Args:
+      pictures: by the name of their folder.
+      out: where the folders go.
+      options: what holds for every picture.
+      checkpoint: what identifies it: its folder's name and its digest.
+      settings: all others that decide a result, as JSON values.
     """
-    problems, sources = [], []
-    for path in inputs:
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
-            problems += [] if found else [f"{path}: holds no pictures ({', '.join(SUFFIXES)})"]
-            sources += found
-        elif path.is_file():
-            sources.append(path)
-        else:
-            problems.append(f"{path}: no such file or folder")
-    for source in sources:
-        try:
-            open_image(source, resolution=resolution)
-        except ImageError as error:
-            problems.append(str(error))
-    if problems:
-        raise JobError(problems)
-    tasks, taken = [], set()
-    for source in dict.fromkeys(p.resolve() for p in sources):
-        name = stem = safe_name(source.stem, "picture")
-        number = 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{stem}_{number}"
-        taken.add(name.lower())
-        tasks.append(Task(source=source, folder=out / name))
+    tasks, taken = [], {name.lower() for name in pictures}
+    for name, picture in pictures.items():
+        for sample in range(options.samples):
+            folder, number = name, 0
+            while sample and (number == 0 or folder.lower() in taken):
+                number += 1
+                folder = f"{name}_sample_{sample + 1}" + (f"_{number}" if number > 1 else "")
+            taken.add(folder.lower())
+            made_from = {
+                "input": picture.path.name,
+                "input_sha256": picture.sha256,
+                "checkpoint": dict(checkpoint),
+                "settings": {**settings, "prompt": options.prompt_of(picture)},
+                "sample": sample,
+            }
+            tasks.append(
+                Task(picture=picture, sample=sample, folder=out / folder, options=options, made_from=made_from)
+            )
     return tasks
 
 
-def check_output(out: Path, tasks: Sequence[Task], settings: dict[str, Any], *, overwrite: bool) -> list[Task]:
-    """The tasks still to be done.
-
-    A finished result made with the same settings from the same picture is kept and skipped.
+def tasks_left(tasks: Sequence[Task], out: Path, *, overwrite: bool) -> list[Task]:
+    """The tasks still to be done. A finished result of the same picture, checkpoint and settings is kept.
 
     Raises:
       JobError: if `out` cannot be written, or holds something else where a result should go.
     """
     problems = []
-    existing = next(p for p in (out, *out.parents) if p.exists())
+    existing = next(p for p in (out, *out.parents) if os.path.lexists(p))
     if not existing.is_dir():
         problems.append(f"{existing}: is a file; give --out a folder")
     elif not os.access(existing, os.W_OK | os.X_OK):
         problems.append(f"{existing}: not writable; give another --out or change its permissions")
     left = []
-    for task in tasks:
-        folders = task.folders(settings.get("samples", 1))
-        missing = [folder for folder in folders if overwrite or not folder.exists()]
-        left += [task] if missing else []
-        for folder in (f for f in folders if f not in missing):
-            record = read_record(folder)
-            if record is None:
-                problems.append(f"{folder}: exists and is no finished result; move it, or give --overwrite")
-            elif record.get("settings") != settings or record.get("input") != task.source.name:
-                problems.append(f"{folder}: made with other settings or from another file; give --overwrite or --out")
+    for task in tasks if not problems else ():
+        try:
+            if overwrite:
+                require_replaceable(task.folder)
+                left.append(task)
+            elif not is_finished(task):
+                left.append(task)
+        except (ResultError, OSError) as error:
+            problems.append(str(error))
     if problems:
         raise JobError(problems)
     return left
 
 
+def is_finished(task: Task) -> bool:
+    """Whether the task's result is there, whole; False where nothing is.
+
+    Raises:
+      ResultError: if something else is there, naming all that differs.
+    """
+    record = read_result(task.folder)
+    if record is None:
+        return False
+    there, here = _facts(record), _facts(task.made_from)
+    differing = [
+        f"{name} {there.get(name)!r}, now {here.get(name)!r}" for name in here if here[name] != there.get(name)
+    ]
+    if differing:
+        made = "; ".join(differing)
+        raise ResultError(f"{task.folder}: was made with {made}; give --overwrite to replace it, or another --out")
+    return True
+
+
 def run_job(
     tasks: Sequence[Task],
     decomposer: Decomposer,
-    options: JobOptions,
     settings: Settings,
     *,
-    record: dict[str, Any],
     batch: int,
     overwrite: bool,
     on_step: OnStep | None = None,
-) -> list[Outcome]:
+) -> Iterator[Outcome]:
     """Decompose the tasks in batches and write each result as soon as its batch is through."""
-    outcomes = []
     for start in range(0, len(tasks), batch):
         group = tasks[start : start + batch]
-        results = decomposer.decompose([options.request(t.source) for t in group], settings, on_step=on_step)
-        for i, task in enumerate(group):
-            samples = results[i * options.samples : (i + 1) * options.samples]
-            outcomes.append(_write(task, samples, record, len(group), overwrite))
-    return outcomes
+        results = decomposer.decompose([task.request() for task in group], settings, on_step=on_step)
+        for task, result in zip(group, results, strict=True):
+            yield _write(task, result, len(group), overwrite)
 
 
-def _write(task: Task, samples: Sequence[Decomposition], record: dict, together: int, overwrite: bool) -> Outcome:
-    psnr = None
-    for folder, sample in zip(task.folders(len(samples)), samples, strict=True):
-        if folder.exists() and not overwrite:
-            continue  # finished before an interruption, and checked to be the same
-        seconds = {k: round(v, 4) for k, v in sample.timings.items()}
-        details = {
-            "input": task.source.name,
-            **record,
-            "sample": sample.sample,
-            "batch_seconds": seconds,
-            "batch_size": together,
-        }
-        psnr = write_result(folder, sample.layered, sample.input, details, overwrite=overwrite)
-    return Outcome(task=task, status="done", seconds=sum(samples[0].timings.values()), psnr=psnr)
+def _write(task: Task, made: Decomposition, together: int, overwrite: bool) -> Outcome:
+    layered, original = made.layered, made.input
+    if task.options.own_size:
+        original = np.asarray(task.picture.image())
+        layers = resize_layers(layered.layers, task.picture.size)
+        layered = LayeredImage(layers=layers, names=layered.names, caption=layered.caption)
+    details = {
+        **task.made_from,
+        "model_size": [made.input.shape[1], made.input.shape[0]],
+        "batch_seconds": {phase: round(seconds, 4) for phase, seconds in made.timings.items()},
+        "batch_size": together,
+    }
+    try:
+        psnr = write_result(task.folder, layered, original, details, overwrite=overwrite)
+    except FileExistsError:
+        if not is_finished(task):  # another program may have made the same result meanwhile
+            raise
+        psnr = recomposition_psnr(layered, original)
+    return Outcome(task=task, batch_seconds=sum(made.timings.values()), psnr=psnr)
+
+
+def _facts(made_from: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be equal for results to be equal. Names of files and folders do not matter, their content does."""
+    checkpoint, settings = made_from.get("checkpoint"), made_from.get("settings")
+    return {
+        "a picture of sha256": made_from.get("input_sha256"),
+        "a checkpoint of digest": checkpoint.get("digest") if isinstance(checkpoint, Mapping) else None,
+        **(settings if isinstance(settings, Mapping) else {}),
+        "sample": made_from.get("sample"),
+    }

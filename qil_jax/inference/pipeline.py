@@ -21,7 +21,8 @@ from qil_jax.inference.autoencoder import Autoencoder
 from qil_jax.inference.batch import Item, Ways, build_batch
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.denoiser import Denoiser, OnStep, OnTokens
-from qil_jax.inference.images import preprocess
+from qil_jax.inference.images import bucket_size, preprocess
+from qil_jax.inference.memory import Drawing, MemoryPlan, StoredSize, plan_memory, require_memory, stored_size
 from qil_jax.inference.prompts import PromptTokenizer
 from qil_jax.inference.request import Decomposition, Request, Settings, known
 from qil_jax.inference.text import PromptEncoder
@@ -37,6 +38,7 @@ from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
 from qil_jax.shipped import shipped_checkpoint
 from qil_jax.weights import component_config, load_model, require_sound
 
+DTYPES = ("float32", "bfloat16")
 Model = TypeVar("Model", bound=nnx.Module)
 
 
@@ -51,9 +53,10 @@ class Pipeline:
         denoiser: Denoiser,
         schedule: Schedule,
         defaults: Defaults,
+        size: StoredSize,
     ):
         self.prompts, self.autoencoder, self.denoiser = prompts, autoencoder, denoiser
-        self.schedule, self.defaults = schedule, defaults
+        self.schedule, self.defaults, self.size = schedule, defaults, size
 
     @classmethod
     def load(
@@ -78,7 +81,10 @@ class Pipeline:
           StructureError: listing everything wrong with the checkpoint, before any tensor is read.
           ConfigError: if a config asks for what this pipeline does not do.
           MeshError: if the rules do not fit the mesh or the parameters.
+          ValueError: if `dtype` is none of float32 and bfloat16, or the parameters do not fit into memory.
         """
+        if dtype not in (None, *DTYPES):
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, or None for what is stored; got {dtype!r}")
         checkpoint = shipped_checkpoint() if checkpoint is None else Path(checkpoint)
         mesh = single_device_mesh() if mesh is None else mesh
         one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
@@ -90,6 +96,8 @@ class Pipeline:
         text_config = Qwen2_5VLConfig.from_json(component_config(checkpoint, "text_encoder"))
         schedule = Schedule.from_json(component_config(checkpoint, "scheduler"))
         _require_layered(mmdit_config, vae_config)
+        size = stored_size(checkpoint, dtype)
+        require_memory(MemoryPlan(parameters=size.parameters), mesh)
         tokenizer = PromptTokenizer.load(checkpoint)
 
         def load(component: str, abstract: Model) -> Model:
@@ -104,6 +112,7 @@ class Pipeline:
             denoiser=Denoiser(mmdit, mesh=mesh, rules=rules, kind=kind),
             schedule=schedule,
             defaults=defaults,
+            size=size,
         )
 
     def decompose(
@@ -160,7 +169,7 @@ class Pipeline:
                 latents=latent,
                 timings=timings,
                 request=requests[i],
-                sample=sample,
+                sample=requests[i].first_sample + sample,
             )
             for (i, sample), p, latent in zip(jobs, pictures, latents, strict=True)
         ]
@@ -174,21 +183,35 @@ class Pipeline:
         if not requests:
             problems.append("there is nothing to decompose: give at least one request")
         for i, request in enumerate(requests):
-            problems += [f"request {i}: {problem}" for problem in request.problems()]
+            found = request.problems() or self._latent_problems(request)
+            problems += [f"request {i}: {problem}" for problem in found]
         if problems:
             raise ValueError("cannot decompose:\n  " + "\n  ".join(problems))
+        drawings = [
+            Drawing.of(r.image.size, resolution=known(r.resolution), layers=known(r.layers), samples=r.samples)
+            for r in requests
+        ]
+        plan = plan_memory(drawings, settings, self.denoiser.config, self.autoencoder.config, self.size)
+        require_memory(plan, self.denoiser.mesh)
+
+    def _latent_problems(self, request: Request) -> list[str]:
+        if request.latents is None:
+            return []
+        wide, high = bucket_size(*request.image.size, known(request.resolution))
+        scale, z = self.autoencoder.config.scale_factor, self.autoencoder.config.z_dim
+        shape = (request.samples, known(request.layers) + 1, high // scale, wide // scale, z)
+        found = np.shape(request.latents)
+        return [] if found == shape else [f"latents have shape {found}, {request.samples} of this picture need {shape}"]
 
     def _item(
         self, request: Request, sample: int, condition: np.ndarray, states: dict[str, np.ndarray], settings: Settings
     ) -> Item:
         shape = (known(request.layers) + 1, *condition.shape)
         if request.latents is None:
-            key = jax.random.fold_in(jax.random.key(request.seed), sample)
+            key = jax.random.fold_in(jax.random.key(request.seed), request.first_sample + sample)
             noise = np.asarray(jax.random.normal(key, shape, jnp.float32))
         else:
             noise = np.asarray(request.latents[sample], np.float32)
-            if noise.shape != shape:
-                raise ValueError(f"injected latents have shape {noise.shape} per sample, this picture needs {shape}")
         rows, cols = condition.shape[0] // self._patch, condition.shape[1] // self._patch
         return Item(
             noise=noise,

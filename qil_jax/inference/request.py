@@ -11,12 +11,9 @@ from PIL import Image
 
 from qil_jax.flow import Rescale
 from qil_jax.inference.defaults import Defaults
-from qil_jax.inference.images import MULTIPLE, ImageError, check_size
+from qil_jax.inference.images import ImageError, check_size
+from qil_jax.inference.limits import MAX_LAYERS, MAX_SEED, integer_problems, resolution_problems
 from qil_jax.layered_image import LayeredImage
-
-MAX_LAYERS = 20
-"""Most layers seen in training (paper.md 2.6)."""
-
 
 Value = TypeVar("Value")
 
@@ -38,6 +35,7 @@ class Request:
     resolution: int | None = None
     seed: int = 777
     samples: int = 1
+    first_sample: int = 0  # number of the first of the samples: each has noise of its own, whatever is asked beside it
     latents: Float[np.ndarray, "s l1 h w z"] | None = None
     """Starting noise, (samples, layers + 1, height / 8, width / 8, z), composite first; None: drawn from `seed`."""
     max_layers: int = MAX_LAYERS
@@ -52,21 +50,32 @@ class Request:
 
     def problems(self) -> list[str]:
         """Everything that is wrong with this request, in words."""
-        found = []
-        if self.layers is not None and not 1 <= self.layers <= self.max_layers:
-            found.append(
-                f"layers must be from 1 to {self.max_layers}, got {self.layers}"
-                + (f" (the model saw at most {MAX_LAYERS}; raise max_layers to go beyond)" if self.layers > 1 else "")
-            )
-        if self.resolution is not None and (self.resolution < MULTIPLE or self.resolution % MULTIPLE):
-            found.append(f"resolution must be a multiple of {MULTIPLE}, got {self.resolution}")
-        elif self.resolution is not None:
+        found = integer_problems("max_layers", self.max_layers, least=1)
+        if self.layers is not None and not found:
+            problems = integer_problems("layers", self.layers, least=1, most=self.max_layers)
+            beyond = problems and isinstance(self.layers, int) and self.layers > self.max_layers
+            hint = f" (the model saw at most {MAX_LAYERS}; raise max_layers to go beyond)" if beyond else ""
+            found += [problem + hint for problem in problems]
+        found += self._picture_problems()
+        found += [] if isinstance(self.prompt, str) else [f"prompt must be text, got {self.prompt!r}"]
+        if not (self.negative_prompt is None or isinstance(self.negative_prompt, str)):
+            found.append(f"negative_prompt must be text or None, got {self.negative_prompt!r}")
+        found += integer_problems("seed", self.seed, least=0, most=MAX_SEED)
+        found += integer_problems("samples", self.samples, least=1)
+        found += integer_problems("first_sample", self.first_sample, least=0)
+        return found
+
+    def _picture_problems(self) -> list[str]:
+        if not isinstance(self.image, Image.Image):
+            return [f"image must be a PIL image, got {type(self.image).__name__}: open it with PIL.Image.open"]
+        if self.resolution is None:
+            return []
+        found = resolution_problems("resolution", self.resolution)
+        if not found:
             try:
                 check_size(self.image.size, "image", self.resolution)
             except ImageError as error:
                 found.append(str(error))
-        if self.samples < 1:
-            found.append(f"samples must be at least 1, got {self.samples}")
         return found
 
 
@@ -89,11 +98,13 @@ class Settings:
 
     def problems(self) -> list[str]:
         """Everything that is wrong with these settings, in words."""
-        found = []
-        if self.steps is not None and self.steps < 1:
-            found.append(f"steps must be at least 1, got {self.steps}")
-        if self.guidance is not None and not math.isfinite(self.guidance):
-            found.append(f"guidance must be a finite number, got {self.guidance}")
+        found = [] if self.steps is None else integer_problems("steps", self.steps, least=1)
+        number = isinstance(self.guidance, int | float) and not isinstance(self.guidance, bool)
+        if self.guidance is not None and not (number and math.isfinite(self.guidance)):
+            found.append(f"guidance must be a finite number, got {self.guidance!r}")
+        if not isinstance(self.rescale, Rescale):
+            found.append(f"rescale must be one of {', '.join(map(str, Rescale))} of qil_jax.flow, got {self.rescale!r}")
+        found += integer_problems("max_prompt_tokens", self.max_prompt_tokens, least=1)
         return found
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: key tables, streaming safetensors and orbax, checks, conversion."""
 
+from qil_jax.weights.identity import checkpoint_digest
 from qil_jax.weights.load import load_model, open_source
 from qil_jax.weights.safetensors_io import WeightsError
 from qil_jax.weights.source import Layout, layout_of
@@ -11,6 +12,7 @@ __all__ = [
     "Layout",
     "StructureError",
     "WeightsError",
+    "checkpoint_digest",
     "checkpoint_problems",
     "component_config",
     "layout_of",
