@@ -20,6 +20,7 @@ from qil_jax.data.boxed import composite_8bit
 from qil_jax.data.sources import open_source
 from qil_jax.evaluation.reconstruction import BACKGROUNDS, as_jpeg, blended, luma_ssim
 from qil_jax.export.result import write_result
+from qil_jax.files import CONTENT, DRAFT, MARK
 from qil_jax.inference.images import preprocess
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
@@ -202,7 +203,10 @@ def test_a_run_that_was_cut_gives_the_same_files(world, tmp_path, monkeypatch, c
     assert "goes on" in capsys.readouterr().err and not (cut / "summary.md").exists()
     # As if it had been killed between two samples of a batch, while the second was written.
     done = sorted((cut / "samples").iterdir())
-    done[1].rename(done[1].with_name(f".{done[1].name}.unfinished"))
+    draft = cut / "samples" / f".{done[1].name}.cut{DRAFT}"
+    draft.mkdir()
+    (draft / MARK).write_text(json.dumps({"destination": done[1].name}))
+    done[1].rename(draft / CONTENT)
     assert evaluate(world, cut) == 0
     assert files_of(cut) == files_of(whole)
     # What is done needs no model.

@@ -126,7 +126,7 @@ def test_result_is_whole_or_absent(tmp_path, monkeypatch):
     assert [entry["name"] for entry in record["layers"]] == list(NAMES)
     assert all((folder / entry["file"]).is_file() for entry in record["layers"])
     before = sorted(p.name for p in folder.iterdir())
-    with pytest.raises(FileExistsError, match="--overwrite"):
+    with pytest.raises(FileExistsError, match="cat exists"):
         write_result(folder, layered, layered.layers[0], {})
     monkeypatch.setattr("qil_jax.export.result.write_sheet", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):

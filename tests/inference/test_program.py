@@ -1,0 +1,212 @@
+"""infer.py as a program: arguments, what it says, and how it ends."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qil_jax.inference.cli import parse_arguments
+from qil_jax.inference.request import Request, Settings
+from tools.make_demo_checkpoint import write_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--layers", "0"], "--layers must be from 1 to 20, got 0"),
+        (["--layers", "21"], "--max-layers N allows more"),
+        (["--steps", "0"], "--steps must be at least 1"),
+        (["--guidance", "nan"], "--guidance must be a finite number"),
+        (["--samples", "0", "--batch", "0"], "--batch must be at least 1"),
+        (["--resolution", "500"], "--resolution must be a multiple of 32"),
+        (["--seed", "4294967296"], "--seed must be from 0 to 4294967295, got 4294967296"),
+        (["--seed", "-1"], "--seed must be from 0 to 4294967295, got -1"),
+        (["--seed", "9" * 23], "--seed must be from 0 to 4294967295"),
+        (["--layers", "3000000", "--max-layers", "0"], "--max-layers must be at least 1"),
+    ],
+)
+def test_arguments_are_refused(words, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_arguments(["a.png", "--checkpoint", str(tmp_path), "--out", "x", *words])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_more_layers_with_an_override(tmp_path):
+    words = ["a.png", "--checkpoint", str(tmp_path), "--out", "x", "--layers", "25", "--max-layers", "30"]
+    arguments = parse_arguments(words)
+    assert arguments.options().layers == 25
+    request = Request(image=Image.new("RGB", (64, 64)), layers=25, max_layers=30)
+    assert request.problems() == []
+    assert Request(image=request.image, layers=21).problems() and Request(image=request.image, layers=0).problems()
+    assert Settings(guidance=float("nan")).problems() and Settings(steps=0).problems()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "checkpoint"
+    write_checkpoint(folder)
+    return folder
+
+
+def infer(*words) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, ROOT / "infer.py", *map(str, words)], capture_output=True, text=True)
+
+
+def test_the_program(checkpoint, pictures, tmp_path):
+    words = [pictures, "--checkpoint", checkpoint, "--out", tmp_path / "out", "--layers", 2, "--steps", 2, "--batch", 2]
+    done = infer(*words)
+    assert done.returncode == 0, done.stderr
+    for words_told in ("an empty prompt is used", "loading ", "compiling batch 1/2", "step 2/2", "batch's seconds"):
+        assert words_told in done.stdout
+    assert "b.png: 64x48 pixels, the model sees 736x544" in done.stdout
+    for name in "abc":
+        folder = tmp_path / "out" / name
+        files = sorted(p.name for p in folder.iterdir())
+        assert files == ["01_Layer_1.png", "02_Layer_2.png", "layers.psd", "result.json", "sheet.png"]
+        record = json.loads((folder / "result.json").read_text())
+        assert record["size"] == record["model_size"] == [736, 544] and record["settings"]["steps"] == 2
+        assert record["recomposition_psnr_db"] > 0 and set(record["batch_seconds"]) == {
+            "text",
+            "encode",
+            "denoise",
+            "decode",
+        }
+        with Image.open(folder / "01_Layer_1.png") as layer:
+            assert layer.size == (736, 544) and layer.mode == "RGBA"
+    again = infer(*words)
+    assert again.returncode == 0 and again.stdout.count("already finished") == 3
+    refused = infer(*words[:-4], "--steps", 3)
+    assert refused.returncode == 2 and "was made with" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert "steps 2, now 3" in refused.stderr
+
+
+def test_the_program_refuses_before_compute(checkpoint, pictures, tmp_path):
+    words = [pictures / "b.png", "--checkpoint", checkpoint, "--out", tmp_path / "out"]
+    for extra, message in (
+        (["--mesh", "data=3"], "devices"),
+        (["--mesh", "banana=1"], "banana"),
+        (["--checkpoint", pictures], "model_index.json"),
+        (["--resolution", 1_000_000], "GB of memory"),
+    ):
+        refused = infer(*words, *extra)
+        assert refused.returncode == 2, refused.stdout
+        assert message in refused.stderr and "Traceback" not in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_pictures_are_skipped_when_told(checkpoint, pictures, tmp_path):
+    (pictures / "broken.png").write_bytes(b"x")
+    words = [pictures, "--checkpoint", checkpoint, "--out", tmp_path / "out", "--steps", 1, "--batch", 3]
+    words += ["--resolution", 64]
+    refused = infer(*words)
+    assert refused.returncode == 2 and "--skip-bad" in refused.stderr and not (tmp_path / "out").exists()
+    done = infer(*words, "--skip-bad")
+    assert done.returncode == 3 and "skipped: " in done.stdout and "broken.png" in done.stdout
+    assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["a", "b", "c"]
+
+
+def test_what_an_interrupt_leaves(checkpoint, pictures, tmp_path):
+    """Ctrl-C in the compiled loop ends at once, in two lines; the command that they name goes on."""
+    words = [pictures, "--checkpoint", checkpoint, "--out", tmp_path / "out", "--resolution", 64, "--steps", 5000]
+    command = [sys.executable, ROOT / "infer.py", *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        for line in process.stdout:
+            if "step 500/" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read().strip().splitlines()
+        rest = process.stdout.read()
+    assert process.returncode == 130 and "5000/5000" not in rest
+    assert told[0] == "stopped" and told[1].startswith("0 of 3 results are finished; to go on: python ")
+    assert str(tmp_path / "out") in told[1] and len(told) == 2
+
+
+def test_a_full_disk_is_told(checkpoint, pictures, tmp_path, monkeypatch, capsys):
+    from qil_jax.export import result
+    from qil_jax.inference.__main__ import main
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "out" / "b" / "sheet.png"))
+
+    words = [pictures, "--checkpoint", checkpoint, "--out", tmp_path / "out", "--steps", 1, "--resolution", 64]
+    write = result.write_sheet
+    monkeypatch.setattr(result, "write_sheet", lambda *a: full() if (tmp_path / "out" / "a").exists() else write(*a))
+    assert main([str(word) for word in words]) == 2
+    told = capsys.readouterr().err
+    assert "No space left on device" in told and "sheet.png" in told
+    assert "1 of 3 results are finished; to go on: " in told
+    assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["a"]
+    monkeypatch.undo()
+    assert main([str(word) for word in words]) == 0
+    assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["a", "b", "c"]
+
+
+WRONG_REQUESTS = """
+import numpy as np
+from PIL import Image
+from qil_jax.inference.pipeline import Pipeline
+from qil_jax.inference.request import Request, Settings
+image = Image.new("RGB", (64, 64))
+pipeline = Pipeline.load()
+wrong = [
+    Request(image=image, layers="3", seed=-1, samples=1.5, prompt=None, negative_prompt=7),
+    Request(image="a.png", resolution=500, first_sample=-1),
+    Request(image=image, latents=np.zeros((1, 4, 8, 8, 3), np.float32)),
+]
+for call in (
+    lambda: pipeline.decompose(wrong, Settings(steps=True, guidance="4", rescale="norm")),
+    lambda: pipeline.decompose([Request(image=image, resolution=640_000)]),
+    lambda: Pipeline.load(dtype="float33"),
+):
+    try:
+        call()
+    except ValueError as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_what_is_no_request_is_told_at_once():
+    """In a process of its own, because in these tests constructors check types, and for users they do not."""
+    done = subprocess.run([sys.executable, "-c", WRONG_REQUESTS], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "ValueError cannot decompose:",
+        "request 0: layers must be an integer, got '3'",
+        "seed must be from 0 to 4294967295, got -1",
+        "samples must be an integer, got 1.5",
+        "prompt must be text, got None",
+        "negative_prompt must be text or None, got 7",
+        "request 1: image must be a PIL image, got str",
+        "first_sample must be at least 0",
+        "request 2: latents have shape (1, 4, 8, 8, 3), 1 of this picture need (1, 4, 8, 8, 16)",
+        "steps must be an integer, got True",
+        "guidance must be a finite number, got '4'",
+        "rescale must be one of none, norm of qil_jax.flow, got 'norm'",
+        "GB to denoise 8,000,000,000 tokens",
+        "dtype must be one of float32, bfloat16",
+    ):
+        assert words in done.stdout, (words, done.stdout)
+
+
+def test_samples_have_noise_of_their_own():
+    from qil_jax.inference.pipeline import Pipeline
+
+    image = Image.effect_noise((64, 64), 80).convert("RGB")
+    pipeline = Pipeline.load()
+    both = pipeline.decompose([Request(image=image, samples=2)], Settings(steps=1))
+    second = pipeline.decompose([Request(image=image, first_sample=1)], Settings(steps=1))
+    assert [made.sample for made in (*both, *second)] == [0, 1, 1]
+    same = np.abs(second[0].latents - both[1].latents).mean()
+    assert same < 0.1 * np.abs(both[0].latents - both[1].latents).mean()
