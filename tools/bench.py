@@ -10,6 +10,7 @@ loads the weights and runs the case once.
 
 import argparse
 import contextlib
+import functools
 import os
 import platform
 import subprocess
@@ -21,44 +22,57 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import Parser
 from marked import write_between
 from rich.console import Console
 from rich.table import Table
 
-from qil_jax.weights.released import CONFIGS
-from qil_jax.weights.tables import Component
-
 ROOT = Path(__file__).resolve().parents[1]
+WRITE = "replace the table between the marks of this file"
 Case = Callable[[], np.ndarray]
 """Runs the work once and returns its result on the host."""
 
-MMDIT = {**CONFIGS[Component.TRANSFORMER], "num_layers": 4, "num_attention_heads": 8, "joint_attention_dim": 256}
-SMALL = {
-    Component.TRANSFORMER: {**MMDIT, "num_attention_heads": 4},
-    Component.VAE: {**CONFIGS[Component.VAE], "base_dim": 32},
-    Component.TEXT_ENCODER: {
-        **CONFIGS[Component.TEXT_ENCODER],
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_attention_heads": 4,
-        "num_hidden_layers": 4,
-        "num_key_value_heads": 2,
-        "rope_scaling": {"mrope_section": [8, 12, 12], "type": "mrope"},
-        "vocab_size": 512,
-        "vision_config": {**CONFIGS[Component.TEXT_ENCODER]["vision_config"], "depth": 1, "out_hidden_size": 256},
-    },
+MMDIT = {"num_layers": 4, "num_attention_heads": 8, "joint_attention_dim": 256}
+SMALL_TEXT_ENCODER = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 2,
+    "rope_scaling": {"mrope_section": [8, 12, 12], "type": "mrope"},
+    "vocab_size": 512,
 }
+"""What differs from the released configs."""
 GRID, PICTURES, WORDS = (16, 16), 6, 64
 LAYERS, STEPS, RESOLUTION = 4, 10, 256
+
+
+@functools.cache
+def mmdit_config() -> dict[str, Any]:
+    """Of the case MMDiT."""
+    from qil_jax.weights.released import CONFIGS
+    from qil_jax.weights.tables import Component
+
+    return {**CONFIGS[Component.TRANSFORMER], **MMDIT}
 
 
 def write_weights(folder: Path) -> None:
     """Random checkpoints for all cases, written without torch."""
     import make_demo_checkpoint as demo
 
-    demo.write_checkpoint(folder / "pipeline", SMALL)
+    from qil_jax.weights.released import CONFIGS
+    from qil_jax.weights.tables import Component
+
+    text = CONFIGS[Component.TEXT_ENCODER]
+    vision = {**text["vision_config"], "depth": 1, "out_hidden_size": SMALL_TEXT_ENCODER["hidden_size"]}
+    small = {
+        Component.TRANSFORMER: {**mmdit_config(), "num_attention_heads": 4},
+        Component.VAE: {**CONFIGS[Component.VAE], "base_dim": 32},
+        Component.TEXT_ENCODER: {**text, **SMALL_TEXT_ENCODER, "vision_config": vision},
+    }
+    demo.write_checkpoint(folder / "pipeline", small)
     demo.write_component(folder / "vae", Component.VAE, CONFIGS[Component.VAE], demo.Preset.TRY)
-    demo.write_component(folder / "mmdit", Component.TRANSFORMER, MMDIT, demo.Preset.TRY)
+    demo.write_component(folder / "mmdit", Component.TRANSFORMER, mmdit_config(), demo.Preset.TRY)
 
 
 def pixels() -> np.ndarray:
@@ -75,7 +89,7 @@ def tokens() -> tuple[np.ndarray, np.ndarray]:
     """Image and text tokens."""
     random = np.random.default_rng(2)
     count = PICTURES * GRID[0] * GRID[1]
-    shapes = (1, count, MMDIT["in_channels"]), (1, WORDS, MMDIT["joint_attention_dim"])
+    shapes = (1, count, mmdit_config()["in_channels"]), (1, WORDS, MMDIT["joint_attention_dim"])
     return tuple(random.standard_normal(shape).astype(np.float32) for shape in shapes)  # type: ignore[return-value]
 
 
@@ -92,7 +106,8 @@ def ours(name: str, folder: Path) -> Case:
     from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
     from qil_jax.models.rope import LayerIndex, image_positions, text_offset, text_positions
     from qil_jax.models.vld_mmdit import MMDiTConfig, TokenLayout, VLDMMDiT
-    from qil_jax.weights import load_model
+    from qil_jax.weights import Component, load_model
+    from qil_jax.weights.released import CONFIGS
 
     def compiled(model: Any, call: Callable[..., Any]) -> Callable[..., np.ndarray]:
         graph, state = nnx.split(model)
@@ -104,7 +119,7 @@ def ours(name: str, folder: Path) -> Case:
         request = Request(image=photograph(), layers=LAYERS, prompt="a cat", resolution=RESOLUTION)
         return lambda: pipeline.decompose([request], Settings(steps=STEPS))[0].layered.layers
     if name == "MMDiT":
-        config = MMDiTConfig.from_json(MMDIT)
+        config = MMDiTConfig.from_json(mmdit_config())
         model = nnx.eval_shape(lambda: VLDMMDiT(config, rngs=nnx.Rngs(0)))
         targets = PICTURES - 1
         layers = (LayerIndex.COMPOSITE, *range(1, targets), LayerIndex.CONDITION)
@@ -237,23 +252,50 @@ def peak_memory(name: str, side: str, folder: Path) -> float:
     return float(output.split()[-1])
 
 
+def parser() -> Parser:
+    """Of what is measured where nothing else is named."""
+    parse = Parser(description=__doc__)
+    add = parse.add_argument
+    add("--case", action="append", choices=CASES, help="all of them otherwise")
+    add("--repeats", type=int, default=7, help="of each side (default %(default)s)")
+    add("--write", type=Path, help=WRITE)
+    add("--only", choices=SIDES, help=argparse.SUPPRESS)
+    add("--folder", type=Path, help=argparse.SUPPRESS)
+    return parse
+
+
+def data_parser() -> Parser:
+    """Of `bench.py data`."""
+    parse = Parser(prog="bench.py data", description="How fast records become batches: tools/bench_data.py.")
+    parse.add_argument("--samples", type=int, default=48, help="scenes to load (default %(default)s)")
+    parse.add_argument("--write", type=Path, help=WRITE)
+    return parse
+
+
+def train_parser() -> Parser:
+    """Of `bench.py train`."""
+    parse = Parser(prog="bench.py train", description="A training step against torch's: tools/bench_train.py.")
+    parse.add_argument("--rows", type=int, default=32, help="samples of a batch (default %(default)s)")
+    parse.add_argument("--repeats", type=int, default=12, help="steps of each side (default %(default)s)")
+    parse.add_argument("--write", type=Path, help=WRITE)
+    return parse
+
+
 def main(argv: list[str]) -> int:
     """Print the table, and write it where told to."""
     if argv[:1] == ["data"]:
-        import bench_data
+        arguments = data_parser().parse_args(argv[1:])
+        from bench_data import measure as measure_data
 
-        return bench_data.main(argv[1:])
+        measure_data(arguments)
+        return 0
     if argv[:1] == ["train"]:
-        import bench_train
+        arguments = train_parser().parse_args(argv[1:])
+        from bench_train import measure as measure_training
 
-        return bench_train.main(argv[1:])
-    parser = argparse.ArgumentParser(description="Speed and memory against diffusers on this machine.")
-    parser.add_argument("--case", action="append", choices=CASES, help="all of them otherwise")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--write", type=Path, help="replace the table between the marks of this file")
-    parser.add_argument("--only", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+        measure_training(arguments)
+        return 0
+    arguments = parser().parse_args(argv)
     if arguments.only:
         SIDES[arguments.only](arguments.case[0], arguments.folder)()
         status = Path("/proc/self/status").read_text()

@@ -3,7 +3,6 @@
 python tools/bench_convert.py [--blocks N] [--folder DIR]
 """
 
-import argparse
 import json
 import math
 import os
@@ -16,21 +15,23 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
+from command_line import Parser
 
-from qil_jax.weights.convert import to_diffusers, to_orbax
-from qil_jax.weights.released import CONFIGS
-from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan, TensorReader, read_headers, weight_files
-from qil_jax.weights.tables import Component, table_of
+if TYPE_CHECKING:
+    from qil_jax.weights import Component
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
-def shallow(blocks: int) -> dict[Component, dict[str, Any]]:
+def shallow(blocks: int) -> "dict[Component, dict[str, Any]]":
     """The released configs with fewer blocks in both transformers."""
+    from qil_jax.weights import Component
+    from qil_jax.weights.released import CONFIGS
+
     configs = {component: dict(config) for component, config in CONFIGS.items()}
     configs[Component.TRANSFORMER]["num_layers"] = blocks
     configs[Component.TEXT_ENCODER]["num_hidden_layers"] = 1
@@ -39,8 +40,12 @@ def shallow(blocks: int) -> dict[Component, dict[str, Any]]:
     return configs
 
 
-def write_noise(folder: Path, configs: Mapping[Component, Mapping[str, Any]], *, shard_bytes: int) -> None:
+def write_noise(folder: Path, configs: "Mapping[Component, Mapping[str, Any]]", *, shard_bytes: int) -> None:
     """A checkpoint in the released layout whose tensors are random bits (bf16), NaN patterns among them."""
+    from qil_jax.weights import Component
+    from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan
+    from qil_jax.weights.tables import table_of
+
     generator = np.random.default_rng(0)
     for component, config in configs.items():
         part = folder / component
@@ -60,6 +65,9 @@ def write_noise(folder: Path, configs: Mapping[Component, Mapping[str, Any]], *,
 
 def unlike(one: Path, other: Path) -> list[str]:
     """Names of tensors whose bytes differ between two checkpoints of the released layout, or that only one holds."""
+    from qil_jax.weights import Component
+    from qil_jax.weights.safetensors_io import TensorReader, read_headers, weight_files
+
     differing = []
     for component in Component:
         left, right = (TensorReader(read_headers(weight_files(folder / component))) for folder in (one, other))
@@ -95,11 +103,13 @@ def peak_anonymous(work: Callable[[], object]) -> tuple[float, int]:
 
 def main(argv: list[str]) -> int:
     """Print the table; returns 1 if a tensor came back changed."""
-    parser = argparse.ArgumentParser(description="Speed and memory of the converter on a synthetic checkpoint.")
-    parser.add_argument("--blocks", type=int, default=3, help="blocks of the transformer, 0.68 GB each")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--blocks", type=int, default=3, help="of the transformer, 0.68 GB each (default %(default)s)")
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder otherwise")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="of each direction (default %(default)s)")
     arguments = parser.parse_args(argv)
+    from qil_jax.weights.convert import to_diffusers, to_orbax
+
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="convert-") as name:
         source, orbax, output = (Path(name) / part for part in ("source", "orbax", "output"))
         write_noise(source, shallow(arguments.blocks), shard_bytes=1 << 30)

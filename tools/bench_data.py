@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -136,12 +135,8 @@ def loading(dataset: DatasetSource, workers: Workers, samples: int) -> float:
         return seen / (time.perf_counter() - began)
 
 
-def main(argv: list[str]) -> int:
+def measure(arguments: argparse.Namespace) -> None:
     """Print the table, and write it where told to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=48)
-    parser.add_argument("--write", type=Path, help="replace the table between the marks of this file")
-    arguments = parser.parse_args(argv)
     count = arguments.samples
     with tempfile.TemporaryDirectory() as name:
         dataset, pngs = write_sources(scenes(count), Path(name))
@@ -171,8 +166,3 @@ def main(argv: list[str]) -> int:
     Console().print(table)
     if arguments.write:
         write_between(arguments.write, "bench data", [("4-layer samples at 640 pixels", ""), *rows])
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

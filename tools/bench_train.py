@@ -137,13 +137,8 @@ def alternate(sides: dict[str, Step], repeats: int) -> dict[str, list[float]]:
     return seconds
 
 
-def main(argv: list[str]) -> int:
+def measure(arguments: argparse.Namespace) -> None:
     """Print the table, and write it where told to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=12)
-    parser.add_argument("--write", type=Path, help="replace the table between the marks of this file")
-    arguments = parser.parse_args(argv)
     import make_demo_checkpoint as demo
 
     with tempfile.TemporaryDirectory() as name:
@@ -171,4 +166,3 @@ def main(argv: list[str]) -> int:
     Console(width=140).print(table)
     if arguments.write:
         write_between(arguments.write, "bench train", [head, *rows], f"{os.cpu_count()} cores, fp32.")
-    return 0

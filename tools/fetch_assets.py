@@ -3,23 +3,25 @@
 python tools/fetch_assets.py --out FOLDER [NAME]... [--also LICENCE]... [--list]
 """
 
-import argparse
 import collections
 import sys
 from pathlib import Path
 
+from command_line import Parser
 from rich.console import Console
 
 from qil_jax.data.assets import LIST, read_list
 from qil_jax.data.packages import FREE, PACKAGES, FetchError, fetch
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parse = Parser(description=__doc__)
     parse.add_argument("names", nargs="*", help="of packages; all of them otherwise")
     parse.add_argument("--out", type=Path, help="folder to fill: a folder per package")
-    parse.add_argument("--also", action="append", default=[], metavar="LICENCE", help=f"besides {', '.join(FREE)}")
+    parse.add_argument(
+        "--also", action="append", default=[], metavar="LICENCE", help=f"besides {', '.join(sorted(FREE))}"
+    )
     parse.add_argument("--list", action="store_true", help="say what there is, and stop")
     return parse
 

@@ -3,22 +3,17 @@
 python tools/ship.py CHECKPOINT [--overwrite]     into qil_jax/shipped/demonstration; judge it first (docs/demo.md)
 """
 
-import argparse
 import dataclasses
 import json
 import shutil
 import sys
 from pathlib import Path
 
-import ml_dtypes
-from safetensors.numpy import save_file
+from command_line import Parser
 
 from qil_jax.files import whole_folder
 from qil_jax.inference.defaults import FILE, Defaults
 from qil_jax.shipped import shipped_checkpoint
-from qil_jax.training.setup import ORIGIN
-from qil_jax.weights import Component, require_sound
-from qil_jax.weights.safetensors_io import TensorReader, read_headers, weight_files
 
 MOST_BYTES = 40_000_000
 SHIFT = 3.0
@@ -41,6 +36,8 @@ def ship(checkpoint: Path, destination: Path) -> int:
     Raises:
       ValueError: if the checkpoint is not sound, or too large to be shipped.
     """
+    from qil_jax.weights import require_sound
+
     require_sound(checkpoint)
     with whole_folder(destination, overwrite=True) as draft:
         size = _fill(draft, checkpoint)
@@ -52,6 +49,12 @@ def ship(checkpoint: Path, destination: Path) -> int:
 
 
 def _fill(draft: Path, checkpoint: Path) -> int:
+    import ml_dtypes
+    from safetensors.numpy import save_file
+
+    from qil_jax.weights import Component, require_sound
+    from qil_jax.weights.safetensors_io import TensorReader, read_headers, weight_files
+
     shutil.copytree(checkpoint, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors*"))
     for component in Component:
         files = weight_files(checkpoint / component)
@@ -69,10 +72,12 @@ def _fill(draft: Path, checkpoint: Path) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Ship; 2 for what cannot be."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
+    parser = Parser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="what a run left, in the released layout")
     parser.add_argument("--overwrite", action="store_true", help="replace what is shipped now")
     arguments = parser.parse_args(argv)
+    from qil_jax.training.setup import ORIGIN
+
     destination = shipped_checkpoint()
     if destination.exists() and not arguments.overwrite:
         parser.error(f"{destination} exists: give --overwrite to replace what is shipped now")

@@ -16,6 +16,7 @@ from PIL import Image
 from qil_jax.data.boxed import over_white
 from qil_jax.data.reasons import Dropped, Reason
 from qil_jax.data.sheets import png_bytes
+from qil_jax.data.sidecars import text_beside
 from qil_jax.files import write_whole
 
 PROMPT = """\
@@ -42,8 +43,8 @@ class SidecarCaptioner:
     otherwise: str = ""
 
     def __call__(self, picture: UInt8[np.ndarray, "y x 4"], document: str) -> str:
-        file = epath.Path(document).with_suffix(".txt")
-        return file.read_text().strip() if file.exists() else self.otherwise
+        text = text_beside(document, ".txt")
+        return self.otherwise if text is None else text.strip()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

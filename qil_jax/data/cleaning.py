@@ -10,30 +10,12 @@ from jaxtyping import Float, UInt8
 from qil_jax.data.anomalies import AnomalyDetector
 from qil_jax.data.boxed import BoxedLayer, composite_8bit, over_white, put_over
 from qil_jax.data.grouping import cheapest_merges, front_to_back_groups, merge
+from qil_jax.data.limits import CleaningConfig
 from qil_jax.data.reasons import Dropped, Reason
 from qil_jax.layered_image import visible_box
 
 Size = tuple[int, int]
 """Width and height in pixels."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CleaningConfig:
-    """Thresholds of the rules.
-
-    Attributes:
-      contribution: a layer is dropped if taking it away changes no value of the composite by more than this, of 1.
-      min_side: of the canvas, in pixels.
-      min_layers: after cleaning and merging.
-      max_layers: more are merged down to this.
-      min_deviation: standard deviation of the composite over white, of 255; below it the document is flat.
-    """
-
-    contribution: float = 1e-4
-    min_side: int = 32
-    min_layers: int = 2
-    max_layers: int = 20
-    min_deviation: float = 2.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,10 +12,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import apache_beam as beam
 import numpy as np
 import tensorflow_datasets as tfds
-from apache_beam.options.pipeline_options import PipelineOptions
 from etils import epath
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
@@ -31,6 +29,8 @@ from qil_jax.data.prepare import (
 )
 from qil_jax.data.reasons import Dropped
 from qil_jax.data.records import encode
+from qil_jax.data.runners import PipelineOptions, beam, beam_options
+from qil_jax.data.sidecars import facts_beside
 from qil_jax.data.splits import SPLITS, split_of
 from qil_jax.files import write_whole
 
@@ -93,11 +93,12 @@ class _Captioning:
     def __call__(self, row: Row, path: str) -> Row:
         record = load_record(self.place.done, row.digest)
         try:
+            facts = facts_beside(path)
             caption = self.captioner(composite_8bit(record.layers, record.size), path)
         except Dropped as dropped:
             return dataclasses.replace(row, reason=dropped.reason, detail=dropped.detail)
         write_whole(self.place.done / f"{row.digest}.txt", caption.encode())
-        return dataclasses.replace(row, category=sidecar(path).get("category", ""))
+        return dataclasses.replace(row, **facts)
 
     def close(self) -> None:
         pass
@@ -138,14 +139,13 @@ class _Step(beam.DoFn):
             self._worker.close()
 
 
-def example_of(row: Row, path: str, *, facts: DatasetFacts, done: str) -> dict[str, Any]:
+def example_of(row: Row, *, facts: DatasetFacts, done: str) -> dict[str, Any]:
     """The example of a kept and captioned document."""
-    told = sidecar(path)
     record = dataclasses.replace(
         load_record(epath.Path(done), row.digest),
         caption=(epath.Path(done) / f"{row.digest}.txt").read_text(),
-        source=told.get("source") or facts.source or row.document,
-        licence=told.get("licence") or facts.licence,
+        source=row.source or facts.source or row.document,
+        licence=row.licence or facts.licence,
         category=row.category,
     )
     return encode(record)
@@ -163,12 +163,6 @@ def _with_stable_bytes(make: Callable[..., dict[str, Any]]) -> Callable[..., dic
 
     ExampleSerializer.serialize_example = serialize
     return make
-
-
-def sidecar(path: str) -> dict[str, str]:
-    """What `poster.json` beside `poster.psd` says: any of source, licence, category."""
-    file = epath.Path(path).with_suffix(".json")
-    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -215,6 +209,12 @@ class LayeredDataset(tfds.core.BeamBasedBuilder):
         self.contents, self.facts = contents, facts
         super().__init__(**options)
 
+    def _log_download_bytes(self) -> None:
+        """Nothing is downloaded, and the programs say themselves what they write."""
+
+    def _log_download_done(self) -> None:
+        """As above."""
+
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
@@ -250,19 +250,14 @@ def write_dataset(
     folder = out / NAME / VERSION
     if folder.exists():
         raise FileExistsError(f"{folder} exists: remove it or write elsewhere")
+    tfds.disable_progress_bar()  # it counts splits
     builder = LayeredDataset(contents=contents, facts=facts, data_dir=str(out), file_format="array_record")
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(beam_options=options or PipelineOptions([]))
-    )
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(beam_options=options or beam_options()))
     return folder
 
 
-def contents_of(
-    rows: Sequence[Row], documents: Sequence[epath.Path], facts: DatasetFacts, place: Workplace
-) -> Contents:
+def contents_of(rows: Sequence[Row], facts: DatasetFacts, place: Workplace) -> Contents:
     """The kept rows, split by the hashes of their documents."""
-    kept = [(row, str(path)) for row, path in zip(rows, documents, strict=True) if row.reason is None]
-    splits = {
-        split: [(row.digest, (row, path)) for row, path in kept if split_of(row.digest) == split] for split in SPLITS
-    }
+    kept = [row for row in rows if row.reason is None]
+    splits = {split: [(row.digest, (row,)) for row in kept if split_of(row.digest) == split] for split in SPLITS}
     return Contents(splits=splits, make=functools.partial(example_of, facts=facts, done=str(place.done)))

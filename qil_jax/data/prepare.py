@@ -15,9 +15,10 @@ from psd_tools import PSDImage
 
 from qil_jax.data.anomalies import AnomalyDetector, PatchDetector
 from qil_jax.data.boxed import composite_8bit
-from qil_jax.data.cleaning import CleaningConfig, clean
+from qil_jax.data.cleaning import clean
 from qil_jax.data.duplicates import near_duplicates, perceptual_hash
-from qil_jax.data.psd import PSDLimits, read_psd
+from qil_jax.data.limits import CleaningConfig, PSDLimits
+from qil_jax.data.psd import read_psd
 from qil_jax.data.reasons import Dropped, Reason
 from qil_jax.data.records import Record, decode, encode
 from qil_jax.data.sandbox import ProcessLimits, Sandbox
@@ -66,6 +67,8 @@ class Row:
     detail: str = ""
     mode: str = ""
     size: tuple[int, int] = (0, 0)
+    source: str = ""
+    licence: str = ""
     category: str = ""
     layers_before: int = 0
     layers_after: int = 0

@@ -14,6 +14,7 @@ from psd_tools.constants import BlendMode, Tag
 from psd_tools.psd.descriptor import Descriptor, List
 
 from qil_jax.data.boxed import Box, BoxedLayer, composite_8bit, over_white, psnr
+from qil_jax.data.limits import PSDLimits
 from qil_jax.data.psd_compositor import composite, get_color_channels, is_plain, nothing, pixels, put, to_rgba
 from qil_jax.data.reasons import Dropped, Reason
 from qil_jax.data.stack import Picture, Piece, fit, flatten, piece_of, recolour
@@ -21,24 +22,6 @@ from qil_jax.layered_image import visible_box
 
 NOT_DRAWN = {"dropshadow", "innershadow", "outerglow", "innerglow", "satin", "bevelemboss"}
 """Effects that psd-tools does not draw."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PSDLimits:
-    """What a document must keep to.
-
-    Attributes:
-      pixels: of its canvas.
-      recomposition_psnr: dB that the layers' composite must reach against psd-tools' composite or the stored picture.
-      stored_psnr: dB that it must reach against the stored picture, if there is one: below it psd-tools has drawn
-        another picture altogether.
-      repaired: share of visible pixels above which a group is kept as one flat layer instead of its repaired parts.
-    """
-
-    pixels: int = 64_000_000
-    recomposition_psnr: float = 40.0
-    stored_psnr: float = 10.0
-    repaired: float = 0.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

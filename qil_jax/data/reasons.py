@@ -19,6 +19,7 @@ class Reason(StrEnum):
     TOO_FLAT = "too flat"
     ANOMALY = "anomaly"
     DUPLICATE = "duplicate"
+    BAD_SIDECAR = "bad sidecar"  # the file beside it that says more of it cannot be used
     CAPTION_FAILED = "caption failed"
 
 

@@ -1,8 +1,12 @@
 """A process of its own for what may hang, die or eat all memory: one document is lost then, never the run."""
 
 import dataclasses
+import math
 import os
+import resource
+import signal
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -17,12 +21,16 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessLimits:
-    """What one call may take: seconds on the clock, and bytes of memory beyond what the process starts with.
+    """What one call may take.
 
-    Memory is limited by the system (RLIMIT_AS), so on Linux and macOS only.
+    Attributes:
+      seconds: of CPU time, rounded up to whole ones (RLIMIT_CPU): on a busy machine a call may take as many.
+      patience: how many times `seconds` it may take on the clock, which ends what sleeps.
+      memory: bytes beyond what the process starts with (RLIMIT_AS).
     """
 
     seconds: float = 60.0
+    patience: float = 30.0
     memory: int = 4 << 30
 
 
@@ -52,12 +60,15 @@ class Sandbox:
         pipe = self._ready()
         try:
             pipe.send((function, args))
-            if not pipe.poll(self.limits.seconds):
+            clock = self.limits.seconds * self.limits.patience
+            if not pipe.poll(clock):
                 self.close()
-                raise Dropped(Reason.TIME_LIMIT, f"more than {self.limits.seconds:g} s")
+                raise Dropped(Reason.TIME_LIMIT, f"no end after {clock:g} s")
             result, error = pipe.recv()
         except (EOFError, OSError) as broken:
             code = self.close()
+            if code == -signal.SIGXCPU:
+                raise Dropped(Reason.TIME_LIMIT, f"more than {self.limits.seconds:g} s of CPU time") from broken
             raise Dropped(Reason.CRASHED, f"its process ended with code {code}") from broken
         if isinstance(error, MemoryError):
             self.close()  # what is left of its memory may be in pieces
@@ -72,7 +83,7 @@ class Sandbox:
             self.close()
             context = get_context("spawn")  # the parent has threads: it must not be forked
             self._pipe, far = context.Pipe()
-            self._child = context.Process(target=_serve, args=(far, self.limits.memory), daemon=True)
+            self._child = context.Process(target=_serve, args=(far, self.limits), daemon=True)
             self._child.start()
             far.close()
             self._calls = 0
@@ -105,15 +116,16 @@ class Sandbox:
         return code
 
 
-def _serve(pipe: Connection, memory: int) -> None:
+def _serve(pipe: Connection, limits: ProcessLimits) -> None:
     """The child: answer calls until the other end is closed."""
-    _confine(memory)
+    _confine(limits.memory)
     pipe.send("ready")
     while True:
         try:
             function, args = pipe.recv()
         except EOFError:
             return
+        _allow(limits.seconds)  # only now: to receive a function is to import its module
         try:
             answer = function(*args), None
         except Exception as error:
@@ -129,13 +141,19 @@ def _confine(memory: int) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(silence, stream.fileno())
-    if sys.platform == "win32":
-        return
-    import resource
+    _limit(resource.RLIMIT_AS, _address_space() + memory)
+    _limit(resource.RLIMIT_CORE, 0)  # running out of CPU time would write all of that memory to the disk
 
-    taken = _address_space()
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (taken + memory, hard))
+
+def _allow(seconds: float) -> None:
+    """So much CPU time from now on; the system ends the process that takes more."""
+    _limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds))
+
+
+def _limit(kind: int, value: int) -> None:
+    """Set the soft limit of a resource, below the hard one that the process may have been started with."""
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def _address_space() -> int:

@@ -16,8 +16,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from qil_jax.data.assets import Asset, Assets, Font
 from qil_jax.data.boxed import BoxedLayer
-from qil_jax.data.cleaning import CleaningConfig, contributing, trimmed, visible_pixels
+from qil_jax.data.cleaning import contributing, trimmed, visible_pixels
 from qil_jax.data.grouping import front_to_back_groups, merge
+from qil_jax.data.limits import CleaningConfig
 from qil_jax.data.records import Record
 
 COLOURS = {

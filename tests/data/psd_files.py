@@ -1,11 +1,15 @@
 """Photoshop documents that tests write themselves."""
 
 import io
+import time
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from psd_tools import PSDImage
 from psd_tools.constants import BlendMode
+
+from qil_jax.data.prepare import prepare
 
 SIDE = 48
 
@@ -58,3 +62,16 @@ def design(seed: int = 0) -> bytes:
     psd.create_pixel_layer(texture(seed + 8), name="hidden").visible = False
     base.name = "Basis \u4e2d\u6587 \U0001f600"
     return saved(psd)
+
+
+def prepare_slowly(data: bytes, config: Any) -> Any:
+    """In place of `prepare`, as on a busy machine: long on the clock, without CPU time."""
+    time.sleep(3)
+    return prepare(data, config)
+
+
+def prepare_for_ever(data: bytes, config: Any) -> Any:
+    """In place of `prepare`, as for a document that never comes to an end, if it says so."""
+    while data.endswith(b"for ever"):
+        pass
+    return prepare(data, config)

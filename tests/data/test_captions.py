@@ -6,12 +6,14 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
 
+from qil_jax.data import captions
 from qil_jax.data.captions import Captioner, EndpointCaptioner, EndpointConfig, SidecarCaptioner
 from qil_jax.data.reasons import Dropped, Reason
 
@@ -112,15 +114,17 @@ def test_no_server(tmp_path):
         ask(PICTURE, "x.psd")
 
 
-def test_the_rate_is_kept(serve, tmp_path):
-    server = serve()
+def test_the_rate_is_kept(serve, tmp_path, monkeypatch):
+    """Five threads ask at the same moment: each waits for its turn."""
+    server, pauses = serve(), []
+    monkeypatch.setattr(captions, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=pauses.append))
     ask = captioner(server, tmp_path, requests_per_minute=600.0)
     threads = [threading.Thread(target=ask, args=(PICTURE[: 10 + i], "x.psd")) for i in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(server.times) == 5 and max(server.times) - min(server.times) >= 0.3
+    assert len(server.times) == 5 and sorted(pauses) == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 
 def test_files_beside_documents(tmp_path):

@@ -12,8 +12,9 @@ from test_grouping import SIZE, box, stacks
 
 from qil_jax.data.anomalies import Anomaly, PatchDetector
 from qil_jax.data.boxed import BoxedLayer, composite
-from qil_jax.data.cleaning import CleaningConfig, clean, contributing, visible_pixels
+from qil_jax.data.cleaning import clean, contributing, visible_pixels
 from qil_jax.data.duplicates import near_duplicates, perceptual_hash
+from qil_jax.data.limits import CleaningConfig
 from qil_jax.data.reasons import Dropped, Reason
 
 SMALL = CleaningConfig(min_side=1, min_layers=1, min_deviation=0.0)

@@ -2,20 +2,24 @@
 
 import hashlib
 import json
+import os
 import random
-import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import build_dataset
+import make_scenes
 import numpy as np
 import psd_files
 import pytest
 import tensorflow_datasets as tfds
+from apache_beam.runners.portability.prism_runner import PrismRunner
 
 from qil_jax.data.boxed import composite
-from qil_jax.data.psd import PSDLimits, read_psd
+from qil_jax.data.limits import PSDLimits
+from qil_jax.data.psd import read_psd
 from qil_jax.data.records import decode
 
 TOOL = Path(build_dataset.__file__)
@@ -37,6 +41,11 @@ def source(tmp_path_factory) -> Path:
     (folder / "design 2.json").write_text(json.dumps({"licence": "CC0-1.0", "category": "poster", "source": "us"}))
     (folder / "notes.md").write_text("not a document")
     return folder
+
+
+def count(folder: Path) -> int:
+    """Files below a folder that another program is at work on."""
+    return sum(len(files) for _, _, files in os.walk(folder))
 
 
 def shards(out: Path) -> dict[str, str]:
@@ -103,21 +112,104 @@ def test_a_changed_sidecar_is_noticed(tmp_path, capsys):
 
 
 def test_kills_cost_nothing(source, built, tmp_path):
-    """Ten kills at random moments, then a run to the end: the same bytes, and nothing half-written on the way."""
+    """Ten kills after random numbers of files, then a run to the end: the same bytes, and nothing half-written."""
     out = tmp_path / "out"
     command = [sys.executable, str(TOOL), str(source), "--out", str(out), "--licence", "MIT"]
     chance = random.Random(0)
     for _ in range(10):
+        enough = count(out) + chance.randrange(1, 8)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(chance.uniform(1.0, 9.0))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        while process.poll() is None and count(out) < enough:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
         if (out / "layered_dataset" / "1.0.0").exists():
             assert shards(out).items() >= shards(built).items()
-    subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert shards(out) == shards(built)
+    assert done.stderr == "" and "ownload" not in done.stdout  # what libraries print is not the program's
+
+
+@pytest.mark.parametrize("runner", [[], ["--runner", "none"]], ids=["Beam", "loop"])
+def test_a_bad_file_beside_a_document_costs_that_document(tmp_path, runner):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    bad = {
+        "cut.json": b'{"licence": "CC0-1.0"',
+        "deep.json": b"[" * 100_000,
+        "empty.json": b"",
+        "latin.json": '{"licence": "\u00e4"}'.encode("latin-1"),
+        "list.json": b"[]",
+        "number.json": b'{"licence": 3, "category": ["a"]}',
+        "surrogate.json": b'{"source": "\\ud800"}',
+        "text.txt": b"\xff\xfe",
+    }
+    for i, (name, data) in enumerate([*bad.items(), ("good.json", b'\xef\xbb\xbf{"licence": "MIT", "by": 1}')]):
+        (folder / name).write_bytes(data)
+        (folder / name).with_suffix(".psd").write_bytes(psd_files.design(100 * i))
+    assert build_dataset.main([str(folder), "--out", str(out), *runner]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["kept"] == 1 and report["dropped"] == {"bad sidecar": len(bad)}
+    rows = {Path(row["document"]).stem: row for row in report["rows"]}
+    assert rows["good"]["licence"] == "MIT" and all(name in rows[Path(name).stem]["detail"] for name in bad)
+    assert "licence is 3, category is ['a']: must be a text" in rows["number"]["detail"]
+
+
+def test_a_busy_machine_drops_nothing(tmp_path, monkeypatch):
+    """What waits is not at work: three seconds on the clock are within two of CPU time."""
+    (tmp_path / "a.psd").write_bytes(psd_files.design())
+    monkeypatch.setattr("qil_jax.data.prepare.prepare", psd_files.prepare_slowly)
+    command = [str(tmp_path), "--out", str(tmp_path / "out"), "--runner", "none", "--seconds", "2"]
+    assert build_dataset.main(command) == 0
+
+
+def test_a_document_without_end_costs_that_document(tmp_path, monkeypatch):
+    (tmp_path / "a.psd").write_bytes(psd_files.design())
+    (tmp_path / "b.psd").write_bytes(psd_files.design(100) + b"for ever")
+    monkeypatch.setattr("qil_jax.data.prepare.prepare", psd_files.prepare_for_ever)
+    command = [str(tmp_path), "--out", str(tmp_path / "out"), "--runner", "none", "--seconds", "2"]
+    assert build_dataset.main(command) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["dropped"] == {"time limit": 1} and report["rows"][1]["detail"] == "more than 2 s of CPU time"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--min-psrn", "30"], "unknown option --min-psrn (did you mean --min-psnr?)"),
+        (["--project=x", "--seconds", "9"], "unknown option --project; options of Apache Beam go behind --"),
+        (["--seconds", "-1", "--memory-gib", "nan"], "--seconds must be above 0, got -1.0\n  --memory-gib must be"),
+        (["--runner", "Flnik"], "--runner Flnik"),
+        (["--", "--direct_num_wrkers", "2"], "no option --direct_num_wrkers (did you mean --direct_num_workers?)"),
+        (["--runner", "none", "--", "--streaming"], "--runner none takes no options of Apache Beam"),
+        (["--caption-url", "http://x", "--caption-prompt", "nowhere.txt"], "--caption-prompt nowhere.txt: cannot be"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_makes_no_sense_is_refused_before_any_work(source, tmp_path, capsys, words, says):
+    try:
+        status = build_dataset.main([str(source), "--out", str(tmp_path / "out"), *words])
+    except SystemExit as end:
+        status = end.code
+    assert status == 2 and not (tmp_path / "out").exists()
+    assert says in capsys.readouterr().err
+
+
+def test_options_of_beam_are_passed_on(source, built, tmp_path):
+    own = ["--", "--direct_num_workers", "2", "--direct_running_mode", "multi_threading"]
+    assert build_dataset.main([str(source), "--out", str(tmp_path / "out"), "--licence", "MIT", *own]) == 0
+    assert shards(tmp_path / "out") == shards(built)
+
+
+@pytest.mark.parametrize("runner", [[], ["--runner", "none"]], ids=["Beam", "loop"])
+def test_nothing_is_downloaded_to_run_beam(tmp_path, monkeypatch, runner):
+    """Beam's default runner would first fetch a program, and run the pipeline there if it could."""
+    started = []
+    monkeypatch.setattr(PrismRunner, "run_pipeline", lambda *_: started.append("Prism"))
+    (tmp_path / "a.psd").write_bytes(psd_files.design())
+    assert build_dataset.main([str(tmp_path / "a.psd"), "--out", str(tmp_path / "out"), *runner]) == 0
+    assert make_scenes.main(["--count", "1", "--side", "32", "--out", str(tmp_path / "scenes")]) == 0
+    assert not started
 
 
 @pytest.mark.parametrize("where", ["nowhere", "empty"])

@@ -12,7 +12,8 @@ from psd_tools import PSDImage
 from psd_tools.constants import BlendMode
 
 from qil_jax.data.boxed import composite
-from qil_jax.data.psd import PSDDocument, PSDLimits, read_psd
+from qil_jax.data.limits import PSDLimits
+from qil_jax.data.psd import PSDDocument, read_psd
 from qil_jax.data.reasons import Dropped, Reason
 
 CARRIED = Path(__file__).parent / "documents"

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qil_jax.data.assets import Asset, Assets
-from qil_jax.data.cleaning import CleaningConfig, contributing, visible_pixels
+from qil_jax.data.cleaning import contributing, visible_pixels
+from qil_jax.data.limits import CleaningConfig, PSDLimits
 from qil_jax.data.prepare import to_bytes
-from qil_jax.data.psd import PSDLimits, read_psd
+from qil_jax.data.psd import read_psd
 from qil_jax.data.records import decode
 from qil_jax.data.scenes import GROUPED, SIMPLE, SceneConfig, make_scene
 from qil_jax.export.psd import write_psd
@@ -124,4 +125,21 @@ def test_other_forms_of_the_tool(tmp_path, capsys):
     assert (tmp_path / "p" / "scene_00000001.txt").read_text().strip() == expected.caption
     assert make_scenes.main(["--count", "2", "--out", str(tmp_path / "p"), "--format", "psd"]) == 2
     assert "not empty" in capsys.readouterr().err
-    assert make_scenes.main(["--count", "0", "--out", str(tmp_path / "q")]) == 2 and not (tmp_path / "q").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--count", "0", "--side", "8"], "--count must be at least 1, got 0\n  --side must be at least 32, got 8"),
+        (["--sied", "64"], "unknown option --sied (did you mean --side?)"),
+        (["--count", "1", "--format", "psd", "--", "--streaming"], "--format psd takes no options of Apache Beam"),
+        (["--count", "1", "--", "--direct_num_wrkers=2"], "(did you mean --direct_num_workers?)"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tmp_path, capsys, words, says):
+    try:
+        status = make_scenes.main(["--out", str(tmp_path / "out"), *words])
+    except SystemExit as end:
+        status = end.code
+    assert status == 2 and says in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -1,5 +1,6 @@
 """The tool that shows a first batch, and what it refuses."""
 
+import batch_sheet
 import make_scenes
 import show_batch
 from PIL import Image
@@ -13,7 +14,7 @@ def test_a_first_batch_is_shown(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "6 records" in said and "of 96 x 96" in said and "layer indices [0, 1, 2" in said and ", -1]" in said
     with Image.open(out) as sheet:
-        assert sheet.height == 2 * show_batch.CELL and sheet.width % show_batch.CELL == 0
+        assert sheet.height == 2 * batch_sheet.CELL and sheet.width % batch_sheet.CELL == 0
         assert len(sheet.getcolors(1 << 20)) > 50
     assert show_batch.main(command) == 2 and "exists" in capsys.readouterr().err
     assert show_batch.main([str(tmp_path / "none"), "--out", str(tmp_path / "x.png")]) == 2

@@ -17,6 +17,7 @@ import shutil
 from pathlib import Path
 
 import cache_latents
+import latent_cache
 import numpy as np
 import pytest
 from runs import World
@@ -134,10 +135,10 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def test_a_cache_that_was_cut_off_is_continued(world: World, tmp_path, monkeypatch, capsys):
     """After an interruption between shards the same command ends with the same bytes, and keeps what was done."""
-    monkeypatch.setattr(cache_latents, "SHARD", 16)
+    monkeypatch.setattr(latent_cache, "SHARD", 16)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert world.cache(whole, SETTINGS) == 0
-    encode, encoded = cache_latents.encode_records, []
+    encode, encoded = latent_cache.encode_records, []
 
     def until(limit, records, encoders):
         if len(encoded) == limit:
@@ -145,14 +146,14 @@ def test_a_cache_that_was_cut_off_is_continued(world: World, tmp_path, monkeypat
         encoded.append(len(records))
         return encode(records, encoders)
 
-    monkeypatch.setattr(cache_latents, "encode_records", functools.partial(until, 2))
+    monkeypatch.setattr(latent_cache, "encode_records", functools.partial(until, 2))
     with pytest.raises(KeyboardInterrupt):
         world.cache(cut, SETTINGS)
     assert {*files_of(cut)} == {"job.json", "train-00000.safetensors", "train-00001.safetensors"}
     with pytest.raises(ValueError, match=r"train.json: missing: run tools/cache_latents.py to the end"):
         open_latents(cut, "train")
     encoded.clear()
-    monkeypatch.setattr(cache_latents, "encode_records", functools.partial(until, None))
+    monkeypatch.setattr(latent_cache, "encode_records", functools.partial(until, None))
     assert world.cache(cut, SETTINGS) == 0
     assert encoded == [16, 10]
     assert files_of(cut) == files_of(whole)

@@ -1,0 +1,128 @@
+"""The work of build_dataset.py: from its command line to the dataset and the report."""
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from etils import epath
+from rich.console import Console
+from rich.table import Table
+
+from qil_jax.data.captions import Captioner, EndpointCaptioner, EndpointConfig, SidecarCaptioner
+from qil_jax.data.dataset import (
+    NAME,
+    VERSION,
+    WORK,
+    DatasetFacts,
+    Workplace,
+    caption_all,
+    contents_of,
+    prepare_all,
+    write_dataset,
+)
+from qil_jax.data.limits import CleaningConfig, PSDLimits
+from qil_jax.data.prepare import PrepareConfig, Row, find_documents
+from qil_jax.data.report import write_report
+from qil_jax.data.runners import IN_PROCESS, beam_options
+from qil_jax.data.sandbox import ProcessLimits
+from qil_jax.files import write_whole
+
+Result = TypeVar("Result")
+
+
+class BuildError(ValueError):
+    """What was asked cannot be done. The message says what is wrong, where, and how to mend it."""
+
+
+def _tried(problems: list[str], function: Callable[..., Result], *args: Any) -> Result | None:
+    """The function's result; None if it refuses, for the reason that the list then has."""
+    try:
+        return function(*args)
+    except (OSError, ValueError) as error:
+        problems.append(str(error))
+        return None
+
+
+def build(args: argparse.Namespace, for_beam: Sequence[str]) -> int:
+    """Build the dataset; 0 if there is one at the end, 1 if no document is kept.
+
+    Raises:
+      BuildError: for input that cannot be used, all of it before any document is read; and for a dataset that is there.
+    """
+    out = epath.Path(args.out)
+    problems: list[str] = []
+    tried = functools.partial(_tried, problems)
+    options = None if args.runner == "none" else tried(beam_options, args.runner or IN_PROCESS, for_beam)
+    make_captioner = tried(_make_captioner, args, out / WORK)
+    documents = tried(find_documents, args.source)
+    if out.exists() and not out.is_dir():
+        problems.append(f"--out {out} is no folder: give another")
+    if problems or documents is None or make_captioner is None:
+        raise BuildError("\n  ".join(problems))
+    out.mkdir(parents=True, exist_ok=True)
+    config = PrepareConfig(
+        psd=PSDLimits(recomposition_psnr=args.min_psnr),
+        cleaning=CleaningConfig(max_layers=args.max_layers, min_side=args.min_side),
+        process=ProcessLimits(seconds=args.seconds, memory=int(args.memory_gib * 2**30)),
+    )
+    place = Workplace(config=config, work=out / WORK, options=options)
+    print(f"reading {len(documents)} documents", flush=True)
+    rows = caption_all(prepare_all(documents, place), documents, make_captioner, place)
+    facts = write_report(rows, place.done, out)
+    _show(facts)
+    if not facts["kept"]:
+        print(f"no document is kept: {out / 'report.html'} says why", file=sys.stderr)
+        return 1
+    return _write(rows, DatasetFacts(source=args.source_name, licence=args.licence), place, out)
+
+
+def _write(rows: list[Row], facts: DatasetFacts, place: Workplace, out: epath.Path) -> int:
+    """Write the dataset unless the same one is there already."""
+    told = [
+        [row.document, row.digest, row.source, row.licence, row.category, _caption(row, place)]
+        for row in rows
+        if row.reason is None
+    ]
+    identity = json.dumps({"facts": repr(facts), "fingerprint": place.config.fingerprint, "told": told})
+    stamp, folder = out / WORK / "written.json", out / NAME / VERSION
+    if folder.exists():
+        if stamp.exists() and stamp.read_text() == identity:
+            print(f"{folder} is up to date")
+            return 0
+        raise BuildError(f"{folder} was built from other documents or settings: remove it or choose another --out")
+    write_whole(stamp, identity.encode())
+    write_dataset(contents_of(rows, facts, place), facts, out, place.options)
+    print(f"wrote {folder}; see {out / 'report.html'}")
+    return 0
+
+
+def _caption(row: Row, place: Workplace) -> str:
+    return (place.done / f"{row.digest}.txt").read_text()
+
+
+def _make_captioner(args: argparse.Namespace, work: epath.Path) -> Callable[[], Captioner]:
+    """Raises ValueError if the file with the instruction cannot be read."""
+    if args.caption_url is None:
+        return SidecarCaptioner
+    config = EndpointConfig(
+        url=args.caption_url, model=args.caption_model, key=os.environ.get("CAPTION_API_KEY", "none")
+    )
+    if args.caption_prompt is not None:
+        try:
+            prompt = epath.Path(args.caption_prompt).read_text()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--caption-prompt {args.caption_prompt}: cannot be read as UTF-8: {error}") from error
+        config = dataclasses.replace(config, prompt=prompt)
+    return functools.partial(EndpointCaptioner, config, work / "captions")
+
+
+def _show(facts: dict[str, Any]) -> None:
+    table = Table("", "documents")
+    for name, count in [("in", facts["documents"]), ("kept", facts["kept"]), *facts["dropped"].items()]:
+        table.add_row(name, str(count))
+    Console().print(table)

@@ -1,0 +1,52 @@
+"""What the programs' command lines have in common. Imports nothing heavy: --help must answer at once."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows its description as it is written, and answers an unknown option with the nearest one that it has.
+
+    `elsewhere` ends that answer: where other options would have to stand.
+    """
+
+    def __init__(self, *, elsewhere: str = "", **options: Any):
+        defaults = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        super().__init__(**{**defaults, **options})
+        self.elsewhere = elsewhere
+
+    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As argparse does it, but unknown options are refused, all together and before anything else."""
+        given = list(sys.argv[1:] if args is None else args)
+        known = _options(self)
+        before, _ = at_dashes(given)
+        names = [word.split("=")[0] for word in before if word.startswith("--")]
+        unknown = [f"unknown option {name}{nearest(name, known)}" for name in names if name not in known]
+        if unknown:
+            self.error("; ".join(unknown) + self.elsewhere)
+        return super().parse_known_args(given, namespace)
+
+
+def at_dashes(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first `--`, and what behind it."""
+    end = words.index("--") if "--" in words else len(words)
+    return list(words[:end]), list(words[end + 1 :])
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A question for the end of a message; nothing if no name is near."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def _options(parser: argparse.ArgumentParser) -> set[str]:
+    """Those of a parser and of its subcommands."""
+    known = set()
+    for action in parser._actions:
+        known |= set(action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):
+            known |= {option for sub in action.choices.values() for option in _options(sub)}
+    return known

@@ -1,0 +1,60 @@
+"""Broken input for the programs, from seeds: each case must end in a result or in a clear refusal, and lose nothing.
+
+python tools/fuzz.py documents [--count 2000] [--seed 0]
+
+Prints how often each outcome came, and exits 1 if there was a traceback, a hang, or a byte lost of the input or of
+other files in the folder of the output. The same seed is the same input, so a failure is repeated by its seed.
+"""
+
+import collections
+import importlib
+import sys
+import tempfile
+from pathlib import Path
+
+from command_line import Parser
+from rich.console import Console
+from rich.table import Table
+
+CAMPAIGNS = {"documents": "Photoshop documents and the files beside them, through build_dataset.py"}
+"""Each NAME is a function NAME(seeds, folder) of the module fuzz_NAME, which yields a fuzz_cases.Case for each seed."""
+
+
+def parser() -> Parser:
+    """The command line."""
+    parse = Parser(description=__doc__)
+    campaigns = parse.add_subparsers(dest="campaign", required=True, help="what is broken")
+    for name, what in CAMPAIGNS.items():
+        campaign = campaigns.add_parser(name, help=what, description=what)
+        campaign.add_argument("--count", type=int, default=2000, help="of cases (default %(default)s)")
+        campaign.add_argument("--seed", type=int, default=0, help="of the first case (default %(default)s)")
+    return parse
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a campaign; 0 if nothing failed, 1 if something did."""
+    parse = parser()
+    arguments = parse.parse_args(argv)
+    if arguments.count < 1 or arguments.seed < 0:
+        parse.error(f"--count must be at least 1 and --seed 0, got {arguments.count} and {arguments.seed}")
+    campaign = getattr(importlib.import_module(f"fuzz_{arguments.campaign}"), arguments.campaign)
+    outcomes, failures = collections.Counter[str](), []
+    seeds = range(arguments.seed, arguments.seed + arguments.count)
+    with tempfile.TemporaryDirectory() as folder:
+        for done, case in enumerate(campaign(seeds, Path(folder)), start=1):
+            outcomes[case.outcome] += 1
+            if case.failure:
+                failures.append(case)
+                print(f"FAILED, seed {case.seed}: {case.failure}", flush=True)
+            if done % max(1, arguments.count // 10) == 0:
+                print(f"{done}/{arguments.count} cases, {len(failures)} failed", flush=True)
+    table = Table("outcome", "cases")
+    for outcome, count in outcomes.most_common():
+        table.add_row(outcome, str(count))
+    Console().print(table)
+    print(f"{outcomes.total()} cases from seed {arguments.seed}: {len(failures)} failed")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What the campaigns of fuzz.py share: a case, broken bytes, a program under watch, and what files hold."""
+
+import dataclasses
+import hashlib
+import random
+import struct
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+HANG = 4 * 3600.0
+"""Seconds after which a program hangs: far more than any batch of cases takes on a slow machine."""
+BYSTANDERS = {"notes.txt": b"not ours\n", "other/picture.png": bytes(range(256)), ".hidden": b""}
+"""Files that are in the folder of an output before the program comes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """What became of a seed: its outcome in a word or two, and what went wrong, if anything did."""
+
+    seed: int
+    outcome: str
+    failure: str = ""
+
+
+def mutate(data: bytes, chance: random.Random) -> bytes:
+    """A few bytes flipped, a length inflated, a stretch removed, doubled or zeroed, or the end cut off."""
+    mutant = bytearray(data)
+    for _ in range(chance.choice([1, 1, 2, 8])):
+        at = chance.randrange(len(mutant))
+        match chance.randrange(6):
+            case 0:
+                mutant[at] ^= 1 << chance.randrange(8)
+            case 1:
+                mutant[at : at + 4] = struct.pack(">I", chance.choice([0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 28]))
+            case 2:
+                del mutant[at : at + chance.randrange(1, 64)]
+            case 3:
+                mutant[at:at] = mutant[at : at + chance.randrange(1, 64)]
+            case 4:
+                mutant[at : at + 16] = bytes(len(mutant[at : at + 16]))
+            case _:
+                del mutant[max(at, 30) :]
+        if not mutant:
+            break
+    return bytes(mutant)
+
+
+def watched(words: list[str]) -> tuple[int, str, str]:
+    """Run a program of the repository by its path and arguments: exit status, what it printed, and what was wrong.
+
+    Wrong is a traceback, an end by a signal, or no end at all.
+    """
+    call = [sys.executable, str(ROOT / words[0]), *words[1:]]
+    try:
+        done = subprocess.run(call, capture_output=True, text=True, errors="replace", timeout=HANG, check=False)
+    except subprocess.TimeoutExpired:
+        return -1, "", f"{words[0]} did not end within {HANG:.0f} s"
+    printed = done.stdout + done.stderr
+    if "Traceback (most recent call last)" in printed:
+        return done.returncode, printed, f"{words[0]} ended in a traceback: {printed.strip().splitlines()[-1]}"
+    wrong = f"{words[0]} ended by signal {-done.returncode}" if done.returncode < 0 else ""
+    return done.returncode, printed, wrong
+
+
+def write_bystanders(folder: Path) -> None:
+    """Put BYSTANDERS into a folder."""
+    for name, data in BYSTANDERS.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by its path there."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def lost(before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    """Which files are gone or changed, in words; nothing if none is."""
+    changed = [name for name, digest in before.items() if after.get(name) != digest]
+    return f"changed or gone: {', '.join(changed)}" if changed else ""

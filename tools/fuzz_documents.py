@@ -1,0 +1,97 @@
+"""The campaign of broken Photoshop documents: folders of them, each built into a dataset by build_dataset.py."""
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from fuzz_cases import ROOT, Case, hashes, lost, mutate, watched, write_bystanders
+
+CARRIED = ROOT / "tests" / "data" / "documents"
+TOGETHER = 100
+"""Documents of one build: whatever one of them does, the others must get their rows."""
+LIMITS = ("--seconds", "20", "--memory-gib", "1")
+FACTS = {"source": "a designer", "licence": "CC0-1.0", "category": "poster"}
+ODD_FACTS = ("", "[]", "null", '{"licence": 3}', '{"source": "\\ud800"}', "[" * 100_000, '{"category": ["a"]}')
+
+
+def documents(seeds: range, folder: Path) -> Iterator[Case]:
+    """A case for each seed: a document, broken, and perhaps files beside it that are broken too."""
+    originals = _originals(folder / "scenes")
+    for start in range(seeds.start, seeds.stop, TOGETHER):
+        batch = range(start, min(start + TOGETHER, seeds.stop))
+        place = folder / f"from {start}"
+        yield from _built(batch, originals, place)
+        shutil.rmtree(place)
+
+
+def _originals(folder: Path) -> list[bytes]:
+    """Small real documents, and layered scenes as Photoshop documents."""
+    make = ["tools/make_scenes.py", "--count", "6", "--side", "64", "--format", "psd", "--out", str(folder)]
+    code, printed, _ = watched(make)
+    if code:
+        raise RuntimeError(f"no scenes to break: {printed}")
+    return [file.read_bytes() for file in sorted([*CARRIED.glob("*.ps[db]"), *folder.glob("*.psd")])]
+
+
+def _built(seeds: range, originals: list[bytes], place: Path) -> Iterator[Case]:
+    source, out = place / "documents", place / "out"
+    source.mkdir(parents=True)
+    for seed in seeds:
+        for suffix, data in _inputs(random.Random(seed), originals).items():
+            (source / f"{seed:06d}{suffix}").write_bytes(data)
+    write_bystanders(out)
+    inputs, others = hashes(source), hashes(out)
+    code, printed, failure = watched(["tools/build_dataset.py", str(source), "--out", str(out), *LIMITS])
+    failures = [failure, lost(inputs, hashes(source)), lost(others, hashes(out))]
+    report = out / "report.json"
+    if not report.is_file():
+        failures.append(f"no report: {printed.strip()[-300:]}")
+    rows = {row["document"]: row for row in json.loads(report.read_text())["rows"]} if report.is_file() else {}
+    kept = sum(row["reason"] is None for row in rows.values())
+    if code != (0 if kept else 1):
+        failures.append(f"exit status {code} with {kept} documents kept")
+    if kept and not failure:
+        failures.append(_unreadable(out, kept))
+    whole = "; ".join(filter(None, failures))
+    for seed in seeds:
+        row = rows.get(f"{seed:06d}.psd")
+        outcome = "no row" if row is None else row["reason"] or "kept"
+        wrong = "no row in the report" if row is None else "dropped without a reason in words"
+        known = row is not None and (row["reason"] is None or row["detail"])
+        first = whole if seed == seeds.start else ""
+        yield Case(seed=seed, outcome=outcome, failure=first or ("" if known else wrong))
+
+
+def _inputs(chance: random.Random, originals: list[bytes]) -> dict[str, bytes]:
+    """The document and the files beside it, by suffix. One in ten documents is whole, so that some must be kept."""
+    original = chance.choice(originals)
+    files = {".psd": original if chance.random() < 0.1 else mutate(original, chance)}
+    facts = json.dumps(FACTS).encode()
+    match chance.randrange(5):
+        case 0:
+            files[".json"] = facts
+        case 1:
+            files[".json"] = mutate(facts, chance)
+        case 2:
+            files[".json"] = chance.choice(ODD_FACTS).encode()
+    match chance.randrange(4):
+        case 0:
+            files[".txt"] = "a poster, \u00e4\n".encode()
+        case 1:
+            files[".txt"] = chance.randbytes(chance.randrange(40))
+    return files
+
+
+def _unreadable(out: Path, kept: int) -> str:
+    """What is wrong with the dataset, in words; nothing if all records of the kept documents can be read."""
+    from qil_jax.data.sources import open_source
+
+    (info,) = out.glob("layered_dataset/*/dataset_info.json")
+    sources = [open_source(out, split["name"]) for split in json.loads(info.read_text())["splits"]]
+    try:
+        read = sum(len(source[index].layers) > 0 for source in sources for index in range(len(source)))
+    except Exception as error:
+        return f"the dataset cannot be read: {type(error).__name__}: {error}"
+    return "" if read == kept else f"the dataset has {read} records of {kept} kept documents"

@@ -1,0 +1,88 @@
+"""The work of make_scenes.py: scenes from seeds, as a dataset or as files."""
+
+import argparse
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from rich.progress import track
+
+from qil_jax.data.assets import Assets, licences_in, load_assets
+from qil_jax.data.dataset import Contents, DatasetFacts, write_dataset
+from qil_jax.data.records import Record, encode
+from qil_jax.data.runners import beam_options
+from qil_jax.data.scenes import GROUPED, SIMPLE, SceneConfig, make_scene
+from qil_jax.export.psd import write_psd
+from qil_jax.files import whole_folder
+
+PRESETS = {"rich": SceneConfig(), "simple": SIMPLE, "grouped": GROUPED}
+SHARES = {"train": 0.9, "validation": 0.05, "test": 0.05}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What the scenes of a run share."""
+
+    config: SceneConfig
+    assets: Path | None
+
+    def scene(self, seed: int, split: str) -> Record:
+        """The scene of a seed, from the assets of a split alone."""
+        assets = None if self.assets is None else _assets(self.assets, split)
+        return make_scene(seed, self.config, assets)
+
+    def example(self, seed: int, split: str) -> dict[str, Any]:
+        """That scene as a flat example."""
+        return encode(self.scene(seed, split))
+
+
+@functools.cache
+def _assets(folder: Path, split: str) -> Assets:
+    return load_assets(folder, split)
+
+
+def write_scenes(args: argparse.Namespace, for_beam: Sequence[str]) -> None:
+    """Write what the command line asks for; it appears whole.
+
+    Raises:
+      ValueError, OSError: for assets that cannot be used, a folder that holds something already, and Beam's options.
+    """
+    config = PRESETS[args.preset]
+    config = dataclasses.replace(config, side=config.side if args.side is None else args.side)
+    seeds = range(args.seed, args.seed + args.count)
+    recipe = Recipe(config=config, assets=args.assets)
+    licences = "CC0-1.0" if args.assets is None else " AND ".join(licences_in(args.assets))
+    if args.format == "records":
+        options = beam_options(flags=for_beam)
+        write_dataset(_contents(seeds, recipe), DatasetFacts(licence=licences), epath.Path(args.out), options)
+        return
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise FileExistsError(f"{args.out} is not empty: take another folder")
+    with whole_folder(args.out, overwrite=args.out.exists()) as draft:
+        for seed in track(seeds, description="scenes"):
+            _write_one(recipe.scene(seed, args.split), args.format, draft / f"scene_{seed:08d}")
+
+
+def _contents(seeds: range, recipe: Recipe) -> Contents:
+    """The scenes in splits of consecutive seeds, each of assets of its own."""
+    splits, start = {}, 0
+    for split, share in SHARES.items():
+        stop = len(seeds) if split == "test" else start + round(share * len(seeds))
+        splits[split] = [(f"{seed:08d}", (seed, split)) for seed in seeds[start:stop]]
+        start = stop
+    return Contents(splits=splits, make=recipe.example)
+
+
+def _write_one(record: Record, form: str, path: Path) -> None:
+    image = record.to_layered_image()
+    if form == "folders":
+        image.save(path)
+        return
+    write_psd(image, path.with_suffix(".psd"))
+    path.with_suffix(".txt").write_text(record.caption + "\n")
+    told = {"source": record.source, "licence": record.licence, "category": record.category}
+    path.with_suffix(".json").write_text(json.dumps(told) + "\n")
