@@ -16,7 +16,12 @@ from command_line import Parser
 from rich.console import Console
 from rich.table import Table
 
-CAMPAIGNS = {"documents": "Photoshop documents and the files beside them, through build_dataset.py"}
+CAMPAIGNS = {
+    "documents": "Photoshop documents and the files beside them, through build_dataset.py",
+    "pictures": "pictures of all formats, through infer.py",
+    "commands": "command lines of the programs",
+    "kills": "programs killed at random moments and started again",
+}
 """Each NAME is a function NAME(seeds, folder) of the module fuzz_NAME, which yields a fuzz_cases.Case for each seed."""
 
 

@@ -1,0 +1,183 @@
+"""The campaign of broken command lines: words dropped, doubled, misspelt and replaced by odd values.
+
+Programs run in this process, so that a case takes milliseconds. What infer.py would compute is painted instead: command
+lines that are sound after all end in seconds, and everything around the computation is the program's own.
+"""
+
+import contextlib
+import importlib
+import io
+import os
+import random
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from fuzz_cases import ROOT, Case, hashes, lost, write_bystanders
+from PIL import Image
+
+if TYPE_CHECKING:
+    from qil_jax.inference.request import Decomposition, Request
+
+ODD = (
+    "",
+    " ",
+    "-1",
+    "0",
+    "00",
+    "1.5",
+    "nan",
+    "1e309",
+    "-0",
+    "9" * 30,
+    "\u0663",
+    "\udcff",
+    "a" * 300,
+    "../..",
+    "[",
+    "{}",
+)
+ODD += ("=", "None", "true", "--", "-", "*", "~", "$HOME", "a\nb", "data=2", "data=", "x=1,x=2", "missing", "a.png")
+STATUSES = (0, 1, 2, 3)
+"""What a program may end with; anything else, and any exception, is a failure."""
+CHECKPOINT = "checkpoint"
+COMMANDS = {
+    "infer": (
+        *("a.png", "--out", "out", "--checkpoint", CHECKPOINT, "--layers", "2", "--steps", "1", "--guidance", "1"),
+        *("--resolution", "64", "--seed", "3", "--samples", "2", "--batch", "2", "--prompt", "x", "--dtype", "float32"),
+        *("--output-size", "input", "--skip-bad", "--overwrite", "--max-layers", "4", "--rescale", "none"),
+    ),
+    "train": ("configs/demo/stage3_image_to_layers.py", "--out", "run", "--set", "steps=2", "--set", "mesh.data=1"),
+    "tools/convert": ("to-orbax", CHECKPOINT, "converted", "--overwrite"),
+    "tools/validate": (CHECKPOINT, "--tolerance", "1e-4"),
+    "tools/make_scenes": ("--count", "2", "--side", "64", "--out", "scenes", "--seed", "1", "--preset", "simple"),
+    "tools/evaluate": ("layers", "pictures", "--out", "report", "--checkpoint", CHECKPOINT, "--count", "2"),
+    "tools/make_demo_checkpoint": ("another", "--preset", "try", "--overwrite"),
+}
+
+
+def commands(seeds: range, folder: Path) -> Iterator[Case]:
+    """A case for each seed: a program and a command line."""
+    template = folder / "template"
+    _furnish(template)
+    before, here = Path.cwd(), hashes(template)
+    with _painted():
+        for seed in seeds:
+            place = folder / f"case {seed}"
+            shutil.copytree(template, place)
+            os.chdir(place)
+            try:
+                yield _case(seed, place, here)
+            finally:
+                os.chdir(before)
+                shutil.rmtree(place)
+
+
+def _furnish(folder: Path) -> None:
+    """What a user has: pictures, a checkpoint, files of their own where programs write."""
+    from make_demo_checkpoint import write_checkpoint
+
+    (folder / "pictures").mkdir(parents=True)
+    for name in ("a.png", "pictures/b.png"):
+        Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(folder / name)
+    write_checkpoint(folder / CHECKPOINT)
+    for name in ("out", "out/a", "run", "converted", "scenes", "report", "another"):
+        write_bystanders(folder / name)
+
+
+def _case(seed: int, place: Path, before: dict[str, str]) -> Case:
+    chance = random.Random(seed)
+    program = chance.choice(list(COMMANDS))
+    words = list(COMMANDS[program])
+    for _ in range(chance.choice([1, 1, 2, 4])):
+        words = _broken(words, chance)
+    if program == "train":
+        words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
+    status, printed = _called(program, words)
+    wrong = lost(before, hashes(place))
+    if status not in STATUSES:
+        wrong = f"{program} {words} ended with {status}: {printed.strip()[-400:]}" + (f"; {wrong}" if wrong else "")
+    elif wrong:
+        wrong = f"{program} {words}: {wrong}"
+    return Case(seed=seed, outcome=f"{program}: {'done' if status in (0, 3) else 'refused'}", failure=wrong)
+
+
+def _broken(words: list[str], chance: random.Random) -> list[str]:
+    if not words:
+        return [chance.choice(ODD)]
+    at = chance.randrange(len(words))
+    match chance.randrange(5):
+        case 0:
+            return words[:at] + words[at + 1 :]
+        case 1:
+            return [*words[:at], words[at], *words[at:]]
+        case 2:
+            letter = chance.randrange(max(1, len(words[at])))
+            return [
+                *words[:at],
+                words[at][:letter] + chance.choice("aZ0-_. ") + words[at][letter + 1 :],
+                *words[at + 1 :],
+            ]
+        case 3:
+            return [*words[:at], chance.choice(words), *words[at + 1 :]]
+        case _:
+            return [*words[:at], chance.choice(ODD), *words[at + 1 :]]
+
+
+def _called(program: str, words: list[str]) -> tuple[object, str]:
+    """Exit status of a program, or what it raised, and what it printed."""
+    name = "qil_jax.inference.__main__" if program == "infer" else program.removeprefix("tools/")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        try:
+            return importlib.import_module(name).main(words), printed.getvalue()
+        except SystemExit as end:
+            return end.code, printed.getvalue()
+        except BaseException as error:
+            traceback.print_exc()
+            return type(error).__name__, printed.getvalue()
+
+
+@contextlib.contextmanager
+def _painted() -> Iterator[None]:
+    """Decompositions are painted, and train.py can be imported."""
+    from qil_jax.inference.pipeline import Pipeline
+
+    load, decompose, path = Pipeline.load, Pipeline.decompose, list(sys.path)
+    sys.path.insert(0, str(ROOT))
+    try:
+        Pipeline.load = classmethod(lambda cls, *_, **__: object.__new__(cls))  # type: ignore[method-assign]
+        Pipeline.decompose = _paint  # type: ignore[method-assign]
+        yield
+    finally:
+        Pipeline.load, Pipeline.decompose, sys.path[:] = load, decompose, path  # type: ignore[method-assign]
+
+
+def _paint(_self: Any, requests: Sequence["Request"], *_: Any, **__: Any) -> "list[Decomposition]":
+    from qil_jax.inference.images import bucket_size
+    from qil_jax.inference.request import Decomposition, known
+    from qil_jax.layered_image import LayeredImage
+
+    made = []
+    for request in requests:
+        problems = request.problems()
+        assert not problems, problems
+        wide, high = bucket_size(*request.image.size, known(request.resolution))
+        layers = np.full((known(request.layers), high, wide, 4), 100, np.uint8)
+        layered = LayeredImage(layers=layers, names=tuple(f"Layer {i}" for i in range(len(layers))))
+        made.append(
+            Decomposition(
+                layered=layered,
+                composite=layers[0],
+                input=layers[0],
+                latents=np.zeros((1, 1, 1, 1), np.float32),
+                timings={"denoise": 0.0},
+                request=request,
+                sample=request.first_sample,
+            )
+        )
+    return made

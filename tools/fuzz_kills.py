@@ -1,0 +1,151 @@
+"""The campaign of kills: a program is killed at a random moment and started again, and must end as if it never was."""
+
+import dataclasses
+import hashlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fuzz_cases import ROOT, Case, hashes, lost, watched, write_bystanders
+from PIL import Image
+
+VARYING = ("batch_seconds", "created", "time")
+"""Keys of JSON files whose values say when or how fast something was made."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """A program whose output is known.
+
+    Attributes:
+      name: of the program.
+      words: its command line; OUT stands for the folder of the output.
+      share: of all kills.
+      kept: ending of the files that are compared; all where it is empty.
+    """
+
+    name: str
+    words: Sequence[str]
+    share: float
+    kept: str = ""
+
+    def call(self, out: Path) -> list[str]:
+        """The command line with an output folder."""
+        return [word.replace("OUT", str(out)) for word in self.words]
+
+    def made(self, out: Path) -> dict[str, str]:
+        """Digests of what was made, without what says when."""
+        files = [file for file in sorted(out.rglob("*")) if file.is_file() and file.name.endswith(self.kept)]
+        return {str(file.relative_to(out)): _digest(file) for file in files}
+
+
+def kills(seeds: range, folder: Path) -> Iterator[Case]:
+    """A case for each seed: a kill."""
+    jobs = _jobs(folder)
+    wholes, seconds = {}, {}
+    for job in jobs:
+        out = folder / "whole" / job.name
+        write_bystanders(out)
+        began = time.monotonic()
+        code, printed, failure = watched(job.call(out / "result"))
+        if code or failure:
+            raise RuntimeError(f"{job.name} does not even end unharmed: {failure or printed}")
+        seconds[job.name] = time.monotonic() - began
+        wholes[job.name] = job.made(out)
+    for seed in seeds:
+        chance = random.Random(seed)
+        (job,) = chance.choices(jobs, [job.share for job in jobs])
+        out = folder / f"case {seed}"
+        yield _killed(seed, job, out, chance.uniform(0, seconds[job.name]), wholes[job.name])
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def _jobs(folder: Path) -> list[Job]:
+    """Small inputs, and what the four programs make of them."""
+    for words in (
+        ["tools/make_demo_checkpoint.py", str(folder / "checkpoint")],
+        ["tools/make_scenes.py", "--count", "3", "--side", "64", "--format", "psd", "--out", str(folder / "documents")],
+        [
+            "tools/make_scenes.py",
+            "--count",
+            "40",
+            "--side",
+            "64",
+            "--preset",
+            "simple",
+            "--out",
+            str(folder / "scenes"),
+        ],
+    ):
+        code, printed, _ = watched(words)
+        if code:
+            raise RuntimeError(f"no input to work on: {printed}")
+    (folder / "pictures").mkdir()
+    for i in range(3):
+        Image.new("RGB", (64, 48 + 16 * i), (90 * i, 10, 200)).save(folder / "pictures" / f"{i}.png")
+    at = lambda name: str(folder / name)  # noqa: E731
+    small = ("--layers", "2", "--steps", "2", "--resolution", "64")
+    sets = ("steps=6", "log_every=2", "save_every=2", "keep=2", "mesh.data=1", "validation.every=0", "data.batch=4")
+    settings = [word for value in sets for word in ("--set", value)]
+    settings += ["--set", f"start.checkpoint={at('checkpoint')}", "--set", f'data.sources=["{at("scenes")}"]']
+    return [
+        Job(
+            name="infer",
+            words=("infer.py", at("pictures"), "--checkpoint", at("checkpoint"), "--out", "OUT", *small),
+            share=0.35,
+        ),
+        Job(name="convert", words=("tools/convert.py", "to-orbax", at("checkpoint"), "OUT"), share=0.35),
+        Job(name="build_dataset", words=("tools/build_dataset.py", at("documents"), "--out", "OUT"), share=0.15),
+        Job(
+            name="train",
+            words=("train.py", "configs/demo/rgba_vae.py", "--out", "OUT", *settings),
+            share=0.15,
+            kept=".safetensors",
+        ),
+    ]
+
+
+def _killed(seed: int, job: Job, out: Path, after: float, whole: dict[str, str]) -> Case:
+    write_bystanders(out)
+    before = hashes(out)
+    call = [sys.executable, str(ROOT / job.words[0]), *job.call(out / "result")[1:]]
+    with subprocess.Popen(
+        call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        try:
+            process.wait(after)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+    struck = process.returncode == -signal.SIGKILL
+    code, printed, failure = watched(job.call(out / "result"))
+    failures = [failure, lost(before, hashes(out))]
+    if code and not (job.name == "convert" and "exists" in printed and not struck):
+        failures.append(f"{job.name}, killed after {after:.2f} s, ends with {code}: {printed.strip()[-300:]}")
+    made = job.made(out)
+    if made != whole:
+        names = sorted(name for name in {**made, **whole} if made.get(name) != whole.get(name))
+        failures.append(f"{job.name}, killed after {after:.2f} s, differs in {', '.join(names[:5])}")
+    return Case(
+        seed=seed,
+        outcome=f"{job.name}: {'killed' if struck else 'was faster'}",
+        failure="; ".join(filter(None, failures)),
+    )
+
+
+def _digest(file: Path) -> str:
+    data = file.read_bytes()
+    if file.suffix == ".json":
+        data = json.dumps(_without_times(json.loads(data)), sort_keys=True).encode()
+    return hashlib.sha256(data).hexdigest()
+
+
+def _without_times(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_times(kept) for key, kept in value.items() if key not in VARYING}
+    return [_without_times(kept) for kept in value] if isinstance(value, list) else value
