@@ -14,7 +14,7 @@ from command_line import Parser
 
 from qil_jax.inference.cli import OWN
 from qil_jax.inference.defaults import Defaults
-from qil_jax.inference.images import MULTIPLE, RESOLUTION
+from qil_jax.inference.limits import MAX_LAYERS, MAX_SEED, RESOLUTION, integer_problems, resolution_problems
 from qil_jax.shipped import shipped_checkpoint
 
 RESULTS = """a folder of layers that exist already: for each record a folder named by its number, counted from 0
@@ -89,17 +89,14 @@ def complete(arguments: argparse.Namespace) -> None:
 
 def problems_of(arguments: argparse.Namespace) -> list[str]:
     """All that is wrong with the command line, in words."""
-    from qil_jax.inference.request import MAX_LAYERS
     from qil_jax.mesh import MeshShape
 
     found = []
     for name in ("count", "batch", "steps"):
-        if getattr(arguments, name, 1) < 1:
-            found.append(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+        found += integer_problems(f"--{name}", getattr(arguments, name, 1), least=1)
     for name in ("resolution", "size"):
-        side = getattr(arguments, name, None)
-        if side is not None and (side < MULTIPLE or side % MULTIPLE):
-            found.append(f"--{name} must be a multiple of {MULTIPLE}, got {side}")
+        found += resolution_problems(f"--{name}", getattr(arguments, name, RESOLUTION))
+    found += integer_problems("--seed", getattr(arguments, "seed", 0), least=0, most=MAX_SEED - arguments.count)
     if not math.isfinite(getattr(arguments, "guidance", 1.0)):
         found.append(f"--guidance must be a finite number, got {arguments.guidance}")
     layers = getattr(arguments, "layers", "true")
