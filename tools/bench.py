@@ -65,7 +65,7 @@ def write_weights(folder: Path) -> None:
 
     text = CONFIGS[Component.TEXT_ENCODER]
     vision = {**text["vision_config"], "depth": 1, "out_hidden_size": SMALL_TEXT_ENCODER["hidden_size"]}
-    small = {
+    small: dict[str, dict[str, Any]] = {
         Component.TRANSFORMER: {**mmdit_config(), "num_attention_heads": 4},
         Component.VAE: {**CONFIGS[Component.VAE], "base_dim": 32},
         Component.TEXT_ENCODER: {**text, **SMALL_TEXT_ENCODER, "vision_config": vision},

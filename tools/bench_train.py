@@ -143,9 +143,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        demo.write_component(
-            folder, demo.Component.TRANSFORMER, demo.TRAIN_CONFIGS[demo.Component.TRANSFORMER], demo.Preset.TRAIN
-        )
+        demo.write_component(folder, "transformer", demo.TRAIN_CONFIGS["transformer"], demo.Preset.TRAIN)
         seconds = alternate(
             {"ours": ours(folder, arguments.rows), "reference": reference(folder, arguments.rows)}, arguments.repeats
         )

@@ -12,20 +12,22 @@ from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from qil_jax.weights.convert import checkpoint_bytes, to_diffusers, to_orbax
-from qil_jax.weights.structure import require_sound
-
-DIRECTIONS = {"to-orbax": to_orbax, "to-diffusers": to_diffusers}
+DIRECTIONS = ("to-orbax", "to-diffusers")
 
 
 def main(argv: list[str]) -> int:
     """Convert; returns 2 when the conversion is refused."""
     parser = argparse.ArgumentParser(description="Convert a checkpoint between the released layout and orbax.")
-    parser.add_argument("direction", choices=DIRECTIONS)
+    parser.add_argument("direction", choices=DIRECTIONS, help="the layout of the destination")
     parser.add_argument("source", type=Path, help="folder that holds model_index.json")
-    parser.add_argument("destination", type=Path)
+    parser.add_argument("destination", type=Path, help="folder to write, which appears whole")
     parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint at the destination")
     arguments = parser.parse_args(argv)
+    # The heavy imports wait until the arguments make sense.
+    from qil_jax.weights.convert import checkpoint_bytes, to_diffusers, to_orbax
+    from qil_jax.weights.structure import require_sound
+
+    convert = dict(zip(DIRECTIONS, (to_orbax, to_diffusers), strict=True))[arguments.direction]
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of merging what there is nothing of
     began = time.perf_counter()
     try:
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> int:
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with Progress(*columns, TimeRemainingColumn(), disable=not sys.stdout.isatty()) as progress:
             bar = progress.add_task(arguments.direction, total=total)
-            DIRECTIONS[arguments.direction](
+            convert(
                 arguments.source,
                 arguments.destination,
                 overwrite=arguments.overwrite,

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -20,10 +20,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from qil_jax.data.sources import open_source
 from qil_jax.inference.prompts import PREFIX, SPLIT, SUFFIX
-from qil_jax.weights.tables import Component, Entry, Transform, table_of
 
-CONFIGS: dict[Component, dict[str, Any]] = {
-    Component.TRANSFORMER: {
+if TYPE_CHECKING:
+    from qil_jax.weights.tables import Entry
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "transformer": {
         "_class_name": "QwenImageTransformer2DModel",
         "attention_head_dim": 32,
         "axes_dims_rope": [8, 12, 12],
@@ -38,7 +40,7 @@ CONFIGS: dict[Component, dict[str, Any]] = {
         "use_layer3d_rope": True,
         "zero_cond_t": False,
     },
-    Component.VAE: {
+    "vae": {
         "_class_name": "AutoencoderKLQwenImage",
         "attn_scales": [],
         "base_dim": 16,
@@ -51,7 +53,7 @@ CONFIGS: dict[Component, dict[str, Any]] = {
         "temperal_downsample": [False, True, True],
         "z_dim": 16,
     },
-    Component.TEXT_ENCODER: {
+    "text_encoder": {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "hidden_act": "silu",
         "hidden_size": 64,
@@ -80,11 +82,12 @@ CONFIGS: dict[Component, dict[str, Any]] = {
         },
     },
 }
-TRAIN_CONFIGS: dict[Component, dict[str, Any]] = {
-    Component.TRANSFORMER: CONFIGS[Component.TRANSFORMER]
+"""By component."""
+TRAIN_CONFIGS: dict[str, dict[str, Any]] = {
+    "transformer": CONFIGS["transformer"]
     | {"attention_head_dim": 64, "axes_dims_rope": [16, 24, 24], "num_attention_heads": 4, "num_layers": 6},
-    Component.VAE: CONFIGS[Component.VAE] | {"base_dim": 8, "dim_mult": [1, 4, 8, 8]},
-    Component.TEXT_ENCODER: CONFIGS[Component.TEXT_ENCODER] | {"vocab_size": 4096},
+    "vae": CONFIGS["vae"] | {"base_dim": 8, "dim_mult": [1, 4, 8, 8]},
+    "text_encoder": CONFIGS["text_encoder"] | {"vocab_size": 4096},
 }
 """The demonstration model's sizes."""
 SCHEDULER = {
@@ -119,8 +122,10 @@ QUIET_IN_VAE = (".conv2.weight", "attentions.0.proj.weight")
 """Weights that begin at 0 for training: what a block adds to what goes past it."""
 
 
-def random_tensor(entry: Entry, generator: np.random.Generator, preset: Preset) -> np.ndarray:
+def random_tensor(entry: "Entry", generator: np.random.Generator, preset: Preset) -> np.ndarray:
     """Weights that keep activations near unit scale; norms 1, biases 0."""
+    from qil_jax.weights.tables import Transform
+
     if entry.path.endswith("scale"):
         return np.ones(entry.shape, np.float32)
     if entry.path.endswith("bias") or (preset is Preset.TRAIN and entry.name.endswith(QUIET + QUIET_IN_VAE)):
@@ -146,23 +151,27 @@ def small_tokenizer(texts: Sequence[str] = (), vocabulary: int = 500) -> Tokeniz
     return tokenizer
 
 
-def write_component(folder: Path, component: Component, config: Mapping[str, Any], preset: Preset) -> None:
+def write_component(folder: Path, component: str, config: Mapping[str, Any], preset: Preset) -> None:
     """One component's config and random weights."""
+    from qil_jax.weights.tables import Component, table_of
+
     generator, part = np.random.default_rng(0), folder / component
     part.mkdir(parents=True)
     (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tensors = {entry.name: random_tensor(entry, generator, preset) for entry in table_of(component, config)}
-    stem = "model" if component is Component.TEXT_ENCODER else "diffusion_pytorch_model"
+    tensors = {entry.name: random_tensor(entry, generator, preset) for entry in table_of(Component(component), config)}
+    stem = "model" if component == Component.TEXT_ENCODER else "diffusion_pytorch_model"
     save_file(tensors, part / f"{stem}.safetensors", metadata={"format": "pt"})
 
 
 def write_checkpoint(
     folder: Path,
-    configs: Mapping[Component, Mapping[str, Any]] | None = None,
+    configs: Mapping[str, Mapping[str, Any]] | None = None,
     preset: Preset = Preset.TRY,
     captions: Sequence[str] = (),
 ) -> None:
     """All files of the layout that inference reads; `captions` are what the tokenizer learns words from."""
+    from qil_jax.weights.tables import Component
+
     configs = configs or (CONFIGS if preset is Preset.TRY else TRAIN_CONFIGS)
     for component in Component:
         write_component(folder, component, configs[component], preset)
@@ -184,9 +193,15 @@ def captions_of(records: str) -> list[str]:
 def main(argv: list[str]) -> int:
     """Write the checkpoint; refuses to replace a folder unless told to."""
     parser = argparse.ArgumentParser(description="Write a tiny checkpoint with random weights in the released layout.")
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint in that folder")
-    parser.add_argument("--preset", type=Preset, choices=tuple(Preset), default=Preset.TRY)
+    parser.add_argument(
+        "--preset",
+        type=Preset,
+        choices=tuple(Preset),
+        default=Preset.TRY,
+        help="what the weights are for (default %(default)s)",
+    )
     parser.add_argument("--captions", metavar="RECORDS", help="a dataset whose captions the tokenizer learns from")
     arguments = parser.parse_args(argv)
     if arguments.folder.exists():

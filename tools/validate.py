@@ -12,14 +12,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from qil_jax.weights import Component, StructureError, component_config, layout_of, open_source, require_sound
-from qil_jax.weights.released import FINGERPRINTS, fingerprint
-from qil_jax.weights.source import Layout
-from qil_jax.weights.tables import table_of, targets
-
 
 def structure(checkpoint: Path) -> Table:
     """What a sound checkpoint holds, one row a component."""
+    from qil_jax.weights import Component, component_config, layout_of, open_source
+    from qil_jax.weights.released import FINGERPRINTS, fingerprint
+    from qil_jax.weights.tables import table_of, targets
+
     table = Table("component", "layout", "tensors", "parameters", "dtypes", "names and shapes of")
     for component in Component:
         entries = table_of(component, component_config(checkpoint, component))
@@ -61,6 +60,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--tolerance", type=float, default=1e-4, help="of the largest error of a block")
     arguments = parser.parse_args(argv)
+    # The heavy imports wait until the arguments make sense.
+    from qil_jax.weights import Component, Layout, StructureError, layout_of, require_sound
+
     reference = arguments.reference or arguments.checkpoint
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     try:

@@ -26,7 +26,7 @@ def beam_options(runner: str = IN_PROCESS, flags: Sequence[str] = ()) -> Pipelin
         beam.Pipeline(options=options)
     except (ValueError, ImportError, AttributeError) as error:
         raise ValueError(f"--runner {runner}: {error}") from error
-    if runner in StandardOptions.LOCAL_RUNNERS:
+    if runner.lower() in map(str.lower, StandardOptions.LOCAL_RUNNERS):
         known, given = (options.get_all_options(retain_unknown_options=keep) for keep in (False, True))
         unknown = {name: difflib.get_close_matches(name, known, n=1) for name in given if name not in known}
         if unknown:

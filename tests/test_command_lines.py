@@ -1,0 +1,60 @@
+"""Every program answers --help at once, and explains every option; unknown ones are refused by name."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("apache_beam", "flax", "jax", "orbax", "psd_tools", "scipy", "tensorflow", "torch", "transformers")
+LOOK = """
+import argparse, json, runpy, sys
+
+def unexplained(parser):
+    found = []
+    for action in parser._actions:
+        found += [] if action.help else [" ".join(action.option_strings) or action.dest]
+        for name, sub in (action.choices.items() if isinstance(action, argparse._SubParsersAction) else ()):
+            found += [f"{name} {option}" for option in unexplained(sub)]
+        if isinstance(action, argparse._SubParsersAction):
+            found += [choice.dest for choice in action._choices_actions if not choice.help]
+            found += sorted(set(action.choices) - {choice.dest for choice in action._choices_actions})
+    return found
+
+def print_help(parser, file=None):
+    seen.append(unexplained(parser))
+
+seen = []
+argparse.ArgumentParser.print_help = print_help
+sys.argv = json.loads(sys.argv[1])
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+print(json.dumps({"unexplained": seen, "modules": sorted(sys.modules)}))
+"""
+
+
+def programs() -> list[tuple[str, ...]]:
+    """All of the repository's, with the words that choose a command line of its own."""
+    files = [*ROOT.glob("*.py"), *(ROOT / "tools").glob("*.py")]
+    mains = sorted(str(file.relative_to(ROOT)) for file in files if '__name__ == "__main__"' in file.read_text())
+    return [(name,) for name in mains] + [("tools/bench.py", "data"), ("tools/bench.py", "train")]
+
+
+def test_the_programs_are_found():
+    assert {("infer.py",), ("train.py",), ("tools/convert.py",), ("tools/fuzz.py",)} < set(programs())
+
+
+@pytest.mark.parametrize("words", programs(), ids=" ".join)
+def test_help_explains_every_option_and_imports_nothing_heavy(words):
+    name, *verbs = words
+    call = [sys.executable, "-c", LOOK, json.dumps([str(ROOT / name), *verbs, "--help"])]
+    done = subprocess.run(call, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["unexplained"] == [[]]
+    assert [module for module in told["modules"] if module in HEAVY] == []
