@@ -19,10 +19,11 @@ import pytest
 
 import train
 from qil_jax import mesh
+from qil_jax.data.pipeline import Loader
 from qil_jax.training import loop, setup
 from qil_jax.training.experiment import Experiment, load_experiment
 from qil_jax.training.objectives import Objective, Report
-from qil_jax.training.parameters import Params
+from qil_jax.training.parameters import Params, copied
 from qil_jax.training.setup import Parts
 from qil_jax.training.stages import Stage
 
@@ -35,6 +36,7 @@ class World:
 
     def __init__(self, folder: Path):
         self.folder, self.scenes, self.base = folder, folder / "scenes", folder / "base"
+        self.prepared: dict[str, Parts] = {}
         assert make_demo_checkpoint.main([str(self.base)]) == 0
         wanted = ["--count", "64", "--preset", "simple", "--side", str(SIDE), "--out", str(self.scenes)]
         assert make_scenes.main(wanted) == 0
@@ -101,7 +103,10 @@ def mean_square(wait: float = 0.0) -> Objective:
 
 
 class QuickRuns:
-    """train.py's `main` in this process: on one device, minimising something that compiles at once."""
+    """train.py's `main` in this process: on one device, minimising something that compiles at once.
+
+    What is loaded and compiled before the step is kept for the next run.
+    """
 
     settings: ClassVar[dict[str, Any]] = {"trainable": "image_out", "steps": 4, "optimiser.warmup": 0}
 
@@ -111,7 +116,17 @@ class QuickRuns:
         monkeypatch.setattr(loop, "prepare", self._prepare)
 
     def _prepare(self, experiment: Experiment, devices: Any) -> Parts:
-        return dataclasses.replace(setup.prepare(experiment, devices), objective=mean_square(self.wait))
+        key = repr((experiment.data, experiment.start, experiment.trainable))
+        if key not in self.world.prepared:
+            self.world.prepared[key] = setup.prepare(experiment, devices)
+        parts = self.world.prepared[key]
+        return dataclasses.replace(
+            parts,
+            experiment=experiment,
+            loader=Loader(parts.source, experiment.data.loader, workers=experiment.data.workers),
+            params=copied(parts.params),  # a run gives them away
+            objective=mean_square(self.wait),
+        )
 
     def argv(self, run: Path, changes: dict[str, Any]) -> list[str]:
         """Arguments of train.py."""
