@@ -286,17 +286,19 @@ def _parsed(kind: Any, text: str, name: str) -> Any:
 
 
 def _spelled(kind: Any) -> str:
-    """A field's type, as one says it: a whole number, one of a, b, a JSON list of text."""
+    """A field's type, as one says it: a whole number, one of a, b or c, a JSON list of text."""
     origin, choices = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         return " or ".join("none" if choice is type(None) else _spelled(choice) for choice in choices)
     if origin is tuple:
-        inner = choices[:1] if choices[-1] is ... else choices
-        spelled = ", ".join(_spelled(choice) for choice in inner)
-        return f"a JSON list of {spelled}" if choices[-1] is ... else f"a JSON list [{spelled}]"
+        if choices[-1] is ...:
+            return f"a JSON list of {_spelled(choices[0])}"
+        return f"[{', '.join(map(_spelled, choices))}]"
     if issubclass(kind, Enum):
-        return f"one of {', '.join(str(member.value) for member in kind)}"
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(kind, kind.__name__)
+        *others, last = (str(member.value) for member in kind)
+        return "one of " + " or ".join(filter(None, (", ".join(others), last)))
+    plain: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return plain.get(kind, kind.__name__)
 
 
 def _listed(kind: Any, value: Any) -> Any:

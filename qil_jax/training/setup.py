@@ -136,7 +136,7 @@ def require_inputs(experiment: Experiment) -> None:
     start, known = experiment.start, {made.folder: made for made in experiment.made_by}
     parts = (Component.VAE,) if experiment.stage is Stage.RGBA_VAE else tuple(Component)
     wanted = dict.fromkeys([*experiment.data.sources, *(start.folder(part) for part in parts)])
-    missing = [folder for folder in wanted if folder in known and not epath.Path(folder).exists()]
+    missing = [folder for folder in wanted if not epath.Path(folder).exists()]
 
     def commands(folder: str) -> Iterator[str]:
         if folder in known and not epath.Path(folder).exists():
@@ -144,11 +144,12 @@ def require_inputs(experiment: Experiment) -> None:
                 yield from commands(needed)
             yield known[folder].command
 
-    if missing:
-        steps = dict.fromkeys(command for folder in missing for command in commands(folder))
-        raise ExperimentError(
-            f"{' and '.join(missing)} must be made first, by these commands in this order:\n  " + "\n  ".join(steps)
-        )
+    steps = dict.fromkeys(command for folder in missing for command in commands(folder))
+    if steps:
+        problems = [f"{folder}: there is no such folder" for folder in missing if folder not in known]
+        made = " and ".join(folder for folder in missing if folder in known)
+        problems.append(f"{made} must be made first, by these commands in this order:\n  " + "\n  ".join(steps))
+        raise ExperimentError("\n".join(problems))
 
 
 def training_data(experiment: Experiment, processes: Processes) -> tuple[Any, Loader]:

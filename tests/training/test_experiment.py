@@ -51,7 +51,7 @@ def test_overrides_reach_any_depth_and_type():
         ("steps=1.5", "'1.5' is not a whole number"),
         ("steps=0", "must be at least 1"),
         ("steps", "name=value"),
-        ("precision=fp8", "'fp8' is not one of float32, bfloat16"),
+        ("precision=fp8", "'fp8' is not one of float32 or bfloat16"),
         ("steps.more=1", "'steps' has no parts"),
         ("data.loader=1", "given for a whole LoaderConfig"),
         ("data.sources=here", "is not a JSON list"),

@@ -192,7 +192,11 @@ CASES = {
     ),
     "a task that is none": Case(
         raw=('data.loader.tasks.mix=[["image-to-video", 1]]',),
-        says=("'data.loader.tasks.mix'", "is not a JSON list of a JSON list [one of ", "image-to-layers, reconstruct"),
+        says=(
+            "'data.loader.tasks.mix'",
+            "is not a JSON list of [one of reconstruction, ",
+            " or image-to-layers, a number]",
+        ),
     ),
     "parts of unlike size": Case(
         changes={"optimiser.accumulate": 3}, says=("rows 8 is no multiple of optimiser.accumulate 3", "raise the one")
@@ -296,20 +300,21 @@ def test_a_failed_start_claims_nothing(given: Given, tmp_path, capsys, monkeypat
     assert (run / "experiment.json").is_file()
 
 
-def call(world: World, argv: list[str], devices: int = 1) -> subprocess.CompletedProcess[str]:
-    env = environment(world.folder, devices)
-    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300, check=False)
+def call(world: World, argv: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    env = environment(world.folder)
+    return subprocess.run(argv, env=env, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_a_wrong_path_corrected_trains(given: Given, tmp_path, capsys):
     """As a user meets it: a refusal, then the same folder with the right path, then another experiment in it."""
     run, world = tmp_path / "run", given.world
     few = {"steps": 1, "optimiser.warmup": 0, "unroll": "false"}
-    ended = call(world, command(ONE, run, world.settings(ONE, few | {"start.checkpoint": given.folder / "nothing"})))
+    wrong = few | {"start.checkpoint": given.folder / "nothing"}
+    ended = call(world, command(ONE, run, world.settings(ONE, wrong)), tmp_path)
     assert ended.returncode == 2 and not run.exists()
     assert ended.stderr.startswith("error: ") and str(given.folder / "nothing") in ended.stderr
     assert "Traceback" not in ended.stderr
-    ended = call(world, command(ONE, run, world.settings(ONE, few)))
+    ended = call(world, command(ONE, run, world.settings(ONE, few)), tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert (run / "checkpoint" / "training.json").is_file()
     kept = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
@@ -321,7 +326,11 @@ def test_a_wrong_path_corrected_trains(given: Given, tmp_path, capsys):
 def test_the_shipped_config_without_its_files(given: Given, tmp_path):
     """The demonstration's third stage before its second: the message names what is missing."""
     argv = [*command(THREE, tmp_path / "run", []), "--set", f"start.checkpoint={tmp_path}/stage2/checkpoint"]
-    ended = call(given.world, argv)
+    ended = call(given.world, argv, tmp_path)
     assert ended.returncode == 2 and not (tmp_path / "run").exists()
-    assert ended.stderr.startswith("error: ") and f"{tmp_path}/stage2/checkpoint" in ended.stderr
+    missing, made, *_ = ended.stderr.splitlines()
+    assert missing == f"error: {tmp_path}/stage2/checkpoint: there is no such folder"
+    assert made.startswith(
+        "build/demo_training/latents_grouped and build/demo_training/rgba_vae/checkpoint must be made"
+    )
     assert "Traceback" not in ended.stderr
