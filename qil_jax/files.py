@@ -28,8 +28,11 @@ def write_whole(file: epath.Path, data: bytes) -> None:
     """Write a file, and its folder if needed; whoever looks sees all of it or none."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.parent / f".{file.name}.{uuid.uuid4().hex}"
-    unfinished.write_bytes(data)
-    unfinished.replace(file)
+    try:
+        unfinished.write_bytes(data)
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from qil_jax.data.buckets import BucketConfig
 from qil_jax.data.pipeline import LoaderConfig, Workers
 from qil_jax.data.tasks import Task, TaskConfig
-from qil_jax.training.stages import Precision
+from qil_jax.training.stages import Made, Precision
 
 FOLDER = "build/demo_training"
 BASE = f"{FOLDER}/base"
@@ -25,6 +25,49 @@ def latents_of(data: str) -> str:
 def run_of(name: str) -> str:
     """The checkpoint that a run leaves; a run is named as its config's file."""
     return f"{FOLDER}/{name}/checkpoint"
+
+
+DATA = {"grouped": ("grouped", 60_000), "ordered_8000": ("simple", 8_000), "ordered": ("simple", 60_000)}
+"""Each dataset's preset of tools/make_scenes.py and number of scenes."""
+RUNS = {
+    "stage1_text_to_rgba": (BASE, "grouped"),
+    "stage2_text_to_layers": (run_of("stage1_text_to_rgba"), "grouped"),
+    "stage3_image_to_layers": (run_of("stage2_text_to_layers"), "grouped"),
+    "stage3_image_to_layers_ordered": (run_of("stage3_image_to_layers"), "ordered_8000"),
+    "stage3_image_to_layers_long": (run_of("stage3_image_to_layers_ordered"), "ordered"),
+}
+"""What each diffusion run starts from, and whose latents it reads."""
+
+
+def made(folder: str, command: str, *needs: str) -> Made:
+    """By a command as one writes it at the root of the repository."""
+    return Made(folder=folder, command=f"python {command}", needs=needs)
+
+
+def made_by() -> tuple[Made, ...]:
+    """How everything is made that these runs read, at the full size of tools/demo_training.py."""
+    assets, base = f"{FOLDER}/assets", f"--preset train --captions {scenes_of('grouped')}"
+    makers = [
+        made(assets, f"tools/fetch_assets.py --out {assets}"),
+        made(BASE, f"tools/make_demo_checkpoint.py {BASE} {base}", scenes_of("grouped")),
+        made(VAE, f"train.py configs/demo/rgba_vae.py --out {FOLDER}/rgba_vae", scenes_of("grouped"), BASE),
+    ]
+    for data, (preset, count) in DATA.items():
+        scenes, latents = scenes_of(data), latents_of(data)
+        first = next(run for run, (_, read) in RUNS.items() if read == data)
+        parts = f"--checkpoint {BASE} --vae {VAE} --out {latents} --config configs/demo/{first}.py"
+        makers += [
+            made(
+                scenes,
+                f"tools/make_scenes.py --count {count} --preset {preset} --assets {assets} --out {scenes}",
+                assets,
+            ),
+            made(latents, f"tools/cache_latents.py {scenes} {parts}", scenes, BASE, VAE),
+        ]
+    for run, (start, data) in RUNS.items():
+        command = f"train.py configs/demo/{run}.py --out {FOLDER}/{run}"
+        makers.append(made(run_of(run), command, start, VAE, latents_of(data)))
+    return tuple(makers)
 
 
 def loader(rows: int, mix: tuple[tuple[Task, float], ...], *, pictures: int, flatten: float = 0.3) -> LoaderConfig:

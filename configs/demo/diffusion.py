@@ -1,6 +1,6 @@
 """What the diffusion runs of the demonstration model share."""
 
-from configs.demo.common import PRECISION, VAE, WORKERS, latents_of, loader
+from configs.demo.common import PRECISION, VAE, WORKERS, latents_of, loader, made_by
 from qil_jax.data.tasks import Task
 from qil_jax.flow.velocity import FlowLoss
 from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, ValidationConfig
@@ -32,4 +32,5 @@ def diffusion(
         checkpoints=CheckpointConfig(every=250),
         validation=ValidationConfig(every=1000, batches=4, samples=6, steps=12),
         log_every=25,
+        made_by=made_by(),
     )

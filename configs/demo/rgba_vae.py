@@ -1,6 +1,6 @@
 """The demonstration model's RGBA-VAE, from nothing."""
 
-from configs.demo.common import BASE, PRECISION, WORKERS, loader, scenes_of
+from configs.demo.common import BASE, PRECISION, WORKERS, loader, made_by, scenes_of
 from qil_jax.data.tasks import Task
 from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, ValidationConfig
 from qil_jax.training.optimiser import Course, OptimiserConfig
@@ -26,4 +26,5 @@ def config() -> Experiment:
         checkpoints=CheckpointConfig(every=250),
         validation=ValidationConfig(every=500, batches=8),
         log_every=25,
+        made_by=made_by(),
     )

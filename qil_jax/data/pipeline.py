@@ -8,6 +8,7 @@ when the loader was started. Colour under alpha 0 is 0 in every picture.
 
 import dataclasses
 import hashlib
+import signal
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
@@ -29,6 +30,10 @@ from qil_jax.data.tasks import Sample, Subject, Task, TaskConfig, make_sample
 
 NO_RECORD = -1
 TASKS = tuple(Task)
+
+
+class RecordError(ValueError):
+    """A record cannot be read. The message says which and why."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,8 +218,15 @@ class Loader:
         if self.workers.processes:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain reads absl's flags, which programs without absl never parse
-            batches = batches.mp_prefetch(grain.MultiprocessingOptions(self.workers.processes, self.workers.ahead))
+            options = grain.MultiprocessingOptions(self.workers.processes, self.workers.ahead)
+            batches = batches.mp_prefetch(options, worker_init_fn=_leave_interrupts)
         return batches
+
+
+def _leave_interrupts(index: int, count: int) -> None:
+    """Ctrl-C reaches every process of a terminal: what it means is the main one's to decide."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def fitted(facts: Facts, config: LoaderConfig) -> tuple[list[Bucket], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
@@ -302,7 +314,7 @@ class _MakeBatch:
         try:
             return self.source[index]
         except Exception as error:  # whatever a reader may raise, the user must learn of which record
-            raise ValueError(f"{self.source.name(index)} cannot be read: {error}") from error
+            raise RecordError(f"{self.source.name(index)} cannot be read: {error}") from error
 
     def _chance(self, draw: "_Draw", *position: int) -> np.random.Generator:
         return np.random.default_rng([self.config.seed, draw, *position])

@@ -13,6 +13,7 @@ from qil_jax.data.pipeline import Processes
 from qil_jax.mesh import Rules
 from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.vld_mmdit import TokenLayout
+from qil_jax.training.experiment import ExperimentError
 
 NO_TARGET, COMPOSITE, BOTTOM, UPPER = -1, 0, 1, 2
 KINDS = ("composite", "bottom", "upper")
@@ -63,10 +64,10 @@ class RowPlacement:
     """Which rows of a batch this process reads, and how they become arrays over the mesh."""
 
     def __init__(self, mesh: Mesh, rules: Rules, rows: int):
-        """Raises ValueError if the mesh does not divide the rows."""
+        """Raises ExperimentError if the mesh does not divide the rows."""
         ways = rules.ways(Axis.BATCH, mesh)
         if rows % ways:
-            raise ValueError(
+            raise ExperimentError(
                 f"{rows} rows do not divide over {ways} parts of the mesh (data and fsdp): make data.loader.rows a "
                 f"multiple of {ways}"
             )

@@ -19,11 +19,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax import Array
 
+from qil_jax.training.disk import CHECKPOINTS
 from qil_jax.training.experiment import CheckpointConfig
 from qil_jax.training.parameters import Params, copied
 from qil_jax.training.step import TrainState
 
-FOLDER = "checkpoints"
 DAMAGED = "damaged"
 MARGIN = 1.1
 """How much more room than the bare arrays a checkpoint may need."""
@@ -33,11 +33,15 @@ class CheckpointError(ValueError):
     """A run cannot be continued or its state cannot be kept. The message says what, where and the fix."""
 
 
+class SaveError(CheckpointError):
+    """The state could not be saved; earlier checkpoints are whole. The message says where and why."""
+
+
 class Checkpoints:
     """The checkpoints of one run."""
 
     def __init__(self, run: Path, config: CheckpointConfig):
-        self.folder = (run / FOLDER).absolute()
+        self.folder = (run / CHECKPOINTS).absolute()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=config.keep_last,
             keep_period=config.keep_every or None,
@@ -54,7 +58,7 @@ class Checkpoints:
         """Begin to write a state; it is copied first, so the state may be given away.
 
         Raises:
-          CheckpointError: if the disk has no room for it, or an earlier save failed. What is there already stays whole.
+          SaveError: if the disk has no room for it, or an earlier save failed. What is there already stays whole.
         """
         self._require_room(state)
         step = int(state.step)
@@ -68,19 +72,19 @@ class Checkpoints:
             items = ocp.args.Composite(state=ocp.args.StandardSave(tree), position=ocp.args.JsonSave(position))
             self._manager.save(step, args=items)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.folder}: step {step} could not be saved: {error}") from error
+            raise SaveError(f"{self.folder}: step {step} could not be saved: {error}") from error
 
     def wait(self) -> None:
         """Until all that was begun is on disk.
 
         Raises:
-          CheckpointError: if it could not be written.
+          SaveError: if it could not be written.
         """
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:  # whatever the writing threads met
-            raise CheckpointError(f"{self.folder}: a checkpoint could not be written: {error}") from error
+            raise SaveError(f"{self.folder}: a checkpoint could not be written: {error}") from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest sound state, laid out like `like`, and the loader's; None if there is no checkpoint at all.
@@ -103,8 +107,11 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Wait, and let go of threads."""
-        self._manager.close()
+        """Wait, and let go of threads. Raises SaveError if what was begun could not be written."""
+        try:
+            self._manager.close()
+        except Exception as error:  # as in `wait`
+            raise SaveError(f"{self.folder}: a checkpoint could not be written: {error}") from error
 
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(like))
@@ -135,9 +142,8 @@ class Checkpoints:
         needed = MARGIN * sum(x.nbytes for x in jax.tree.leaves(_tree(state)))
         free = shutil.disk_usage(self.folder).free
         if needed > free:
-            raise CheckpointError(
-                f"{self.folder}: a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free: make room and "
-                f"start the run again; it goes on from step {max(self.steps(), default=0)}"
+            raise SaveError(
+                f"{self.folder}: a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free: make room"
             )
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from qil_jax.training.disk import newest_step
+
 if TYPE_CHECKING:
     from qil_jax.training.loop import Show
 
@@ -30,6 +32,16 @@ class Arguments:
     def command(self) -> str:
         """How to call the program again."""
         return shlex.join(["python", "train.py", *self.argv])
+
+    def standing(self) -> str:
+        """What is done, and the command that goes on."""
+        step = newest_step(self.out)
+        return f"{'nothing' if step is None else f'step {step}'} is saved; to go on: {self.command()}"
+
+    def last_words(self) -> str:
+        """The same, from a program that ends at once: the bar has hidden the cursor."""
+        Console().show_cursor()
+        return f"ended: {self.standing()}"
 
     @contextmanager
     def progress(self, steps: int) -> "Iterator[Show]":

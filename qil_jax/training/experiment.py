@@ -5,9 +5,10 @@ import json
 import re
 import runpy
 import sys
+import traceback
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -19,7 +20,7 @@ from qil_jax.mesh import MeshShape
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.stack import Remat
 from qil_jax.training.optimiser import OptimiserConfig
-from qil_jax.training.stages import Inputs, Precision, Stage, Start
+from qil_jax.training.stages import Inputs, Made, Precision, Stage, Start
 from qil_jax.training.vae_loss import VAELoss
 
 
@@ -89,6 +90,7 @@ class Experiment:
       trainable: regular expression that the paths of trained parameters contain; "" is all of them.
       log_every: steps between lines of metrics.
       give_up: successive steps without a finite loss after which the run stops.
+      made_by: how the folders that it reads are made, for whoever has not got them.
     """
 
     stage: Stage
@@ -108,14 +110,23 @@ class Experiment:
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
     log_every: int = 20
     give_up: int = 20
+    made_by: tuple[Made, ...] = ()
 
     def __post_init__(self) -> None:
         wanted = VAELoss if self.stage is Stage.RGBA_VAE else FlowLoss
         if not isinstance(self.loss, wanted):
             raise ExperimentError(f"the stage {self.stage} needs a {wanted.__name__}, not {self.loss}")
-        for name in ("steps", "log_every", "give_up"):
-            if getattr(self, name) < 1:
-                raise ExperimentError(f"{name} is {getattr(self, name)} and must be at least 1")
+        counts = {
+            "steps": self.steps,
+            "log_every": self.log_every,
+            "give_up": self.give_up,
+            "checkpoints.every": self.checkpoints.every,
+            "checkpoints.keep_last": self.checkpoints.keep_last,
+            "validation.batches": self.validation.batches,
+        }
+        below = [f"{name} is {count} and must be at least 1" for name, count in counts.items() if count < 1]
+        if below:
+            raise ExperimentError("\n  ".join(below))
         try:
             re.compile(self.trainable)
         except re.error as error:
@@ -140,27 +151,50 @@ def load_experiment(file: Path, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment of `config()` in a Python file, with overrides such as "optimiser.learning_rate=1e-4".
 
     Raises:
-      ExperimentError: if the file has no such function, or an override names or gives what is not there.
+      ExperimentError: if the file cannot be run, has no such function, or overrides name or give what is not there.
     """
     if not file.is_file():
         raise ExperimentError(f"{file}: no such file: give one of configs/")
-    with _importable(file):
-        made: Callable[[], Any] | None = runpy.run_path(str(file)).get("config")
-        if not callable(made):
-            raise ExperimentError(f"{file}: defines no function config() that returns an Experiment")
-        try:
-            experiment = made()
-        except (TypeError, ValueError) as error:
-            raise ExperimentError(f"{file}: {error}") from error
+    experiment = _made(file)
     if not isinstance(experiment, Experiment):
         raise ExperimentError(f"{file}: config() returns {type(experiment).__name__}, not an Experiment")
     _check_types(experiment, f"{file}: ")
+    values, problems = {}, []
     for override in overrides:
-        name, equals, value = override.partition("=")
-        if not equals:
-            raise ExperimentError(f"'{override}': write an override as name=value, such as steps=100")
-        experiment = _replaced(experiment, name.split("."), value, name)
-    return experiment
+        try:
+            path, value = _read(experiment, override)
+            values[path] = value
+        except ExperimentError as error:
+            problems.append(str(error))
+    if problems:
+        raise ExperimentError("\n  ".join(problems))
+    return _changed(experiment, values)
+
+
+def _made(file: Path) -> Any:
+    """What `config()` returns. Whatever goes wrong in the file is told with its line."""
+    with _importable(file):
+        try:
+            config: Callable[[], Any] | None = runpy.run_path(str(file)).get("config")
+            if callable(config):
+                return config()
+        except SyntaxError as error:
+            raise ExperimentError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+        except Exception as error:
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+            where = f"{file}, line {lines[-1]}" if lines else str(file)
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            raise ExperimentError(f"{where}: {kind}{error}") from error
+    raise ExperimentError(f"{file}: defines no function config() that returns an Experiment")
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """A ValueError of another room, about what the experiment asks for, as an ExperimentError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
 
 
 @contextmanager
@@ -190,10 +224,6 @@ def _check_types(config: Any, where: str) -> None:
             raise ExperimentError(f"{where}{field.name} is {value!r}, which is not {_spelled(kind)}")
 
 
-def _spelled(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind)
-
-
 def to_json(value: Any) -> Any:
     """A config as JSON: dataclasses are objects, enums their values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -203,52 +233,72 @@ def to_json(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-def _replaced(config: Any, path: list[str], text: str, name: str) -> Any:
-    """The config with one field, however deep, read from text."""
-    first, *rest = path
-    fields = {field.name: field for field in dataclasses.fields(config)}
-    if first not in fields:
-        raise ExperimentError(f"'{name}': {type(config).__name__} has no '{first}', it has {', '.join(fields)}")
-    now = getattr(config, first)
-    if rest:
-        if not dataclasses.is_dataclass(now):
-            raise ExperimentError(f"'{name}': '{first}' has no parts, its value is {now!r}")
-        value = _replaced(now, rest, text, name)
-    else:
-        value = _parsed(typing.get_type_hints(type(config))[first], text, name)
+def _read(config: Any, override: str) -> tuple[tuple[str, ...], Any]:
+    """Path and value of "name=value", the value of the type that the field has."""
+    name, equals, text = override.partition("=")
+    if not equals:
+        raise ExperimentError(f"'{override}': write an override as name=value, such as steps=100")
+    path, kind = tuple(name.split(".")), type(config)
+    for i, part in enumerate(path):
+        if not dataclasses.is_dataclass(config):
+            raise ExperimentError(f"'{name}': '{path[i - 1]}' has no parts, its value is {config!r}")
+        fields = [field.name for field in dataclasses.fields(config)]
+        if part not in fields:
+            raise ExperimentError(f"'{name}': {type(config).__name__} has no '{part}', it has {', '.join(fields)}")
+        kind = typing.get_type_hints(type(config))[part]
+        config = getattr(config, part)
+    if dataclasses.is_dataclass(config):
+        parts = ", ".join(f"{name}.{field.name}" for field in dataclasses.fields(config))
+        raise ExperimentError(f"'{name}': '{text}' is given for a whole {type(config).__name__}: set a part, {parts}")
+    return path, _parsed(kind, text, name)
+
+
+def _changed(config: Any, values: Mapping[tuple[str, ...], Any], above: str = "") -> Any:
+    """The config with the fields at these paths replaced, all together: what is checked is the result."""
+    changes = {}
+    for first in dict.fromkeys(path[0] for path in values):
+        below = {path[1:]: value for path, value in values.items() if path[0] == first}
+        changes[first] = below[()] if () in below else _changed(getattr(config, first), below, f"{above}{first}.")
     try:
-        return dataclasses.replace(config, **{first: value})
+        return dataclasses.replace(config, **changes)
     except ExperimentError:
         raise
     except ValueError as error:
-        raise ExperimentError(f"'{name}': {error}") from error
+        names = ", ".join(f"'{above}{name}'" for name in changes)
+        raise ExperimentError(f"{names}: {error}") from error
 
 
 def _parsed(kind: Any, text: str, name: str) -> Any:
     """Text as a value of a field's type: numbers, truth, text, enums, optional ones, and tuples as JSON lists."""
+    choices = typing.get_args(kind)
+    try:
+        if typing.get_origin(kind) in (types.UnionType, typing.Union):
+            if text.lower() == "none" and type(None) in choices:
+                return None
+            return _parsed(next(choice for choice in choices if choice is not type(None)), text, name)
+        if typing.get_origin(kind) is tuple:
+            return _listed(kind, json.loads(text))
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return kind(text)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExperimentError(f"'{name}': '{text}' is not {_spelled(kind)}") from error
+
+
+def _spelled(kind: Any) -> str:
+    """A field's type, as one says it: a whole number, one of a, b or c, a JSON list of text."""
     origin, choices = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        if text.lower() == "none" and type(None) in choices:
-            return None
-        return _parsed(next(choice for choice in choices if choice is not type(None)), text, name)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        values = {str(member.value): member for member in kind}
-        if text not in values:
-            raise ExperimentError(f"'{name}': '{text}' is none of {', '.join(values)}")
-        return values[text]
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise ExperimentError(f"'{name}': '{text}' is neither true nor false")
-        return text.lower() == "true"
-    try:
-        if kind in (int, float, str):
-            return kind(text)
-        if origin is tuple:
-            return _listed(kind, json.loads(text))
-    except ValueError as error:
-        shape = f"a JSON list for {kind}" if origin is tuple else f"of type {kind.__name__}"
-        raise ExperimentError(f"'{name}': '{text}' is not {shape}") from error
-    raise ExperimentError(f"'{name}': a whole {getattr(kind, '__name__', kind)} cannot be given; name one of its parts")
+        return " or ".join("none" if choice is type(None) else _spelled(choice) for choice in choices)
+    if origin is tuple:
+        if choices[-1] is ...:
+            return f"a JSON list of {_spelled(choices[0])}"
+        return f"[{', '.join(map(_spelled, choices))}]"
+    if issubclass(kind, Enum):
+        *others, last = (str(member.value) for member in kind)
+        return "one of " + " or ".join(filter(None, (", ".join(others), last)))
+    plain: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return plain.get(kind, kind.__name__)
 
 
 def _listed(kind: Any, value: Any) -> Any:

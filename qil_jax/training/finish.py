@@ -11,6 +11,7 @@ from jax import Array
 from qil_jax.data.pipeline import Loader
 from qil_jax.models.rgba_vae import RGBAVAE
 from qil_jax.training.batches import PictureBatch
+from qil_jax.training.disk import at
 from qil_jax.training.parameters import Params
 from qil_jax.training.setup import Parts
 from qil_jax.training.stages import Stage
@@ -28,6 +29,7 @@ def export_run(parts: Parts, state: TrainState, destination: Path, *, dtype: str
 
     Raises:
       ExportError: if the folder exists.
+      OSError: if the disk is full.
     """
     stage, start = parts.experiment.stage, parts.experiment.start
     component = stage.component
@@ -36,15 +38,16 @@ def export_run(parts: Parts, state: TrainState, destination: Path, *, dtype: str
     if stage is Stage.RGBA_VAE:
         mean, std = latent_statistics(parts, params)
         config |= {"input_channels": 4, "latents_mean": mean, "latents_std": std}
-    export_checkpoint(
-        destination,
-        component=component,
-        params=params,
-        config=config,
-        others={part: Path(start.folder(part)) for part in Component},
-        origin={"stage": stage.value, "step": int(state.step)},
-        dtype=dtype,
-    )
+    with at(destination):
+        export_checkpoint(
+            destination,
+            component=component,
+            params=params,
+            config=config,
+            others={part: Path(start.folder(part)) for part in Component},
+            origin={"stage": stage.value, "step": int(state.step)},
+            dtype=dtype,
+        )
 
 
 def latent_statistics(parts: Parts, params: Params) -> tuple[list[float], list[float]]:

@@ -1,26 +1,32 @@
 """A run: from its last checkpoint, or from its start, to its last step; or to the signal to stop."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from qil_jax.data.pipeline import Batch
+from qil_jax.files import write_whole
 from qil_jax.training.checkpoints import Checkpoints
-from qil_jax.training.experiment import Experiment, ExperimentError, to_json
+from qil_jax.training.disk import at
+from qil_jax.training.experiment import Experiment, ExperimentError, refusing, to_json
 from qil_jax.training.inputs import sample_ids
 from qil_jax.training.metrics import Averages, Ledger, MetricsWriter, Spent, bad_rows, throughput
-from qil_jax.training.setup import Parts, StepBatch, prepare, validation_loader
+from qil_jax.training.setup import Parts, StepBatch, prepare
 from qil_jax.training.step import StepFunction, StepReport, TrainState, fresh_state, make_step
 from qil_jax.training.validation import Validation
 
 EXPERIMENT = "experiment.json"
-MAY_CHANGE = ("log_every", "checkpoints", "validation", "mesh", "give_up")
+MAY_CHANGE = ("log_every", "checkpoints", "validation", "mesh", "give_up", "made_by")
 """Fields that a run may be continued with other values of; `data.workers` too."""
 Show = Callable[[int, dict[str, float]], None]
 """Called with the step and a line of metrics."""
@@ -59,25 +65,25 @@ def train(
     Raises:
       ExperimentError: if the folder holds a run of something else. Whatever is refused leaves the folder as it was.
       TrainingError: after `give_up` steps in a row without a finite loss.
-      CheckpointError: if the disk is full; the checkpoints that are there stay whole.
+      CheckpointError: if no checkpoint can be read.
+      RecordError: if a record cannot be read.
+      SaveError, OSError: if the disk is full; the checkpoints that are there stay whole.
     """
     check_folder(run, experiment)
     parts = prepare(experiment, mesh)
-    validating = validation_loader(parts)
     claim(run, experiment)
     keep_compiled(run)
-    ledger = Ledger()
     checkpoints = Checkpoints(run, experiment.checkpoints)
     state = fresh_state(parts.params, experiment.optimiser, experiment.steps)
     restored = checkpoints.restore(state)
     if restored is not None:
         state, position = restored
-        parts.loader.restore(position)
+        with refusing():
+            parts.loader.restore(position)
     del restored
     step = make_step(parts.objective, experiment.optimiser, steps=experiment.steps, seed=experiment.seed, like=state)
-    validation = None if validating is None else Validation(parts, validating)
     writer = MetricsWriter(run, since=int(state.step))
-    runner = _Runner(parts, run, ledger, checkpoints, writer, show, step, validation)
+    runner = _Runner(parts, run, checkpoints, writer, show, step)
     try:
         outcome, state = runner.go(state, stop, profile)
         return outcome, state, parts
@@ -91,19 +97,22 @@ def check_folder(run: Path, experiment: Experiment) -> None:
     """Refuse a folder that is not new, empty, or a run of this experiment.
 
     Raises:
-      ExperimentError: if it is of another experiment, naming what differs, or a folder of something else.
+      ExperimentError: if it is of another experiment, naming what differs, or not of any.
     """
     now = to_json(experiment)
     file = run / EXPERIMENT
     if file.is_file():
-        then = json.loads(file.read_text())
+        try:
+            then = dict(json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ExperimentError(f"{file} cannot be read ({error}): give another --out") from error
         changed = [name for name in now if name not in MAY_CHANGE and _fixed(now[name]) != _fixed(then.get(name))]
         if changed:
             raise ExperimentError(
                 f"{run} is a run with other settings ({', '.join(changed)} differ from {file}): give those settings to "
                 f"continue it, or another --out"
             )
-    elif run.exists() and any(run.iterdir()):
+    elif run.exists() and any(not found.name.startswith(f".{EXPERIMENT}.") for found in run.iterdir()):
         raise ExperimentError(f"{run} holds something that is no run of train.py: give another --out")
 
 
@@ -111,8 +120,8 @@ def claim(run: Path, experiment: Experiment) -> None:
     """Write down what the folder is a run of: only when all is ready, so that a failed start can be put right."""
     file = run / EXPERIMENT
     if jax.process_index() == 0 and not file.is_file():
-        run.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(to_json(experiment), indent=2) + "\n")
+        with at(file):
+            write_whole(epath.Path(file), (json.dumps(to_json(experiment), indent=2) + "\n").encode())
 
 
 def keep_compiled(run: Path) -> None:
@@ -128,6 +137,28 @@ def _fixed(value: Any) -> Any:
     return {k: v for k, v in value.items() if k != "workers"} if isinstance(value, dict) else value
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Sent:
+    """A step that was sent off.
+
+    Attributes:
+      ready, ended: when its inputs were on the devices, and when it was done, as `time.perf_counter` tells.
+      spent: what its time counts as.
+    """
+
+    batch: Batch
+    told: StepReport
+    ready: Future[float]
+    ended: Future[float]
+    spent: Spent
+
+
+def _when(done: Any) -> float:
+    """The moment at which arrays have been computed."""
+    jax.block_until_ready(done)
+    return time.perf_counter()
+
+
 class _Runner:
     """The loop itself. A step is sent off before the one before it is looked at, so the devices never wait for us."""
 
@@ -135,76 +166,82 @@ class _Runner:
         self,
         parts: Parts,
         run: Path,
-        ledger: Ledger,
         checkpoints: Checkpoints,
         writer: MetricsWriter,
         show: Show,
         step: StepFunction,
-        validation: Validation | None,
     ):
-        self.parts, self.run, self.ledger, self.checkpoints = parts, run, ledger, checkpoints
-        self.writer, self.show, self.step, self.validation = writer, show, step, validation
+        self.parts, self.run, self.checkpoints = parts, run, checkpoints
+        self.writer, self.show, self.step = writer, show, step
+        self.validation = None if parts.validating is None else Validation(parts, parts.validating)
         self.averages = Averages()
         self.compiled: set[Any] = set()
-        self.work = _Work()
+        self.pending: _Sent | None = None
+        self.work, self.ledger = _Work(), Ledger()
 
     def go(self, state: TrainState, stop: Callable[[int], bool], profile: int | None) -> tuple[Outcome, TrainState]:
         """From the state's step to the end or the stop."""
-        experiment, done = self.parts.experiment, int(state.step)
-        first = done
-        pending: tuple[Batch, StepReport] | None = None
-        while done < experiment.steps:
-            if stop(done):
-                self._settle(pending)
-                self._save(state)
-                self.checkpoints.wait()
-                return Outcome.STOPPED, state
-            self._trace(done - first, profile)
-            with self.ledger.during(Spent.INPUT):
+        experiment, first = self.parts.experiment, int(state.step)
+        with ThreadPoolExecutor(max_workers=1) as watch:
+            for done in range(first, experiment.steps):
+                if stop(done):
+                    self._settle()
+                    self._save(state)
+                    self.checkpoints.wait()
+                    return Outcome.STOPPED, state
+                self._trace(done - first, profile)
                 batch = next(self.parts.loader)
-                inputs = self.parts.inputs(batch)
-            self.work.add(self.parts, batch, inputs)
-            state, told = self._take(state, inputs)
-            self._settle(pending)
-            pending = batch, told
-            done += 1
-            if done % experiment.log_every == 0 or done == experiment.steps:
-                self._settle(pending)
-                pending = None
-                self._line(done)
-            if self.validation is not None and (done % experiment.validation.every == 0 or done == experiment.steps):
-                with self.ledger.during(Spent.VALIDATION):
-                    found = self.validation(state.average, done, self.run)
-                self._tell(done, found)
-                self.work.restart()
-            if done % experiment.checkpoints.every == 0 or done == experiment.steps:
-                self._settle(pending)
-                pending = None
-                self._save(state)
+                state = self._take(state, batch, watch)
+                self._look(state, done + 1)
         self.checkpoints.wait()
         return Outcome.FINISHED, state
 
-    def _take(self, state: TrainState, inputs: StepBatch) -> tuple[TrainState, StepReport]:
-        shape = tuple(x.shape for x in jax.tree.leaves(inputs))
-        if shape in self.compiled:
-            with self.ledger.during(Spent.STEP):
-                return self.step(state, self.parts.frozen, inputs)
-        self.compiled.add(shape)
-        with self.ledger.during(Spent.COMPILE):
-            state, told = self.step(state, self.parts.frozen, inputs)
-            jax.block_until_ready(told.loss)
-        self.work.restart()
-        return state, told
+    def _take(self, state: TrainState, batch: Batch, watch: ThreadPoolExecutor) -> TrainState:
+        """Send off a step, then look at the one before it."""
+        shape = tuple(part.shape for part in vars(batch).values() if isinstance(part, np.ndarray))
+        new = shape not in self.compiled
+        arrived = watch.submit(_when, ())
+        inputs = self.parts.inputs(batch)
+        self.work.add(self.parts, batch, inputs)
+        # What is compiled for a shape includes what encodes its batches.
+        ready, spent = (arrived, Spent.COMPILE) if new else (watch.submit(_when, inputs), Spent.STEP)
+        state, told = self.step(state, self.parts.frozen, inputs)
+        sent = _Sent(batch=batch, told=told, ready=ready, ended=watch.submit(_when, told.loss), spent=spent)
+        self._settle()
+        self.pending = sent
+        if new:
+            self.compiled.add(shape)
+            self._settle()
+            self.work.restart()
+        return state
 
-    def _settle(self, pending: tuple[Batch, StepReport] | None) -> None:
-        """Look at a step that was sent off."""
-        if pending is None:
+    def _look(self, state: TrainState, done: int) -> None:
+        """Metrics, validation and a checkpoint, where they are due after so many steps."""
+        experiment = self.parts.experiment
+        last = done == experiment.steps
+        if done % experiment.log_every == 0 or last:
+            self._settle()
+            self._line(done)
+        if self.validation is not None and (done % experiment.validation.every == 0 or last):
+            self._settle()
+            found = self.validation(state.average, done, self.run)
+            self.ledger.book(Spent.VALIDATION)
+            self._tell(done, found)
+            self.work.restart()
+        if done % experiment.checkpoints.every == 0 or last:
+            self._settle()
+            self._save(state)
+
+    def _settle(self) -> None:
+        """Wait for the step that was sent off, if one was, and take in what it tells."""
+        sent, self.pending = self.pending, None
+        if sent is None:
             return
-        batch, told = pending
-        with self.ledger.during(Spent.STEP):
-            self.averages.add(told)
-        if not bool(told.finite):
-            self._complain(batch, told)
+        self.ledger.book(Spent.INPUT, sent.ready.result())
+        self.ledger.book(sent.spent, sent.ended.result())
+        self.averages.add(sent.told)
+        if not bool(sent.told.finite):
+            self._complain(sent.batch, sent.told)
 
     def _complain(self, batch: Batch, told: StepReport) -> None:
         names = self._culprits(batch, told)
@@ -225,8 +262,8 @@ class _Runner:
         return ", ".join(self.parts.source.name(index) for index in chosen[:8])
 
     def _save(self, state: TrainState) -> None:
-        with self.ledger.during(Spent.CHECKPOINT):
-            self.checkpoints.save(state, self.parts.loader.state())
+        self.checkpoints.save(state, self.parts.loader.state())
+        self.ledger.book(Spent.CHECKPOINT)
 
     def _line(self, done: int) -> None:
         line = self.averages.line() | self.work.rates() | self.ledger.shares()

@@ -8,15 +8,17 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
+from qil_jax.files import write_whole
+from qil_jax.training.disk import at
 from qil_jax.training.step import StepReport
 
 FILE = "metrics.jsonl"
@@ -35,19 +37,23 @@ class Spent(StrEnum):
 
 
 class Ledger:
-    """Seconds by what they went to."""
+    """Seconds by what they went to: every entry reaches from the end of the one before it.
+
+    Steps are sent off before those before them have ended, so what the host does meanwhile costs nothing. INPUT is the
+    time from the end of a step until the inputs of the next are on the devices (encoding them counts), STEP from there
+    to that step's end.
+    """
 
     def __init__(self) -> None:
+        """From now on."""
         self.seconds = dict.fromkeys(Spent, 0.0)
+        self._end = time.perf_counter()
 
-    @contextmanager
-    def during(self, spent: Spent) -> Iterator[None]:
-        """Book the time inside."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[spent] += time.perf_counter() - start
+    def book(self, spent: Spent, until: float | None = None) -> None:
+        """Book what has passed since the last entry until a time of `perf_counter`, or now; nothing if that is past."""
+        until = time.perf_counter() if until is None else until
+        self.seconds[spent] += max(0.0, until - self._end)
+        self._end = max(self._end, until)
 
     def shares(self) -> dict[str, float]:
         """Of the time booked so far; `goodput` is the share of STEP."""
@@ -91,7 +97,8 @@ class MetricsWriter:
         if not self._writing:
             return
         kept = [line for line in self._lines() if line["step"] <= since]
-        self._file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        with at(self._file):
+            write_whole(epath.Path(self._file), "".join(json.dumps(line) + "\n" for line in kept).encode())
         if importlib.util.find_spec("tensorboardX") is not None:
             board = importlib.import_module("tensorboardX")  # an extra: [track]
             self._board = board.SummaryWriter(str(run / "tensorboard"), purge_step=since)
@@ -101,7 +108,7 @@ class MetricsWriter:
         if not self._writing:
             return
         clean = {name: round(value, 8) if math.isfinite(value) else None for name, value in values.items()}
-        with self._file.open("a") as stream:
+        with at(self._file), self._file.open("a") as stream:
             stream.write(json.dumps({"step": step, **clean}) + "\n")
         if self._board is not None:
             for name, value in values.items():

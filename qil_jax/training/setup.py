@@ -5,31 +5,33 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
 from qil_jax.data.latents import LatentSource, open_latents
-from qil_jax.data.pipeline import Batch, Loader
+from qil_jax.data.pipeline import Batch, Loader, LoaderConfig, Processes
 from qil_jax.data.plan import Order
-from qil_jax.data.sources import RecordSource, open_sources
+from qil_jax.data.sources import SPLIT, RecordSource, open_sources
 from qil_jax.data.tasks import Task
 from qil_jax.flow.velocity import FlowLoss
 from qil_jax.inference.prompts import PromptTokenizer
 from qil_jax.mesh import TRAINING_RULES, constrain
 from qil_jax.models.axes import Axis
+from qil_jax.models.config import ConfigError
 from qil_jax.models.lpips import lpips
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig, extend_rgb_to_rgba
 from qil_jax.models.stack import Scan
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
 from qil_jax.training.batches import FlowBatch, PictureBatch, RowPlacement
-from qil_jax.training.experiment import Experiment, ExperimentError
+from qil_jax.training.experiment import Experiment, ExperimentError, refusing
 from qil_jax.training.inputs import (
     CachedInputs,
     CaptionEncoder,
@@ -42,7 +44,7 @@ from qil_jax.training.objectives import Compute, Objective, flow_objective, vae_
 from qil_jax.training.parameters import Network, Params, copied, params_of
 from qil_jax.training.stages import Inputs, Stage
 from qil_jax.training.vae_loss import Perception, VAELoss
-from qil_jax.weights import Component, component_config, load_model, require_sound
+from qil_jax.weights import Component, StructureError, component_config, load_model, require_sound
 from qil_jax.weights.load import fingerprint_of
 from qil_jax.weights.perception import load_lpips
 
@@ -60,6 +62,7 @@ class Parts:
     Attributes:
       network: the trained model without its parameters.
       params, frozen: its parameters; together they are all of them.
+      validating: batches of the validation split, None where validation is off.
       inputs: this process's batch to what the step reads.
       flops: of a step on a batch of this shape, forward and backward; without what remat computes again.
       vae: the frozen RGBA-VAE of a diffusion stage, None if latents are cached and its decoder is not asked for.
@@ -70,6 +73,7 @@ class Parts:
     placement: RowPlacement
     source: RecordSource | LatentSource
     loader: Loader
+    validating: Loader | None
     network: Network[Any]
     params: Params
     frozen: Params
@@ -84,14 +88,18 @@ def prepare(experiment: Experiment, mesh: Mesh) -> Parts:
     """Check, open and load everything.
 
     Raises:
-      ExperimentError: if the start does not suit the stage, or records lack what the tasks need.
-      ValueError: StructureError, ConfigError, MeshError and the loader's, as their functions say.
+      ExperimentError: if something is not there, the start does not suit the stage, or records lack what tasks need.
+      ValueError: StructureError, ConfigError and MeshError, as their functions say.
     """
-    check_start(experiment)
+    require_inputs(experiment)
     placement = RowPlacement(mesh, TRAINING_RULES, experiment.data.loader.rows)
-    source = open_data(experiment, "train")
-    check_captions(experiment, source)
-    loader = Loader(source, experiment.data.loader, processes=placement.processes, workers=experiment.data.workers)
+    processes, validation = placement.processes, experiment.validation
+    asked = (
+        lambda: check_start(experiment),
+        lambda: training_data(experiment, processes),
+        lambda: validation_data(experiment, processes) if validation.every else None,
+    )
+    _, (source, loader), validating = _all_of(asked)
     made = _vae_parts if experiment.stage is Stage.RGBA_VAE else _flow_parts
     return Parts(
         experiment=experiment,
@@ -99,18 +107,79 @@ def prepare(experiment: Experiment, mesh: Mesh) -> Parts:
         placement=placement,
         source=source,
         loader=loader,
+        validating=validating,
         **made(experiment, mesh, placement, source),
     )
 
 
-def validation_loader(parts: Parts) -> Loader | None:
-    """Batches of the validation split, in order; None where there is no such split or validation is off."""
-    experiment = parts.experiment
-    if not experiment.validation.every:
-        return None
-    source = open_data(experiment, experiment.validation.split)
+def _all_of(asked: Sequence[Callable[[], Any]]) -> list[Any]:
+    """All the answers; if some refuse, all that they complain of."""
+    answers, errors = [], []
+    for ask in asked:
+        try:
+            answers.append(ask())
+        except (ExperimentError, StructureError, ConfigError) as error:
+            errors.append(error)
+    if len(errors) > 1:
+        raise ExperimentError("\n".join(dict.fromkeys(map(str, errors))))
+    if errors:
+        raise errors[0]
+    return answers
+
+
+def require_inputs(experiment: Experiment) -> None:
+    """Refuse folders that are not there and of which the config knows how they are made: the message says how.
+
+    Raises:
+      ExperimentError: with the commands, in their order, that make what is missing.
+    """
+    start, known = experiment.start, {made.folder: made for made in experiment.made_by}
+    parts = (Component.VAE,) if experiment.stage is Stage.RGBA_VAE else tuple(Component)
+    wanted = dict.fromkeys([*experiment.data.sources, *(start.folder(part) for part in parts)])
+    missing = [folder for folder in wanted if not epath.Path(folder).exists()]
+
+    def commands(folder: str) -> Iterator[str]:
+        if folder in known and not epath.Path(folder).exists():
+            for needed in known[folder].needs:
+                yield from commands(needed)
+            yield known[folder].command
+
+    steps = dict.fromkeys(command for folder in missing for command in commands(folder))
+    if steps:
+        problems = [f"{folder}: there is no such folder" for folder in missing if folder not in known]
+        made = " and ".join(folder for folder in missing if folder in known)
+        problems.append(f"{made} must be made first, by these commands in this order:\n  " + "\n  ".join(steps))
+        raise ExperimentError("\n".join(problems))
+
+
+def training_data(experiment: Experiment, processes: Processes) -> tuple[Any, Loader]:
+    """The records of the split train, and batches of them."""
+    source = open_data(experiment, SPLIT)
+    check_captions(experiment, source)
+    loader = _loader(experiment, source, experiment.data.loader, processes, f"the split {SPLIT}", "add records")
+    return source, loader
+
+
+def validation_data(experiment: Experiment, processes: Processes) -> Loader:
+    """Batches of the validation split, in order."""
+    split = experiment.validation.split
     config = dataclasses.replace(experiment.data.loader, order=Order.SEQUENTIAL)
-    return Loader(source, config, processes=parts.placement.processes, workers=experiment.data.workers)
+    source = open_data(experiment, split)
+    check_captions(experiment, source)
+    where = f"the split {split}, which validation.split names,"
+    return _loader(experiment, source, config, processes, where, "go without validation, validation.every=0")
+
+
+def _loader(
+    experiment: Experiment, source: Any, config: LoaderConfig, processes: Processes, split: str, instead: str
+) -> Loader:
+    if len(source) < config.rows:
+        raise ExperimentError(
+            f"{', '.join(experiment.data.sources)}: {split} has {len(source)} records, fewer than the {config.rows} "
+            f"rows of a batch: lower data.loader.rows, or {instead}"
+        )
+    with refusing():
+        return Loader(source, config, processes=processes, workers=experiment.data.workers)
 
 
 def open_data(experiment: Experiment, split: str) -> Any:
@@ -122,8 +191,10 @@ def open_data(experiment: Experiment, split: str) -> Any:
         folder, *more = data.sources
         if more:
             raise ExperimentError("cached latents come from one folder: give tools/cache_latents.py all the sources")
-        return open_latents(folder, split)
-    return open_sources(data.sources, split)
+        with refusing():
+            return open_latents(folder, split)
+    with refusing():
+        return open_sources(data.sources, split)
 
 
 def check_captions(experiment: Experiment, source: Any) -> None:
@@ -252,18 +323,21 @@ def _flow_parts(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sou
     vae = _load(start.folder(Component.VAE), Component.VAE, abstract_vae, mesh, dtype)
     if experiment.data.inputs is Inputs.LATENTS:
         vae_folder, text_folder = Path(start.folder(Component.VAE)), Path(start.checkpoint)
-        source.require(
-            vae=fingerprint_of(vae_folder / Component.VAE),
-            text_encoder=fingerprint_of(text_folder / Component.TEXT_ENCODER),
-            no_prompt=loss.no_prompt,
-            text=shape.text,
-        )
+        with refusing():
+            source.require(
+                vae=fingerprint_of(vae_folder / Component.VAE),
+                text_encoder=fingerprint_of(text_folder / Component.TEXT_ENCODER),
+                no_prompt=loss.no_prompt,
+                text=shape.text,
+            )
         inputs = CachedInputs(placement, shape, loss, seed=experiment.seed)
     else:
         text_config = Qwen2_5VLConfig.from_json(component_config(Path(start.checkpoint), Component.TEXT_ENCODER))
         abstract_text = nnx.eval_shape(lambda: TextEncoder(text_config, rngs=nnx.Rngs(0)))
         text = _load(start.checkpoint, Component.TEXT_ENCODER, abstract_text, mesh, dtype)
-        captions = CaptionEncoder(PromptTokenizer.load(Path(start.checkpoint)), text, width=shape.text)
+        with refusing():
+            tokenizer = PromptTokenizer.load(Path(start.checkpoint))
+        captions = CaptionEncoder(tokenizer, text, width=shape.text)
         inputs = OnlineInputs(PictureEncoder(vae), captions, placement, shape, loss, seed=experiment.seed)
     return {
         "network": network,

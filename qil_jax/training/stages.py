@@ -70,3 +70,17 @@ class Start:
     def folder(self, component: Component) -> str:
         """Where a part comes from."""
         return self.vae if component is Component.VAE and self.vae else self.checkpoint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Made:
+    """How a folder that a config names is made.
+
+    Attributes:
+      command: to call where the config's relative paths begin.
+      needs: folders that the command reads.
+    """
+
+    folder: str
+    command: str
+    needs: tuple[str, ...] = ()

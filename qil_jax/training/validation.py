@@ -17,6 +17,7 @@ from qil_jax.models.latents import unpack
 from qil_jax.models.rgba_vae import RGBAVAE
 from qil_jax.models.vld_mmdit import VLDMMDiT
 from qil_jax.training.batches import FlowBatch, PictureBatch
+from qil_jax.training.disk import at
 from qil_jax.training.parameters import Params
 from qil_jax.training.setup import Parts
 
@@ -89,7 +90,9 @@ class Validation:
             pairs = self._decomposed(average, batch, inputs, count)
         folder = run / FOLDER
         folder.mkdir(exist_ok=True)
-        grid(pairs).save(folder / f"{step:08d}.png")
+        sheet = folder / f"{step:08d}.png"
+        with at(sheet):
+            grid(pairs).save(sheet)
 
     def _decomposed(self, average: Params, batch: Batch, inputs: FlowBatch, count: int) -> list[list[np.ndarray]]:
         vae, shape = self.parts.vae, self.parts.shape

@@ -1,20 +1,30 @@
 """Tiny runs for the tests: the demonstration's own configs on 32-pixel scenes and random weights."""
 
+import dataclasses
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cache_latents
 import jax
+import jax.numpy as jnp
 import make_demo_checkpoint
 import make_scenes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+import train
+from qil_jax import mesh
+from qil_jax.data.pipeline import Loader
+from qil_jax.training import loop, setup
 from qil_jax.training.experiment import Experiment, load_experiment
+from qil_jax.training.objectives import Objective, Report
+from qil_jax.training.parameters import Params, copied
+from qil_jax.training.setup import Parts
 from qil_jax.training.stages import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +36,7 @@ class World:
 
     def __init__(self, folder: Path):
         self.folder, self.scenes, self.base = folder, folder / "scenes", folder / "base"
+        self.prepared: dict[str, Parts] = {}
         assert make_demo_checkpoint.main([str(self.base)]) == 0
         wanted = ["--count", "64", "--preset", "simple", "--side", str(SIDE), "--out", str(self.scenes)]
         assert make_scenes.main(wanted) == 0
@@ -71,6 +82,66 @@ class World:
         config = self.config_file(out.parent, Stage.IMAGE_TO_LAYERS, changes)
         given = [str(self.scenes), "--checkpoint", str(self.base), "--splits", "train", "--config", str(config)]
         return cache_latents.main([*given, "--out", str(out), *more])
+
+
+def mean_square(wait: float = 0.0) -> Objective:
+    """An objective that compiles at once and takes so many seconds, with the device busy."""
+
+    def slowly(row: np.ndarray) -> np.ndarray:
+        time.sleep(wait)
+        return np.zeros((), np.float32) * row
+
+    def objective(params: Params, frozen: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, Report]:
+        del frozen, key
+        loss = sum((jnp.mean(jnp.square(value)) for value in params.values()), jnp.zeros(()))
+        if wait:
+            shape = jax.ShapeDtypeStruct((), jnp.float32)
+            loss += jax.pure_callback(slowly, shape, batch.rows[0].astype(jnp.float32))
+        return loss, Report(sums={}, rows=jnp.broadcast_to(loss, batch.rows.shape))
+
+    return objective
+
+
+class QuickRuns:
+    """train.py's `main` in this process: on one device, minimising something that compiles at once.
+
+    What is loaded and compiled before the step is kept for the next run.
+    """
+
+    settings: ClassVar[dict[str, Any]] = {"trainable": "image_out", "steps": 4, "optimiser.warmup": 0}
+
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch):
+        self.world, self.wait = world, 0.0
+        monkeypatch.setattr(mesh, "make_mesh", lambda shape: mesh.single_device_mesh())
+        monkeypatch.setattr(loop, "prepare", self._prepare)
+
+    def _prepare(self, experiment: Experiment, devices: Any) -> Parts:
+        key = repr((experiment.data, experiment.start, experiment.trainable))
+        if key not in self.world.prepared:
+            self.world.prepared[key] = setup.prepare(experiment, devices)
+        parts = self.world.prepared[key]
+        return dataclasses.replace(
+            parts,
+            experiment=experiment,
+            loader=Loader(parts.source, experiment.data.loader, workers=experiment.data.workers),
+            params=copied(parts.params),  # a run gives them away
+            objective=mean_square(self.wait),
+        )
+
+    def argv(self, run: Path, changes: dict[str, Any]) -> list[str]:
+        """Arguments of train.py."""
+        stage = Stage.TEXT_TO_RGBA
+        return command(stage, run, self.world.settings(stage, self.settings | changes))[2:]
+
+    def main(self, run: Path, changes: dict[str, Any] | None = None) -> int:
+        """The exit status."""
+        return train.main(self.argv(run, changes or {}))
+
+
+@pytest.fixture
+def quick(world: World, monkeypatch: pytest.MonkeyPatch) -> QuickRuns:
+    """With this world's data."""
+    return QuickRuns(world, monkeypatch)
 
 
 def config_of(stage: Stage) -> Path:

@@ -92,7 +92,7 @@ def test_no_room_stops_the_run_before_it_writes(world: World, tmp_path, monkeypa
     before = saved(run, 2)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(CheckpointError, match=r"needs .* GB, 0.00 GB are free: make room .* goes on from step 2"):
+    with pytest.raises(CheckpointError, match=r"needs .* GB, 0.00 GB are free: make room"):
         go(experiment, run)
     monkeypatch.undo()
     assert_same_bits(saved(run, 2), before)
@@ -111,6 +111,8 @@ def test_a_disk_that_fills_while_writing(world: World, uncut, tmp_path):
     ended = subprocess.run(limited, env=bounded, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 2
     assert re.search(r"^error: .*checkpoints: .* could not be (saved|written)", ended.stderr, re.MULTILINE)
+    assert re.search(r"^step 2 is saved; to go on: python train.py ", ended.stderr, re.MULTILINE)
+    assert "Traceback" not in ended.stdout + ended.stderr
     assert_same_bits(saved(run, 2), before)
     assert go(experiment, run) is Outcome.FINISHED
     assert_same_bits(saved(run, 6), saved(uncut, 6))

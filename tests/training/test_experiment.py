@@ -46,14 +46,14 @@ def test_overrides_reach_any_depth_and_type():
     [
         ("optimizer.learning_rate=1", "has no 'optimizer', it has stage,"),
         ("optimiser.lr=1", "OptimiserConfig has no 'lr'"),
-        ("optimiser.learning_rate=fast", "'fast' is not of type float"),
+        ("optimiser.learning_rate=fast", "'fast' is not a number"),
         ("optimiser.learning_rate=-1", "must be positive"),
-        ("steps=1.5", "'1.5' is not of type int"),
+        ("steps=1.5", "'1.5' is not a whole number"),
         ("steps=0", "must be at least 1"),
         ("steps", "name=value"),
-        ("precision=fp8", "none of float32, bfloat16"),
+        ("precision=fp8", "'fp8' is not one of float32 or bfloat16"),
         ("steps.more=1", "'steps' has no parts"),
-        ("data.loader=1", "a whole LoaderConfig cannot be given"),
+        ("data.loader=1", "given for a whole LoaderConfig"),
         ("data.sources=here", "is not a JSON list"),
         ("optimiser.accumulate=3", "is no multiple of optimiser.accumulate 3"),
     ],
@@ -81,6 +81,12 @@ def test_wrong_config_files_are_refused(tmp_path, body, told):
         load_experiment(file)
 
 
+def test_overrides_are_judged_together():
+    """Either of these alone would be refused."""
+    experiment = load_experiment(config_of(Stage.IMAGE_TO_LAYERS), ["optimiser.accumulate=3", "data.loader.rows=9"])
+    assert (experiment.data.loader.rows, experiment.optimiser.accumulate) == (9, 3)
+
+
 def test_a_stage_trains_its_own_tasks_only():
     layers = load_experiment(config_of(Stage.IMAGE_TO_LAYERS))
     with pytest.raises(ExperimentError, match="cannot train image-to-layers: its tasks are"):
@@ -98,5 +104,5 @@ def test_overrides_read_truth():
     plain = load_experiment(config_of(Stage.IMAGE_TO_LAYERS), ["unroll=false"])
     assert plain.unroll is False
     assert load_experiment(config_of(Stage.IMAGE_TO_LAYERS), ["unroll=True"]).unroll is True
-    with pytest.raises(ExperimentError, match="'unroll': 'yes' is neither true nor false"):
+    with pytest.raises(ExperimentError, match="'unroll': 'yes' is not true or false"):
         load_experiment(config_of(Stage.IMAGE_TO_LAYERS), ["unroll=yes"])

@@ -18,6 +18,7 @@ from runs import World, command, environment
 import train
 from qil_jax.layered_image import LayeredImage
 from qil_jax.training import loop
+from qil_jax.training.experiment import ExperimentError
 from qil_jax.training.stages import Stage
 from qil_jax.weights.tables import Component
 
@@ -38,7 +39,6 @@ class Given:
         self.changed("other", {"latents_std": [2.0] * 16}, {})
         self.stacks("silent", caption="")
         self.stacks("told", caption="a picture")
-        (folder / "empty.py").write_text("steps = 3\n")
         assert world.cache(folder / "latents", {"data.loader.max_layers": 4}) == 0
 
     def trained(self, name: str, origin: str) -> None:
@@ -148,17 +148,42 @@ CASES = {
     "no sources at all": Case(changes={"data.sources": "[]"}, says=("data.sources is empty", "--set")),
     "fewer records than rows": Case(
         changes={"data.sources": '["{given}/told"]', "data.loader.rows": 16},
-        says=("8 records are fewer than the 16 rows",),
+        says=("{given}/told: the split train has 8 records, fewer than the 16 rows", "lower data.loader.rows, or add"),
     ),
     "fewer records to validate with than rows": Case(
-        changes={"validation.every": 1}, says=("3 records are fewer than the 8 rows", "lower `rows`")
+        changes={"validation.every": 1},
+        says=(
+            "{scenes}: the split validation, which validation.split names, has 3 records, fewer than the 8 rows",
+            "lower data.loader.rows, or go without validation, validation.every=0",
+        ),
     ),
     "no such split to validate with": Case(
         changes={"validation.every": 1, "validation.split": "exam"}, says=("no split 'exam': it has",)
     ),
     "an override of nothing": Case(raw=("optimiser.speed=1",), says=("'optimiser.speed'", "has no 'speed', it has")),
-    "an override of another type": Case(raw=("steps=many",), says=("'steps': 'many' is not of type int",)),
-    "a list of another type": Case(raw=("data.sources=[1]",), says=("'data.sources': '[1]' is not a JSON list for",)),
+    "an override of another type": Case(raw=("steps=many",), says=("'steps': 'many' is not a whole number",)),
+    "a list of another type": Case(
+        raw=("data.sources=[1]",), says=("'data.sources': '[1]' is not a JSON list of text\n",)
+    ),
+    "overrides of whole parts": Case(
+        raw=("loss=1", "steps=many", "data.loader=2"),
+        says=(
+            "error: 'loss': '1' is given for a whole FlowLoss: set a part, loss.",
+            "'steps': 'many' is not a whole number\n",
+            "'data.loader': '2' is given for a whole LoaderConfig: set a part, data.loader.rows,",
+        ),
+    ),
+    "an override of the whole loss of the RGBA-VAE": Case(
+        stage=Stage.RGBA_VAE, raw=("loss=1",), says=("a whole VAELoss: set a part, loss.reconstruction",)
+    ),
+    "counts that are none": Case(
+        raw=("checkpoints.every=0", "steps=-1"),
+        says=("checkpoints.every is 0 and must be at least 1\n", "steps is -1 and must be at least 1\n"),
+    ),
+    "no start and no data": Case(
+        changes={"start.checkpoint": "{given}/nothing", "data.sources": '["{given}/nowhere"]'},
+        says=("{given}/nothing", "{given}/nowhere: no records: expected dataset_info.json"),
+    ),
     "an override without value": Case(raw=("steps",), says=("'steps': write an override as name=value",)),
     "a task of another stage": Case(
         stage=ONE,
@@ -167,7 +192,11 @@ CASES = {
     ),
     "a task that is none": Case(
         raw=('data.loader.tasks.mix=[["image-to-video", 1]]',),
-        says=("'data.loader.tasks.mix'", "is not a JSON list for"),
+        says=(
+            "'data.loader.tasks.mix'",
+            "is not a JSON list of [one of reconstruction, ",
+            " or image-to-layers, a number]",
+        ),
     ),
     "parts of unlike size": Case(
         changes={"optimiser.accumulate": 3}, says=("rows 8 is no multiple of optimiser.accumulate 3", "raise the one")
@@ -231,14 +260,25 @@ def test_what_cannot_be_trained_is_refused(given: Given, tmp_path, capsys, case)
     assert [part for part in said if part not in err] == [], err
 
 
-@pytest.mark.parametrize(
-    ("config", "says"),
-    [("missing.py", "no such file: give one of configs/"), ("empty.py", "defines no function config()")],
-)
-def test_a_config_that_is_none(given: Given, tmp_path, capsys, config, says):
-    file = given.folder / config
-    err = refused(capsys, [str(file), "--out", str(tmp_path / "run")], tmp_path)
-    assert err == f"error: {file}: {says}" + err.partition(says)[2]
+CONFIGS = {
+    "def config(": "FILE, line 1: '(' was never closed",
+    "steps = 3": "FILE: defines no function config() that returns an Experiment",
+    "import nothing_of_this_name": "FILE, line 1: ModuleNotFoundError: No module named 'nothing_of_this_name'",
+    "def config():\n    return wrong": "FILE, line 2: NameError: name 'wrong' is not defined",
+}
+
+
+@pytest.mark.parametrize(("text", "says"), CONFIGS.items())
+def test_a_config_that_cannot_be_run(tmp_path, capsys, text, says):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    err = refused(capsys, [str(file), "--out", str(tmp_path / "run")], tmp_path / "run")
+    assert err == f"error: {says.replace('FILE', str(file))}\n"
+
+
+def test_a_config_that_is_not_there(tmp_path, capsys):
+    err = refused(capsys, [str(tmp_path / "mine.py")], tmp_path / "run")
+    assert err == f"error: {tmp_path / 'mine.py'}: no such file: give one of configs/\n"
 
 
 FAILED = ("no checkpoint to start from", "nothing to train", "fewer records to validate with than rows")
@@ -252,7 +292,7 @@ def test_a_failed_start_claims_nothing(given: Given, tmp_path, capsys, monkeypat
     corrected = arguments(THREE, run, given.world.settings(THREE, MESH))
 
     def stop_here(*_: object) -> None:
-        raise ValueError("far enough")
+        raise ExperimentError("far enough")
 
     monkeypatch.setattr(loop, "fresh_state", stop_here)
     assert train.main(corrected) == 2
@@ -260,20 +300,21 @@ def test_a_failed_start_claims_nothing(given: Given, tmp_path, capsys, monkeypat
     assert (run / "experiment.json").is_file()
 
 
-def call(world: World, argv: list[str], devices: int = 1) -> subprocess.CompletedProcess[str]:
-    env = environment(world.folder, devices)
-    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300, check=False)
+def call(world: World, argv: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    env = environment(world.folder)
+    return subprocess.run(argv, env=env, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_a_wrong_path_corrected_trains(given: Given, tmp_path, capsys):
     """As a user meets it: a refusal, then the same folder with the right path, then another experiment in it."""
     run, world = tmp_path / "run", given.world
     few = {"steps": 1, "optimiser.warmup": 0, "unroll": "false"}
-    ended = call(world, command(ONE, run, world.settings(ONE, few | {"start.checkpoint": given.folder / "nothing"})))
+    wrong = few | {"start.checkpoint": given.folder / "nothing"}
+    ended = call(world, command(ONE, run, world.settings(ONE, wrong)), tmp_path)
     assert ended.returncode == 2 and not run.exists()
     assert ended.stderr.startswith("error: ") and str(given.folder / "nothing") in ended.stderr
     assert "Traceback" not in ended.stderr
-    ended = call(world, command(ONE, run, world.settings(ONE, few)))
+    ended = call(world, command(ONE, run, world.settings(ONE, few)), tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert (run / "checkpoint" / "training.json").is_file()
     kept = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
@@ -285,7 +326,11 @@ def test_a_wrong_path_corrected_trains(given: Given, tmp_path, capsys):
 def test_the_shipped_config_without_its_files(given: Given, tmp_path):
     """The demonstration's third stage before its second: the message names what is missing."""
     argv = [*command(THREE, tmp_path / "run", []), "--set", f"start.checkpoint={tmp_path}/stage2/checkpoint"]
-    ended = call(given.world, argv)
+    ended = call(given.world, argv, tmp_path)
     assert ended.returncode == 2 and not (tmp_path / "run").exists()
-    assert ended.stderr.startswith("error: ") and f"{tmp_path}/stage2/checkpoint" in ended.stderr
+    missing, made, *_ = ended.stderr.splitlines()
+    assert missing == f"error: {tmp_path}/stage2/checkpoint: there is no such folder"
+    assert made.startswith(
+        "build/demo_training/latents_grouped and build/demo_training/rgba_vae/checkpoint must be made"
+    )
     assert "Traceback" not in ended.stderr

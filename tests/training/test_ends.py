@@ -1,0 +1,255 @@
+"""How a run ends before its last step: by Ctrl-C in any of its phases, by a full disk, by an error of our own.
+
+All but one ask train.py's `main` in this process; what ends a process at once is asked of the real command line.
+"""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import ROOT, QuickRuns, World, assert_same_bits, environment, saved
+
+from qil_jax.data import sources
+from qil_jax.data.pipeline import Loader
+from qil_jax.layered_image import LayeredImage
+from qil_jax.training import checkpoints, experiment, finish, loop
+from qil_jax.training.checkpoints import Checkpoints
+from qil_jax.training.disk import newest_step
+from qil_jax.training.stages import Stage
+
+
+def interrupted(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch, *, call: int = 1) -> None:
+    """Ctrl-C when a function is called for the `call`th time, and that once."""
+    plain: Callable[..., Any] = getattr(owner, name)
+    calls = 0
+
+    def with_interrupt(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, with_interrupt)
+
+
+EARLY = {
+    "reading the config": (experiment, "_made"),
+    "opening data": (sources, "open_source"),
+    "loading": (loop, "prepare"),
+    "beginning": (loop, "fresh_state"),
+}
+
+
+@pytest.mark.parametrize("where", EARLY.values(), ids=EARLY)
+def test_ctrl_c_before_the_first_step_ends(quick: QuickRuns, tmp_path, monkeypatch, capsys, where):
+    run = tmp_path / "run"
+    interrupted(*where, monkeypatch)
+    assert quick.main(run) == 130
+    out, err = capsys.readouterr()
+    assert err.startswith("interrupted: nothing is saved; to go on: python train.py ") and err.count("\n") == 1
+    assert str(run) in err and "Traceback" not in out + err
+    monkeypatch.undo()
+
+
+LATER = {
+    "stepping": (Loader, "__next__", 3, 3),
+    "compiling": (Loader, "__next__", 1, 1),
+    "saving": (Checkpoints, "save", 1, 2),
+    "saving the last": (Checkpoints, "save", 2, 4),
+}
+
+
+@pytest.mark.parametrize("where", LATER.values(), ids=LATER)
+def test_ctrl_c_within_the_steps_saves_first(quick: QuickRuns, tmp_path, monkeypatch, capsys, where):
+    run = tmp_path / "run"
+    owner, name, call, step = where
+    with monkeypatch.context() as patch:
+        interrupted(owner, name, patch, call=call)
+        assert quick.main(run) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].startswith(f"stopped after step {step}; to go on: python train.py ")
+    assert "Traceback" not in out + err
+    assert newest_step(run) == step and not (run / "checkpoint").exists()
+    assert quick.main(run) == 0
+    assert (run / "checkpoint" / "training.json").is_file()
+
+
+def test_ctrl_c_while_exporting_loses_nothing(quick: QuickRuns, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupted(finish, "export_checkpoint", patch)
+        assert quick.main(run) == 130
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1].startswith("interrupted: step 4 is saved; to go on: python train.py ")
+    assert "Traceback" not in out + err and not (run / "checkpoint").exists()
+    assert quick.main(run) == 0
+    assert (run / "checkpoint" / "training.json").is_file()
+
+
+STUCK = """
+import hashlib
+from pathlib import Path
+from qil_jax.training import loop
+from qil_jax.training.experiment import load_experiment
+
+def step(*_):
+    print("compiling", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # in C for many minutes, as a compilation is
+
+def config():
+    loop.make_step = lambda *_, **__: step
+    return load_experiment(Path({config!r}), {settings!r})
+"""
+
+
+def test_a_second_ctrl_c_ends_at_once(world: World, tmp_path):
+    """While no line of Python runs, so that Python could not hear of either."""
+    run, file = tmp_path / "run", tmp_path / "stuck.py"
+    stage = Stage.TEXT_TO_RGBA
+    settings = world.settings(stage, {"trainable": "image_out"})
+    file.write_text(STUCK.format(config=str(ROOT / "configs" / "demo" / f"{stage}.py"), settings=settings))
+    call = [sys.executable, str(ROOT / "train.py"), str(file), "--out", str(run)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(call, env=environment(world.folder), **pipes) as child:
+        assert child.stdout is not None and child.stderr is not None
+        assert child.stdout.readline() == "compiling\n", child.stderr.read()
+        child.send_signal(signal.SIGINT)
+        assert child.stderr.readline() == "stopping after this step, saving; Ctrl-C ends at once\n"
+        child.send_signal(signal.SIGINT)
+        told = child.stderr.read()
+        assert child.wait() == 130
+    assert told == f"ended: nothing is saved; to go on: python train.py {file} --out {run}\n"
+
+
+@contextmanager
+def files_no_longer_than(size: int) -> Iterator[None]:
+    """As on a full disk, a write beyond it fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def stopped_after_two(quick: QuickRuns, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        interrupted(Loader, "__next__", patch, call=2)
+        assert quick.main(run) == 0
+
+
+def assert_disk_told(capsys: pytest.CaptureFixture[str], file: Path, step: int) -> None:
+    """Path, what is saved, and the command; nothing else."""
+    out, err = capsys.readouterr()
+    error, standing = err.splitlines()[-2:]
+    assert error.startswith("error: ") and str(file) in error and "File too large" in error
+    assert standing.startswith(f"step {step} is saved; to go on: python train.py ") and str(file.parent) in standing
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("room", [10, -10], ids=["for no line more", "not for those that are there"])
+def test_no_room_for_metrics(quick: QuickRuns, tmp_path, monkeypatch, capsys, room):
+    run = tmp_path / "run"
+    metrics = run / "metrics.jsonl"
+    stopped_after_two(quick, run, monkeypatch)
+    with metrics.open("a") as stream:
+        stream.write(json.dumps({"step": 2, "note": "x" * 2**22}) + "\n")
+    before, kept = saved(run, 2), metrics.read_bytes()
+    capsys.readouterr()
+    with files_no_longer_than(len(kept) + room):
+        assert quick.main(run) == 2
+    assert_disk_told(capsys, metrics, 2)
+    assert metrics.read_bytes()[: len(kept)] == kept
+    assert_same_bits(saved(run, 2), before)
+    assert quick.main(run) == 0
+
+
+def test_no_room_for_the_exported_checkpoint(quick: QuickRuns, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupted(Checkpoints, "save", patch, call=2)
+        assert quick.main(run) == 0
+    before = saved(run, 4)
+    capsys.readouterr()
+    with files_no_longer_than(2**15):
+        assert quick.main(run) == 2
+    assert_disk_told(capsys, run / "checkpoint", 4)
+    assert not (run / "checkpoint").exists()
+    assert_same_bits(saved(run, 4), before)
+    assert quick.main(run) == 0
+    assert (run / "checkpoint" / "training.json").is_file()
+
+
+def test_no_room_for_the_state(quick: QuickRuns, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    stopped_after_two(quick, run, monkeypatch)
+    before = saved(run, 2)
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        usage = checkpoints.shutil.disk_usage(tmp_path)._replace(free=1000)
+        patch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
+        assert quick.main(run) == 2
+    error, standing = capsys.readouterr().err.splitlines()
+    assert str(run / "checkpoints") in error and "0.00 GB are free: make room" in error
+    assert standing.startswith("step 2 is saved; to go on: python train.py ")
+    assert_same_bits(saved(run, 2), before)
+    assert quick.main(run) == 0
+
+
+def test_an_error_of_ours_shows_its_traceback(quick: QuickRuns, tmp_path, monkeypatch):
+    """What jax says of shapes is a ValueError or TypeError too, but no user can put it right."""
+
+    def broken(*_: object, **__: object) -> Callable[..., Any]:
+        def step(*_: object) -> Any:
+            return np.zeros(3) + np.zeros(4)
+
+        return step
+
+    monkeypatch.setattr(loop, "make_step", broken)
+    with pytest.raises(ValueError, match="could not be broadcast"):
+        quick.main(tmp_path / "run")
+
+
+def test_a_record_that_cannot_be_read_is_named(quick: QuickRuns, tmp_path, capsys):
+    folder = tmp_path / "records"
+    for i in range(4):
+        layers = np.random.default_rng(i).integers(0, 256, (2, 32, 32, 4), np.uint8)
+        LayeredImage(layers=layers, names=("", ""), caption="noise").save(folder / str(i))
+        Image.new("RGBA", (16, 16)).save(folder / str(i) / "001.png")
+    assert quick.main(tmp_path / "run", {"data.sources": f'["{folder}"]'}) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {folder}/") and "cannot be read: " in err and "different sizes" in err
+    assert "Traceback" not in err
+
+
+def test_time_goes_to_what_is_slow(quick: QuickRuns, tmp_path, monkeypatch):
+    """A slow loader and a slow step, with no line of metrics in between at which the host waits for the devices."""
+    changes = {"steps": 6, "log_every": 6, "checkpoints.every": 6}
+    plain = Loader.__next__
+
+    def slowly(self: Loader) -> Any:
+        time.sleep(1)
+        return plain(self)
+
+    quick.wait = 1.0
+    assert quick.main(tmp_path / "step", changes) == 0
+    quick.wait = 0.0
+    monkeypatch.setattr(Loader, "__next__", slowly)
+    assert quick.main(tmp_path / "loader", changes) == 0
+    lines = {name: (tmp_path / name / "metrics.jsonl").read_text() for name in ("step", "loader")}
+    step, loader = (json.loads(text.splitlines()[-1]) for text in lines.values())
+    assert step["time/step"] > step["time/input"]
+    assert loader["time/input"] > loader["time/step"]
+    assert step["goodput"] == step["time/step"]
