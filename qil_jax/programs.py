@@ -9,6 +9,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+UNUSABLE = 2
+"""Exit status where what was given, or the machine, does not do."""
 INTERRUPTED = 130
 """Exit status of what Ctrl-C has ended, as shells have it."""
 Value = TypeVar("Value")
@@ -32,6 +34,23 @@ def interruptible(work: Callable[[], Value]) -> Value:
 
     threading.Thread(target=run, daemon=True).start()
     return future.result()
+
+
+def ended(main: Callable[[list[str]], int], argv: list[str]) -> int:
+    """The exit status of `main(argv)`, which after Ctrl-C or a failing disk is told in words."""
+    try:
+        return main(argv)
+    except KeyboardInterrupt:
+        print(f"\nstopped; to go on: {command(argv)}", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        print(f"error: {error}; to go on: {command(argv)}", file=sys.stderr)
+        return UNUSABLE
+
+
+def run_main(main: Callable[[list[str]], int]) -> NoReturn:
+    """A program: `main` with the words of its command line."""
+    leave(ended(main, sys.argv[1:]))
 
 
 def leave(status: int) -> NoReturn:

@@ -14,6 +14,7 @@ HOUSE = "qil_jax"
 BASE = {"flow", "mesh", "models"}
 MAY_IMPORT = {
     "models": set(),
+    "command_line": set(),
     "files": set(),
     "programs": set(),
     "layered_image": {"files"},
@@ -24,8 +25,8 @@ MAY_IMPORT = {
     "data": {"files", "layered_image"},
     "evaluation": {"files", "layered_image", "data"},
     "export": {"files", "layered_image"},
-    "inference": {*BASE, "weights", "export", "data", "files", "layered_image", "programs", "shipped"},
-    "training": {*BASE, "weights", "data", "files", "layered_image", "inference"},
+    "inference": {*BASE, "command_line", "weights", "export", "data", "files", "layered_image", "programs", "shipped"},
+    "training": {*BASE, "command_line", "programs", "weights", "data", "files", "layered_image", "inference"},
 }
 """Room to the rooms below it; a room may always import itself. Entry points and tools may import every room."""
 

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command_line import Parser
 from marked import write_between
 from rich.console import Console
 from rich.table import Table
+
+from qil_jax.command_line import Parser
+from qil_jax.programs import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 WRITE = "replace the table between the marks of this file"
@@ -344,4 +346,4 @@ def write_table(file: Path, rows: list[tuple[str, ...]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_main(main)

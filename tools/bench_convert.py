@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -19,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
-from command_line import Parser
+
+from qil_jax.command_line import Parser
+from qil_jax.programs import run_main
 
 if TYPE_CHECKING:
     from qil_jax.weights import Component
@@ -140,4 +141,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_main(main)

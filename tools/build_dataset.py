@@ -7,10 +7,10 @@ python tools/build_dataset.py SOURCE --out FOLDER --runner DataflowRunner -- --p
 import math
 import sys
 
-from command_line import Parser, at_dashes
-
+from qil_jax.command_line import Parser, at_dashes
 from qil_jax.data.limits import CleaningConfig, PSDLimits
 from qil_jax.data.sandbox import ProcessLimits
+from qil_jax.programs import run_main
 
 NO_BEAM = "none"
 
@@ -63,4 +63,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -8,7 +8,8 @@ Sizes, buckets and layers are those of the config's loader. What was cut off goe
 import sys
 from pathlib import Path
 
-from command_line import Parser
+from qil_jax.command_line import Parser
+from qil_jax.programs import run_main
 
 SPLITS = ("train", "validation", "test")
 
@@ -49,4 +50,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

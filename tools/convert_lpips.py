@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from command_line import Parser
 from etils import epath
 from safetensors.numpy import save
 
+from qil_jax.command_line import Parser
 from qil_jax.files import write_whole
+from qil_jax.programs import run_main
 
 if TYPE_CHECKING:
     from qil_jax.models.lpips import Backbone
@@ -104,4 +105,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

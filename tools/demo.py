@@ -6,9 +6,11 @@ python tools/demo.py [--out build/demo] [--checkpoint FOLDER]
 import sys
 from pathlib import Path
 
-from command_line import Parser
 from rich.console import Console
 from rich.table import Table
+
+from qil_jax.command_line import Parser
+from qil_jax.programs import run_main
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PICTURES = {
@@ -54,4 +56,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

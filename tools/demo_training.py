@@ -14,9 +14,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from command_line import Parser
 from rich.console import Console
 from rich.table import Table
+
+from qil_jax.command_line import Parser
+from qil_jax.programs import run_main
 
 if TYPE_CHECKING:
     from qil_jax.training.experiment import Experiment
@@ -169,4 +171,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from command_line import Parser
+from qil_jax.command_line import Parser
+from qil_jax.programs import run_main
 
 WIDE, HIGH, MARGIN, GAP = 300, 200, 46, 26
 COLOURS = {"loss": "#1f1f1f", "loss/upper": "#c0392b", "loss/bottom": "#2471a3", "loss/composite": "#1e8449"}
@@ -89,4 +90,4 @@ def _pair(text: str) -> tuple[str, Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

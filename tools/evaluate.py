@@ -10,11 +10,11 @@ import math
 import sys
 from pathlib import Path
 
-from command_line import Parser
-
+from qil_jax.command_line import Parser
 from qil_jax.inference.cli import OWN
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.limits import MAX_LAYERS, MAX_SEED, RESOLUTION, integer_problems, resolution_problems
+from qil_jax.programs import run_main
 from qil_jax.shipped import shipped_checkpoint
 
 RESULTS = """a folder of layers that exist already: for each record a folder named by its number, counted from 0
@@ -174,4 +174,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

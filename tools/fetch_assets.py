@@ -7,11 +7,12 @@ import collections
 import sys
 from pathlib import Path
 
-from command_line import Parser
 from rich.console import Console
 
+from qil_jax.command_line import Parser
 from qil_jax.data.assets import LIST, read_list
 from qil_jax.data.packages import FREE, PACKAGES, FetchError, fetch
+from qil_jax.programs import run_main
 
 
 def parser() -> Parser:
@@ -54,4 +55,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -8,13 +8,14 @@ other files in the folder of the output. The same seed is the same input, so a f
 
 import collections
 import importlib
-import sys
 import tempfile
 from pathlib import Path
 
-from command_line import Parser
 from rich.console import Console
 from rich.table import Table
+
+from qil_jax.command_line import Parser
+from qil_jax.programs import run_main
 
 CAMPAIGNS = {
     "documents": "Photoshop documents and the files beside them, through build_dataset.py",
@@ -62,4 +63,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -20,6 +20,8 @@ import numpy as np
 from fuzz_cases import ROOT, Case, hashes, lost, write_bystanders
 from PIL import Image
 
+from qil_jax.programs import ended
+
 if TYPE_CHECKING:
     from qil_jax.inference.request import Decomposition, Request
 
@@ -134,7 +136,7 @@ def _called(program: str, words: list[str]) -> tuple[object, str]:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
-            return importlib.import_module(name).main(words), printed.getvalue()
+            return ended(importlib.import_module(name).main, words), printed.getvalue()
         except SystemExit as end:
             return end.code, printed.getvalue()
         except BaseException as error:

@@ -8,7 +8,6 @@ python tools/make_demo_checkpoint.py DST --preset train --captions RECORDS
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from qil_jax.data.sources import open_source
 from qil_jax.inference.prompts import PREFIX, SPLIT, SUFFIX
+from qil_jax.programs import run_main
 
 if TYPE_CHECKING:
     from qil_jax.weights.tables import Entry
@@ -217,4 +217,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_main(main)

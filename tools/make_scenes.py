@@ -7,7 +7,8 @@ python tools/make_scenes.py --count 10000 --out FOLDER [--preset rich|simple|gro
 import sys
 from pathlib import Path
 
-from command_line import Parser, at_dashes
+from qil_jax.command_line import Parser, at_dashes
+from qil_jax.programs import run_main
 
 PRESETS = ("rich", "simple", "grouped")
 SPLITS = ("train", "validation", "test")
@@ -55,4 +56,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -9,10 +9,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from command_line import Parser
-
+from qil_jax.command_line import Parser
 from qil_jax.files import whole_folder
 from qil_jax.inference.defaults import FILE, Defaults
+from qil_jax.programs import run_main
 from qil_jax.shipped import shipped_checkpoint
 
 MOST_BYTES = 40_000_000
@@ -92,4 +92,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

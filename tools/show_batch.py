@@ -6,9 +6,9 @@ python tools/show_batch.py DATASET [--out batch.png] [--rows 4] [--resolution 64
 import sys
 from pathlib import Path
 
-from command_line import Parser
-
+from qil_jax.command_line import Parser
 from qil_jax.data.tasks import Task
+from qil_jax.programs import run_main
 
 
 def parser() -> Parser:
@@ -53,4 +53,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

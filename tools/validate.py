@@ -12,6 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from qil_jax.programs import run_main
+
 
 def structure(checkpoint: Path) -> Table:
     """What a sound checkpoint holds, one row a component."""
@@ -84,4 +86,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_main(main)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from qil_jax.command_line import Parser
 from qil_jax.inference.limits import MAX_LAYERS, MAX_SEED, integer_problems, resolution_problems
 
 if TYPE_CHECKING:
@@ -135,8 +136,8 @@ def parse_arguments(argv: list[str]) -> Arguments:
     return arguments
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="infer.py", description="Decompose pictures into editable RGBA layers.")
+def _parser() -> Parser:
+    parser = Parser(prog="infer.py", description="Decompose pictures into editable RGBA layers.")
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="PICTURE_OR_FOLDER", help="pictures, and folders of pictures")
     add("--checkpoint", type=Path, help="folder of the released layout, or converted to orbax (default: a small model)")
