@@ -9,6 +9,7 @@ import numpy as np
 import tensorstore as ts
 
 from qil_jax.weights.safetensors_io import TensorReader
+from qil_jax.weights.strict import WeightsError
 from qil_jax.weights.tables import Target
 
 PARAMS = "params"
@@ -80,9 +81,20 @@ class OrbaxSource:
         return self.array(target.path)[index].read().result()
 
     def array(self, path: str) -> Any:
-        """The tensorstore array of a parameter; ValueError if there is none."""
+        """The tensorstore array of a parameter.
+
+        Raises:
+          FileNotFoundError: if there is none.
+          WeightsError: if its metadata cannot be read.
+        """
         if path not in self._open:
-            self._open[path] = ts.open(zarr_spec(self._folder, path), read=True, open=True).result()
+            spec = zarr_spec(self._folder, path)
+            if not Path(spec["kvstore"]["path"]).is_dir():
+                raise FileNotFoundError(spec["kvstore"]["path"])
+            try:
+                self._open[path] = ts.open(spec, read=True, open=True).result()
+            except Exception as error:  # tensorstore raises ValueError and others, as its status codes are
+                raise WeightsError([f"{spec['kvstore']['path']}: is no zarr array ({error}); convert again"]) from error
         return self._open[path]
 
 
