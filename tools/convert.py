@@ -8,12 +8,12 @@ import argparse
 import logging
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from qil_jax.weights.convert import checkpoint_bytes, to_diffusers, to_orbax
-from qil_jax.weights.structure import require_sound
 
 DIRECTIONS = {"to-orbax": to_orbax, "to-diffusers": to_diffusers}
 
@@ -29,22 +29,21 @@ def main(argv: list[str]) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of merging what there is nothing of
     began = time.perf_counter()
     try:
-        require_sound(arguments.source)
-        total = checkpoint_bytes(arguments.source)
+        total = cache(lambda: checkpoint_bytes(arguments.source))  # asked once the source is known to be sound
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with Progress(*columns, TimeRemainingColumn(), disable=not sys.stdout.isatty()) as progress:
-            bar = progress.add_task(arguments.direction, total=total)
+            bar = progress.add_task(arguments.direction, total=None)
             DIRECTIONS[arguments.direction](
                 arguments.source,
                 arguments.destination,
                 overwrite=arguments.overwrite,
-                on_bytes=lambda done: progress.advance(bar, done),
+                on_bytes=lambda done: progress.update(bar, advance=done, total=total()),
             )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     seconds = time.perf_counter() - began
-    print(f"{total / 1e6:,.0f} MB in {seconds:.1f} s to {arguments.destination}")
+    print(f"{total() / 1e6:,.0f} MB in {seconds:.1f} s to {arguments.destination}")
     return 0
 
 

@@ -6,6 +6,7 @@ Whatever the bytes, each function gives what it promises or raises WeightsError 
 import dataclasses
 import json
 import math
+import re
 import struct
 from collections import Counter
 from collections.abc import Mapping
@@ -94,10 +95,12 @@ def parse_object(data: bytes, *, where: str, fix: str = AGAIN) -> dict[str, Any]
       WeightsError: naming `where`.
     """
     try:
-        values = json.loads(data.decode("utf-8"), object_pairs_hook=_once)
+        text = data.decode("utf-8")
+        values = json.loads(text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_finite)
         if not _is_shallow(values):
             raise ValueError(f"nested more than {MOST_DEPTH} levels deep")
-        json.dumps(values, ensure_ascii=False, allow_nan=False).encode("utf-8")  # NaN, 1e999, half a surrogate pair
+        if re.search(r"\\u[dD][89a-fA-F]", text):  # perhaps half of a surrogate pair, which nothing can print
+            json.dumps(values, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
         raise WeightsError([f"{where}: nested more than {MOST_DEPTH} levels deep; {fix}"]) from error
     except ValueError as error:
@@ -113,6 +116,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         counts = Counter(key for key, _ in pairs)
         raise ValueError(f"key {shown(next(key for key, count in counts.items() if count > 1))} occurs twice")
     return values
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{shown(text)} is no finite number")
+    return value
 
 
 def _is_shallow(values: Any) -> bool:

@@ -1,6 +1,6 @@
 """The checkpoint's own tokenizer: read from its files, and checked (checkpoint.md 2.6)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
@@ -63,17 +63,17 @@ def _from_json(file: Path) -> Tokenizer:
     tokenizer.no_padding()
     if not isinstance(model, dict) or not isinstance(tokenizer.model, models.BPE):
         raise WeightsError([f"{file}: is no byte-pair tokenizer; {AGAIN}"])
-    merges = (
-        None if model.get("ignore_merges") else [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-    )
-    _require_whole(tokenizer, merges, file)
+    made = None
+    if not model.get("ignore_merges"):
+        made = {pair.replace(" ", "") if isinstance(pair, str) else "".join(pair) for pair in model["merges"]}
+    _require_whole(tokenizer, model["vocab"], made, file)
     return tokenizer
 
 
 def _from_vocabulary(folder: Path) -> Tokenizer:
-    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
-    read_json(vocabulary, fix=AGAIN)
-    tokenizer = _built(lambda: Tokenizer(models.BPE.from_file(str(vocabulary), str(merges))), folder)
+    file, merges = folder / "vocab.json", folder / "merges.txt"
+    vocabulary = read_json(file, fix=AGAIN)
+    tokenizer = _built(lambda: Tokenizer(models.BPE.from_file(str(file), str(merges))), folder)
     tokenizer.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(SPLIT), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -86,7 +86,7 @@ def _from_vocabulary(folder: Path) -> Tokenizer:
     if wrong:
         raise WeightsError([f"{folder}: ids of {', '.join(wrong)} do not follow on from vocab.json; {AGAIN}"])
     lines = merges.read_text(encoding="utf-8").split("\n")
-    _require_whole(tokenizer, [line.split(" ") for line in lines if not line.startswith("#version")], merges)
+    _require_whole(tokenizer, vocabulary, {line.replace(" ", "") for line in lines}, merges)
     return tokenizer
 
 
@@ -117,15 +117,18 @@ def _built(build: Callable[[], Tokenizer], where: Path) -> Tokenizer:
         raise WeightsError([f"{where}: cannot be read as a tokenizer ({error}); {AGAIN}"]) from error
 
 
-def _require_whole(tokenizer: Tokenizer, merges: Iterable[Sequence[str]] | None, where: Path) -> None:
-    """Raise a WeightsError where the vocabulary, the merges or the tokens of a turn are not all there."""
-    vocabulary, problems = tokenizer.get_vocab(with_added_tokens=False), []
+def _require_whole(tokenizer: Tokenizer, vocabulary: Mapping[str, int], made: set[str] | None, where: Path) -> None:
+    """Raise a WeightsError where the vocabulary, the merges or the tokens of a turn are not all there.
+
+    Args:
+      made: tokens that merges make; None: tokens need no merges.
+    """
+    problems = []
     lost = set(pre_tokenizers.ByteLevel.alphabet()) - vocabulary.keys()
     if lost:
         problems.append(f"{where}: the vocabulary ({len(vocabulary)} tokens) lacks {len(lost)} of 256 bytes; {AGAIN}")
-    if merges is not None:
-        added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-        made = {"".join(pair) for pair in merges} | added
+    if made is not None:
+        made |= {token.content for token in tokenizer.get_added_tokens_decoder().values()}
         unmade = sum(len(token) > 1 and token not in made for token in vocabulary)
         if unmade:
             problems.append(f"{where}: no merges make {unmade} of {len(vocabulary)} tokens; cut short? {AGAIN}")

@@ -259,8 +259,12 @@ ORBAX: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "a tokenizer": CASES["no tokenizer"],
     "metadata": (lambda f: (f / "transformer/params/_METADATA").unlink(), ("_METADATA: missing; convert again",)),
     "garbage for an array's metadata": (
-        written("transformer/params/backbone.image_in.bias/.zarray", "{"),
+        written("transformer/params/backbone.image_in.bias/.zarray", '{"shape": [64]}'),
         ("backbone.image_in.bias: is no zarr array", "convert again"),
+    ),
+    "an array's metadata 200,000 deep": (
+        written("transformer/params/backbone.image_in.bias/.zarray", DEEP),
+        ("backbone.image_in.bias/.zarray: nested more than 64 levels deep; convert again",),
     ),
     "an array of integers": (
         edited("transformer/params/backbone.image_in.bias/.zarray", dtype="<i4"),
