@@ -46,10 +46,10 @@ def whole_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path
     Raises:
       FileExistsError: if there is something at `destination`, before or after, and it is not to be replaced.
     """
-    if os.path.lexists(destination) and not overwrite:
-        raise FileExistsError(f"{destination} exists: give another folder, or remove it")
     destination.parent.mkdir(parents=True, exist_ok=True)
     recover(destination.parent)
+    if os.path.lexists(destination) and not overwrite:
+        raise FileExistsError(f"{destination} exists: give another folder, or remove it")
     draft = Path(tempfile.mkdtemp(prefix=f".{destination.name[:40]}.", suffix=DRAFT, dir=destination.parent))
     with (draft / MARK).open("w", encoding="utf-8") as mark:
         fcntl.flock(mark, fcntl.LOCK_EX)  # the kernel lets go of it however the program ends

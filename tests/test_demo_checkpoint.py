@@ -1,6 +1,7 @@
 """The checkpoint of `make demo`: the released layout, sound, small, and made without torch."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,22 @@ def test_a_folder_is_replaced_only_on_demand(checkpoint, capsys):
     assert "--overwrite" in capsys.readouterr().err and mark.exists()
     assert main([str(checkpoint), "--overwrite"]) == 0
     assert not mark.exists() and checkpoint_problems(checkpoint) == []
+
+
+def test_a_folder_is_replaced_once_the_new_one_is_whole(checkpoint, tmp_path, monkeypatch, capsys):
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    (folder / "mark").touch()
+    assert main([str(folder), "--overwrite", "--captions", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("tools.make_demo_checkpoint.write_component", full)
+    assert main([str(folder), "--overwrite"]) == 2
+    assert capsys.readouterr().err == "error: No space left on device\n"
+    assert (folder / "mark").exists() and checkpoint_problems(folder) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):

@@ -31,7 +31,7 @@ MAY_IMPORT = {
 """Room to the rooms below it; a room may always import itself. Entry points and tools may import every room."""
 
 FOR_MODELS = {"__future__", "collections", "dataclasses", "enum", "flax", "functools", "jax", "jaxtyping", "math"}
-FOR_MODELS |= {"numpy", "typing"}
+FOR_MODELS |= {"numpy", "types", "typing"}
 """All that models/ may import from outside: nothing that knows a file."""
 
 NOT_IN_MODELS = {"jax.sharding", "jax.experimental.mesh_utils", "jax.experimental.shard_map"}

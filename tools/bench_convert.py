@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
+from make_demo_checkpoint import small_tokenizer
 
 from qil_jax.command_line import Parser
 from qil_jax.programs import run_main
@@ -61,17 +62,19 @@ def write_noise(folder: Path, configs: "Mapping[Component, Mapping[str, Any]]", 
         writer.close()
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text('{"use_dynamic_shifting": true}\n')
+    (folder / "tokenizer").mkdir()
+    small_tokenizer().save(str(folder / "tokenizer" / "tokenizer.json"))
     (folder / "model_index.json").write_text('{"_class_name": "QwenImageLayeredPipeline"}\n')
 
 
 def unlike(one: Path, other: Path) -> list[str]:
     """Names of tensors whose bytes differ between two checkpoints of the released layout, or that only one holds."""
     from qil_jax.weights import Component
-    from qil_jax.weights.safetensors_io import TensorReader, read_headers, weight_files
+    from qil_jax.weights.safetensors_io import TensorReader, stored_tensors
 
     differing = []
     for component in Component:
-        left, right = (TensorReader(read_headers(weight_files(folder / component))) for folder in (one, other))
+        left, right = (TensorReader(stored_tensors(folder / component)) for folder in (one, other))
         differing += sorted(set(left.tensors) ^ set(right.tensors))
         for name in set(left.tensors) & set(right.tensors):
             a, b = left[name], right[name]

@@ -4,14 +4,15 @@ python tools/convert.py to-orbax SRC DST [--overwrite]
 python tools/convert.py to-diffusers SRC DST [--overwrite]
 """
 
-import argparse
 import logging
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from qil_jax.command_line import Parser
 from qil_jax.programs import run_main
 
 DIRECTIONS = ("to-orbax", "to-diffusers")
@@ -19,7 +20,7 @@ DIRECTIONS = ("to-orbax", "to-diffusers")
 
 def main(argv: list[str]) -> int:
     """Convert; returns 2 when the conversion is refused."""
-    parser = argparse.ArgumentParser(description="Convert a checkpoint between the released layout and orbax.")
+    parser = Parser(description=__doc__)
     parser.add_argument("direction", choices=DIRECTIONS, help="the layout of the destination")
     parser.add_argument("source", type=Path, help="folder that holds model_index.json")
     parser.add_argument("destination", type=Path, help="folder to write, which appears whole")
@@ -27,28 +28,26 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     # The heavy imports wait until the arguments make sense.
     from qil_jax.weights.convert import checkpoint_bytes, to_diffusers, to_orbax
-    from qil_jax.weights.structure import require_sound
 
     convert = dict(zip(DIRECTIONS, (to_orbax, to_diffusers), strict=True))[arguments.direction]
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of merging what there is nothing of
     began = time.perf_counter()
     try:
-        require_sound(arguments.source)
-        total = checkpoint_bytes(arguments.source)
+        total = cache(lambda: checkpoint_bytes(arguments.source))  # asked once the source is known to be sound
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with Progress(*columns, TimeRemainingColumn(), disable=not sys.stdout.isatty()) as progress:
-            bar = progress.add_task(arguments.direction, total=total)
+            bar = progress.add_task(arguments.direction, total=None)
             convert(
                 arguments.source,
                 arguments.destination,
                 overwrite=arguments.overwrite,
-                on_bytes=lambda done: progress.advance(bar, done),
+                on_bytes=lambda done: progress.update(bar, advance=done, total=total()),
             )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     seconds = time.perf_counter() - began
-    print(f"{total / 1e6:,.0f} MB in {seconds:.1f} s to {arguments.destination}")
+    print(f"{total() / 1e6:,.0f} MB in {seconds:.1f} s to {arguments.destination}")
     return 0
 
 

@@ -36,8 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{package.name}   {package.licence}")
         return 0
     unknown = [name for name in args.names if name not in known]
-    if unknown or args.out is None:
-        problem = f"no package {', '.join(unknown)}: --list names them all" if unknown else "--out is missing"
+    no_folder = args.out is not None and args.out.exists() and not args.out.is_dir()
+    if unknown or args.out is None or no_folder:
+        problem = f"no package {', '.join(unknown)}: --list names them all" if unknown else "--out must name a folder"
         print(problem, file=sys.stderr)
         return 2
     console, failed = Console(), 0

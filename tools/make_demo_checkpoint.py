@@ -5,9 +5,9 @@ python tools/make_demo_checkpoint.py DST [--overwrite]
 python tools/make_demo_checkpoint.py DST --preset train --captions RECORDS
 """
 
-import argparse
 import json
-import shutil
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -17,9 +17,12 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from qil_jax.command_line import Parser
 from qil_jax.data.sources import open_source
-from qil_jax.inference.prompts import PREFIX, SPLIT, SUFFIX
+from qil_jax.files import recover, whole_folder
+from qil_jax.inference.prompts import PREFIX, SUFFIX
 from qil_jax.programs import run_main
+from qil_jax.weights.tokenizer import SPLIT
 
 if TYPE_CHECKING:
     from qil_jax.weights.tables import Entry
@@ -191,8 +194,8 @@ def captions_of(records: str) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    """Write the checkpoint; refuses to replace a folder unless told to."""
-    parser = argparse.ArgumentParser(description="Write a tiny checkpoint with random weights in the released layout.")
+    """Write the checkpoint, whole; 2 for what cannot be. Refuses to replace a folder unless told to."""
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint in that folder")
     parser.add_argument(
@@ -204,14 +207,20 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--captions", metavar="RECORDS", help="a dataset whose captions the tokenizer learns from")
     arguments = parser.parse_args(argv)
-    if arguments.folder.exists():
-        if not arguments.overwrite:
-            parser.error(f"{arguments.folder} exists; give another folder, or --overwrite")
-        if not (arguments.folder / "model_index.json").is_file():
-            parser.error(f"{arguments.folder} is no checkpoint and is left alone; give another folder")
-        shutil.rmtree(arguments.folder)
-    captions = [] if arguments.captions is None else captions_of(arguments.captions)
-    write_checkpoint(arguments.folder, preset=arguments.preset, captions=captions)
+    try:
+        if arguments.folder.parent.is_dir():
+            recover(arguments.folder.parent)
+        if os.path.lexists(arguments.folder):
+            if not arguments.overwrite:
+                parser.error(f"{arguments.folder} exists; give another folder, or --overwrite")
+            if not (arguments.folder / "model_index.json").is_file():
+                parser.error(f"{arguments.folder} is no checkpoint and is left alone; give another folder")
+        captions = [] if arguments.captions is None else captions_of(arguments.captions)
+        with whole_folder(arguments.folder, overwrite=arguments.overwrite) as draft:
+            write_checkpoint(draft, preset=arguments.preset, captions=captions)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(f"Wrote a tiny checkpoint with random weights to {arguments.folder}")
     return 0
 

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from qil_jax.models.config import ConfigError
+from qil_jax.models.config import read_fields, require_none, shown
+
+CLASS = "FlowMatchEulerDiscreteScheduler"
+"""The scheduler of diffusers that this is."""
 
 
 class TimeShift(StrEnum):
@@ -33,21 +36,25 @@ class Schedule:
         """Parse the released JSON.
 
         Raises:
-          ConfigError: on a shift type or a sigma spacing that is not supported.
+          ConfigError: on an empty file, values of wrong types, and a scheduler, a shift type or a sigma spacing that
+            is not supported.
         """
+        problems = [] if values else ["it is empty: copy it from the release"]
         unsupported = ("invert_sigmas", "stochastic_sampling", "use_beta_sigmas", "use_exponential_sigmas")
-        problems = [f"{k} is not supported" for k in (*unsupported, "use_karras_sigmas") if values.get(k)]
-        shift_type = values.get("time_shift_type", "exponential")
-        if shift_type not in tuple(TimeShift):
-            problems.append(f"time_shift_type {shift_type!r} is unknown: use one of {[*map(str, TimeShift)]}")
-        if problems:
-            raise ConfigError(f"{where}:\n  " + "\n  ".join(problems))
-        return cls(
-            time_shift_type=TimeShift(shift_type),
-            use_dynamic_shifting=values.get("use_dynamic_shifting", False),
-            shift=values.get("shift", 1.0),
-            shift_terminal=values.get("shift_terminal") or None,
-        )
+        problems += [f"{k} is not supported" for k in (*unsupported, "use_karras_sigmas") if values.get(k)]
+        for key, supported in {"_class_name": CLASS, "num_train_timesteps": 1000}.items():
+            if values.get(key, supported) != supported:
+                problems.append(f"{key} = {shown(values[key])} is not supported (only {supported!r})")
+        acting = {"time_shift_type": TimeShift.EXPONENTIAL, "use_dynamic_shifting": False, **values}
+        if acting.get("shift_terminal") is False:  # so the release says that there is none
+            acting["shift_terminal"] = None
+        found = read_fields(cls, acting, problems)
+        if found.get("shift", 1.0) <= 0:
+            problems.append(f"shift = {found['shift']}: must be positive")
+        if not 0 <= (found.get("shift_terminal") or 0) < 1:
+            problems.append(f"shift_terminal = {found['shift_terminal']}: must be from 0 to below 1")
+        require_none(problems, where)
+        return cls(**{**found, "shift_terminal": found.get("shift_terminal") or None})
 
     def sigmas(self, steps: int, *, tokens: int) -> Float32[np.ndarray, " steps1"]:
         """`steps` decreasing noise levels from 1, and a final 0.

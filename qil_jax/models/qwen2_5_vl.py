@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from qil_jax.models.attention import Mask, attention
 from qil_jax.models.axes import Axis, Constrain, unconstrained
-from qil_jax.models.config import ConfigError
+from qil_jax.models.config import Blocks, read_fields, require_none, shown
 from qil_jax.models.layers import RMSNorm, embedding, linear
 from qil_jax.models.rope import Rotary, rotary, rotate_half
 from qil_jax.models.stack import scan_blocks, stack_blocks
@@ -26,7 +26,7 @@ from qil_jax.models.stack import scan_blocks, stack_blocks
 class VisionConfig:
     """The sizes of the vision tower, under `vision_config` of text_encoder/config.json."""
 
-    depth: int = 32
+    depth: Blocks = 32
     hidden_size: int = 1280
     intermediate_size: int = 3420
     num_heads: int = 16
@@ -42,7 +42,7 @@ class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
     """Keys of text_encoder/config.json that shape the language model, and its vision tower's."""
 
     hidden_size: int = 3584
-    num_hidden_layers: int = 28
+    num_hidden_layers: Blocks = 28
     num_attention_heads: int = 28
     num_key_value_heads: int = 4
     intermediate_size: int = 18944
@@ -56,19 +56,24 @@ class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
         """Parse the released JSON: language keys at the top level, or under `text_config` as newer files have them.
 
         Raises:
-          ConfigError: on a missing size, a sliding window, a tied head, or an activation other than SiLU.
+          ConfigError: on a missing size, a value of a wrong type, heads that do not divide, a sliding window, a tied
+            head, or an activation other than SiLU.
         """
-        text = {**values, **values.get("text_config", {})}
-        rope = text.get("rope_parameters") or {}
+        problems: list[str] = []
+        text = {**values, **_inner(values, "text_config", problems)}
+        rope = _inner(text, "rope_parameters", problems)
         text.setdefault("rope_theta", rope.get("rope_theta"))
         names = [f.name for f in dataclasses.fields(cls) if f.name != "vision"]
-        problems = [f"{n!r} is missing: copy it from the released config.json" for n in names if text.get(n) is None]
+        problems += [f"{n!r} is missing: copy it from the released config.json" for n in names if text.get(n) is None]
         for key, supported in {"use_sliding_window": False, "hidden_act": "silu", "tie_word_embeddings": False}.items():
             if text.get(key, supported) != supported:
-                problems.append(f"{key} = {text[key]!r} is not supported (only {supported!r})")
-        if problems:
-            raise ConfigError(f"{where}:\n  " + "\n  ".join(problems))
-        return cls(vision=_vision(values.get("vision_config", {})), **{n: text[n] for n in names})
+                problems.append(f"{key} = {shown(text[key])} is not supported (only {supported!r})")
+        found = read_fields(cls, {n: text[n] for n in names if text.get(n) is not None}, problems)
+        vision = _vision_fields(_inner(values, "vision_config", problems), problems)
+        require_none(problems, where)
+        config = cls(vision=VisionConfig(**vision), **found)
+        require_none(_uneven(config), where)
+        return config
 
     @property
     def head_dim(self) -> int:
@@ -76,10 +81,34 @@ class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
         return self.hidden_size // self.num_attention_heads
 
 
-def _vision(values: Mapping[str, Any]) -> VisionConfig:
+def _inner(values: Mapping[str, Any], key: str, problems: list[str]) -> Mapping[str, Any]:
+    """An object within the JSON, empty where there is none."""
+    inner = values.get(key)
+    if inner is not None and not isinstance(inner, Mapping):
+        problems.append(f"{key} = {shown(inner)}: must be an object")
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _vision_fields(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     # Older files call the input channels `in_chans`.
     values = {"in_channels": values.get("in_chans", 3), **values}
-    return VisionConfig(**{f.name: values[f.name] for f in dataclasses.fields(VisionConfig) if f.name in values})
+    return read_fields(VisionConfig, values, problems, prefix="vision_config: ")
+
+
+def _uneven(config: Qwen2_5VLConfig) -> list[str]:
+    """Widths and heads that do not divide."""
+    problems = []
+    width, heads, groups = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    if width % (2 * heads):
+        problems.append(f"hidden_size {width} must split into num_attention_heads {heads} of an even width")
+    if heads % groups:
+        problems.append(f"num_attention_heads {heads} must be a multiple of num_key_value_heads {groups}")
+    if config.vision.hidden_size % config.vision.num_heads:
+        size, count = config.vision.hidden_size, config.vision.num_heads
+        problems.append(f"vision_config: hidden_size {size} must be a multiple of num_heads {count}")
+    if min(config.rms_norm_eps, config.rope_theta) <= 0:
+        problems.append(f"rms_norm_eps {config.rms_norm_eps} and rope_theta {config.rope_theta} must be positive")
+    return problems
 
 
 class DecoderLayer(nnx.Module):

@@ -18,8 +18,11 @@ from jax import Array
 from jaxtyping import Float
 
 from qil_jax.models.attention import AttentionKind, attention
-from qil_jax.models.config import ConfigError, parse_config
+from qil_jax.models.config import Blocks, ConfigError, parse_config
 from qil_jax.models.layers import ChannelNorm, Conv, conv3x3, convolution, pointwise
+
+MOST_LEVELS = 8
+"""Sizes of the picture inside the network: 128 pixels a latent, where the release has 8."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,7 @@ class VAEConfig:
     base_dim: int = 96
     z_dim: int = 16
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
+    num_res_blocks: Blocks = 2
     temperal_downsample: tuple[bool, ...] = (False, True, True)  # spelled so in the release; no effect on one picture
     input_channels: int = 3
 
@@ -40,7 +43,7 @@ class VAEConfig:
         """Parse the released JSON.
 
         Raises:
-          ConfigError: on absent latent statistics, unknown keys, or attention scales.
+          ConfigError: on absent latent statistics, unknown keys, values of wrong types, or attention scales.
         """
         config = parse_config(cls, values, where=where, fixed={"attn_scales": ()}, ignored=("dropout",))
         for name in ("latents_mean", "latents_std"):
@@ -48,6 +51,8 @@ class VAEConfig:
                 raise ConfigError(f"{where}: {name} has {len(getattr(config, name))} values for z_dim {config.z_dim}")
         if not all(s > 0 for s in config.latents_std):
             raise ConfigError(f"{where}: latents_std must be positive, got {config.latents_std}")
+        if not 1 <= len(config.dim_mult) <= MOST_LEVELS:
+            raise ConfigError(f"{where}: dim_mult has {len(config.dim_mult)} values, 1 to {MOST_LEVELS} are supported")
         if len(config.temperal_downsample) != len(config.dim_mult) - 1:
             raise ConfigError(f"{where}: temperal_downsample needs one entry fewer than dim_mult {config.dim_mult}")
         return config

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 
 from qil_jax.models.attention import AttentionKind, attention
 from qil_jax.models.axes import Axis, Constrain, unconstrained
-from qil_jax.models.config import ConfigError, parse_config
+from qil_jax.models.config import Blocks, ConfigError, parse_config
 from qil_jax.models.layers import RMSNorm, embedding, layer_norm, linear
 from qil_jax.models.rope import Rotary, rotary, rotate_interleaved
 from qil_jax.models.stack import PLAIN, Scan, scan_blocks, stack_blocks
@@ -30,7 +30,7 @@ from qil_jax.models.stack import PLAIN, Scan, scan_blocks, stack_blocks
 class MMDiTConfig:
     """Keys of the released transformer/config.json. `use_layer3d_rope` decides how positions are laid out."""
 
-    num_layers: int = 60
+    num_layers: Blocks = 60
     num_attention_heads: int = 24
     attention_head_dim: int = 128
     joint_attention_dim: int = 3584
@@ -46,7 +46,8 @@ class MMDiTConfig:
         """Parse the released JSON.
 
         Raises:
-          ConfigError: on unknown keys, guidance_embeds or zero_cond_t, or sizes that contradict each other.
+          ConfigError: on unknown keys, values of wrong types, guidance_embeds or zero_cond_t, or sizes that
+            contradict each other.
         """
         config = parse_config(
             cls,
@@ -60,6 +61,8 @@ class MMDiTConfig:
                 f"{where}: axes_dims_rope {config.axes_dims_rope} must add up to "
                 f"attention_head_dim {config.attention_head_dim}"
             )
+        if any(dim % 2 for dim in config.axes_dims_rope):
+            raise ConfigError(f"{where}: axes_dims_rope {config.axes_dims_rope} must be even: they turn in pairs")
         return config
 
     @property

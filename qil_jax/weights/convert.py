@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,27 +16,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from qil_jax.files import recover, whole_folder
 from qil_jax.weights.load import open_source
 from qil_jax.weights.names import released_names
-from qil_jax.weights.safetensors_io import (
-    PICKLES,
-    ShardedWriter,
-    TensorPlan,
-    TensorReader,
-    read_headers,
-    weight_files,
-)
-from qil_jax.weights.source import PARAMS, SIDECAR, Layout, ParameterSource, layout_of, row_major, zarr_spec
+from qil_jax.weights.pieces import Index, chunk_of, pieces_of, released_rows, sidecar_of
+from qil_jax.weights.safetensors_io import PICKLES, ShardedWriter, TensorPlan, TensorReader, stored_tensors
+from qil_jax.weights.source import PARAMS, SIDECAR, Layout, ParameterSource, layout_of, zarr_spec
 from qil_jax.weights.structure import component_config, require_sound
 from qil_jax.weights.tables import Component, Entry, Target, Transform, table_of, targets
 
-PIECE_BYTES = 8 << 20
-"""Size of a chunk at most. Small pieces let the allocator reuse memory instead of asking for fresh pages."""
 THREADS = 2
 
 OnBytes = Callable[[int], None]
 """Called with the number of bytes that were written since the last call; from several threads."""
-Index = tuple[slice, ...]
 
 
 class ConversionError(ValueError):
@@ -88,7 +80,22 @@ def _ignore(_: int) -> None:
 @contextmanager
 def _prepared(source: Path, destination: Path, layout: Layout, *, overwrite: bool) -> Iterator[Path]:
     """A folder to fill that holds all but the weights, and takes the destination's place once it is complete."""
-    if destination.exists():
+    if destination.parent.is_dir():
+        recover(destination.parent)
+    _require_free(source, destination, overwrite=overwrite)
+    require_sound(source)
+    other = [c for c in Component if layout_of(source / c) is not layout]
+    if other:
+        raise ConversionError(f"{source}: {', '.join(other)} not stored as {layout}; the other direction is needed")
+    with whole_folder(destination, overwrite=overwrite) as folder:
+        _require_space(source, folder, destination)
+        _carry(source, folder)
+        yield folder
+
+
+def _require_free(source: Path, destination: Path, *, overwrite: bool) -> None:
+    """Refuse a destination that must not be written to."""
+    if os.path.lexists(destination):
         if not overwrite:
             raise ConversionError(f"{destination} exists; give another folder, or --overwrite to replace it")
         if not (destination / "model_index.json").is_file():
@@ -97,34 +104,15 @@ def _prepared(source: Path, destination: Path, layout: Layout, *, overwrite: boo
             raise ConversionError(f"{destination} contains the source; give another folder")
     if destination.resolve().is_relative_to(source.resolve()):
         raise ConversionError(f"{destination} lies inside the source {source}; give a folder outside it")
-    require_sound(source)
-    other = [c for c in Component if layout_of(source / c) is not layout]
-    if other:
-        raise ConversionError(f"{source}: {', '.join(other)} not stored as {layout}; the other direction is needed")
-    unfinished = destination.with_name(destination.name + ".unfinished")  # of a conversion that was cut off
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        _require_space(source, unfinished)
-        _carry(source, unfinished)
-        yield unfinished
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    if destination.exists():
-        replaced = destination.with_name(destination.name + ".replaced")
-        destination.rename(replaced)
-        unfinished.rename(destination)
-        shutil.rmtree(replaced)
-    else:
-        unfinished.rename(destination)
 
 
-def _require_space(source: Path, folder: Path) -> None:
+def _require_space(source: Path, folder: Path, destination: Path) -> None:
     needed = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise ConversionError(f"{folder.parent}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; make room")
+        raise ConversionError(
+            f"{destination.parent}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; make room"
+        )
 
 
 def _carry(source: Path, folder: Path) -> None:
@@ -152,7 +140,8 @@ def _write_orbax(source: Path, folder: Path, table: list[Entry], on_bytes: OnByt
     jobs = []
     for target in wanted:
         array = _create_array(folder / PARAMS, target, reader.dtype(target))
-        jobs += [partial(_copy_to_array, reader, target, array, index) for index in _pieces(target, reader)]
+        indices = pieces_of(target, reader.dtype(target))
+        jobs += [partial(_copy_to_array, reader, target, array, index) for index in indices]
     _run(jobs, on_bytes)
     _write_sidecar(source, folder, table)
 
@@ -177,33 +166,8 @@ def _write_skeleton(folder: Path, dtypes: dict[str, np.dtype]) -> None:
 def _create_array(folder: Path, target: Target, dtype: np.dtype) -> ts.TensorStore:
     spec = zarr_spec(folder, target.path)
     shutil.rmtree(spec["kvstore"]["path"])
-    spec["metadata"] = {"shape": list(target.shape), "chunks": list(_chunk(target, dtype)), "compressor": None}
+    spec["metadata"] = {"shape": list(target.shape), "chunks": list(chunk_of(target, dtype)), "compressor": None}
     return ts.open(spec, create=True, open=False, dtype=ts.dtype(dtype)).result()
-
-
-def _chunk(target: Target, dtype: np.dtype) -> tuple[int, ...]:
-    """One block, cut along what are rows of the stored tensor until it fits a piece."""
-    chunk = list(target.shape) if target.entries[0].block is None else [1, *target.shape[1:]]
-    rows = _rows_axis(target)
-    parts = -(-math.prod(chunk) * dtype.itemsize // PIECE_BYTES)
-    chunk[rows] = -(-chunk[rows] // parts)
-    return tuple(chunk)
-
-
-def _rows_axis(target: Target) -> int:
-    """The axis of a parameter, blocks included, that is the first of its stored tensors."""
-    first = target.entries[0]
-    return first.transform.leading % len(first.transform.shape(first.shape)) + (first.block is not None)
-
-
-def _pieces(target: Target, reader: ParameterSource) -> Iterator[Index]:
-    """The chunks of a parameter."""
-    chunk = _chunk(target, reader.dtype(target))
-    counts = [-(-size // step) for size, step in zip(target.shape, chunk, strict=True)]
-    for position in np.ndindex(*counts):
-        yield tuple(
-            slice(int(p) * c, min((int(p) + 1) * c, s)) for p, c, s in zip(position, chunk, target.shape, strict=True)
-        )
 
 
 def _copy_to_array(reader: ParameterSource, target: Target, array: ts.TensorStore, index: Index) -> int:
@@ -217,14 +181,13 @@ def _write_sidecar(source: Path, folder: Path, table: list[Entry]) -> None:
     kept = [e for e in table if e.transform in (Transform.SIDECAR, Transform.TAP)]
     if not kept:
         return
-    stored = TensorReader(read_headers(weight_files(source)))
+    stored = TensorReader(stored_tensors(source))
     names = {released: name for name, released in released_names(Component.VAE, stored.tensors).items()}
     tensors = {e.name: _unused(e, stored[names[e.name]]) for e in kept}
     plans = [TensorPlan(name=n, dtype=x.dtype, shape=x.shape) for n, x in tensors.items()]
-    writer = ShardedWriter(folder, SIDECAR.removesuffix(".safetensors"), plans)
-    for name, tensor in tensors.items():
-        writer.write(name, tensor)
-    writer.close()
+    with closing(ShardedWriter(folder, SIDECAR.removesuffix(".safetensors"), plans)) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
 
 
 def _unused(entry: Entry, stored: np.ndarray) -> np.ndarray:
@@ -235,35 +198,26 @@ def _unused(entry: Entry, stored: np.ndarray) -> np.ndarray:
 def _write_diffusers(source: Path, folder: Path, table: list[Entry], on_bytes: OnBytes) -> None:
     component = Component(source.name)
     reader = open_source(source, component)
-    kept = read_headers([source / SIDECAR]) if component is Component.VAE else {}
+    sidecar = sidecar_of(source, component)
     wanted = targets(table)
     dtypes = {e.name: reader.dtype(t) for t in wanted.values() for e in t.entries}
-    dtypes |= {e.name: kept[e.name].dtype for e in table if e.transform is Transform.SIDECAR}
+    dtypes |= {e.name: sidecar.tensors[e.name].dtype for e in table if e.transform is Transform.SIDECAR}
     plans = [TensorPlan(name=e.name, dtype=dtypes[e.name], shape=e.shape) for e in table]
     stem = "model" if component is Component.TEXT_ENCODER else "diffusion_pytorch_model"
-    writer = ShardedWriter(folder, stem, plans)
-    sidecar = TensorReader(kept)
-    for entry in table:
-        if entry.transform is Transform.SIDECAR:
-            writer.write(entry.name, sidecar[entry.name])
-    pieces = [(target, index) for target in wanted.values() for index in _pieces(target, reader)]
-    _run([partial(_copy_to_file, reader, target, index, sidecar, writer) for target, index in pieces], on_bytes)
-    writer.close()
+    pieces = [(target, index) for target in wanted.values() for index in pieces_of(target, reader.dtype(target))]
+    with closing(ShardedWriter(folder, stem, plans)) as writer:
+        for entry in table:
+            if entry.transform is Transform.SIDECAR:
+                writer.write(entry.name, sidecar[entry.name])
+        _run([partial(_copy_to_file, reader, target, index, sidecar, writer) for target, index in pieces], on_bytes)
 
 
 def _copy_to_file(
     reader: ParameterSource, target: Target, index: Index, sidecar: TensorReader, writer: ShardedWriter
 ) -> int:
-    part = reader.read(target, index)
-    rows = index[_rows_axis(target)]
-    entry = target.entries[0]
-    if entry.block is not None:
-        entry, part = target.entries[index[0].start], part[0]
-    stored = entry.transform.backward(part, (rows.stop - rows.start, *entry.shape[1:]))
-    if entry.transform is Transform.TAP:
-        stored = np.concatenate([sidecar[entry.name][rows], stored[:, :, None]], axis=2)
-    writer.write(entry.name, row_major(stored), first=rows.start)
-    return part.nbytes
+    rows = released_rows(reader, target, index, sidecar)
+    writer.write(rows.entry.name, rows.values, first=rows.first)
+    return math.prod(part.stop - part.start for part in index) * rows.values.itemsize
 
 
 def _run(jobs: Sequence[Callable[[], int]], on_bytes: OnBytes) -> None:

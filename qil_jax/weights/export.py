@@ -1,8 +1,10 @@
 """Trained parameters as a checkpoint folder of the released layout, beside the parts that were not trained."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,12 @@ import jax
 import numpy as np
 from jax import Array
 
+from qil_jax.files import recover, whole_folder
 from qil_jax.weights.names import released_names
-from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan, TensorReader, read_headers, weight_files
+from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan, TensorReader, stored_tensors
 from qil_jax.weights.source import Layout, layout_of
 from qil_jax.weights.structure import component_config
 from qil_jax.weights.tables import Component, Entry, Target, Transform, table_of, targets
-
-UNFINISHED = ".unfinished"
 
 
 class ExportError(ValueError):
@@ -35,6 +36,8 @@ def export_checkpoint(
 ) -> None:
     """Write a whole checkpoint folder; it appears when it is complete.
 
+    Of several processes the first writes; the folder need not be there for the others.
+
     Args:
       component: what was trained.
       params: all its parameters by path, over the mesh; every process must call.
@@ -47,27 +50,30 @@ def export_checkpoint(
     Raises:
       ExportError: if the destination exists, or a part is stored by orbax.
     """
-    if destination.exists():
+    writing = jax.process_index() == 0
+    if writing and destination.parent.is_dir():
+        recover(destination.parent)
+    if os.path.lexists(destination):
         raise ExportError(f"{destination} exists: give another folder, or remove it")
     for part, folder in others.items():
         if layout_of(folder / part) is Layout.ORBAX:
             raise ExportError(f"{folder / part} is stored by orbax: run tools/convert.py to-diffusers on it first")
-    writing = jax.process_index() == 0
-    folder = destination.with_name(destination.name + UNFINISHED)
-    if writing:
-        shutil.rmtree(folder, ignore_errors=True)
+    trained = _trained(component, config, params)
+    if not writing:
+        for _, values in trained:
+            _gathered(values)
+        return
+    with whole_folder(destination) as folder:
         _carry(folder, component, others)
         (folder / component / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
         (folder / "training.json").write_text(json.dumps(dict(origin), indent=2) + "\n")
-    _write_component(folder / component, others[component] / component, component, config, params, np.dtype(dtype))
-    if writing:
-        folder.rename(destination)
+        kept = _Kept(others[component] / component, component)
+        _write_component(folder / component, table_of(component, config), trained, kept, np.dtype(dtype))
 
 
 def _carry(folder: Path, component: Component, others: Mapping[Component, Path]) -> None:
     """Copy the parts that were not trained, and the files that are no part."""
     base = others[Component.TRANSFORMER]
-    folder.mkdir(parents=True)
     for item in sorted(base.iterdir()):
         if item.name in tuple(Component) or item.name in ("training.json",) or item.name.startswith("."):
             continue
@@ -78,32 +84,31 @@ def _carry(folder: Path, component: Component, others: Mapping[Component, Path])
     (folder / component).mkdir()
 
 
-def _write_component(
-    folder: Path, base: Path, component: Component, config: Mapping[str, Any], params: Mapping[str, Array], dtype: Any
-) -> None:
-    """The trained tensors under their released names, one parameter in host memory at a time."""
-    table = table_of(component, config)
-    wanted = targets(table)
-    trained = {path: target for path, target in wanted.items() if path in params}
-    missing = [path for path in wanted if path not in trained]
+def _trained(
+    component: Component, config: Mapping[str, Any], params: Mapping[str, Array]
+) -> list[tuple[Target, Array]]:
+    """The parameters that there are, in the order in which every process gathers them."""
+    wanted = targets(table_of(component, config))
+    missing = [path for path in wanted if path not in params]
     if missing and component is not Component.TEXT_ENCODER:
         raise ExportError(f"{component}: no parameters for {', '.join(missing[:4])}")
-    writing = jax.process_index() == 0
-    kept = _Kept(base, component) if writing else None
-    writer = None
-    if writing:
-        stem = "model" if component is Component.TEXT_ENCODER else "diffusion_pytorch_model"
-        writer = ShardedWriter(folder, stem, [TensorPlan(name=e.name, dtype=dtype, shape=e.shape) for e in table])
-    for path, target in trained.items():
-        whole = _gathered(params[path]).astype(dtype)
-        if writer is not None and kept is not None:
-            for entry, tensor in _stored(target, whole, kept, dtype):
+    return [(target, params[path]) for path, target in wanted.items() if path in params]
+
+
+def _write_component(
+    folder: Path, table: list[Entry], trained: list[tuple[Target, Array]], kept: "_Kept", dtype: np.dtype
+) -> None:
+    """The trained tensors under their released names, one parameter in host memory at a time."""
+    stem = "model" if Component(folder.name) is Component.TEXT_ENCODER else "diffusion_pytorch_model"
+    plans = [TensorPlan(name=e.name, dtype=dtype, shape=e.shape) for e in table]
+    written = {entry.name for target, _ in trained for entry in target.entries}
+    with closing(ShardedWriter(folder, stem, plans)) as writer:
+        for target, values in trained:
+            for entry, tensor in _stored(target, _gathered(values).astype(dtype), kept, dtype):
                 writer.write(entry.name, np.ascontiguousarray(tensor))
-    if writer is not None and kept is not None:
         for entry in table:
-            if entry.transform is Transform.SIDECAR:
+            if entry.name not in written:
                 writer.write(entry.name, kept.read(entry, dtype))
-        writer.close()
 
 
 def _stored(target: Target, whole: np.ndarray, kept: "_Kept", dtype: Any) -> list[tuple[Entry, np.ndarray]]:
@@ -123,7 +128,7 @@ class _Kept:
     """Stored tensors of the checkpoint that training started from."""
 
     def __init__(self, folder: Path, component: Component):
-        self._reader = TensorReader(read_headers(weight_files(folder)))
+        self._reader = TensorReader(stored_tensors(folder))
         self._names = {new: name for name, new in released_names(component, self._reader.tensors).items()}
 
     def read(self, entry: Entry, dtype: Any) -> np.ndarray:

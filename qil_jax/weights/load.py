@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from qil_jax.mesh import Rules, shardings
 from qil_jax.weights.names import released_names
-from qil_jax.weights.safetensors_io import TensorReader, read_headers, weight_files
+from qil_jax.weights.safetensors_io import TensorReader, stored_tensors
 from qil_jax.weights.source import Layout, OrbaxSource, ParameterSource, SafetensorsSource, layout_of
 from qil_jax.weights.structure import component_config
 from qil_jax.weights.tables import Component, Target, table_of, targets
@@ -27,7 +27,7 @@ def open_source(folder: Path, component: Component) -> ParameterSource:
     """
     if layout_of(folder) is Layout.ORBAX:
         return OrbaxSource(folder)
-    reader = TensorReader(read_headers(weight_files(folder)))
+    reader = TensorReader(stored_tensors(folder))
     names = {released: name for name, released in released_names(component, reader.tensors).items()}
     return SafetensorsSource(reader, names)
 

@@ -41,7 +41,7 @@ def _vae_name(name: str) -> str:
     if match is None:
         return name
     side, rest = match.groups()
-    rest = re.sub(r"^upsamples\.(\d+)\.", _wan_upsample, rest)
+    rest = re.sub(r"^upsamples\.(\d{1,4})\.", _wan_upsample, rest)
     rest = re.sub(r"^downsamples\.(\d+)\.", r"down_blocks.\1.", rest)
     for wan, released in {**_WAN_ENCODER, **_WAN_SHARED}.items():
         if rest.startswith(wan + "."):

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
-from safetensors import safe_open
 
 from qil_jax.models.lpips import Backbone, Weights, weight_shapes
-from qil_jax.weights.safetensors_io import WeightsError
+from qil_jax.weights.safetensors_io import TensorReader, read_headers
+from qil_jax.weights.strict import WeightsError
 
 
 def load_lpips(file: Path) -> tuple[Weights, Backbone]:
@@ -17,12 +16,11 @@ def load_lpips(file: Path) -> tuple[Weights, Backbone]:
       WeightsError: if the file is not one of LPIPS.
     """
     try:
-        with safe_open(str(file), "np") as stored:
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
-    except Exception as error:  # safetensors raises its own, and OSError
-        raise WeightsError([f"{file}: cannot be read ({error}); write it again with tools/convert_lpips.py"]) from error
-    found = {name: tuple(x.shape) for name, x in tensors.items()}
+        stored = TensorReader(read_headers([file]))
+    except WeightsError as error:
+        raise WeightsError([*error.problems, "write the file again with tools/convert_lpips.py"]) from error
+    found = {name: info.shape for name, info in stored.tensors.items()}
     for backbone in Backbone:
         if found == weight_shapes(backbone):
-            return jax.tree.map(jnp.asarray, tensors), backbone
+            return {name: jnp.array(stored[name]) for name in found}, backbone
     raise WeightsError([f"{file}: is no LPIPS of {' or '.join(Backbone)}; write it with tools/convert_lpips.py"])

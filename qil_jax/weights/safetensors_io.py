@@ -14,43 +14,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-import ml_dtypes
 import numpy as np
 
-DTYPES = {
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F16": np.dtype(np.float16),
-    "F32": np.dtype(np.float32),
-    "F64": np.dtype(np.float64),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
-    "I32": np.dtype(np.int32),
-    "I64": np.dtype(np.int64),
-}
+from qil_jax.weights.strict import DTYPES, TensorInfo, WeightsError, read_header, read_index
+
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SHARD_BYTES = 9_990_000_000
-
-
-class WeightsError(ValueError):
-    """Weight files are missing, damaged, or of a kind that is not read. The message lists every problem."""
-
-    def __init__(self, problems: list[str]):
-        self.problems = tuple(problems)
-        super().__init__("cannot read the weights:\n  " + "\n  ".join(problems))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TensorInfo:
-    """Where one tensor lies. Offsets are from the start of the file, in bytes."""
-
-    file: Path
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    start: int
-    stop: int
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -59,17 +29,13 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
       WeightsError: if there are none (naming pickles found instead), or the index names files that are not there.
     """
-    if folder.is_file():
-        return [folder]
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    if len(indices) > 1:
-        raise WeightsError([f"{folder}: several index files ({', '.join(i.name for i in indices)}); keep one"])
-    if indices:
-        names = sorted(set(_read_json(indices[0])["weight_map"].values()))
+    index = _index_file(folder)
+    if index is not None:
+        names = sorted(set(read_index(index).weight_map.values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise WeightsError(
-                [f"{folder / name}: named by {indices[0].name} but missing; download it again" for name in missing]
+                [f"{folder / name}: named by {index.name} but missing; download it again" for name in missing]
             )
         return [folder / name for name in names]
     files = sorted(folder.glob("*.safetensors"))
@@ -82,52 +48,56 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_headers(files: list[Path]) -> dict[str, TensorInfo]:
-    """All tensors of some files by name; no tensor is read.
+def _index_file(folder: Path) -> Path | None:
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    if len(indices) > 1:
+        raise WeightsError([f"{folder}: several index files ({', '.join(i.name for i in indices)}); keep one"])
+    return indices[0] if indices else None
+
+
+def stored_tensors(folder: Path) -> dict[str, TensorInfo]:
+    """All tensors of a component folder by the names in its files; no tensor is read.
 
     Raises:
-      WeightsError: listing every truncated or malformed file and every name that occurs twice.
+      WeightsError: listing all that is wrong with its files, and where an index and its shards differ.
     """
-    problems: list[str] = []
-    tensors: dict[str, TensorInfo] = {}
-    for file in files:
-        try:
-            found = _read_header(file)
-        except (WeightsError, OSError) as error:
-            problems += error.problems if isinstance(error, WeightsError) else [f"{file}: {error}"]
-            continue
-        problems += [f"{name}: both in {tensors[name].file} and in {file}" for name in found if name in tensors]
-        tensors.update(found)
+    tensors = read_headers(weight_files(folder))
+    index = _index_file(folder)
+    if index is None:
+        return tensors
+    said = read_index(index)
+    problems = []
+    for name, shard in said.weight_map.items():
+        if name not in tensors:
+            problems.append(f"{index}: {name} is in none of the shards; download both again")
+        elif tensors[name].file.name != shard:
+            problems.append(f"{index}: {name} is not in {shard} but in {tensors[name].file.name}; download both again")
+    unsaid = [name for name in tensors if name not in said.weight_map]
+    problems += [f"{index}: {name} of {tensors[name].file.name} is not named; download both again" for name in unsaid]
+    size = sum(info.stop - info.start for info in tensors.values())
+    if said.total_size not in (None, size):
+        problems.append(f"{index}: total_size is {said.total_size}, the shards hold {size} bytes; download both again")
     if problems:
         raise WeightsError(problems)
     return tensors
 
 
-def _read_header(file: Path) -> dict[str, TensorInfo]:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        head = stream.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 2 <= length <= size - 8:
-            raise WeightsError([f"{file}: no safetensors header ({size} bytes); truncated? download it again"])
+def read_headers(files: list[Path]) -> dict[str, TensorInfo]:
+    """All tensors of some files by name; no tensor is read.
+
+    Raises:
+      WeightsError: listing everything that is wrong with the files and every name that occurs twice.
+    """
+    problems: list[str] = []
+    tensors: dict[str, TensorInfo] = {}
+    for file in files:
         try:
-            header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            entries = {name: (v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for name, v in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WeightsError([f"{file}: malformed header ({error}); download it again"]) from error
-    problems, tensors = [], {}
-    base = 8 + length
-    for name, (code, shape, start, stop) in entries.items():
-        dtype = DTYPES.get(code)
-        if dtype is None:
-            problems.append(f"{file}: {name} has dtype {code}, known are {', '.join(DTYPES)}")
-        elif stop - start != math.prod(shape) * dtype.itemsize:
-            problems.append(f"{file}: {name} of shape {list(shape)} and dtype {code} does not fill its bytes")
-        elif start < 0 or base + stop > size:
-            problems.append(f"{file}: {name} ends at byte {base + stop} of {size}: truncated, download it again")
-        else:
-            tensors[name] = TensorInfo(file=file, dtype=dtype, shape=shape, start=base + start, stop=base + stop)
+            found = read_header(file)
+        except WeightsError as error:
+            problems += error.problems
+            continue
+        problems += [f"{name}: both in {tensors[name].file} and in {file}" for name in found if name in tensors]
+        tensors.update(found)
     if problems:
         raise WeightsError(problems)
     return tensors
@@ -231,10 +201,3 @@ def _shards(plans: list[TensorPlan], limit: int) -> Iterator[list[TensorPlan]]:
         shard.append(plan)
         size += plan.bytes
     yield shard
-
-
-def _read_json(file: Path) -> dict:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError([f"{file}: {error}"]) from error

@@ -9,8 +9,10 @@ import numpy as np
 import tensorstore as ts
 
 from qil_jax.weights.safetensors_io import TensorReader
+from qil_jax.weights.strict import WeightsError, read_json
 from qil_jax.weights.tables import Target
 
+AGAIN = "convert again"
 PARAMS = "params"
 """Folder of a component that holds its orbax parameters."""
 SIDECAR = "temporal.safetensors"
@@ -80,9 +82,24 @@ class OrbaxSource:
         return self.array(target.path)[index].read().result()
 
     def array(self, path: str) -> Any:
-        """The tensorstore array of a parameter; ValueError if there is none."""
+        """The tensorstore array of a parameter.
+
+        Raises:
+          FileNotFoundError: if there is none.
+          WeightsError: if its metadata cannot be read.
+        """
         if path not in self._open:
-            self._open[path] = ts.open(zarr_spec(self._folder, path), read=True, open=True).result()
+            spec = zarr_spec(self._folder, path)
+            folder = Path(spec["kvstore"]["path"])
+            if not folder.is_dir():
+                raise FileNotFoundError(folder)
+            metadata = read_json(folder / ".zarray", fix=AGAIN)  # tensorstore's own parser can be made to crash
+            if metadata.get("compressor") is not None or metadata.get("filters") is not None:
+                raise WeightsError([f"{folder}: is compressed, which is not read; {AGAIN}"])
+            try:
+                self._open[path] = ts.open(spec, read=True, open=True).result()
+            except Exception as error:  # ValueError and others, as tensorstore's status codes are
+                raise WeightsError([f"{folder}: is no zarr array ({error}); {AGAIN}"]) from error
         return self._open[path]
 
 

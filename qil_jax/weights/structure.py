@@ -1,21 +1,39 @@
 """Everything that can be wrong with a checkpoint, found before any tensor is read and reported at once."""
 
-import json
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qil_jax.models.config import ConfigError
+from qil_jax.flow import Schedule
+from qil_jax.models.config import ConfigError, shown
+from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig
+from qil_jax.models.rgba_vae import VAEConfig
+from qil_jax.models.vld_mmdit import MMDiTConfig
 from qil_jax.weights.names import released_names
-from qil_jax.weights.safetensors_io import TensorInfo, WeightsError, read_headers, weight_files
+from qil_jax.weights.safetensors_io import read_headers, stored_tensors
 from qil_jax.weights.source import PARAMS, SIDECAR, Layout, OrbaxSource, layout_of
+from qil_jax.weights.strict import TensorInfo, WeightsError, read_json
 from qil_jax.weights.tables import Component, Target, Transform, table_of, targets
+from qil_jax.weights.tokenizer import tokenizer_problems
 
 FLOATS = ("bfloat16", "float16", "float32")
-ADDITION = "time_text_embed.addition_t_embedding.weight"
+INDEX = "model_index.json"
+CLASSES = {
+    "transformer": ("QwenImageTransformer2DModel",),
+    "vae": ("AutoencoderKLQwenImage",),
+    "text_encoder": ("Qwen2_5_VLForConditionalGeneration",),
+    "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+    "tokenizer": ("Qwen2Tokenizer", "Qwen2TokenizerFast"),
+}
+"""What model_index.json may say that the parts are."""
+ORBAX_FILES = ("_METADATA", "_CHECKPOINT_METADATA")
+AGAIN = "copy it again from the release"
+MOST_CHUNKS = 4
+"""Damaged chunks of one parameter that a report names."""
 
 
 class StructureError(ValueError):
@@ -34,15 +52,12 @@ def component_config(checkpoint: Path, component: str) -> dict[str, Any]:
       ConfigError: if it is absent or no JSON object.
     """
     file = checkpoint / component / ("scheduler_config.json" if component == "scheduler" else "config.json")
+    if not file.is_file():
+        raise ConfigError(f"{file}: missing; copy the whole {component}/ folder of the release")
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: missing; copy the whole {component}/ folder of the release") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: {error}; copy it again from the release") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file}: holds no JSON object; copy it again from the release")
-    return values
+        return read_json(file, fix=AGAIN)
+    except WeightsError as error:
+        raise ConfigError(error.problems[0]) from error
 
 
 def require_sound(checkpoint: Path) -> None:
@@ -60,22 +75,43 @@ def checkpoint_problems(checkpoint: Path) -> list[str]:
     """Everything wrong with the folder: configs, files, names, shapes, dtypes, and parts that do not fit together."""
     if not checkpoint.is_dir():
         return [f"{checkpoint}: no such folder; give the one that holds model_index.json"]
-    if not (checkpoint / "model_index.json").is_file():
-        return [f"{checkpoint}/model_index.json: missing; give the top folder of the release"]
-    problems = []
+    if not (checkpoint / INDEX).is_file():
+        return [f"{checkpoint / INDEX}: missing; give the top folder of the release"]
+    problems = _pipeline_problems(checkpoint / INDEX)
     configs: dict[Component, dict[str, Any]] = {}
     for component in Component:
         try:
-            configs[component] = component_config(checkpoint, component)
+            config = component_config(checkpoint, component)
+            table_of(component, config)
         except ConfigError as error:
             problems.append(str(error))
             continue
-        problems += component_problems(checkpoint / component, component, configs[component])
+        configs[component] = config
+        problems += component_problems(checkpoint / component, component, config)
     try:
-        component_config(checkpoint, "scheduler")
+        Schedule.from_json(component_config(checkpoint, "scheduler"))
     except ConfigError as error:
         problems.append(str(error))
-    return problems + _misfits(configs)
+    text = configs.get(Component.TEXT_ENCODER)
+    problems += tokenizer_problems(checkpoint, None if text is None else Qwen2_5VLConfig.from_json(text).vocab_size)
+    return problems + (_misfits(configs) if len(configs) == len(Component) else [])
+
+
+def _pipeline_problems(file: Path) -> list[str]:
+    """What is wrong with model_index.json."""
+    try:
+        values = read_json(file, fix=AGAIN)
+    except WeightsError as error:
+        return list(error.problems)
+    name = values.get("_class_name")
+    problems = []
+    if not isinstance(name, str) or not name.startswith("QwenImage"):
+        problems.append(f"{file}: _class_name is {shown(name)}, not a pipeline of Qwen-Image; {AGAIN}")
+    for part, classes in CLASSES.items():
+        told = values.get(part, [None, classes[0]])
+        if not isinstance(told, list) or len(told) != 2 or told[1] not in classes:
+            problems.append(f"{file}: {part} is {shown(told)}, supported is {' or '.join(classes)}")
+    return problems
 
 
 def component_problems(folder: Path, component: Component, config: Mapping[str, Any]) -> list[str]:
@@ -84,16 +120,29 @@ def component_problems(folder: Path, component: Component, config: Mapping[str, 
         table = table_of(component, config)
     except ConfigError as error:
         return [str(error)]
+    if layout_of(folder) is Layout.ORBAX:
+        return _orbax_problems(folder, component, config)
     try:
-        if layout_of(folder) is Layout.ORBAX:
-            return _orbax_problems(folder, component, config)
-        tensors = read_headers(weight_files(folder))
+        tensors = stored_tensors(folder)
     except WeightsError as error:
         return list(error.problems)
-    found = {released: tensors[name] for name, released in released_names(component, tensors).items()}
+    names = released_names(component, tensors)
+    found = {released: tensors[name] for name, released in names.items()}
     expected = {entry.name: entry.shape for entry in table}
-    problems = _tensor_problems(f"{folder}", expected, found) + _index_problems(folder, found)
+    problems = _tensor_problems(f"{folder}", expected, found)
+    problems += [
+        f"{folder}: {', '.join(same)} are one tensor, {released}; remove all but one"
+        for released, same in _grouped(names).items()
+        if len(same) > 1
+    ]
     return problems or _mixture_problems(folder, targets(table), found)
+
+
+def _grouped(names: Mapping[str, str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name, released in names.items():
+        groups.setdefault(released, []).append(name)
+    return groups
 
 
 def _tensor_problems(where: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorInfo]) -> list[str]:
@@ -122,77 +171,83 @@ def _mixture_problems(folder: Path, wanted: Mapping[str, Target], found: Mapping
     return problems
 
 
-def _index_problems(folder: Path, found: Mapping[str, TensorInfo]) -> list[str]:
-    """What the shards' index says against what the shards hold."""
-    problems = []
-    for file in sorted(folder.glob("*.safetensors.index.json")) if folder.is_dir() else []:
-        index = json.loads(file.read_text())
-        inside = {info.file.name for info in found.values()}
-        lost = sorted(set(index["weight_map"].values()) - inside)
-        problems += [f"{file}: {name} holds no tensor" for name in lost]
-        total = index.get("metadata", {}).get("total_size")
-        size = sum(math.prod(info.shape) * info.dtype.itemsize for info in found.values())
-        if total is not None and total != size:
-            problems.append(f"{file}: total_size is {total}, the shards hold {size} bytes; download both again")
-    return problems
-
-
 def _orbax_problems(folder: Path, component: Component, config: Mapping[str, Any]) -> list[str]:
     table = table_of(component, config)
-    source = OrbaxSource(folder)
-    problems = []
-    expected = targets(table)
+    expected, source = targets(table), OrbaxSource(folder)
+    params, dtypes = folder / PARAMS, {}
+    problems = [f"{params / name}: missing; convert again" for name in ORBAX_FILES if not (params / name).is_file()]
     for target in expected.values():
         try:
             array = source.array(target.path)
-        except ValueError:
-            problems.append(f"{folder / PARAMS}: {target.path} {list(target.shape)} is missing; convert again")
+            dtype = np.dtype(array.dtype.numpy_dtype)
+        except FileNotFoundError:
+            problems.append(f"{params}: {target.path} {list(target.shape)} is missing; convert again")
             continue
+        except WeightsError as error:
+            problems += error.problems
+            continue
+        dtypes |= {entry.name: dtype.name for entry in target.entries}
         if tuple(array.shape) != target.shape:
-            problems.append(f"{folder / PARAMS}: {target.path} has shape {list(array.shape)}, not {list(target.shape)}")
+            problems.append(f"{params}: {target.path} has shape {list(array.shape)}, not {list(target.shape)}")
+        elif dtype.name not in FLOATS:
+            problems.append(f"{params}: {target.path} has dtype {dtype.name}, supported are {', '.join(FLOATS)}")
         else:
-            problems += _chunk_problems(folder, target.path, array)
+            problems += _chunk_problems(params / target.path.replace("/", "."), array)
     names = {path.replace("/", ".") for path in expected}
-    stored = {p.name for p in (folder / PARAMS).iterdir() if p.is_dir()}
-    problems += [f"{folder / PARAMS}: {n} is not in the model that config.json describes" for n in stored - names]
+    stored = sorted(p.name for p in params.iterdir() if p.is_dir())
+    problems += [f"{params}: {n} is not in the model that config.json describes" for n in stored if n not in names]
     kept = {e.name: e.shape for e in table if e.transform is Transform.SIDECAR}
     kept |= {e.name: (*e.shape[:2], 2, *e.shape[3:]) for e in table if e.transform is Transform.TAP}
-    if kept:
-        problems += _tensor_problems(str(folder / SIDECAR), kept, read_headers([folder / SIDECAR]))
+    return problems + (_sidecar_problems(folder / SIDECAR, kept, dtypes) if kept else [])
+
+
+def _sidecar_problems(file: Path, kept: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> list[str]:
+    """What is wrong with the temporal taps and convolutions; taps share the dtype of their parameter."""
+    try:
+        found = read_headers([file])
+    except WeightsError as error:
+        return list(error.problems)
+    problems = _tensor_problems(str(file), kept, found)
+    for name, info in found.items():
+        if dtypes.get(name, info.dtype.name) != info.dtype.name:
+            problems.append(f"{file}: {name} has dtype {info.dtype.name}, its parameter {dtypes[name]}; convert again")
     return problems
 
 
-def _chunk_problems(folder: Path, path: str, array: Any) -> list[str]:
+def _chunk_problems(folder: Path, array: Any) -> list[str]:
     """Chunk files of an uncompressed array that are absent or cut short (absent ones would read as zeros)."""
     chunk = array.chunk_layout.read_chunk.shape
     size = math.prod(chunk) * np.dtype(array.dtype.numpy_dtype).itemsize
-    where = folder / PARAMS / path.replace("/", ".")
-    problems = []
-    for index in np.ndindex(*(-(-s // c) for s, c in zip(array.shape, chunk, strict=True))):
-        file = where / ".".join(map(str, index))
-        if not file.is_file() or file.stat().st_size != size:
-            problems.append(f"{file}: missing or not {size} bytes long; convert again")
-    return problems
+    counts = [-(-s // c) for s, c in zip(array.shape, chunk, strict=True)]
+
+    def damaged() -> Iterator[str]:
+        for index in np.ndindex(*counts):
+            file = folder / ".".join(map(str, index))
+            if not file.is_file() or file.stat().st_size != size:
+                yield f"{file}: missing or not {size} bytes long; convert again"
+
+    return list(itertools.islice(damaged(), MOST_CHUNKS))
 
 
 def _misfits(configs: Mapping[Component, Mapping[str, Any]]) -> list[str]:
     """Components that are sound each for itself but do not belong together."""
-    if len(configs) < len(Component):
-        return []
-    mmdit, vae, text = (configs[c] for c in (Component.TRANSFORMER, Component.VAE, Component.TEXT_ENCODER))
+    mmdit = MMDiTConfig.from_json(configs[Component.TRANSFORMER])
+    vae = VAEConfig.from_json(configs[Component.VAE])
+    width = Qwen2_5VLConfig.from_json(configs[Component.TEXT_ENCODER]).hidden_size
     problems = []
-    if mmdit.get("use_layer3d_rope") and vae.get("input_channels", 3) != 4:
+    if mmdit.use_layer3d_rope and vae.input_channels != 4:
         problems.append(
-            f"vae/config.json: input_channels is {vae.get('input_channels', 3)}, the layered transformer needs the "
+            f"vae/config.json: input_channels is {vae.input_channels}, the layered transformer needs the "
             "RGBA-VAE with 4; use the vae/ folder of Qwen-Image-Layered, not Qwen-Image's"
         )
-    width = {**text, **text.get("text_config", {})}.get("hidden_size")
-    if width != mmdit.get("joint_attention_dim", 3584):
+    if width != mmdit.joint_attention_dim:
         problems.append(f"transformer/config.json: joint_attention_dim does not match the text encoder's width {width}")
-    patch = mmdit.get("patch_size", 2) ** 2
-    if mmdit.get("in_channels", 64) != vae.get("z_dim", 16) * patch:
-        problems.append(
-            f"transformer/config.json: in_channels {mmdit.get('in_channels', 64)} does not hold "
-            f"z_dim {vae.get('z_dim', 16)} x {patch} of vae/config.json"
-        )
+    patch = mmdit.patch_size**2
+    latent = f"z_dim {vae.z_dim} x {patch} of vae/config.json"
+    for name, channels in (
+        ("in_channels", mmdit.in_channels),
+        (f"out_channels x {patch} =", mmdit.out_channels * patch),
+    ):
+        if channels != vae.z_dim * patch:
+            problems.append(f"transformer/config.json: {name} {channels} does not hold {latent}")
     return problems

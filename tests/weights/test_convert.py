@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import convert
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -75,7 +76,7 @@ def test_every_other_file_travels_along(tiny):
     for folder in (orbax, back):
         assert all((folder / file).read_bytes() == (source / file).read_bytes() for file in plain)
         assert not list(folder.rglob("*.bin"))
-    assert not list(orbax.parent.glob("*.unfinished"))
+        assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
 def test_the_reference_libraries_load_what_comes_back(tiny):
@@ -181,12 +182,59 @@ def test_a_failed_conversion_leaves_the_old_result_whole(tiny, tmp_path, monkeyp
     require_sound(destination)
 
 
+KILLED = """
+import os, pathlib, sys
+import qil_jax.weights.convert as convert
+from tools.convert import main
+rename, moment, argv = pathlib.Path.rename, sys.argv[1], sys.argv[2:]
+kill = lambda *_: os.kill(os.getpid(), 9)
+if moment == "among the tensors":
+    convert._copy_to_array = kill
+else:  # the old folder is moved aside, the new one is not in its place yet
+    pathlib.Path.rename = lambda self, to: kill() if self.name == "content" else rename(self, to)
+main(argv)
+"""
+
+
+@pytest.mark.parametrize("moment", ["among the tensors", "between the renames"])
+def test_what_a_killed_conversion_left_is_put_right_at_the_next(tiny, tmp_path, moment, capsys):
+    source, destination = tiny[0], tmp_path / "orbax"
+    words = ["to-orbax", str(source), str(destination), "--overwrite"]
+    assert convert.main(words) == 0
+    before = {f.relative_to(destination): f.read_bytes() for f in destination.rglob("*") if f.is_file()}
+    killed = subprocess.run([sys.executable, "-c", KILLED, moment, *words], cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    assert len(list(tmp_path.iterdir())) == 1 + (moment == "among the tensors")
+    assert convert.main(words[:-1]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["orbax"]
+    assert {f.relative_to(destination): f.read_bytes() for f in destination.rglob("*") if f.is_file()} == before
+    assert convert.main(words) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["orbax"]
+    require_sound(destination)
+
+
+def test_folders_of_other_names_are_nobodys_left_overs(tiny, tmp_path):
+    """What earlier versions took for their own: DESTINATION.unfinished and DESTINATION.replaced."""
+    source, destination = tiny[0], tmp_path / "orbax"
+    others = [tmp_path / f"orbax.{suffix}" / "precious" for suffix in ("unfinished", "replaced")]
+    for file in others:
+        file.parent.mkdir()
+        file.write_text("kept")
+    words = ["to-orbax", str(source), str(destination)]
+    assert convert.main(words) == 0
+    assert convert.main([*words, "--overwrite"]) == 0
+    require_sound(destination)
+    assert [file.read_text() for file in others] == ["kept", "kept"]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_the_rows_of_a_cut_tensor_meet(tmp_path, monkeypatch):
     """Pieces far smaller than a tensor, so that every transform is cut between rows."""
     source = tmp_path / "source"
     source.mkdir()
     build_tiny_checkpoint(source)
-    monkeypatch.setattr("qil_jax.weights.convert.PIECE_BYTES", 1 << 12)
+    monkeypatch.setattr("qil_jax.weights.pieces.PIECE_BYTES", 1 << 12)
     to_orbax(source, tmp_path / "orbax")
     require_sound(tmp_path / "orbax")
     to_diffusers(tmp_path / "orbax", tmp_path / "back")

@@ -1,0 +1,97 @@
+"""Parameters cut into pieces of a few MB, and pieces as rows of released tensors."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from qil_jax.weights.names import released_names
+from qil_jax.weights.safetensors_io import TensorReader, read_headers, stored_tensors
+from qil_jax.weights.source import SIDECAR, Layout, OrbaxSource, ParameterSource, layout_of, row_major
+from qil_jax.weights.tables import Component, Entry, Target, Transform, targets
+
+PIECE_BYTES = 8 << 20
+"""Size of a chunk at most. Small pieces let the allocator reuse memory instead of asking for fresh pages."""
+
+Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Some rows of a tensor under its released name, in its released shape and order."""
+
+    entry: Entry
+    first: int
+    values: np.ndarray
+
+
+def chunk_of(target: Target, dtype: np.dtype) -> tuple[int, ...]:
+    """The shape of a piece: one block, cut along what are rows of the stored tensor until it fits PIECE_BYTES."""
+    chunk = list(target.shape) if target.entries[0].block is None else [1, *target.shape[1:]]
+    rows = _rows_axis(target)
+    parts = -(-math.prod(chunk) * dtype.itemsize // PIECE_BYTES)
+    chunk[rows] = -(-chunk[rows] // parts)
+    return tuple(chunk)
+
+
+def _rows_axis(target: Target) -> int:
+    """The axis of a parameter, blocks included, that is the first of its stored tensors."""
+    first = target.entries[0]
+    return first.transform.leading % len(first.transform.shape(first.shape)) + (first.block is not None)
+
+
+def pieces_of(target: Target, dtype: np.dtype) -> Iterator[Index]:
+    """The pieces of a parameter: block after block, and rows of the stored tensor from the first to the last."""
+    chunk = chunk_of(target, dtype)
+    counts = [-(-size // step) for size, step in zip(target.shape, chunk, strict=True)]
+    for position in np.ndindex(*counts):
+        yield tuple(
+            slice(int(p) * c, min((int(p) + 1) * c, s)) for p, c, s in zip(position, chunk, target.shape, strict=True)
+        )
+
+
+def released_rows(reader: ParameterSource, target: Target, index: Index, sidecar: TensorReader) -> Rows:
+    """A piece of a parameter as rows of the released tensor; `sidecar` gives the temporal taps of the VAE."""
+    part = reader.read(target, index)
+    rows = index[_rows_axis(target)]
+    entry = target.entries[0]
+    if entry.block is not None:
+        entry, part = target.entries[index[0].start], part[0]
+    stored = entry.transform.backward(part, (rows.stop - rows.start, *entry.shape[1:]))
+    if entry.transform is Transform.TAP:
+        stored = np.concatenate([sidecar[entry.name][rows], stored[:, :, None]], axis=2)
+    return Rows(entry=entry, first=rows.start, values=row_major(stored))
+
+
+def sidecar_of(folder: Path, component: Component) -> TensorReader:
+    """What an orbax component keeps beside its parameters: tensors of the VAE that no picture reads."""
+    return TensorReader(read_headers([folder / SIDECAR]) if component is Component.VAE else {})
+
+
+def released_pieces(folder: Path, component: Component, table: list[Entry]) -> Iterator[Rows]:
+    """All tensors of a sound component folder of either layout, each once and its rows in order.
+
+    Host memory: a few pieces of 8 MiB.
+    """
+    if layout_of(folder) is Layout.ORBAX:
+        reader, sidecar = OrbaxSource(folder), sidecar_of(folder, component)
+        for target in targets(table).values():
+            for index in pieces_of(target, reader.dtype(target)):
+                yield released_rows(reader, target, index, sidecar)
+        whole = [entry for entry in table if entry.transform is Transform.SIDECAR]
+        yield from _tensor_rows(sidecar, {entry.name: entry.name for entry in whole}, whole)
+    else:
+        stored = TensorReader(stored_tensors(folder))
+        names = {released: name for name, released in released_names(component, stored.tensors).items()}
+        yield from _tensor_rows(stored, names, table)
+
+
+def _tensor_rows(reader: TensorReader, names: dict[str, str], entries: list[Entry]) -> Iterator[Rows]:
+    for entry in entries:
+        tensor = reader[names[entry.name]]
+        step = max(1, PIECE_BYTES * len(tensor) // max(tensor.nbytes, 1))
+        for first in range(0, len(tensor), step):
+            yield Rows(entry=entry, first=first, values=tensor[first : first + step])
+        reader.release()

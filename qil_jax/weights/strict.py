@@ -1,0 +1,244 @@
+"""The one parser of what a checkpoint's files say: JSON objects, safetensors headers, indexes of shards.
+
+Whatever the bytes, each function gives what it promises or raises WeightsError with every problem of its file.
+"""
+
+import dataclasses
+import json
+import math
+import re
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from qil_jax.models.config import shown
+
+DTYPES = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
+}
+MOST_JSON_BYTES = 100_000_000
+"""As the safetensors library allows a header."""
+MOST_DEPTH = 64
+"""Objects and lists within one another."""
+MOST_AXES = 32
+MOST_NAME = 1000
+AGAIN = "download it again"
+
+
+class WeightsError(ValueError):
+    """Files of a checkpoint are missing, damaged, or of a kind that is not read. The message lists every problem."""
+
+    def __init__(self, problems: list[str]):
+        self.problems = tuple(problems)
+        super().__init__("cannot read the checkpoint:\n  " + "\n  ".join(problems))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """Where one tensor lies. Offsets are from the start of the file, in bytes."""
+
+    file: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """What a *.safetensors.index.json says: tensor name to file name, and the bytes of all tensors if told."""
+
+    weight_map: Mapping[str, str]
+    total_size: int | float | None
+
+
+def read_json(file: Path, *, fix: str = AGAIN) -> dict[str, Any]:
+    """The object that a JSON file holds: UTF-8, no key twice, finite numbers, at most 64 levels deep.
+
+    Args:
+      file: at most 100 MB.
+      fix: what the message advises.
+
+    Raises:
+      WeightsError: if it is missing, or holds anything else.
+    """
+    if not file.is_file():
+        raise WeightsError([f"{file}: missing; {fix}"])
+    try:
+        size = file.stat().st_size
+        data = file.read_bytes() if size <= MOST_JSON_BYTES else b""
+    except OSError as error:
+        raise WeightsError([f"{file}: {error.strerror or error}; {fix}"]) from error
+    if size > MOST_JSON_BYTES:
+        raise WeightsError([f"{file}: {size} bytes, at most {MOST_JSON_BYTES} are read; {fix}"])
+    return parse_object(data, where=str(file), fix=fix)
+
+
+def parse_object(data: bytes, *, where: str, fix: str = AGAIN) -> dict[str, Any]:
+    """The object that JSON bytes hold, as `read_json`.
+
+    Raises:
+      WeightsError: naming `where`.
+    """
+    try:
+        text = data.decode("utf-8")
+        values = json.loads(text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_finite)
+        if not _is_shallow(values):
+            raise ValueError(f"nested more than {MOST_DEPTH} levels deep")
+        if re.search(r"\\u[dD][89a-fA-F]", text):  # perhaps half of a surrogate pair, which nothing can print
+            json.dumps(values, ensure_ascii=False).encode("utf-8")
+    except RecursionError as error:
+        raise WeightsError([f"{where}: nested more than {MOST_DEPTH} levels deep; {fix}"]) from error
+    except ValueError as error:
+        raise WeightsError([f"{where}: is not JSON as it should be ({error}); {fix}"]) from error
+    if not isinstance(values, dict):
+        raise WeightsError([f"{where}: holds no JSON object; {fix}"])
+    return values
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"key {shown(next(key for key, count in counts.items() if count > 1))} occurs twice")
+    return values
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{shown(text)} is no finite number")
+    return value
+
+
+def _is_shallow(values: Any) -> bool:
+    level = [values]
+    for _ in range(MOST_DEPTH):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+    return not level
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file by name; their bytes follow one another and fill the file.
+
+    Raises:
+      WeightsError: listing everything that is wrong with the header.
+    """
+    try:
+        size = file.stat().st_size
+        data = b""
+        if file.is_file():  # a pipe would never end
+            with file.open("rb") as stream:
+                head = stream.read(8)
+                length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+                data = stream.read(length) if 2 <= length <= min(size - 8, MOST_JSON_BYTES) else b""
+    except OSError as error:
+        raise WeightsError([f"{file}: {error.strerror or error}"]) from error
+    if not data:
+        raise WeightsError([f"{file}: no safetensors header ({size} bytes); truncated? {AGAIN}"])
+    if not data.startswith(b"{"):
+        raise WeightsError([f"{file}: malformed header (it begins with {shown(data[:8])}); {AGAIN}"])
+    header = parse_object(data, where=f"{file}: malformed header")
+    base, problems = 8 + len(data), []
+    notes = header.pop("__metadata__", None)
+    if notes is not None and not (isinstance(notes, dict) and all(isinstance(v, str) for v in notes.values())):
+        problems.append(f"{file}: __metadata__ must be texts by name; {AGAIN}")
+    tensors = {}
+    for name, entry in header.items():
+        try:
+            tensors[name] = _tensor(file, name, entry, base)
+        except ValueError as error:
+            problems.append(f"{file}: tensor {shown(name)} {error}; {AGAIN}")
+    problems = problems or _layout_problems(file, tensors, base, size)
+    if problems:
+        raise WeightsError(problems)
+    return tensors
+
+
+def _tensor(file: Path, name: str, entry: Any, base: int) -> TensorInfo:
+    """ValueError says what is wrong with the entry."""
+    if not _is_name(name):
+        raise ValueError("has no readable name")
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise ValueError("needs dtype, shape and data_offsets")
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype = DTYPES.get(code) if isinstance(code, str) else None
+    if dtype is None:
+        raise ValueError(f"has dtype {shown(code)}, known are {', '.join(DTYPES)}")
+    if not _are_counts(shape) or len(shape) > MOST_AXES:
+        raise ValueError(f"has shape {shown(shape)}, which must be a list of whole numbers")
+    if math.prod(max(side, 1) for side in shape) * dtype.itemsize >= 1 << 63:
+        raise ValueError(f"has shape {shown(shape)}, which is beyond any memory")
+    if not _are_counts(offsets) or len(offsets) != 2:
+        raise ValueError(f"has data_offsets {shown(offsets)}, which must be two whole numbers")
+    start, stop = offsets
+    if stop - start != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"of shape {shape} and dtype {code} does not fill its bytes, {start} to {stop}")
+    return TensorInfo(file=file, dtype=dtype, shape=tuple(shape), start=base + start, stop=base + stop)
+
+
+def _layout_problems(file: Path, tensors: Mapping[str, TensorInfo], base: int, size: int) -> list[str]:
+    """Bytes that two tensors share, that none holds, or that are not there."""
+    end, last = base, "the header"
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if info.start != end:
+            what = "overlaps" if info.start < end else "leaves bytes unused after"
+            return [f"{file}: tensor {name} {what} {last}; {AGAIN}"]
+        end, last = info.stop, name
+    if end > size:
+        return [f"{file}: {last} ends at byte {end} of {size}: truncated, {AGAIN}"]
+    if end < size:
+        return [f"{file}: {size - end} bytes follow the last tensor; {AGAIN}"]
+    return []
+
+
+def read_index(file: Path) -> ShardIndex:
+    """The index of a component's shards.
+
+    Raises:
+      WeightsError: listing everything that is wrong with it.
+    """
+    values, problems = read_json(file), []
+    notes, weight_map = values.get("metadata", {}), values.get("weight_map")
+    total = notes.get("total_size") if isinstance(notes, dict) else None
+    if not isinstance(notes, dict) or isinstance(total, bool) or not isinstance(total, int | float | None):
+        problems.append(f"{file}: metadata must be an object whose total_size is a number; {AGAIN}")
+    if not isinstance(weight_map, dict) or not weight_map:
+        problems.append(f"{file}: weight_map must be an object that names tensors; {AGAIN}")
+        weight_map = {}
+    for name, shard in weight_map.items():
+        if not _is_name(name) or not _is_name(shard) or Path(shard).name != shard or "\\" in shard:
+            problems.append(f"{file}: {shown(name)}: {shown(shard)} names no file beside the index; {AGAIN}")
+        elif not shard.endswith(".safetensors"):
+            problems.append(f"{file}: {name}: {shard} is no safetensors file; only these are read")
+    if problems:
+        raise WeightsError(problems)
+    return ShardIndex(weight_map=weight_map, total_size=total)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MOST_NAME and value.isprintable()
+
+
+def _are_counts(value: Any) -> bool:
+    """Whether a value is a list of whole numbers from 0 on."""
+    return isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)

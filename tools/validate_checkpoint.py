@@ -1,0 +1,125 @@
+"""The work of validate.py: from its command line to tables, checksums and an exit status."""
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from qil_jax.weights import (
+    Component,
+    StructureError,
+    WeightsError,
+    component_config,
+    layout_of,
+    open_source,
+    require_sound,
+)
+from qil_jax.weights.convert import checkpoint_bytes
+from qil_jax.weights.released import FINGERPRINTS, fingerprint
+from qil_jax.weights.source import Layout
+from qil_jax.weights.tables import table_of, targets
+from qil_jax.weights.values import TensorValues, checkpoint_values, differences, read_checksums, write_checksums
+
+
+def structure(checkpoint: Path) -> Table:
+    """What a sound checkpoint holds, one row a component."""
+    table = Table("component", "layout", "tensors", "parameters", "dtypes", "names and shapes of")
+    for component in Component:
+        entries = table_of(component, component_config(checkpoint, component))
+        source = open_source(checkpoint / component, component)
+        dtypes = sorted({source.dtype(target).name for target in targets(entries).values()})
+        digest = fingerprint((entry.name, entry.shape) for entry in entries)
+        table.add_row(
+            component,
+            layout_of(checkpoint / component),
+            f"{len(entries):,}",
+            f"{sum(math.prod(entry.shape) for entry in entries):,}",
+            ", ".join(dtypes),
+            FINGERPRINTS.get(digest, "no known release"),
+        )
+    return table
+
+
+def numerics(checkpoint: Path, reference: Path, tolerance: float, console: Console) -> int:
+    """Print the errors of every block; returns how many exceed the tolerance."""
+    from numerics import compare
+
+    console.print(f"fp32 against PyTorch with the weights of {reference}; errors relative to the block's output")
+    failed = 0
+    for row in compare(checkpoint, reference):
+        bad = not row.largest <= tolerance
+        failed += bad
+        mark = "  <-- FAILED" if bad else ""
+        console.print(f"{row.component:13}{row.block:13} max {row.largest:.1e}  mean {row.mean:.1e}{mark}")
+    return failed
+
+
+def values(checkpoint: Path, console: Console) -> tuple[dict[str, TensorValues], int]:
+    """Read every tensor and print what stands out; also returns how many tensors hold NaN or infinities."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, disable=not sys.stdout.isatty()) as progress:
+        bar = progress.add_task("values", total=checkpoint_bytes(checkpoint))
+        found = checkpoint_values(checkpoint, lambda done: progress.advance(bar, done))
+    broken = 0
+    for name, tensor in found.items():
+        if tensor.nan or tensor.infinite:
+            broken += 1
+            print(f"{name}: {tensor.nan:,} NaN and {tensor.infinite:,} infinite values", file=sys.stderr)
+        elif tensor.constant is not None:
+            console.print(f"{name}: all {'zero' if tensor.constant == 0 else tensor.constant}")
+    console.print(f"{len(found):,} tensors read, {broken} of them with NaN or infinite values")
+    return found, broken
+
+
+def compared(found: Mapping[str, TensorValues], file: Path, sums: Mapping[str, Mapping[str, Any]]) -> int:
+    """Print how the tensors differ from a file of checksums; returns how many do."""
+    unlike = differences(found, sums)
+    for line in unlike:
+        print(line, file=sys.stderr)
+    print(f"{len(found):,} tensors compared with {file}, {len(unlike)} differ")
+    return len(unlike)
+
+
+def validate(arguments: argparse.Namespace) -> int:
+    """Check; returns 0 for a sound checkpoint, 1 for one that is not, 2 for wrong arguments."""
+    reference = arguments.reference or arguments.checkpoint
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    try:
+        sums = None if arguments.against is None else read_checksums(arguments.against)
+        for folder in dict.fromkeys((arguments.checkpoint, reference)):
+            require_sound(folder)
+        if arguments.numerics and any(layout_of(reference / c) is not Layout.DIFFUSERS for c in Component):
+            raise WeightsError([f"PyTorch cannot read {reference}: give the released folder with --reference"])
+        return checked(arguments, reference, sums, console)
+    except StructureError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def checked(arguments: argparse.Namespace, reference: Path, sums: Mapping[str, Any] | None, console: Console) -> int:
+    """What is asked beyond the structure of a checkpoint whose structure is sound; the exit status."""
+    console.print(structure(arguments.checkpoint))
+    failed = 0
+    if arguments.values or arguments.checksums is not None or sums is not None:
+        found, failed = values(arguments.checkpoint, console)
+        if arguments.checksums is not None:
+            write_checksums(arguments.checksums, found)
+        failed += 0 if sums is None else compared(found, arguments.against, sums)
+    if arguments.numerics:
+        wrong = numerics(arguments.checkpoint, reference, arguments.tolerance, console)
+        if wrong:
+            print(f"{wrong} blocks differ by more than {arguments.tolerance:g}", file=sys.stderr)
+        failed += wrong
+    if failed:
+        return 1
+    console.print(f"{arguments.checkpoint} is sound")
+    return 0
