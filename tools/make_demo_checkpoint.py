@@ -20,9 +20,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from qil_jax.command_line import Parser
 from qil_jax.data.sources import open_source
 from qil_jax.files import recover, whole_folder
-from qil_jax.inference.prompts import PREFIX, SUFFIX
 from qil_jax.programs import run_main
-from qil_jax.weights.tokenizer import SPLIT
 
 if TYPE_CHECKING:
     from qil_jax.weights.tables import Entry
@@ -140,6 +138,9 @@ def random_tensor(entry: "Entry", generator: np.random.Generator, preset: Preset
 
 def small_tokenizer(texts: Sequence[str] = (), vocabulary: int = 500) -> Tokenizer:
     """A byte-level BPE tokenizer of Qwen's kind that has read the prompt template and these texts."""
+    from qil_jax.inference.prompts import PREFIX, SUFFIX
+    from qil_jax.weights.tokenizer import SPLIT
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(SPLIT), "isolated")

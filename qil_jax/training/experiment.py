@@ -298,7 +298,8 @@ def _spelled(kind: Any) -> str:
         *others, last = (str(member.value) for member in kind)
         return "one of " + " or ".join(filter(None, (", ".join(others), last)))
     plain = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
-    return plain.get(kind.__name__, kind.__name__)
+    name = str(kind.__name__)
+    return plain.get(name, name)
 
 
 def _listed(kind: Any, value: Any) -> Any:
