@@ -3,6 +3,7 @@
 import sys
 
 from qil_jax.training.cli import Arguments, parse_arguments
+from qil_jax.training.disk import tell_once
 
 
 def main(argv: list[str]) -> int:
@@ -19,8 +20,6 @@ def main(argv: list[str]) -> int:
 def run(arguments: Arguments) -> int:
     """Train as the command line says; the exit status."""
     # The heavy imports wait until the arguments make sense.
-    from absl import logging
-
     from qil_jax.data.pipeline import RecordError
     from qil_jax.mesh import MeshError, make_mesh
     from qil_jax.models.config import ConfigError
@@ -33,7 +32,6 @@ def run(arguments: Arguments) -> int:
     from qil_jax.weights.export import ExportError
 
     refusals = (ExperimentError, CheckpointError, TrainingError, RecordError, MeshError, ConfigError, StructureError)
-    logging.set_verbosity(logging.FATAL)  # orbax logs the traceback of a full disk, which it also raises
     destination = arguments.out / CHECKPOINT
     try:
         start_distributed(arguments.distributed)
@@ -59,4 +57,5 @@ def run(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
+    tell_once()
     sys.exit(main(sys.argv[1:]))

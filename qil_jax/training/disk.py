@@ -1,9 +1,13 @@
 """What a run has on disk, and errors of the disk that say where."""
 
+import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from absl import logging as absl_logging
 
 CHECKPOINTS = "checkpoints"
 
@@ -19,6 +23,20 @@ def at(path: Path) -> Iterator[None]:
         several = error.args[0] if isinstance(error, shutil.Error) else []  # of source, destination and reason
         reasons = dict.fromkeys(str(reason) for _, _, reason in several) or [error.strerror or str(error)]
         raise OSError(f"{path}: {'; '.join(reasons)}") from error
+
+
+def tell_once() -> None:
+    """Keep orbax from printing the traceback of a failed write, which it also raises, and of writes that end later."""
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    plain = sys.unraisablehook
+
+    def told(unraisable: "sys.UnraisableHookArgs") -> None:
+        late = isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)
+        if not late:
+            plain(unraisable)
+
+    sys.unraisablehook = told
 
 
 def newest_step(run: Path) -> int | None:

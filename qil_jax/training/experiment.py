@@ -296,10 +296,9 @@ def _spelled(kind: Any) -> str:
         return f"[{', '.join(map(_spelled, choices))}]"
     if issubclass(kind, Enum):
         *others, last = (str(member.value) for member in kind)
-        return "one of " + " or ".join(filter(None, (", ".join(others), last)))
-    plain = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
-    name = str(kind.__name__)
-    return plain.get(name, name)
+        return f"one of {', '.join(others)} or {last}" if others else last
+    plain: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return plain.get(kind, kind.__name__)
 
 
 def _listed(kind: Any, value: Any) -> Any:
