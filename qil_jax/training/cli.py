@@ -1,6 +1,5 @@
 """The command line of train.py."""
 
-import argparse
 import dataclasses
 import shlex
 import sys
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from qil_jax.command_line import Parser
 from qil_jax.training.disk import newest_step
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def summary(values: dict[str, float]) -> str:
 
 def parse_arguments(argv: Sequence[str]) -> Arguments:
     """Read the command line; exits with 2 where it makes no sense."""
-    parser = argparse.ArgumentParser(prog="train.py", description="Train one stage. A run that is there is continued.")
+    parser = Parser(prog="train.py", description="Train one stage. A run that is there is continued.")
     parser.add_argument("config", type=Path, help="a file of configs/ with a function config()")
     parser.add_argument("--out", type=Path, help="folder of the run; default: runs/ and the config's own path")
     parser.add_argument(
