@@ -297,8 +297,8 @@ def _spelled(kind: Any) -> str:
     if issubclass(kind, Enum):
         *others, last = (str(member.value) for member in kind)
         return f"one of {', '.join(others)} or {last}" if others else last
-    plain: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return plain.get(kind, kind.__name__)
+    plain = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return plain.get(kind, str(kind.__name__))
 
 
 def _listed(kind: Any, value: Any) -> Any:
