@@ -10,7 +10,7 @@ import sys
 from qil_jax.command_line import Parser, at_dashes
 from qil_jax.data.limits import CleaningConfig, PSDLimits
 from qil_jax.data.sandbox import ProcessLimits
-from qil_jax.programs import run_main
+from qil_jax.programs import command, run_main
 
 NO_BEAM = "none"
 
@@ -39,7 +39,8 @@ def parser() -> Parser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Build the dataset; 0 if there is one at the end, 1 if no document is kept, 2 for what makes no sense."""
-    own, for_beam = at_dashes(sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    own, for_beam = at_dashes(given)
     args = parser().parse_args(own)
     problems = [
         f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}"
@@ -53,13 +54,18 @@ def main(arguments: list[str] | None = None) -> int:
     if problems:
         print("\n  ".join(["error: cannot start:", *problems]), file=sys.stderr)
         return 2
-    from build_documents import BuildError, build
+    from build_documents import BuildError, build, disk_error
 
     try:
         return build(args, for_beam)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        said = disk_error(error)
+        if said is None:
+            raise
+        print(f"error: {said}\ndocuments that are prepared stay so; to go on: {command(given)}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -79,6 +80,14 @@ def build(args: argparse.Namespace, for_beam: Sequence[str]) -> int:
         print(f"no document is kept: {out / 'report.html'} says why", file=sys.stderr)
         return 1
     return _write(rows, DatasetFacts(source=args.source_name, licence=args.licence), place, out)
+
+
+def disk_error(error: BaseException) -> str | None:
+    """The OSError behind what ended a build, in words; None if there is none. Beam's errors hold it in their text."""
+    if isinstance(error, OSError):
+        return str(error)
+    found = re.findall(r"^\w*Error: (\[Errno \d+\] [^\n]*)", str(error), re.MULTILINE)
+    return found[-1] if found else None
 
 
 def _write(rows: list[Row], facts: DatasetFacts, place: Workplace, out: epath.Path) -> int:

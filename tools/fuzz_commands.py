@@ -44,6 +44,7 @@ ODD = (
     "{}",
 )
 ODD += ("=", "None", "true", "--", "-", "*", "~", "$HOME", "a\nb", "data=2", "data=", "x=1,x=2", "missing", "a.png")
+NUMBERS = ("2", "3", "4", "5", "16", "32", "96", "100", "4294967295")
 STATUSES = (0, 1, 2, 3)
 """What a program may end with; anything else, and any exception, is a failure."""
 CHECKPOINT = "checkpoint"
@@ -87,7 +88,7 @@ def _furnish(folder: Path) -> None:
     for name in ("a.png", "pictures/b.png"):
         Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(folder / name)
     write_checkpoint(folder / CHECKPOINT)
-    for name in ("out", "out/a", "run", "converted", "scenes", "report", "another"):
+    for name in ("out", "out/pictures", "run", "another"):
         write_bystanders(folder / name)
 
 
@@ -95,7 +96,7 @@ def _case(seed: int, place: Path, before: dict[str, str]) -> Case:
     chance = random.Random(seed)
     program = chance.choice(list(COMMANDS))
     words = list(COMMANDS[program])
-    for _ in range(chance.choice([1, 1, 2, 4])):
+    for _ in range(chance.choice([0, 1, 1, 1, 1, 1, 2, 2, 4])):
         words = _broken(words, chance)
     if program == "train":
         words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
@@ -112,7 +113,7 @@ def _broken(words: list[str], chance: random.Random) -> list[str]:
     if not words:
         return [chance.choice(ODD)]
     at = chance.randrange(len(words))
-    match chance.randrange(5):
+    match chance.randrange(8):
         case 0:
             return words[:at] + words[at + 1 :]
         case 1:
@@ -126,8 +127,11 @@ def _broken(words: list[str], chance: random.Random) -> list[str]:
             ]
         case 3:
             return [*words[:at], chance.choice(words), *words[at + 1 :]]
-        case _:
+        case 4:
             return [*words[:at], chance.choice(ODD), *words[at + 1 :]]
+        case _:  # a value rather than an option
+            at = chance.choice([i for i, word in enumerate(words) if not word.startswith("--")] or [at])
+            return [*words[:at], chance.choice((*ODD, *NUMBERS)), *words[at + 1 :]]
 
 
 def _called(program: str, words: list[str]) -> tuple[object, str]:

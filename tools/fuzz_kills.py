@@ -15,6 +15,8 @@ from pathlib import Path
 from fuzz_cases import ROOT, Case, hashes, lost, watched, write_bystanders
 from PIL import Image
 
+STAMPS = ("_CHECKPOINT_METADATA", "commit_success.txt")
+"""Files in which orbax notes the time."""
 VARYING = ("batch_seconds", "created", "time")
 """Keys of JSON files whose values say when or how fast something was made."""
 
@@ -41,7 +43,8 @@ class Job:
 
     def made(self, out: Path) -> dict[str, str]:
         """Digests of what was made, without what says when."""
-        files = [file for file in sorted(out.rglob("*")) if file.is_file() and file.name.endswith(self.kept)]
+        found = (file for file in sorted(out.rglob("*")) if file.is_file() and file.name not in STAMPS)
+        files = [file for file in found if file.name.endswith(self.kept)]
         return {str(file.relative_to(out)): _digest(file) for file in files}
 
 
@@ -125,7 +128,7 @@ def _killed(seed: int, job: Job, out: Path, after: float, whole: dict[str, str])
     struck = process.returncode == -signal.SIGKILL
     code, printed, failure = watched(job.call(out / "result"))
     failures = [failure, lost(before, hashes(out))]
-    if code and not (job.name == "convert" and "exists" in printed and not struck):
+    if code and not (job.name == "convert" and "exists" in printed):
         failures.append(f"{job.name}, killed after {after:.2f} s, ends with {code}: {printed.strip()[-300:]}")
     made = job.made(out)
     if made != whole:

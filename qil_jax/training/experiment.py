@@ -16,6 +16,7 @@ from typing import Any
 
 from qil_jax.data.pipeline import LoaderConfig, Workers
 from qil_jax.flow.velocity import FlowLoss
+from qil_jax.inference.limits import MAX_SEED
 from qil_jax.mesh import MeshShape
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.stack import Remat
@@ -125,6 +126,8 @@ class Experiment:
             "validation.batches": self.validation.batches,
         }
         below = [f"{name} is {count} and must be at least 1" for name, count in counts.items() if count < 1]
+        if not 0 <= self.seed <= MAX_SEED:
+            below.append(f"seed is {self.seed} and must be from 0 to {MAX_SEED}")
         if below:
             raise ExperimentError("\n  ".join(below))
         try:

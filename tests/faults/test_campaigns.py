@@ -1,0 +1,78 @@
+"""Small runs of the campaigns of tools/fuzz.py, of which docs/reliability.md tells, and that they can fail."""
+
+import errno
+import os
+from pathlib import Path
+
+import build_dataset
+import fuzz
+import fuzz_commands
+import fuzz_kills
+import fuzz_pictures
+
+from qil_jax.data import prepare
+from tests.data import psd_files
+
+
+def test_broken_pictures_are_decomposed_or_refused_for_a_reason(capsys):
+    assert fuzz.main(["pictures", "--count", "40"]) == 0
+    told = capsys.readouterr().out
+    assert "decomposed" in told and "refused: cannot be read as a picture" in told
+
+
+def test_the_campaign_of_pictures_finds_what_is_lost(monkeypatch, capsys):
+    watched = fuzz_pictures.watched
+
+    def loses(words):
+        done = watched(words)
+        if words[0] == "infer.py":
+            (fuzz_pictures.Path(words[1]) / "000001.txt").write_text("changed")
+            (fuzz_pictures.Path(words[words.index("--out") + 1]) / "notes.txt").unlink()
+        return done
+
+    monkeypatch.setattr(fuzz_pictures, "watched", loses)
+    assert fuzz.main(["pictures", "--count", "2", "--seed", "0"]) == 1
+    assert "changed or gone: notes.txt" in capsys.readouterr().out
+
+
+def test_broken_command_lines_are_refused_or_do_what_they_say(capsys):
+    assert fuzz.main(["commands", "--count", "150"]) == 0
+    told = capsys.readouterr().out
+    for program in ("infer", "train", "tools/convert", "tools/validate", "tools/make_scenes"):
+        assert f"{program}: refused" in told
+    assert "infer: done" in told
+
+
+def test_the_campaign_of_command_lines_finds_tracebacks_and_losses(monkeypatch, capsys):
+    import validate
+
+    monkeypatch.setattr(fuzz_commands, "COMMANDS", {"tools/validate": ("checkpoint",)})
+    monkeypatch.setattr(validate, "main", lambda words: {}["a programming error"])
+    assert fuzz.main(["commands", "--count", "1"]) == 1
+    assert "ended with KeyError" in capsys.readouterr().out
+    monkeypatch.setattr(validate, "main", lambda words: Path("out/notes.txt").unlink() or 0)
+    assert fuzz.main(["commands", "--count", "1"]) == 1
+    assert "changed or gone: out/notes.txt" in capsys.readouterr().out
+
+
+def test_kills_cost_nothing(monkeypatch):
+    jobs = fuzz_kills._jobs
+    monkeypatch.setattr(fuzz_kills, "_jobs", lambda folder: jobs(folder)[:2])
+    assert fuzz.main(["kills", "--count", "4"]) == 0
+
+
+def test_a_full_disk_during_a_build_is_told(monkeypatch, tmp_path, capsys):
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "a.psd").write_bytes(psd_files.design())
+
+    def full(file, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+    monkeypatch.setattr(prepare, "write_whole", full)
+    words = [str(tmp_path / "documents"), "--out", str(tmp_path / "out")]
+    assert build_dataset.main(words) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert told[-2].startswith("error: [Errno 28] No space left on device: ") and str(tmp_path / "out") in told[-2]
+    assert told[-1].startswith("documents that are prepared stay so; to go on: ")
+    monkeypatch.undo()
+    assert build_dataset.main(words) == 0
