@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from qil_jax.command_line import Parser, at_dashes
+from qil_jax.inference.limits import integer_problems
 from qil_jax.programs import run_main
 
 PRESETS = ("rich", "simple", "grouped")
@@ -36,9 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
     own, for_beam = at_dashes(sys.argv[1:] if arguments is None else arguments)
     args = parser().parse_args(own)
     problems = [
-        f"--{name} must be at least {least}, got {getattr(args, name)}"
-        for name, least in (("count", 1), ("side", 32), ("seed", 0))
-        if getattr(args, name) is not None and getattr(args, name) < least
+        problem
+        for name, least, most in (("count", 1, 10**9), ("side", 32, 16384), ("seed", 0, 10**18))
+        if getattr(args, name) is not None
+        for problem in integer_problems(f"--{name}", getattr(args, name), least=least, most=most)
     ]
     if for_beam and args.format != "records":
         problems.append(f"--format {args.format} takes no options of Apache Beam: leave out {' '.join(for_beam)}")

@@ -131,7 +131,10 @@ def test_other_forms_of_the_tool(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--count", "0", "--side", "8"], "--count must be at least 1, got 0\n  --side must be at least 32, got 8"),
+        (
+            ["--count", "0", "--side", "8"],
+            "--count must be from 1 to 1000000000, got 0\n  --side must be from 32 to 16384, got 8",
+        ),
         (["--sied", "64"], "unknown option --sied (did you mean --side?)"),
         (["--count", "1", "--format", "psd", "--", "--streaming"], "--format psd takes no options of Apache Beam"),
         (["--count", "1", "--", "--direct_num_wrkers=2"], "(did you mean --direct_num_workers?)"),

@@ -1,5 +1,7 @@
 """Pictures of every kind: sizes and pixels as the reference prepares them, or one clear refusal."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,17 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     opened = np.asarray(open_image(tmp_path / "a.png"))
     assert np.abs(opened[..., 0].astype(float) - ramp / 257).max() <= 0.51
     assert opened[..., 3].min() == 255
+
+
+def test_a_large_picture_is_read_without_a_warning_of_others(tmp_path, monkeypatch):
+    noise(40, 40).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow warns from here, and refuses from twice as many
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_image(tmp_path / "a.png").size == (40, 40)
+    noise(40, 60).save(tmp_path / "b.png")
+    with pytest.raises(ImageError, match="too many pixels"):
+        open_image(tmp_path / "b.png")
 
 
 def test_cameras_rotate_pictures(tmp_path):
