@@ -94,7 +94,7 @@ def _jobs(folder: Path) -> list[Job]:
         Image.new("RGB", (64, 48 + 16 * i), (90 * i, 10, 200)).save(folder / "pictures" / f"{i}.png")
     at = lambda name: str(folder / name)  # noqa: E731
     small = ("--layers", "2", "--steps", "2", "--resolution", "64")
-    sets = ("steps=6", "log_every=2", "save_every=2", "keep=2", "mesh.data=1", "validation.every=0", "data.batch=4")
+    sets = ("steps=6", "log_every=2", "checkpoints.every=2", "mesh.data=1", "validation.every=0", "data.loader.rows=4")
     settings = [word for value in sets for word in ("--set", value)]
     settings += ["--set", f"start.checkpoint={at('checkpoint')}", "--set", f'data.sources=["{at("scenes")}"]']
     return [
