@@ -95,7 +95,8 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
     for name in ("count", "batch", "steps"):
         found += integer_problems(f"--{name}", getattr(arguments, name, 1), least=1)
     for name in ("resolution", "size"):
-        found += resolution_problems(f"--{name}", getattr(arguments, name, RESOLUTION))
+        side = getattr(arguments, name, None)
+        found += [] if side is None else resolution_problems(f"--{name}", side)
     found += integer_problems("--seed", getattr(arguments, "seed", 0), least=0, most=MAX_SEED - arguments.count)
     if not math.isfinite(getattr(arguments, "guidance", 1.0)):
         found.append(f"--guidance must be a finite number, got {arguments.guidance}")

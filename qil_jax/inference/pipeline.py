@@ -201,7 +201,7 @@ class Pipeline:
         scale, z = self.autoencoder.config.scale_factor, self.autoencoder.config.z_dim
         shape = (request.samples, known(request.layers) + 1, high // scale, wide // scale, z)
         found = np.shape(request.latents)
-        return [] if found == shape else [f"latents have shape {found}, {request.samples} of this picture need {shape}"]
+        return [] if found == shape else [f"latents have shape {found}, this picture needs {shape}"]
 
     def _item(
         self, request: Request, sample: int, condition: np.ndarray, states: dict[str, np.ndarray], settings: Settings

@@ -190,7 +190,7 @@ def test_what_is_no_request_is_told_at_once():
         "negative_prompt must be text or None, got 7",
         "request 1: image must be a PIL image, got str",
         "first_sample must be at least 0",
-        "request 2: latents have shape (1, 4, 8, 8, 3), 1 of this picture need (1, 4, 8, 8, 16)",
+        "request 2: latents have shape (1, 4, 8, 8, 3), this picture needs (1, 4, 8, 8, 16)",
         "steps must be an integer, got True",
         "guidance must be a finite number, got '4'",
         "rescale must be one of none, norm of qil_jax.flow, got 'norm'",
