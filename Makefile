@@ -15,8 +15,8 @@ lint: $(VENV)/.test
 demo: $(VENV)/.demo
 	$(BIN)/python tools/demo.py
 
-# A tenth of the scenes and steps of every run that made the shipped model; SHARE=1 runs all of it.
-SHARE ?= 0.1
+# A twentieth of the scenes and steps of every run that made the shipped model; SHARE=1 runs all of it.
+SHARE ?= 0.05
 demo-training: $(VENV)/.data
 	$(BIN)/python tools/demo_training.py --share $(SHARE)
 

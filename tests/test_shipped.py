@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -83,6 +84,15 @@ def test_the_demonstration_writes_layers_and_the_truth(tmp_path, capsys):
         files = {file.name for file in (tmp_path / name).iterdir()}
         assert {"01_Layer_1.png", "03_Layer_3.png", "layers.psd", "sheet.png", "result.json"} <= files
         assert (tmp_path / f"{name}_truth.png").exists() == (name == "scene")
+
+
+def test_the_demonstration_may_be_seen_again_and_replaces_nothing_but_its_results(tmp_path, capsys):
+    (tmp_path / "unseen").mkdir()
+    (tmp_path / "unseen" / "mine.txt").write_text("mine")
+    assert demo.main(["--out", str(tmp_path)]) == 2
+    assert "unseen: is no result and is left alone" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "unseen")
+    assert demo.main(["--out", str(tmp_path)]) == demo.main(["--out", str(tmp_path)]) == 0
 
 
 def test_a_wheel_carries_it(tmp_path):

@@ -26,33 +26,48 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="of the results (default %(default)s)")
     parser.add_argument("--checkpoint", type=Path, help="instead of the shipped model")
     arguments = parser.parse_args(argv)
+    try:
+        decompose(arguments.out, arguments.checkpoint)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def decompose(out: Path, checkpoint: Path | None) -> None:
+    """The whole demonstration.
+
+    Raises:
+      ValueError: if something else stands where a result goes, before any compute.
+    """
     from PIL import Image
 
-    from qil_jax.export.result import write_result
+    from qil_jax.export.result import require_replaceable, write_result
     from qil_jax.export.sheet import write_sheet
     from qil_jax.inference.pipeline import Pipeline
     from qil_jax.inference.request import Request
     from qil_jax.layered_image import LayeredImage
 
-    pipeline = Pipeline.load(arguments.checkpoint)
+    for name in PICTURES:
+        require_replaceable(out / name)
+    pipeline = Pipeline.load(checkpoint)
     print(pipeline.defaults.about)
     requests = [Request(image=Image.open(EXAMPLES / f"{name}.png")) for name in PICTURES]
     table = Table("picture", "what it is", "PSNR of the layers put together")
     for name, made in zip(PICTURES, pipeline.decompose(requests), strict=True):
-        folder = arguments.out / name
         record = {"input": f"{name}.png", "settings": "the checkpoint's own"}
-        psnr = write_result(folder, made.layered, made.input, record, overwrite=True)
+        psnr = write_result(out / name, made.layered, made.input, record, overwrite=True)
         table.add_row(name, PICTURES[name], f"{psnr:.1f} dB")
         if (EXAMPLES / name).is_dir():
-            write_sheet(LayeredImage.load(EXAMPLES / name), made.input, arguments.out / f"{name}_truth.png")
+            (out / f"{name}_truth.png").unlink(missing_ok=True)
+            write_sheet(LayeredImage.load(EXAMPLES / name), made.input, out / f"{name}_truth.png")
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     console.print(
-        f"Each folder in {arguments.out} holds PNGs, layers.psd for Photoshop, GIMP or Krita, and sheet.png.\n"
+        f"Each folder in {out} holds PNGs, layers.psd for Photoshop, GIMP or Krita, and sheet.png.\n"
         f"Next, your own picture: python infer.py PICTURE --out results",
         soft_wrap=True,
     )
-    return 0
 
 
 if __name__ == "__main__":

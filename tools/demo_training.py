@@ -1,6 +1,6 @@
 """Train the demonstration model from nothing: data, base, and every run of configs/demo/ in order (docs/demo.md).
 
-python tools/demo_training.py [--share 0.1] [--out build/demo_training]
+python tools/demo_training.py [--share 0.05] [--out build/demo_training]
 
 --share 1 runs everything to its end; a smaller share takes that part of all scenes and steps.
 What is there already is kept, so a run that was cut goes on.
@@ -57,7 +57,7 @@ RUNS = (
     Run(name="stage2_text_to_layers"),
     Run(name="stage3_image_to_layers"),
     Run(name="stage3_image_to_layers_ordered"),
-    Run(name="stage3_image_to_layers_long", shipped=500),
+    Run(name="stage3_image_to_layers_long", shipped=3000),
 )
 DATA = {"grouped": ("grouped", 60_000), "ordered_8000": ("simple", 8_000), "ordered": ("simple", 60_000)}
 """Name in the configs to preset of tools/make_scenes.py, and count of scenes."""
@@ -146,7 +146,7 @@ def python(*arguments: object) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Train everything and show how the losses fell; 1 if one did not."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--share", type=float, default=0.1, help="of all scenes and steps (default 0.1)")
+    parser.add_argument("--share", type=float, default=0.05, help="of all scenes and steps (default 0.05)")
     parser.add_argument("--out", type=Path, default=Path(WRITTEN_FOR), help="of everything (default %(default)s)")
     arguments = parser.parse_args(argv)
     if not 0 < arguments.share <= 1:
