@@ -2,6 +2,7 @@
 
 import sys
 
+from qil_jax.programs import INTERRUPTED
 from qil_jax.training.cli import Arguments, parse_arguments
 from qil_jax.training.disk import tell_once
 
@@ -14,7 +15,7 @@ def main(argv: list[str]) -> int:
         return run(arguments)
     except KeyboardInterrupt:
         print(f"interrupted: {arguments.standing()}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def run(arguments: Arguments) -> int:

@@ -25,7 +25,7 @@ def test_each_run_starts_from_one_before_it_and_from_data_that_is_made():
             assert Path(start).relative_to(demo_training.WRITTEN_FOR).parts[0] in there, name
         kind = "latents" if experiment.data.inputs is Inputs.LATENTS else "scenes"
         (source,) = experiment.data.sources
-        assert Path(source).name.removeprefix(f"{kind}_") in demo_training.DATA
+        assert Path(source).name.removeprefix(f"{kind}_") in demo_training.datasets()
         there.add(name)
 
 

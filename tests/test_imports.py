@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "flow": {"models"},
     "mesh": {"models"},
     "weights": {*BASE, "files"},
-    "data": {"files", "layered_image"},
+    "data": {"command_line", "files", "layered_image"},
     "evaluation": {"files", "layered_image", "data"},
     "export": {"files", "layered_image"},
     "inference": {*BASE, "command_line", "weights", "export", "data", "files", "layered_image", "programs", "shipped"},

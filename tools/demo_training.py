@@ -9,6 +9,7 @@ What is there already is kept, so a run that was cut goes on.
 import dataclasses
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -59,8 +60,6 @@ RUNS = (
     Run(name="stage3_image_to_layers_ordered"),
     Run(name="stage3_image_to_layers_long", shipped=3000),
 )
-DATA = {"grouped": ("grouped", 60_000), "ordered_8000": ("simple", 8_000), "ordered": ("simple", 60_000)}
-"""Name in the configs to preset of tools/make_scenes.py, and count of scenes."""
 LEAST_SCENES = 640
 ENVIRONMENT = {
     "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
@@ -73,6 +72,11 @@ ENVIRONMENT = {
 """Two devices use both cores where convolutions are small; memory that is kept is faster than memory mapped anew."""
 
 
+def datasets() -> dict[str, tuple[str, int]]:
+    """As the configs name them: each one's preset of tools/make_scenes.py, and its number of scenes."""
+    return runpy.run_path(str(CONFIGS / "common.py"))["DATA"]
+
+
 class Recipe:
     """Everything in its order, in a folder."""
 
@@ -81,7 +85,7 @@ class Recipe:
 
     def scenes(self, assets: Path) -> None:
         """All datasets."""
-        for data, (preset, count) in DATA.items():
+        for data, (preset, count) in datasets().items():
             folder = self.out / f"scenes_{data}"
             if not list(folder.glob("layered_dataset/*/dataset_info.json")):
                 wanted = str(max(LEAST_SCENES, round(count * self.share)))

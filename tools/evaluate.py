@@ -14,7 +14,7 @@ from qil_jax.command_line import Parser
 from qil_jax.inference.cli import OWN
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.limits import MAX_LAYERS, MAX_SEED, RESOLUTION, integer_problems, resolution_problems
-from qil_jax.programs import run_main
+from qil_jax.programs import INTERRUPTED, run_main
 from qil_jax.shipped import shipped_checkpoint
 
 RESULTS = """a folder of layers that exist already: for each record a folder named by its number, counted from 0
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     print(f"The report is in {arguments.out}")
     return 0
 

@@ -1,8 +1,9 @@
 """Apache Beam: which runner, with which options. Modules of this house take `beam` from here."""
 
-import difflib
 import logging
 from collections.abc import Sequence
+
+from qil_jax.command_line import nearest
 
 _disabled = logging.root.manager.disable
 logging.disable(logging.WARNING)  # Beam warns of Google's libraries, which only its BigQuery source needs
@@ -28,9 +29,9 @@ def beam_options(runner: str = IN_PROCESS, flags: Sequence[str] = ()) -> Pipelin
         raise ValueError(f"--runner {runner}: {error}") from error
     if runner.lower() in map(str.lower, StandardOptions.LOCAL_RUNNERS):
         known, given = (options.get_all_options(retain_unknown_options=keep) for keep in (False, True))
-        unknown = {name: difflib.get_close_matches(name, known, n=1) for name in given if name not in known}
-        if unknown:
-            named = [f"--{name}{f' (did you mean --{near[0]}?)' if near else ''}" for name, near in unknown.items()]
+        options_known = [f"--{name}" for name in known]
+        named = [f"--{name}{nearest(f'--{name}', options_known)}" for name in given if name not in known]
+        if named:
             raise ValueError(f"{runner} of Apache Beam has no option {', '.join(named)}")
     return options
 

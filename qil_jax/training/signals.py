@@ -10,12 +10,11 @@ from typing import Any
 
 import jax
 
+from qil_jax.programs import INTERRUPTED
 from qil_jax.training.experiment import ExperimentError
 
 WITHIN_STEPS = 10
 """Steps between the moments at which several processes agree whether to stop."""
-INTERRUPTED = 130
-"""Exit status of a program that Ctrl-C ended."""
 
 
 class StopSignal:

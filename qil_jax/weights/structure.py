@@ -18,7 +18,7 @@ from qil_jax.weights.safetensors_io import read_headers, stored_tensors
 from qil_jax.weights.source import PARAMS, SIDECAR, Layout, OrbaxSource, layout_of
 from qil_jax.weights.strict import TensorInfo, WeightsError, read_json
 from qil_jax.weights.tables import Component, Target, Transform, table_of, targets
-from qil_jax.weights.tokenizer import tokenizer_problems
+from qil_jax.weights.tokenizer import AGAIN, tokenizer_problems
 
 FLOATS = ("bfloat16", "float16", "float32")
 INDEX = "model_index.json"
@@ -31,7 +31,6 @@ CLASSES = {
 }
 """What model_index.json may say that the parts are."""
 ORBAX_FILES = ("_METADATA", "_CHECKPOINT_METADATA")
-AGAIN = "copy it again from the release"
 MOST_CHUNKS = 4
 """Damaged chunks of one parameter that a report names."""
 
