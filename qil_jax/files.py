@@ -14,6 +14,8 @@ from typing import IO
 
 from etils import epath
 
+from qil_jax.errors import QilError
+
 DRAFT = ".draft"
 """How the folder is called beside a destination in which its next content is prepared: .NAME.RANDOM.draft."""
 MARK = "qil_jax_draft.json"
@@ -33,6 +35,19 @@ def write_whole(file: epath.Path, data: bytes) -> None:
         unfinished.replace(file)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def text_beside(file: Path | epath.Path, suffix: str) -> str | None:
+    """The text of the file that has the same name but this suffix; None if there is none.
+
+    Raises:
+      QilError: if it cannot be read, or is not UTF-8.
+    """
+    beside = epath.Path(file).with_suffix(suffix)
+    try:
+        return beside.read_bytes().decode("utf-8-sig") if beside.exists() else None
+    except (OSError, ValueError) as error:
+        raise QilError(f"{beside.name} cannot be read as UTF-8: {error}") from error
 
 
 @contextmanager

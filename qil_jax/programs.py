@@ -9,6 +9,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from qil_jax.errors import QilError
+
 UNUSABLE = 2
 """Exit status where what was given, or the machine, does not do."""
 INTERRUPTED = 130
@@ -37,12 +39,15 @@ def interruptible(work: Callable[[], Value]) -> Value:
 
 
 def ended(main: Callable[[list[str]], int], argv: list[str]) -> int:
-    """The exit status of `main(argv)`, which after Ctrl-C or a failing disk is told in words."""
+    """The exit status of `main(argv)`; what it was given and cannot use, a failing disk and Ctrl-C become a line."""
     try:
         return main(argv)
     except KeyboardInterrupt:
         print(f"\nstopped; to go on: {command(argv)}", file=sys.stderr)
         return INTERRUPTED
+    except QilError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
     except OSError as error:
         print(f"error: {error}; to go on: {command(argv)}", file=sys.stderr)
         return UNUSABLE

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qil_jax.inference.prompts import PREFIX, SUFFIX, PromptTokenizer
+from qil_jax.encoders.tokenizer import PREFIX, SUFFIX, PromptTokenizer
 from qil_jax.weights import checkpoint_problems, require_sound
 from tools.make_demo_checkpoint import main, write_checkpoint
 

@@ -16,16 +16,16 @@ from PIL import Image
 from safetensors.numpy import save_file
 from scipy.linalg import sqrtm
 
-from qil_jax.data.boxed import composite_8bit
-from qil_jax.data.sources import open_source
 from qil_jax.evaluation.reconstruction import BACKGROUNDS, as_jpeg, blended, luma_ssim
 from qil_jax.export.result import write_result
 from qil_jax.files import CONTENT, DRAFT, MARK
 from qil_jax.inference.images import preprocess
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
-from qil_jax.layered_image import LayeredImage
+from qil_jax.layers.compositing import composite_8bit
+from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.models.lpips import Backbone, lpips, pooled_features, weight_shapes
+from qil_jax.records.sources import open_source
 from tools import make_scenes
 from tools.evaluate import main
 from tools.make_demo_checkpoint import write_checkpoint
@@ -91,14 +91,14 @@ def test_results_are_scored_as_worked_out_by_hand(records, tmp_path, capsys):
 
 
 def test_it_equals_the_second_implementation(tmp_path):
-    chance = np.random.default_rng(5)
+    rng = np.random.default_rng(5)
 
     def stack() -> list[np.ndarray]:
-        layers = [layer((0, 0, 8, 8), tuple(chance.integers(0, 256, 3).tolist()))]
-        for _ in range(int(chance.integers(1, 4))):
-            left, top, wide, high = (*chance.integers(0, 5, 2).tolist(), *chance.integers(2, 5, 2).tolist())
-            colour = tuple(chance.integers(0, 256, 3).tolist())
-            layers.append(layer((left, top, left + wide, top + high), colour, int(chance.choice([90, 180, 255]))))
+        layers = [layer((0, 0, 8, 8), tuple(rng.integers(0, 256, 3).tolist()))]
+        for _ in range(int(rng.integers(1, 4))):
+            left, top, wide, high = (*rng.integers(0, 5, 2).tolist(), *rng.integers(2, 5, 2).tolist())
+            colour = tuple(rng.integers(0, 256, 3).tolist())
+            layers.append(layer((left, top, left + wide, top + high), colour, int(rng.choice([90, 180, 255]))))
         return layers
 
     pairs = [(stack(), stack()) for _ in range(6)]
@@ -239,11 +239,11 @@ def test_the_samples_are_what_the_pipeline_makes_of_the_composites(world, tmp_pa
 
 
 def test_reconstructions_are_scored_as_by_a_second_implementation(world, tmp_path):
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     weights = {
-        name: np.abs(chance.standard_normal(shape)).astype(np.float32) / 40
+        name: np.abs(rng.standard_normal(shape)).astype(np.float32) / 40
         if name.startswith("head")
-        else (chance.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
+        else (rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
         for name, shape in weight_shapes(Backbone.ALEXNET).items()
     }
     save_file(weights, tmp_path / "alexnet.safetensors")

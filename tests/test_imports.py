@@ -12,21 +12,29 @@ ROOT = Path(__file__).resolve().parents[1]
 HOUSE = "qil_jax"
 
 BASE = {"flow", "mesh", "models"}
+PLAIN = {"command_line", "errors", "files", "limits", "programs"}
+"""Modules of the root that know nothing of the rooms."""
 MAY_IMPORT = {
-    "models": set(),
+    "errors": set(),
     "command_line": set(),
-    "files": set(),
-    "programs": set(),
-    "layered_image": {"files"},
+    "limits": set(),
+    "files": {"errors"},
+    "programs": {"errors"},
     "shipped": set(),
-    "flow": {"models"},
-    "mesh": {"models"},
-    "weights": {*BASE, "files"},
-    "data": {"command_line", "files", "layered_image"},
-    "evaluation": {"files", "layered_image", "data"},
-    "export": {"files", "layered_image"},
-    "inference": {*BASE, "command_line", "weights", "export", "data", "files", "layered_image", "programs", "shipped"},
-    "training": {*BASE, "command_line", "programs", "weights", "data", "files", "layered_image", "inference"},
+    "models": {"errors"},
+    "flow": {"errors", "models"},
+    "mesh": {"errors", "models"},
+    "layers": PLAIN,
+    "records": {*PLAIN, "layers"},
+    "documents": {*PLAIN, "layers", "records"},
+    "scenes": {*PLAIN, "layers", "records"},
+    "loader": {*PLAIN, "layers", "records"},
+    "weights": {*PLAIN, *BASE},
+    "encoders": {*PLAIN, *BASE, "weights"},
+    "evaluation": {*PLAIN, "layers", "records"},
+    "export": {*PLAIN, "layers"},
+    "inference": {*PLAIN, *BASE, "encoders", "export", "layers", "shipped", "weights"},
+    "training": {*PLAIN, *BASE, "encoders", "layers", "loader", "records", "weights"},
 }
 """Room to the rooms below it; a room may always import itself. Entry points and tools may import every room."""
 

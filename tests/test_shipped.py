@@ -19,7 +19,7 @@ from qil_jax.evaluation.layers import alpha_iou, rgb_l1
 from qil_jax.inference.defaults import FILE, Defaults
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
-from qil_jax.layered_image import LayeredImage
+from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.shipped import shipped_checkpoint
 from qil_jax.weights import Component, checkpoint_problems
 from qil_jax.weights.safetensors_io import read_headers, weight_files

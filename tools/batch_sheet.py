@@ -7,12 +7,14 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw
 
-from qil_jax.data.boxed import over_colour
-from qil_jax.data.buckets import BucketConfig
-from qil_jax.data.pipeline import TASKS, Batch, Loader, LoaderConfig
-from qil_jax.data.sources import open_source
-from qil_jax.data.tasks import Task, TaskConfig
 from qil_jax.files import write_whole
+from qil_jax.layers.compositing import over_colour
+from qil_jax.loader.batch import TASKS, Batch
+from qil_jax.loader.buckets import BucketConfig
+from qil_jax.loader.config import LoaderConfig
+from qil_jax.loader.loader import Loader
+from qil_jax.loader.tasks import Task, TaskConfig
+from qil_jax.records.sources import open_source
 
 CELL, EDGE = 96, 4
 GROUND, FRAME = (0.8, 0.8, 0.8), {True: (30, 120, 60), False: (200, 120, 0)}

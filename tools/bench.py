@@ -53,7 +53,7 @@ LAYERS, STEPS, RESOLUTION = 4, 10, 256
 def mmdit_config() -> dict[str, Any]:
     """Of the case MMDiT."""
     from qil_jax.weights.released import CONFIGS
-    from qil_jax.weights.tables import Component
+    from qil_jax.weights.tables.entries import Component
 
     return {**CONFIGS[Component.TRANSFORMER], **MMDIT}
 
@@ -63,7 +63,7 @@ def write_weights(folder: Path) -> None:
     import make_demo_checkpoint as demo
 
     from qil_jax.weights.released import CONFIGS
-    from qil_jax.weights.tables import Component
+    from qil_jax.weights.tables.entries import Component
 
     text = CONFIGS[Component.TEXT_ENCODER]
     vision = {**text["vision_config"], "depth": 1, "out_hidden_size": SMALL_TEXT_ENCODER["hidden_size"]}

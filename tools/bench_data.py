@@ -21,17 +21,19 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from qil_jax.data.assets import Asset, Assets
-from qil_jax.data.boxed import composite_8bit
-from qil_jax.data.buckets import BucketConfig
-from qil_jax.data.dataset import Contents, DatasetFacts, write_dataset
-from qil_jax.data.pipeline import Loader, LoaderConfig, Workers
-from qil_jax.data.records import Record, decode, encode
-from qil_jax.data.resize import choose_crop, resized
-from qil_jax.data.scenes import SceneConfig, make_scene
-from qil_jax.data.sources import DatasetSource, FolderSource, examples, open_source
-from qil_jax.data.tasks import Task, TaskConfig, make_sample
-from qil_jax.layered_image import LayeredImage
+from qil_jax.documents.build import Contents, DatasetFacts, write_dataset
+from qil_jax.layers.compositing import composite_8bit
+from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.resize import choose_crop, resized
+from qil_jax.loader.buckets import BucketConfig
+from qil_jax.loader.config import LoaderConfig, Workers
+from qil_jax.loader.loader import Loader
+from qil_jax.loader.samples import make_sample
+from qil_jax.loader.tasks import Task, TaskConfig
+from qil_jax.records.record import Record, decode, encode
+from qil_jax.records.sources import DatasetSource, FolderSource, examples, open_source
+from qil_jax.scenes.assets import Asset, Assets
+from qil_jax.scenes.scene import SceneConfig, make_scene
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, RESOLUTION, LAYERS = 1024, 640, 4
@@ -96,7 +98,7 @@ def stages(dataset: DatasetSource, count: int) -> dict[str, float]:
         dataclasses.replace(r, layers=tuple(resized(r.layers, r.size, crop=crop, target=size)), size=size)
         for r, crop in zip(records, crops, strict=True)
     ]
-    chance, tasks = np.random.default_rng(0), TaskConfig()
+    rng, tasks = np.random.default_rng(0), TaskConfig()
     return {
         "read and parse": seconds(lambda i: raw[i], list(range(count))),
         "decode pixels": seconds(decode, [raw[i] for i in range(count)]),
@@ -104,7 +106,7 @@ def stages(dataset: DatasetSource, count: int) -> dict[str, float]:
             lambda i: resized(records[i].layers, (SIDE, SIDE), crop=crops[i], target=size), list(range(count))
         ),
         "composite": seconds(lambda r: composite_8bit(r.layers, size), small),
-        "canvases and condition": seconds(lambda r: make_sample(Task.IMAGE_TO_LAYERS, r, tasks, chance), small)
+        "canvases and condition": seconds(lambda r: make_sample(Task.IMAGE_TO_LAYERS, r, tasks, rng), small)
         - seconds(lambda r: composite_8bit(r.layers, size), small),
     }
 

@@ -33,7 +33,7 @@ def ours(folder: Path, rows: int) -> Step:
     import jax.numpy as jnp
     from flax import nnx
 
-    from qil_jax.flow.velocity import FlowLoss
+    from qil_jax.flow.loss import FlowLoss
     from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
     from qil_jax.models.rope import image_positions, text_offset, text_positions
     from qil_jax.models.stack import Scan
@@ -68,15 +68,15 @@ def ours(folder: Path, rows: int) -> Step:
         rows=jnp.arange(rows),
         picture_tokens=jnp.full(rows, GRID[0] * GRID[1], jnp.int32),
     )
-    optimiser = OptimiserConfig(learning_rate=RATE, clip_norm=CLIP, average=DECAY)
+    optimiser = OptimiserConfig(learning_rate=RATE, clip_norm=CLIP, ema_decay=DECAY)
     objective = flow_objective(network, FlowLoss(), Compute(scan=Scan(unroll=True)))
     state = fresh_state(params_of(model), optimiser, 1000)
     step = make_step(objective, optimiser, steps=1000, seed=0, like=state)
 
     def take() -> float:
         nonlocal state
-        state, told = step(state, {}, batch)
-        return float(jax.block_until_ready(told.loss))
+        state, metrics = step(state, {}, batch)
+        return float(jax.block_until_ready(metrics.loss))
 
     return take
 
@@ -90,13 +90,13 @@ def reference(folder: Path, rows: int) -> Step:
     optimiser = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, foreach=True)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
     targets = tokens.shape[1] // len(LAYERS) * (len(LAYERS) - 1)
-    moving = (torch.arange(tokens.shape[1]) < targets)[None, :, None]
+    is_target = (torch.arange(tokens.shape[1]) < targets)[None, :, None]
 
     def take() -> float:
         sigma = torch.sigmoid(torch.randn(rows))
         noise = torch.randn_like(tokens)
         level = sigma[:, None, None]
-        given = torch.where(moving, (1 - level) * tokens + level * noise, tokens)
+        given = torch.where(is_target, (1 - level) * tokens + level * noise, tokens)
         velocity = model(
             hidden_states=given,
             encoder_hidden_states=text,

@@ -8,8 +8,8 @@ import math
 import sys
 
 from qil_jax.command_line import Parser, at_dashes
-from qil_jax.data.limits import CleaningConfig, PSDLimits
-from qil_jax.data.sandbox import ProcessLimits
+from qil_jax.documents.limits import CleaningConfig, PSDLimits
+from qil_jax.documents.sandbox import ProcessLimits
 from qil_jax.programs import command, run_main
 
 NO_BEAM = "none"

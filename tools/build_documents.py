@@ -14,8 +14,7 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from qil_jax.data.captions import Captioner, EndpointCaptioner, EndpointConfig, SidecarCaptioner
-from qil_jax.data.dataset import (
+from qil_jax.documents.build import (
     NAME,
     VERSION,
     WORK,
@@ -26,11 +25,12 @@ from qil_jax.data.dataset import (
     prepare_all,
     write_dataset,
 )
-from qil_jax.data.limits import CleaningConfig, PSDLimits
-from qil_jax.data.prepare import PrepareConfig, Row, find_documents
-from qil_jax.data.report import write_report
-from qil_jax.data.runners import IN_PROCESS, beam_options
-from qil_jax.data.sandbox import ProcessLimits
+from qil_jax.documents.captions import Captioner, EndpointCaptioner, EndpointConfig, SidecarCaptioner
+from qil_jax.documents.limits import CleaningConfig, PSDLimits
+from qil_jax.documents.prepare import PrepareConfig, Row, find_documents
+from qil_jax.documents.report import write_report
+from qil_jax.documents.runners import IN_PROCESS, beam_options
+from qil_jax.documents.sandbox import ProcessLimits
 from qil_jax.files import write_whole
 
 Result = TypeVar("Result")

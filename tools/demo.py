@@ -46,7 +46,7 @@ def decompose(out: Path, checkpoint: Path | None) -> None:
     from qil_jax.export.sheet import write_sheet
     from qil_jax.inference.pipeline import Pipeline
     from qil_jax.inference.request import Request
-    from qil_jax.layered_image import LayeredImage
+    from qil_jax.layers.layered_image import LayeredImage
 
     for name in PICTURES:
         require_replaceable(out / name)

@@ -123,7 +123,7 @@ class Recipe:
             "start.checkpoint": self.moved(experiment.start.checkpoint),
             "start.vae": "none" if experiment.start.vae is None else self.moved(experiment.start.vae),
             "log_every": max(1, min(experiment.log_every, steps // 6)),
-            "optimiser.warmup": min(experiment.optimiser.warmup, steps // 4),
+            "optimiser.warmup_steps": min(experiment.optimiser.warmup_steps, steps // 4),
         }
         sets = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
         python(ROOT / "train.py", run.config, "--out", folder, *sets)

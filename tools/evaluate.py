@@ -13,7 +13,7 @@ from pathlib import Path
 from qil_jax.command_line import Parser
 from qil_jax.inference.cli import OWN
 from qil_jax.inference.defaults import Defaults
-from qil_jax.inference.limits import MAX_LAYERS, MAX_SEED, RESOLUTION, integer_problems, resolution_problems
+from qil_jax.limits import MAX_LAYERS, MAX_SEED, RESOLUTION, integer_problems, resolution_problems
 from qil_jax.programs import INTERRUPTED, run_main
 from qil_jax.shipped import shipped_checkpoint
 

@@ -12,9 +12,6 @@ import numpy as np
 from PIL import Image
 from progress import shown
 
-from qil_jax.data.boxed import composite_8bit
-from qil_jax.data.records import Record
-from qil_jax.data.sources import Facts, RecordSource, open_source
 from qil_jax.evaluation.job import claim
 from qil_jax.evaluation.report import write_layer_report
 from qil_jax.evaluation.samples import LayerResult, TrueSample, sample_rows, scored, true_sample
@@ -22,7 +19,10 @@ from qil_jax.export.result import read_record
 from qil_jax.inference.images import bucket_size, check_size
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import MAX_LAYERS, Request, Settings
+from qil_jax.layers.compositing import composite_8bit
 from qil_jax.mesh import MeshShape, make_mesh, single_device_mesh
+from qil_jax.records.record import Record
+from qil_jax.records.sources import Facts, RecordSource, open_source
 from qil_jax.weights import Component, require_sound
 from qil_jax.weights.load import fingerprint_of
 

@@ -13,20 +13,20 @@ import numpy as np
 from flax import nnx
 from progress import shown
 
-from qil_jax.data.sources import RecordSource, open_source
+from qil_jax.encoders.image_encoder import Autoencoder
 from qil_jax.evaluation.frechet import mean_frechet_distance
 from qil_jax.evaluation.job import claim
 from qil_jax.evaluation.reconstruction import RGB, blended_pairs, score_pairs
 from qil_jax.evaluation.report import write_reconstruction_report
 from qil_jax.evaluation.samples import true_sample
-from qil_jax.inference.autoencoder import Autoencoder
 from qil_jax.inference.images import MULTIPLE, bucket_size
 from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.lpips import lpips, pooled_features
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
+from qil_jax.records.sources import RecordSource, open_source
 from qil_jax.weights import Component, component_config, load_model, require_sound
 from qil_jax.weights.load import fingerprint_of
-from qil_jax.weights.perception import load_lpips
+from qil_jax.weights.lpips import load_lpips
 
 GROUND, UPPER = "ground", "upper"
 """Categories: layers at the bottom, and those above."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from qil_jax.command_line import Parser
-from qil_jax.data.assets import LIST, read_list
-from qil_jax.data.packages import FREE, PACKAGES, FetchError, fetch
 from qil_jax.programs import run_main
+from qil_jax.scenes.assets import LIST, read_list
+from qil_jax.scenes.packages import FREE, PACKAGES, FetchError, fetch
 
 
 def parser() -> Parser:

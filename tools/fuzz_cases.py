@@ -25,20 +25,20 @@ class Case:
     failure: str = ""
 
 
-def mutate(data: bytes, chance: random.Random) -> bytes:
+def mutate(data: bytes, rng: random.Random) -> bytes:
     """A few bytes flipped, a length inflated, a stretch removed, doubled or zeroed, or the end cut off."""
     mutant = bytearray(data)
-    for _ in range(chance.choice([1, 1, 2, 8])):
-        at = chance.randrange(len(mutant))
-        match chance.randrange(6):
+    for _ in range(rng.choice([1, 1, 2, 8])):
+        at = rng.randrange(len(mutant))
+        match rng.randrange(6):
             case 0:
-                mutant[at] ^= 1 << chance.randrange(8)
+                mutant[at] ^= 1 << rng.randrange(8)
             case 1:
-                mutant[at : at + 4] = struct.pack(">I", chance.choice([0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 28]))
+                mutant[at : at + 4] = struct.pack(">I", rng.choice([0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 28]))
             case 2:
-                del mutant[at : at + chance.randrange(1, 64)]
+                del mutant[at : at + rng.randrange(1, 64)]
             case 3:
-                mutant[at:at] = mutant[at : at + chance.randrange(1, 64)]
+                mutant[at:at] = mutant[at : at + rng.randrange(1, 64)]
             case 4:
                 mutant[at : at + 16] = bytes(len(mutant[at : at + 16]))
             case _:

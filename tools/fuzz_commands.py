@@ -93,11 +93,11 @@ def _furnish(folder: Path) -> None:
 
 
 def _case(seed: int, place: Path, before: dict[str, str]) -> Case:
-    chance = random.Random(seed)
-    program = chance.choice(list(COMMANDS))
+    rng = random.Random(seed)
+    program = rng.choice(list(COMMANDS))
     words = list(COMMANDS[program])
-    for _ in range(chance.choice([0, 1, 1, 1, 1, 1, 2, 2, 4])):
-        words = _broken(words, chance)
+    for _ in range(rng.choice([0, 1, 1, 1, 1, 1, 2, 2, 4])):
+        words = _broken(words, rng)
     if program == "train":
         words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
     status, printed = _called(program, words)
@@ -109,29 +109,29 @@ def _case(seed: int, place: Path, before: dict[str, str]) -> Case:
     return Case(seed=seed, outcome=f"{program}: {'done' if status in (0, 3) else 'refused'}", failure=wrong)
 
 
-def _broken(words: list[str], chance: random.Random) -> list[str]:
+def _broken(words: list[str], rng: random.Random) -> list[str]:
     if not words:
-        return [chance.choice(ODD)]
-    at = chance.randrange(len(words))
-    match chance.randrange(8):
+        return [rng.choice(ODD)]
+    at = rng.randrange(len(words))
+    match rng.randrange(8):
         case 0:
             return words[:at] + words[at + 1 :]
         case 1:
             return [*words[:at], words[at], *words[at:]]
         case 2:
-            letter = chance.randrange(max(1, len(words[at])))
+            letter = rng.randrange(max(1, len(words[at])))
             return [
                 *words[:at],
-                words[at][:letter] + chance.choice("aZ0-_. ") + words[at][letter + 1 :],
+                words[at][:letter] + rng.choice("aZ0-_. ") + words[at][letter + 1 :],
                 *words[at + 1 :],
             ]
         case 3:
-            return [*words[:at], chance.choice(words), *words[at + 1 :]]
+            return [*words[:at], rng.choice(words), *words[at + 1 :]]
         case 4:
-            return [*words[:at], chance.choice(ODD), *words[at + 1 :]]
+            return [*words[:at], rng.choice(ODD), *words[at + 1 :]]
         case _:  # a value rather than an option
-            at = chance.choice([i for i, word in enumerate(words) if not word.startswith("--")] or [at])
-            return [*words[:at], chance.choice((*ODD, *NUMBERS)), *words[at + 1 :]]
+            at = rng.choice([i for i, word in enumerate(words) if not word.startswith("--")] or [at])
+            return [*words[:at], rng.choice((*ODD, *NUMBERS)), *words[at + 1 :]]
 
 
 def _called(program: str, words: list[str]) -> tuple[object, str]:
@@ -166,7 +166,7 @@ def _painted() -> Iterator[None]:
 def _paint(_self: Any, requests: Sequence["Request"], *_: Any, **__: Any) -> "list[Decomposition]":
     from qil_jax.inference.images import bucket_size
     from qil_jax.inference.request import Decomposition, known
-    from qil_jax.layered_image import LayeredImage
+    from qil_jax.layers.layered_image import LayeredImage
 
     made = []
     for request in requests:

@@ -64,29 +64,29 @@ def _built(seeds: range, originals: list[bytes], place: Path) -> Iterator[Case]:
         yield Case(seed=seed, outcome=outcome, failure=first or ("" if known else wrong))
 
 
-def _inputs(chance: random.Random, originals: list[bytes]) -> dict[str, bytes]:
+def _inputs(rng: random.Random, originals: list[bytes]) -> dict[str, bytes]:
     """The document and the files beside it, by suffix. One in ten documents is whole, so that some must be kept."""
-    original = chance.choice(originals)
-    files = {".psd": original if chance.random() < 0.1 else mutate(original, chance)}
+    original = rng.choice(originals)
+    files = {".psd": original if rng.random() < 0.1 else mutate(original, rng)}
     facts = json.dumps(FACTS).encode()
-    match chance.randrange(5):
+    match rng.randrange(5):
         case 0:
             files[".json"] = facts
         case 1:
-            files[".json"] = mutate(facts, chance)
+            files[".json"] = mutate(facts, rng)
         case 2:
-            files[".json"] = chance.choice(ODD_FACTS).encode()
-    match chance.randrange(4):
+            files[".json"] = rng.choice(ODD_FACTS).encode()
+    match rng.randrange(4):
         case 0:
             files[".txt"] = "a poster, \u00e4\n".encode()
         case 1:
-            files[".txt"] = chance.randbytes(chance.randrange(40))
+            files[".txt"] = rng.randbytes(rng.randrange(40))
     return files
 
 
 def _unreadable(out: Path, kept: int) -> str:
     """What is wrong with the dataset, in words; nothing if all records of the kept documents can be read."""
-    from qil_jax.data.sources import open_source
+    from qil_jax.records.sources import open_source
 
     (info,) = out.glob("layered_dataset/*/dataset_info.json")
     sources = [open_source(out, split["name"]) for split in json.loads(info.read_text())["splits"]]

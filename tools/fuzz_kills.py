@@ -63,11 +63,11 @@ def kills(seeds: range, folder: Path) -> Iterator[Case]:
         seconds[job.name] = time.monotonic() - began
         wholes[job.name] = job.made(out)
     for seed in seeds:
-        chance = random.Random(seed)
-        (job,) = chance.choices(jobs, [job.share for job in jobs])
+        rng = random.Random(seed)
+        (job,) = rng.choices(jobs, [job.share for job in jobs])
         out = folder / f"case {seed}"
         began = time.monotonic()
-        case = _killed(seed, job, out, chance.uniform(0, seconds[job.name]), wholes[job.name])
+        case = _killed(seed, job, out, rng.uniform(0, seconds[job.name]), wholes[job.name])
         if case.outcome.endswith(FASTER):  # the machine has become faster: two runs took so long
             seconds[job.name] = min(seconds[job.name], (time.monotonic() - began) / 2)
         yield case

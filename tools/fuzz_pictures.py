@@ -55,20 +55,20 @@ def _decomposed(seeds: range, checkpoint: Path, place: Path) -> Iterator[Case]:
 
 def _write(seed: int, folder: Path) -> str:
     """Write the picture of a seed; the name of its file."""
-    chance = random.Random(seed)
-    ending = chance.choice(list(FORMATS))
+    rng = random.Random(seed)
+    ending = rng.choice(list(FORMATS))
     name = f"{seed:06d}.{ending}"
-    whole = _encoded(chance, FORMATS[ending])
-    (folder / name).write_bytes(whole if chance.random() < 0.1 else mutate(whole, chance))
-    if chance.random() < 0.1:
-        (folder / name).with_suffix(".txt").write_bytes(chance.randbytes(chance.randrange(40)))
+    whole = _encoded(rng, FORMATS[ending])
+    (folder / name).write_bytes(whole if rng.random() < 0.1 else mutate(whole, rng))
+    if rng.random() < 0.1:
+        (folder / name).with_suffix(".txt").write_bytes(rng.randbytes(rng.randrange(40)))
     return name
 
 
-def _encoded(chance: random.Random, kind: str) -> bytes:
-    mode = chance.choice(MODES.get(kind, ("RGB",)))
-    wide, high = chance.choice(SIZES)
-    noise = np.random.default_rng(chance.randrange(1 << 30)).integers(0, 256, (high, wide, 4), np.uint8)
+def _encoded(rng: random.Random, kind: str) -> bytes:
+    mode = rng.choice(MODES.get(kind, ("RGB",)))
+    wide, high = rng.choice(SIZES)
+    noise = np.random.default_rng(rng.randrange(1 << 30)).integers(0, 256, (high, wide, 4), np.uint8)
     if mode == "I;16":
         image = Image.fromarray(noise[..., :2].copy().view(np.uint16)[..., 0])
     else:

@@ -13,19 +13,21 @@ from flax import nnx
 from jax.sharding import Mesh
 from rich.progress import track
 
-from qil_jax.data.buckets import Bucket
-from qil_jax.data.latents import LatentIndex, LatentRecord, shard_facts, write_index, write_shard
-from qil_jax.data.pipeline import LoaderConfig, fitted, resized_record
-from qil_jax.data.records import Record
-from qil_jax.data.sources import RecordSource, open_sources
-from qil_jax.data.tasks import Subject, Task, TaskConfig, make_sample
+from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.files import write_whole
-from qil_jax.flow.velocity import FlowLoss
-from qil_jax.inference.prompts import PromptTokenizer
+from qil_jax.flow.loss import FlowLoss
+from qil_jax.loader.buckets import Bucket
+from qil_jax.loader.config import LoaderConfig
+from qil_jax.loader.latents import LatentIndex, LatentRecord, shard_facts, write_index, write_shard
+from qil_jax.loader.loader import fitted, resized_record
+from qil_jax.loader.samples import make_sample
+from qil_jax.loader.tasks import Subject, Task, TaskConfig
 from qil_jax.mesh import TRAINING_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.axes import Axis
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
+from qil_jax.records.record import Record
+from qil_jax.records.sources import RecordSource, open_sources
 from qil_jax.training.batches import RowPlacement
 from qil_jax.training.experiment import load_experiment
 from qil_jax.training.inputs import CaptionEncoder, PictureEncoder
@@ -186,6 +188,6 @@ def encode_records(records: Sequence[Record], encoders: Encoders) -> list[Latent
 
 def pictures_of(record: Record) -> np.ndarray:
     """What a record's samples are made of, whatever the task."""
-    config, chance = TaskConfig(subject=Subject.FOREGROUND), np.random.default_rng(0)
+    config, rng = TaskConfig(subject=Subject.FOREGROUND), np.random.default_rng(0)
     tasks = (Task.TEXT_TO_LAYERS, Task.TEXT_TO_RGBA, Task.TEXT_TO_RGB)
-    return np.concatenate([make_sample(task, record, config, chance).pictures for task in tasks])
+    return np.concatenate([make_sample(task, record, config, rng).pictures for task in tasks])

@@ -18,12 +18,12 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from qil_jax.command_line import Parser
-from qil_jax.data.sources import open_source
 from qil_jax.files import recover, whole_folder
 from qil_jax.programs import run_main
+from qil_jax.records.sources import open_source
 
 if TYPE_CHECKING:
-    from qil_jax.weights.tables import Entry
+    from qil_jax.weights.tables.entries import Entry
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "transformer": {
@@ -125,7 +125,7 @@ QUIET_IN_VAE = (".conv2.weight", "attentions.0.proj.weight")
 
 def random_tensor(entry: "Entry", generator: np.random.Generator, preset: Preset) -> np.ndarray:
     """Weights that keep activations near unit scale; norms 1, biases 0."""
-    from qil_jax.weights.tables import Transform
+    from qil_jax.weights.tables.entries import Transform
 
     if entry.path.endswith("scale"):
         return np.ones(entry.shape, np.float32)
@@ -138,7 +138,7 @@ def random_tensor(entry: "Entry", generator: np.random.Generator, preset: Preset
 
 def small_tokenizer(texts: Sequence[str] = (), vocabulary: int = 500) -> Tokenizer:
     """A byte-level BPE tokenizer of Qwen's kind that has read the prompt template and these texts."""
-    from qil_jax.inference.prompts import PREFIX, SUFFIX
+    from qil_jax.encoders.tokenizer import PREFIX, SUFFIX
     from qil_jax.weights.tokenizer import SPLIT
 
     tokenizer = Tokenizer(models.BPE())
@@ -157,7 +157,8 @@ def small_tokenizer(texts: Sequence[str] = (), vocabulary: int = 500) -> Tokeniz
 
 def write_component(folder: Path, component: str, config: Mapping[str, Any], preset: Preset) -> None:
     """One component's config and random weights."""
-    from qil_jax.weights.tables import Component, table_of
+    from qil_jax.weights.tables import table_of
+    from qil_jax.weights.tables.entries import Component
 
     generator, part = np.random.default_rng(0), folder / component
     part.mkdir(parents=True)
@@ -174,7 +175,7 @@ def write_checkpoint(
     captions: Sequence[str] = (),
 ) -> None:
     """All files of the layout that inference reads; `captions` are what the tokenizer learns words from."""
-    from qil_jax.weights.tables import Component
+    from qil_jax.weights.tables.entries import Component
 
     configs = configs or (CONFIGS if preset is Preset.TRY else TRAIN_CONFIGS)
     for component in Component:

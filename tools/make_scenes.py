@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from qil_jax.command_line import Parser, at_dashes
-from qil_jax.inference.limits import integer_problems
+from qil_jax.limits import integer_problems
 from qil_jax.programs import run_main
 
 PRESETS = ("rich", "simple", "grouped")

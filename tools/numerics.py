@@ -27,14 +27,15 @@ from qil_jax.models.attention import AttentionKind
 from qil_jax.models.layers import layer_norm
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
-from qil_jax.models.rope import LayerIndex, image_positions, rotary, text_offset, text_positions
+from qil_jax.models.rope import LayerIndex, image_positions, rotary_embedding, text_offset, text_positions
 from qil_jax.models.stack import block_at
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
 from qil_jax.weights import Component, component_config, load_model, open_source
 from qil_jax.weights.names import released_names
 from qil_jax.weights.safetensors_io import weight_files
 from qil_jax.weights.source import ParameterSource
-from qil_jax.weights.tables import Target, table_of, targets
+from qil_jax.weights.tables import table_of
+from qil_jax.weights.tables.entries import Target, targets
 
 GRID, PICTURES, WORDS, SIGMA = (4, 6), 3, 9, 0.6
 
@@ -98,8 +99,8 @@ def compare_text_encoder(checkpoint: Path, reference: Path) -> Iterator[Row]:
     positions = torch.arange(WORDS)[None, None].expand(3, 1, -1)
     cos_sin = torch_model.rotary_emb(x, positions)
     causal = torch.full((WORDS, WORDS), -torch.inf).triu(1)[None, None]
-    turns = rotary(jnp.arange(WORDS)[None, :, None], (config.head_dim,), config.rope_theta)
-    run = _compiled(lambda layer, x: layer(x, turns, jnp.ones((1, WORDS), jnp.int32)))
+    rotary = rotary_embedding(jnp.arange(WORDS)[None, :, None], (config.head_dim,), config.rope_theta)
+    run = _compiled(lambda layer, x: layer(x, rotary, jnp.ones((1, WORDS), jnp.int32)))
     for k in range(depth):
         tensors.fill(torch_model.layers[0], f"model.layers.{k}.")
         expected = torch_model.layers[0](x, attention_mask=causal, position_embeddings=cos_sin)
@@ -146,12 +147,14 @@ def compare_transformer(checkpoint: Path, reference: Path) -> Iterator[Row]:
     torch_turns = torch_model.pos_embed([[(1, *GRID)] * PICTURES], max_txt_seq_len=WORDS, device=torch.device("cpu"))
     layers = (LayerIndex.COMPOSITE, 1, LayerIndex.CONDITION if config.use_layer3d_rope else 2)
     places = text_positions(WORDS, offset=text_offset(GRID, targets=2)), image_positions(GRID, layers)
-    turns = tuple(rotary(jnp.asarray(p)[None], config.axes_dims_rope) for p in places)
+    rotary = tuple(rotary_embedding(jnp.asarray(p)[None], config.axes_dims_rope) for p in places)
 
     def step(parts: nnx.List, text: Array, image: Array, noise: Array) -> Array:
         block, *mods = parts
         table = tuple(mod(jax.nn.silu(noise)).reshape(1, 6, -1) for mod in mods)
-        return jnp.concatenate(block((text, image), table, turns=turns, segments=None, kind=AttentionKind.XLA), axis=1)
+        return jnp.concatenate(
+            block((text, image), table, rotary=rotary, segments=None, kind=AttentionKind.XLA), axis=1
+        )
 
     run = _compiled(step)
     for k in range(depth):

@@ -11,13 +11,13 @@ from typing import Any
 from etils import epath
 from rich.progress import track
 
-from qil_jax.data.assets import Assets, licences_in, load_assets
-from qil_jax.data.dataset import Contents, DatasetFacts, write_dataset
-from qil_jax.data.records import Record, encode
-from qil_jax.data.runners import beam_options
-from qil_jax.data.scenes import GROUPED, SIMPLE, SceneConfig, make_scene
+from qil_jax.documents.build import Contents, DatasetFacts, write_dataset
+from qil_jax.documents.runners import beam_options
 from qil_jax.export.psd import write_psd
 from qil_jax.files import whole_folder
+from qil_jax.records.record import Record, encode
+from qil_jax.scenes.assets import Assets, licences_in, load_assets
+from qil_jax.scenes.scene import GROUPED, SIMPLE, SceneConfig, make_scene
 
 PRESETS = {"rich": SceneConfig(), "simple": SIMPLE, "grouped": GROUPED}
 SHARES = {"train": 0.9, "validation": 0.05, "test": 0.05}

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from qil_jax.command_line import Parser
-from qil_jax.data.tasks import Task
+from qil_jax.loader.tasks import Task
 from qil_jax.programs import run_main
 
 

@@ -23,7 +23,8 @@ from qil_jax.weights import (
 from qil_jax.weights.convert import checkpoint_bytes
 from qil_jax.weights.released import FINGERPRINTS, fingerprint
 from qil_jax.weights.source import Layout
-from qil_jax.weights.tables import table_of, targets
+from qil_jax.weights.tables import table_of
+from qil_jax.weights.tables.entries import targets
 from qil_jax.weights.values import TensorValues, checkpoint_values, differences, read_checksums, write_checksums
 
 

@@ -1,8 +1,8 @@
 """What the runs of the demonstration model share: 64-pixel scenes on two cores (docs/demo.md)."""
 
-from qil_jax.data.buckets import BucketConfig
-from qil_jax.data.pipeline import LoaderConfig, Workers
-from qil_jax.data.tasks import Task, TaskConfig
+from qil_jax.loader.buckets import BucketConfig
+from qil_jax.loader.config import LoaderConfig, Workers
+from qil_jax.loader.tasks import Task, TaskConfig
 from qil_jax.training.stages import Made, Precision
 
 FOLDER = "build/demo_training"

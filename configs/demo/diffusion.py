@@ -1,8 +1,8 @@
 """What the diffusion runs of the demonstration model share."""
 
 from configs.demo.common import PRECISION, VAE, WORKERS, latents_of, loader, made_by
-from qil_jax.data.tasks import Task
-from qil_jax.flow.velocity import FlowLoss
+from qil_jax.flow.loss import FlowLoss
+from qil_jax.loader.tasks import Task
 from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, ValidationConfig
 from qil_jax.training.optimiser import OptimiserConfig
 from qil_jax.training.stages import Inputs, Stage, Start

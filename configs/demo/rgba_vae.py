@@ -1,9 +1,9 @@
 """The demonstration model's RGBA-VAE, from nothing."""
 
 from configs.demo.common import BASE, PRECISION, WORKERS, loader, made_by, scenes_of
-from qil_jax.data.tasks import Task
+from qil_jax.loader.tasks import Task
 from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, ValidationConfig
-from qil_jax.training.optimiser import Course, OptimiserConfig
+from qil_jax.training.optimiser import LRSchedule, OptimiserConfig
 from qil_jax.training.stages import Stage, Start
 from qil_jax.training.vae_loss import Reconstruction, VAELoss
 
@@ -21,7 +21,9 @@ def config() -> Experiment:
         # No reference: there is no VAE before this one.
         loss=VAELoss(reconstruction=Reconstruction.AB_MSE, colour=0.03, perceptual=0.0, kl=1e-5, reference_kl=0.0),
         steps=6000,
-        optimiser=OptimiserConfig(learning_rate=1e-3, course=Course.COSINE, warmup=50, floor=0.02, average=0.998),
+        optimiser=OptimiserConfig(
+            learning_rate=1e-3, schedule=LRSchedule.COSINE, warmup_steps=50, final_fraction=0.02, ema_decay=0.998
+        ),
         precision=PRECISION,
         checkpoints=CheckpointConfig(every=250),
         validation=ValidationConfig(every=500, batches=8),

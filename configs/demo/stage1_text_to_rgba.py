@@ -2,10 +2,10 @@
 
 from configs.demo.common import BASE
 from configs.demo.diffusion import diffusion
-from qil_jax.data.tasks import Task
-from qil_jax.flow.velocity import FlowLoss
+from qil_jax.flow.loss import FlowLoss
+from qil_jax.loader.tasks import Task
 from qil_jax.training.experiment import Experiment
-from qil_jax.training.optimiser import Course, OptimiserConfig
+from qil_jax.training.optimiser import LRSchedule, OptimiserConfig
 from qil_jax.training.stages import Stage
 
 
@@ -18,8 +18,13 @@ def config() -> Experiment:
         data="grouped",
         rows=8,
         steps=200,
-        loss=FlowLoss(shift=1.0, dropped=0.1),
+        loss=FlowLoss(shift=1.0, caption_dropout=0.1),
         optimiser=OptimiserConfig(
-            learning_rate=1e-3, course=Course.COSINE, warmup=100, floor=0.05, beta2=0.99, average=0.999
+            learning_rate=1e-3,
+            schedule=LRSchedule.COSINE,
+            warmup_steps=100,
+            final_fraction=0.05,
+            beta2=0.99,
+            ema_decay=0.999,
         ),
     )

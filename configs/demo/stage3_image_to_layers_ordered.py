@@ -2,10 +2,10 @@
 
 from configs.demo.common import run_of
 from configs.demo.diffusion import diffusion
-from qil_jax.data.tasks import Task
-from qil_jax.flow.velocity import FlowLoss
+from qil_jax.flow.loss import FlowLoss
+from qil_jax.loader.tasks import Task
 from qil_jax.training.experiment import Experiment
-from qil_jax.training.optimiser import Course, OptimiserConfig
+from qil_jax.training.optimiser import LRSchedule, OptimiserConfig
 from qil_jax.training.stages import Stage
 
 
@@ -18,6 +18,8 @@ def config() -> Experiment:
         data="ordered_8000",
         rows=16,
         steps=231,
-        loss=FlowLoss(shift=3.0, dropped=0.5),
-        optimiser=OptimiserConfig(learning_rate=8e-4, course=Course.CONSTANT, warmup=100, beta2=0.99, average=0.999),
+        loss=FlowLoss(shift=3.0, caption_dropout=0.5),
+        optimiser=OptimiserConfig(
+            learning_rate=8e-4, schedule=LRSchedule.CONSTANT, warmup_steps=100, beta2=0.99, ema_decay=0.999
+        ),
     )

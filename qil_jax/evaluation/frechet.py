@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float
 
+from qil_jax.errors import QilError
+
 
 def frechet_distance(first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"]) -> float:
     """Squared distance of the normal distributions that fit two sets of features.
@@ -11,10 +13,10 @@ def frechet_distance(first: Float[np.ndarray, "n d"], second: Float[np.ndarray, 
     symmetric form, by eigenvalues, so that it stays real where covariances are singular, as with few features.
 
     Raises:
-      ValueError: if a set has fewer than two rows.
+      QilError: if a set has fewer than two rows.
     """
     if min(len(first), len(second)) < 2:
-        raise ValueError(f"{len(first)} and {len(second)} features: a covariance needs two or more on each side")
+        raise QilError(f"{len(first)} and {len(second)} features: a covariance needs two or more on each side")
     means = [np.mean(x, axis=0, dtype=np.float64) for x in (first, second)]
     covariances = [np.atleast_2d(np.cov(x.astype(np.float64), rowvar=False)) for x in (first, second)]
     values, vectors = np.linalg.eigh(covariances[0])

@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from qil_jax.errors import QilError
 from qil_jax.files import write_whole
 
 JOB = "job.json"
@@ -19,21 +20,21 @@ def claim(folder: Path, told: Mapping[str, Any]) -> None:
       told: everything that decides the result, as JSON values.
 
     Raises:
-      ValueError: naming what differs, or if the folder holds something else.
+      QilError: naming what differs, or if the folder holds something else.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give --out a folder")
+        raise QilError(f"{folder} is a file: give --out a folder")
     file = folder / JOB
     if not file.is_file():
         if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"{folder} holds no evaluation (there is no {JOB}) and is not empty: give another --out")
+            raise QilError(f"{folder} holds no evaluation (there is no {JOB}) and is not empty: give another --out")
         write_whole(epath.Path(file), (json.dumps(told, indent=2) + "\n").encode())
         return
     try:
         found = dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read ({error}): give another --out") from error
+        raise QilError(f"{file} cannot be read ({error}): give another --out") from error
     names = [name for name in {**found, **told} if found.get(name) != told.get(name)]
     if names:
         differing = "".join(f"\n  {name}: {found.get(name)} there, {told.get(name)} here" for name in names)
-        raise ValueError(f"{folder} holds another evaluation: give it another --out, or the same settings:{differing}")
+        raise QilError(f"{folder} holds another evaluation: give it another --out, or the same settings:{differing}")

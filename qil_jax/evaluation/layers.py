@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from qil_jax.data.boxed import BoxedLayer
-from qil_jax.data.grouping import front_to_back_groups
+from qil_jax.errors import QilError
+from qil_jax.layers.boxed_layer import BoxedLayer
+from qil_jax.layers.grouping import front_to_back_groups
 
 LEVELS = 6
 """Scores are given for 0 to 5 merges."""
@@ -94,11 +95,11 @@ def score_stacks(prediction: Sequence[Layer], reference: Sequence[Layer]) -> lis
       prediction, reference: layers of one size, bottom to top, ungrouped.
 
     Raises:
-      ValueError: if there are fewer than two layers on a side (the protocol skips such samples), or sizes differ.
+      QilError: if there are fewer than two layers on a side (the protocol skips such samples), or sizes differ.
     """
     shapes = {layer.shape for layer in (*prediction, *reference)}
     if min(len(prediction), len(reference)) < 2 or len(shapes) != 1:
-        raise ValueError(
+        raise QilError(
             f"{len(prediction)} and {len(reference)} layers of shapes {sorted(shapes)}: each side needs two or more, "
             f"and all must be of one size"
         )

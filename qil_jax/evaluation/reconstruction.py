@@ -12,6 +12,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from scipy.ndimage import correlate1d
 
+from qil_jax.errors import QilError
+
 BACKGROUNDS = {
     "black": (0, 0, 0), "grey": (128, 128, 128), "white": (255, 255, 255), "red": (255, 0, 0), "green": (0, 255, 0),
     "blue": (0, 0, 255), "yellow": (255, 255, 0), "cyan": (0, 255, 255), "magenta": (255, 0, 255),
@@ -47,10 +49,10 @@ def luma_ssim(picture: RGB, true: RGB) -> float:
     """Structural similarity of the luma rounded to 8 bits, in an 11-pixel Gaussian window that stays inside.
 
     Raises:
-      ValueError: if a side is shorter than the window.
+      QilError: if a side is shorter than the window.
     """
     if min(picture.shape[:2]) < WINDOW:
-        raise ValueError(f"pictures of {picture.shape[1]}x{picture.shape[0]}: SSIM needs {WINDOW} pixels a side")
+        raise QilError(f"pictures of {picture.shape[1]}x{picture.shape[0]}: SSIM needs {WINDOW} pixels a side")
     x, y = (np.rint(p.astype(np.float64) @ (0.299, 0.587, 0.114)) for p in (picture, true))
     first, second = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mean_x, mean_y = _windowed(x), _windowed(y)
@@ -80,10 +82,10 @@ def blended_pairs(
     """A picture and the true one over each of the nine backgrounds, as JPEG leaves them.
 
     Raises:
-      ValueError: if sizes differ.
+      QilError: if sizes differ.
     """
     if picture.shape != true.shape:
-        raise ValueError(f"a reconstruction of shape {picture.shape} cannot be compared with {true.shape}")
+        raise QilError(f"a reconstruction of shape {picture.shape} cannot be compared with {true.shape}")
     over = lambda x, colour: as_jpeg(blended(x, colour))  # noqa: E731
     return [(over(picture, colour), over(true, colour)) for colour in BACKGROUNDS.values()]
 

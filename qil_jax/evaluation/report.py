@@ -12,13 +12,14 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from qil_jax.data.sheets import grid
+from qil_jax.errors import QilError
 from qil_jax.evaluation.baselines import Baseline
 from qil_jax.evaluation.health import Health, health_rates
 from qil_jax.evaluation.layers import LEVELS, Scores, at_level, mean_scores
 from qil_jax.evaluation.reconstruction import by_category, macro_average, plain_mean
 from qil_jax.evaluation.samples import LayerResult, Picture
 from qil_jax.files import write_whole
+from qil_jax.layers.sheets import grid
 
 PAPER_LAYERS = {
     "VLM base + Hi-SAM (paper)": (
@@ -75,10 +76,10 @@ def write_layer_report(
       the text of summary.md.
 
     Raises:
-      ValueError: if there is no result.
+      QilError: if there is no result.
     """
     if not results:
-        raise ValueError("no sample could be scored: each needs two layers or more")
+        raise QilError("no sample could be scored: each needs two layers or more")
     _write_table(folder / "samples.csv", [_layer_row(result) for result in results])
     groups = {"all": list(results)}
     for count in sorted({r.layers for r in results}):
@@ -188,10 +189,10 @@ def write_reconstruction_report(
       frechet: a Frechet distance of each category, where one was measured.
 
     Raises:
-      ValueError: if there is no row.
+      QilError: if there is no row.
     """
     if not rows:
-        raise ValueError("no picture could be scored: the records have no layers that show anything")
+        raise QilError("no picture could be scored: the records have no layers that show anything")
     _write_table(
         folder / "samples.csv", [{"name": name, "category": category, **scores} for name, category, scores in rows]
     )

@@ -7,12 +7,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from qil_jax.data.boxed import BoxedLayer, composite_8bit, psnr
-from qil_jax.data.records import Record
-from qil_jax.data.resize import FILTER
 from qil_jax.evaluation.baselines import Baseline, baseline_layers
 from qil_jax.evaluation.health import Health, health
 from qil_jax.evaluation.layers import Scores, score_stacks
+from qil_jax.layers.boxed_layer import BoxedLayer
+from qil_jax.layers.compositing import composite_8bit, psnr
+from qil_jax.layers.resize import FILTER
+from qil_jax.records.record import Record
 
 Picture = UInt8[np.ndarray, "y x 4"]
 

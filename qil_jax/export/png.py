@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 from qil_jax.export.names import safe_name
-from qil_jax.layered_image import LayeredImage
+from qil_jax.layers.layered_image import LayeredImage
 
 
 def write_pngs(layered: LayeredImage, folder: Path) -> list[Path]:

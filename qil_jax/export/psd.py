@@ -6,7 +6,9 @@ import numpy as np
 from PIL import Image
 from psd_tools import PSDImage
 
-from qil_jax.layered_image import LayeredImage, visible_box
+from qil_jax.errors import QilError
+from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.visibility import visible_box
 
 LARGEST_SIDE = 30_000
 """Limit of the PSD format in pixels."""
@@ -20,12 +22,12 @@ def write_psd(layered: LayeredImage, file: Path) -> None:
     An empty layer stays a layer: one transparent pixel. Colour under alpha 0 is kept inside a layer's box.
 
     Raises:
-      ValueError: if the canvas is larger than the format allows.
+      QilError: if the canvas is larger than the format allows.
       FileExistsError: if the file exists.
     """
     width, height = layered.size
     if max(layered.size) > LARGEST_SIDE:
-        raise ValueError(f"{file}: {width}x{height} pixels do not fit a PSD (at most {LARGEST_SIDE} a side)")
+        raise QilError(f"{file}: {width}x{height} pixels do not fit a PSD (at most {LARGEST_SIDE} a side)")
     document = PSDImage.new("RGBA", (width, height), depth=8)
     for pixels, name in zip(layered.layers, layered.names, strict=True):
         top, left, bottom, right = alpha_box(pixels)

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from qil_jax.errors import QilError
 from qil_jax.export.png import write_pngs
 from qil_jax.export.psd import write_psd
 from qil_jax.export.sheet import write_sheet
 from qil_jax.files import whole_folder
-from qil_jax.layered_image import LayeredImage
+from qil_jax.layers.layered_image import LayeredImage
 
 RECORD = "result.json"
 """The file that makes a folder a result: how it was made, and the sha256 of every other file of it."""
@@ -22,7 +23,7 @@ OF_DESKTOPS = (".DS_Store", "Thumbs.db", "desktop.ini")
 """Files that file managers leave in folders and that nobody misses."""
 
 
-class ResultError(ValueError):
+class ResultError(QilError):
     """Something stands where a result should go. The message names the folder, the reason and the fix."""
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from qil_jax.layered_image import LayeredImage
+from qil_jax.layers.layered_image import LayeredImage
 
 CELL = 320
 """Longest side of a picture on the sheet, in pixels. Of much smaller ones each pixel becomes a square."""

@@ -16,7 +16,7 @@ def euler(
     tokens: Float[Array, "b t c"],
     *,
     sigmas: Float[Array, "steps1 b"],
-    moving: Bool[Array, "b t"],
+    is_target: Bool[Array, "b t"],
     step_inputs: Any,
     after_step: Callable[[Array, Array], None] | None = None,
 ) -> Float[Array, "b t c"]:
@@ -24,9 +24,9 @@ def euler(
 
     Args:
       velocity: the field; sees the whole sequence.
-      tokens: noise where `moving`, clean elsewhere. Kept in its own precision (fp32) throughout.
+      tokens: noise where `is_target`, clean elsewhere. Kept in its own precision (fp32) throughout.
       sigmas: decreasing noise levels per sample, ending in 0.
-      moving: which tokens are integrated.
+      is_target: which tokens are integrated.
       step_inputs: pytree whose leaves lead with the steps, handed to `velocity` one step at a time.
       after_step: called while tracing with (step index, tokens), to place host callbacks.
     """
@@ -35,7 +35,7 @@ def euler(
     def step(x: Array, xs: tuple[Array, Array, Any]) -> tuple[Array, None]:
         index, delta, inputs = xs
         v = velocity(x, inputs).astype(x.dtype)
-        x = x + jax.numpy.where(moving[..., None], delta[:, None, None] * v, 0)
+        x = x + jax.numpy.where(is_target[..., None], delta[:, None, None] * v, 0)
         if after_step is not None:
             after_step(index, x)
         return x, None

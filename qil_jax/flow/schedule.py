@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from qil_jax.errors import QilError
 from qil_jax.models.config import read_fields, require_none, shown
 
 CLASS = "FlowMatchEulerDiscreteScheduler"
@@ -64,10 +65,10 @@ class Schedule:
           tokens: tokens of the condition picture, which set mu = sqrt(tokens / 256).
 
         Raises:
-          ValueError: if steps < 1.
+          QilError: if steps < 1.
         """
         if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+            raise QilError(f"steps must be at least 1, got {steps}")
         grid = np.linspace(1.0, 0.0, steps + 1)[:-1]
         if self.use_dynamic_shifting:
             shift = mu(tokens) if self.time_shift_type is TimeShift.LINEAR else math.exp(mu(tokens))

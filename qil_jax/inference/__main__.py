@@ -3,6 +3,7 @@
 import sys
 from typing import NoReturn
 
+from qil_jax.errors import QilError
 from qil_jax.inference.cli import Arguments, Ledger, parse_arguments, report, show_pictures, show_progress
 from qil_jax.programs import INTERRUPTED, command, interruptible, leave
 
@@ -21,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = parse_arguments(argv)
         interruptible(lambda: decompose(arguments, ledger))
-    except (KeyboardInterrupt, ValueError, OSError) as error:
+    except (KeyboardInterrupt, QilError, OSError) as error:
         stopped = isinstance(error, KeyboardInterrupt)
         print("\nstopped" if stopped else f"error: {error}", file=sys.stderr)
         if stopped or ledger.left:

@@ -13,13 +13,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
+from qil_jax.encoders.text_encoder import TEXT_BUCKET
 from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.latents import pack
 from qil_jax.models.rope import LayerIndex, image_positions, text_offset, text_positions
 from qil_jax.models.vld_mmdit import TokenLayout
-
-TEXT_BUCKET = 32
-"""Text is padded to a multiple of this many tokens, so that prompts of like length share a compiled program."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,7 @@ class Batch:
     prompts, then all samples with their negative prompts."""
 
     tokens: Float[Array, "b t c"]
-    moving: Bool[Array, "b t"]
+    is_target: Bool[Array, "b t"]
     sigmas: Float[Array, "steps1 b"]
     scales: Float[Array, " b"]
     text: Float[Array, "gb s e"]
@@ -61,7 +59,7 @@ class Batch:
         rows = lambda x: put(x, (Axis.BATCH, Axis.TOKENS, None)[: x.ndim])  # noqa: E731
         return Batch(
             tokens=samples(self.tokens, Axis.TOKENS, None),
-            moving=samples(self.moving, Axis.TOKENS),
+            is_target=samples(self.is_target, Axis.TOKENS),
             sigmas=put(self.sigmas, (None, Axis.SAMPLE)),
             scales=samples(self.scales),
             text=rows(self.text),
@@ -96,7 +94,7 @@ def build_batch(items: list[Item], *, patch: int, guidance: float, ways: Ways) -
     offsets = [text_offset(item.grid(patch), targets=len(item.noise)) for item in items] * passes
     return Batch(
         tokens=_stack([tokens for tokens, _, _ in sequences], longest),
-        moving=_stack([moving for _, moving, _ in sequences], longest),
+        is_target=_stack([is_target for _, is_target, _ in sequences], longest),
         sigmas=jnp.stack([item.sigmas for item in items], axis=1),
         scales=jnp.array([1.0 if item.negative is None else max(guidance, 1.0) for item in items], jnp.float32),
         text=_stack(texts, width),
@@ -117,8 +115,8 @@ def _image_sequence(item: Item, patch: int) -> tuple[np.ndarray, np.ndarray, np.
     pictures = np.concatenate([item.noise, item.condition[None]])
     layers = (LayerIndex.COMPOSITE, *range(1, targets), LayerIndex.CONDITION)
     positions = image_positions(item.grid(patch), layers)
-    moving = np.arange(len(positions)) < len(positions) // len(pictures) * targets
-    return pack(pictures, patch), moving, positions
+    is_target = np.arange(len(positions)) < len(positions) // len(pictures) * targets
+    return pack(pictures, patch), is_target, positions
 
 
 def _up(size: int, multiple: int) -> int:

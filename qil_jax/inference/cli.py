@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from qil_jax.command_line import Parser
-from qil_jax.inference.limits import MAX_LAYERS, MAX_SEED, integer_problems, resolution_problems
+from qil_jax.limits import MAX_LAYERS, MAX_SEED, integer_problems, resolution_problems
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh

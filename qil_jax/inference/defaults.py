@@ -4,7 +4,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-from qil_jax.inference.limits import RESOLUTION
+from qil_jax.errors import QilError
+from qil_jax.limits import RESOLUTION
 
 FILE = "qil.json"
 
@@ -32,7 +33,7 @@ class Defaults:
         """Those of a checkpoint.
 
         Raises:
-          ValueError: naming the file and everything in it that is no default.
+          QilError: naming the file and everything in it that is no default.
         """
         file = checkpoint / FILE
         if not file.is_file():
@@ -40,15 +41,15 @@ class Defaults:
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{file}: is not JSON ({error}): mend it, or take it away for the release's") from error
+            raise QilError(f"{file}: is not JSON ({error}): mend it, or take it away for the release's") from error
         kinds: dict[str, type] = {"layers": int, "resolution": int, "steps": int, "guidance": float, "about": str}
         if not isinstance(values, dict):
-            raise ValueError(f"{file}: must be an object with {', '.join(kinds)}")
+            raise QilError(f"{file}: must be an object with {', '.join(kinds)}")
         problems = [f"'{name}' is none of {', '.join(kinds)}" for name in values if name not in kinds]
         for name, kind in kinds.items():
             value = values.get(name, getattr(cls, name))
             fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
             problems += [] if fits else [f"'{name}' is {value!r}, which is not {kind.__name__}"]
         if problems:
-            raise ValueError(f"{file}:\n  " + "\n  ".join(problems))
+            raise QilError(f"{file}:\n  " + "\n  ".join(problems))
         return cls(**{name: kinds[name](value) for name, value in values.items()})

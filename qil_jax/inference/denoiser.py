@@ -52,7 +52,7 @@ class Denoiser:
         """Integrate the batch from noise to data.
 
         Returns:
-          tokens [b, t, c], fp32: the denoised layers where `batch.moving`, unchanged elsewhere.
+          tokens [b, t, c], fp32: the denoised layers where `batch.is_target`, unchanged elsewhere.
         """
         steps = batch.sigmas.shape[0] - 1
         sigmas = np.asarray(batch.sigmas)[:-1]
@@ -96,7 +96,12 @@ class Denoiser:
                 jax.debug.callback(self._tell, index, x)
 
         return euler(
-            velocity, batch.tokens, sigmas=batch.sigmas, moving=batch.moving, step_inputs=table, after_step=after_step
+            velocity,
+            batch.tokens,
+            sigmas=batch.sigmas,
+            is_target=batch.is_target,
+            step_inputs=table,
+            after_step=after_step,
         )
 
     def _tell(self, index: Any, tokens: Any = None) -> None:

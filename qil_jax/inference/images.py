@@ -8,15 +8,16 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
-from qil_jax.data.buckets import sides
-from qil_jax.inference.limits import MULTIPLE, RESOLUTION
+from qil_jax.errors import QilError
+from qil_jax.layers.resize import sides
+from qil_jax.limits import MULTIPLE, RESOLUTION
 
 SMALLEST_SIDE = 2
 LARGEST_SIDE = 16384
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 
 
-class ImageError(ValueError):
+class ImageError(QilError):
     """A picture that cannot be decomposed. The message names the file, the reason and the fix."""
 
 

@@ -8,11 +8,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from qil_jax.errors import ProblemsError
 from qil_jax.export.result import ResultError, read_result, recomposition_psnr, require_replaceable, write_result
 from qil_jax.inference.images import RESOLUTION, resize_layers
 from qil_jax.inference.pictures import Picture
 from qil_jax.inference.request import Decomposition, Request, Settings
-from qil_jax.layered_image import LayeredImage
+from qil_jax.layers.layered_image import LayeredImage
 
 OnStep = Callable[[int, int], None]
 
@@ -32,12 +33,11 @@ class Decomposer(Protocol):
         ...
 
 
-class JobError(ValueError):
+class JobError(ProblemsError):
     """Inputs or outputs of a run that do not work, all of them listed, before any compute."""
 
     def __init__(self, problems: list[str]):
-        self.problems = tuple(problems)
-        super().__init__("cannot start:\n  " + "\n  ".join(problems))
+        super().__init__("cannot start", problems)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from qil_jax.inference.autoencoder import PLAIN_PIXELS
+from qil_jax.encoders.image_encoder import PLAIN_PIXELS
+from qil_jax.errors import QilError
 from qil_jax.inference.images import bucket_size
 from qil_jax.inference.request import Settings, known
 from qil_jax.models.rgba_vae import VAEConfig
 from qil_jax.models.vld_mmdit import MMDiTConfig
 from qil_jax.weights import Component, component_config, open_source
-from qil_jax.weights.tables import table_of, targets
+from qil_jax.weights.tables import table_of
+from qil_jax.weights.tables.entries import targets
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 STREAMS = 6
@@ -108,11 +110,11 @@ def require_memory(plan: MemoryPlan, mesh: Mesh) -> None:
     """Refuse a batch that cannot fit.
 
     Raises:
-      ValueError: with the figures.
+      QilError: with the figures.
     """
     there = available_bytes(mesh)
     if there is not None and plan.total > there:
-        raise ValueError(
+        raise QilError(
             f"needs at least {_gigabytes(plan.total)} of memory: {_gigabytes(plan.parameters)} for the parameters, "
             f"{_gigabytes(plan.denoise)} to denoise {plan.tokens:,} tokens, {_gigabytes(plan.decode)} to decode; "
             f"{mesh.size} device{'s' if mesh.size > 1 else ''} ({mesh.devices.flat[0].platform}) have "

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from qil_jax.data.reasons import Dropped
-from qil_jax.data.sidecars import text_beside
 from qil_jax.export.names import safe_name
+from qil_jax.files import text_beside
 from qil_jax.inference.images import LARGEST_SIDE, RESOLUTION, SUFFIXES, ImageError, decode_image, read_bytes
 
 PROMPT = ".txt"
@@ -142,10 +141,9 @@ def _prompt_beside(source: Path) -> str | None:
     if not file.is_file():
         return None
     try:
-        text = (text_beside(str(source), PROMPT) or "").strip()
-    except Dropped as dropped:
-        problem = f"{file}: the prompt of {source.name} is no UTF-8 text ({dropped.detail}); mend or move it"
-        raise ImageError(problem) from dropped
+        text = (text_beside(source, PROMPT) or "").strip()
+    except ValueError as error:
+        raise ImageError(f"{file}: the prompt of {source.name} is no UTF-8 text ({error}); mend or move it") from error
     if len(text) > LONGEST_PROMPT:
         raise ImageError(f"{file}: {len(text)} characters, a prompt has at most {LONGEST_PROMPT}; shorten or move it")
     return text

@@ -16,17 +16,18 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from qil_jax.encoders.image_encoder import Autoencoder
+from qil_jax.encoders.text_encoder import PromptEncoder
+from qil_jax.encoders.tokenizer import PromptTokenizer
+from qil_jax.errors import QilError
 from qil_jax.flow import Schedule
-from qil_jax.inference.autoencoder import Autoencoder
 from qil_jax.inference.batch import Item, Ways, build_batch
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.denoiser import Denoiser, OnStep, OnTokens
 from qil_jax.inference.images import bucket_size, preprocess
 from qil_jax.inference.memory import Drawing, MemoryPlan, StoredSize, plan_memory, require_memory, stored_size
-from qil_jax.inference.prompts import PromptTokenizer
 from qil_jax.inference.request import Decomposition, Request, Settings, known
-from qil_jax.inference.text import PromptEncoder
-from qil_jax.layered_image import LayeredImage
+from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.mesh import INFERENCE_RULES, Rules, single_device_mesh
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.axes import Axis
@@ -81,10 +82,10 @@ class Pipeline:
           StructureError: listing everything wrong with the checkpoint, before any tensor is read.
           ConfigError: if a config asks for what this pipeline does not do.
           MeshError: if the rules do not fit the mesh or the parameters.
-          ValueError: if `dtype` is none of float32 and bfloat16, or the parameters do not fit into memory.
+          QilError: if `dtype` is none of float32 and bfloat16, or the parameters do not fit into memory.
         """
         if dtype not in (None, *DTYPES):
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, or None for what is stored; got {dtype!r}")
+            raise QilError(f"dtype must be one of {', '.join(DTYPES)}, or None for what is stored; got {dtype!r}")
         checkpoint = shipped_checkpoint() if checkpoint is None else Path(checkpoint)
         mesh = single_device_mesh() if mesh is None else mesh
         one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
@@ -137,7 +138,7 @@ class Pipeline:
           `samples` decompositions per request, in order.
 
         Raises:
-          ValueError: listing all that is wrong with the requests and settings, before any compute.
+          QilError: listing all that is wrong with the requests and settings, before any compute.
         """
         requests, settings = [r.filled(self.defaults) for r in requests], settings.filled(self.defaults)
         self._check(requests, settings)
@@ -156,8 +157,8 @@ class Pipeline:
             batch = build_batch(items, patch=self._patch, guidance=known(settings.guidance), ways=self._ways())
             tokens = self.denoiser(batch, rescale=settings.rescale, on_step=on_step, on_tokens=on_tokens)
             latents = [
-                unpack(row[moving], self._patch, item.grid(self._patch))
-                for row, moving, item in zip(tokens, np.asarray(batch.moving), items, strict=False)
+                unpack(row[is_target], self._patch, item.grid(self._patch))
+                for row, is_target, item in zip(tokens, np.asarray(batch.is_target), items, strict=False)
             ]
         with _timed(timings, "decode"):
             pictures = [self.autoencoder.decode(latent) for latent in latents]
@@ -186,7 +187,7 @@ class Pipeline:
             found = request.problems() or self._latent_problems(request)
             problems += [f"request {i}: {problem}" for problem in found]
         if problems:
-            raise ValueError("cannot decompose:\n  " + "\n  ".join(problems))
+            raise QilError("cannot decompose:\n  " + "\n  ".join(problems))
         drawings = [
             Drawing.of(r.image.size, resolution=known(r.resolution), layers=known(r.layers), samples=r.samples)
             for r in requests

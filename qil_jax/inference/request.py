@@ -12,8 +12,8 @@ from PIL import Image
 from qil_jax.flow import Rescale
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.images import ImageError, check_size
-from qil_jax.inference.limits import MAX_LAYERS, MAX_SEED, integer_problems, resolution_problems
-from qil_jax.layered_image import LayeredImage
+from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.limits import MAX_LAYERS, MAX_SEED, integer_problems, resolution_problems
 
 Value = TypeVar("Value")
 

@@ -6,15 +6,15 @@ from enum import StrEnum
 
 from jax.sharding import Mesh, PartitionSpec
 
+from qil_jax.errors import ProblemsError
 from qil_jax.models.axes import Axes, Axis
 
 
-class MeshError(ValueError):
+class MeshError(ProblemsError):
     """Devices, mesh axes, rules and shapes do not fit together. The message lists every problem."""
 
     def __init__(self, problems: Iterable[str]):
-        self.problems = tuple(problems)
-        super().__init__("the mesh does not fit:\n  " + "\n  ".join(self.problems))
+        super().__init__("the mesh does not fit", problems)
 
 
 class MeshAxis(StrEnum):

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
+from qil_jax.errors import QilError
+
 T = TypeVar("T")
 
 MOST_BLOCKS = 1000
@@ -19,7 +21,7 @@ Blocks = Annotated[int, MOST_BLOCKS]
 """The type of a field that says how often a block repeats."""
 
 
-class ConfigError(ValueError):
+class ConfigError(QilError):
     """A component's config.json asks for something that is missing, unknown or unsupported."""
 
 

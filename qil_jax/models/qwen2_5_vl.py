@@ -18,7 +18,7 @@ from qil_jax.models.attention import Mask, attention
 from qil_jax.models.axes import Axis, Constrain, unconstrained
 from qil_jax.models.config import Blocks, read_fields, require_none, shown
 from qil_jax.models.layers import RMSNorm, embedding, linear
-from qil_jax.models.rope import Rotary, rotary, rotate_half
+from qil_jax.models.rope import Rotary, rotary_embedding, rotate_half
 from qil_jax.models.stack import scan_blocks, stack_blocks
 
 
@@ -130,11 +130,11 @@ class DecoderLayer(nnx.Module):
         self.up = linear((d, Axis.EMBED), hidden, bias=False, rngs=rngs)
         self.down = linear(hidden, (d, Axis.EMBED), bias=False, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b t d"], turns: Rotary, segments: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+    def __call__(self, x: Float[Array, "b t d"], rotary: Rotary, segments: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """One layer; `segments` are 1 on tokens and 0 on padding."""
         split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)  # noqa: E731
         y = self.input_norm(x)
-        q, k = rotate_half(split(self.q(y)), turns), rotate_half(split(self.k(y)), turns)
+        q, k = rotate_half(split(self.q(y)), rotary), rotate_half(split(self.k(y)), rotary)
         v = split(self.v(y))
         k, v = (jnp.repeat(z, q.shape[2] // z.shape[2], axis=2) for z in (k, v))
         mixed = attention(q, k, v, segments=(segments, segments), mask=Mask.CAUSAL)
@@ -158,11 +158,11 @@ class Language(nnx.Module):
         """Embedded tokens, padded on the right, to the last hidden state. Positions count from 0."""
         head_dim = self.config.head_dim
         positions = jnp.broadcast_to(jnp.arange(mask.shape[1])[None, :, None], (*mask.shape, 1))
-        turns = rotary(positions, (head_dim,), self.config.rope_theta)
+        rotary = rotary_embedding(positions, (head_dim,), self.config.rope_theta)
         segments = mask.astype(jnp.int32)
 
         def step(layer: DecoderLayer, x: Array, _: None) -> Array:
-            return constrain(layer(x, turns, segments), (Axis.BATCH, None, None))
+            return constrain(layer(x, rotary, segments), (Axis.BATCH, None, None))
 
         return self.norm(scan_blocks(self.layers, step, embedded, None))
 

@@ -62,7 +62,7 @@ class Rotary:
     sin: Float[Array, "b t half"]
 
 
-def rotary(
+def rotary_embedding(
     positions: Int[Array | np.ndarray, "b t axes"], axes_dims: tuple[int, ...], theta: float = 10000.0
 ) -> Rotary:
     """Rotations of a head's feature pairs: the angle is position times theta^(-2k/dim) radians, axis by axis."""

@@ -22,7 +22,7 @@ from qil_jax.models.attention import AttentionKind, attention
 from qil_jax.models.axes import Axis, Constrain, unconstrained
 from qil_jax.models.config import Blocks, ConfigError, parse_config
 from qil_jax.models.layers import RMSNorm, embedding, layer_norm, linear
-from qil_jax.models.rope import Rotary, rotary, rotate_interleaved
+from qil_jax.models.rope import Rotary, rotary_embedding, rotate_interleaved
 from qil_jax.models.stack import PLAIN, Scan, scan_blocks, stack_blocks
 
 
@@ -155,11 +155,11 @@ class Stream(nnx.Module):
         self.mlp_in = linear((d, Axis.EMBED), (4 * d, Axis.MLP), rngs=rngs)
         self.mlp_out = linear((4 * d, Axis.MLP), (d, Axis.EMBED), rngs=rngs)
 
-    def qkv(self, x: Float[Array, "b t d"], turns: Rotary) -> tuple[Array, Array, Array]:
+    def qkv(self, x: Float[Array, "b t d"], rotary: Rotary) -> tuple[Array, Array, Array]:
         """Queries and keys, normalised and rotated, and values: each [b, t, n, head_dim]."""
         split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)  # noqa: E731
-        q = rotate_interleaved(self.q_norm(split(self.q(x))), turns)
-        k = rotate_interleaved(self.k_norm(split(self.k(x))), turns)
+        q = rotate_interleaved(self.q_norm(split(self.q(x))), rotary)
+        k = rotate_interleaved(self.k_norm(split(self.k(x))), rotary)
         return q, k, split(self.v(x))
 
     def mlp(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -179,7 +179,7 @@ class Block(nnx.Module):
         streams: tuple[Float[Array, "b s d"], Float[Array, "b t d"]],
         mods: tuple[Float[Array, "m 6 d"], Float[Array, "m 6 d"]],
         *,
-        turns: tuple[Rotary, Rotary],
+        rotary: tuple[Rotary, Rotary],
         segments: Int[Array, "b st"] | None,
         kind: AttentionKind,
         constrain: Constrain = unconstrained,
@@ -188,7 +188,7 @@ class Block(nnx.Module):
         sides = (self.text, self.image)
         heads = [
             side.qkv(_modulate(layer_norm(x), mod[:, 0], mod[:, 1]), turn)
-            for side, x, mod, turn in zip(sides, streams, mods, turns, strict=True)
+            for side, x, mod, turn in zip(sides, streams, mods, rotary, strict=True)
         ]
         q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*heads, strict=True))
         q = constrain(q, (Axis.BATCH, Axis.TOKENS, Axis.HEADS, None))
@@ -230,12 +230,12 @@ class Backbone(nnx.Module):
     ) -> Float[Array, "b t c_out"]:
         """Velocity of every image token; the caller drops those of the condition and of padding."""
         axes = self.config.axes_dims_rope
-        turns = (rotary(layout.text_positions, axes), rotary(layout.image_positions, axes))
+        rotary = (rotary_embedding(layout.text_positions, axes), rotary_embedding(layout.image_positions, axes))
         segments = jnp.concatenate([layout.text_segments, layout.image_segments], axis=1)
         streams = (self.text_in(self.text_norm(text)), self.image_in(image))
 
         def step(block: Block, streams: tuple[Array, Array], mods: tuple[Array, Array]) -> tuple[Array, Array]:
-            return block(streams, mods, turns=turns, segments=segments, kind=kind, constrain=constrain)
+            return block(streams, mods, rotary=rotary, segments=segments, kind=kind, constrain=constrain)
 
         _, x = scan_blocks(self.blocks, step, streams, (table.text, table.image), how=scan)
         return self.image_out(_modulate(layer_norm(x), table.out[:, 1], table.out[:, 0]))

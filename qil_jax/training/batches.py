@@ -9,7 +9,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool, Float, Int, UInt8
 
-from qil_jax.data.pipeline import Processes
+from qil_jax.loader.config import Processes
 from qil_jax.mesh import Rules
 from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.vld_mmdit import TokenLayout
@@ -45,7 +45,7 @@ class FlowBatch:
     picture_tokens: Int[Array, " b"]
 
     @property
-    def moving(self) -> Bool[Array, "b t"]:
+    def is_target(self) -> Bool[Array, "b t"]:
         """Which tokens are noised and denoised."""
         return self.kinds != NO_TARGET
 

@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax import Array
 
+from qil_jax.errors import QilError
 from qil_jax.training.disk import CHECKPOINTS
 from qil_jax.training.experiment import CheckpointConfig
 from qil_jax.training.parameters import Params, copied
@@ -29,7 +30,7 @@ MARGIN = 1.1
 """How much more room than the bare arrays a checkpoint may need."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(QilError):
     """A run cannot be continued or its state cannot be kept. The message says what, where and the fix."""
 
 
@@ -173,8 +174,8 @@ def _tree(state: TrainState) -> dict[str, Any]:
     """A state as plain dictionaries, which orbax keeps without knowing our classes or optax's."""
     return {
         "params": _dotted(state.params),
-        "average": _dotted(state.average),
-        "moments": {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state.moments))},
+        "ema_params": _dotted(state.ema_params),
+        "opt_state": {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state.opt_state))},
         "counters": {"step": state.step, "skipped": state.skipped, "failing": state.failing},
     }
 
@@ -185,10 +186,12 @@ def _dotted(params: Params) -> Params:
 
 
 def _state(tree: dict[str, Any], like: TrainState) -> TrainState:
-    leaves, form = jax.tree.flatten(like.moments)
+    leaves, form = jax.tree.flatten(like.opt_state)
     return TrainState(
         params={path: tree["params"][name] for path, name in zip(like.params, _dotted(like.params), strict=True)},
-        average={path: tree["average"][name] for path, name in zip(like.params, _dotted(like.params), strict=True)},
-        moments=jax.tree.unflatten(form, [tree["moments"][str(i)] for i in range(len(leaves))]),
+        ema_params={
+            path: tree["ema_params"][name] for path, name in zip(like.params, _dotted(like.params), strict=True)
+        },
+        opt_state=jax.tree.unflatten(form, [tree["opt_state"][str(i)] for i in range(len(leaves))]),
         **tree["counters"],
     )

@@ -31,12 +31,12 @@ def tell_once() -> None:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     plain = sys.unraisablehook
 
-    def told(unraisable: "sys.UnraisableHookArgs") -> None:
+    def metrics(unraisable: "sys.UnraisableHookArgs") -> None:
         late = isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)
         if not late:
             plain(unraisable)
 
-    sys.unraisablehook = told
+    sys.unraisablehook = metrics
 
 
 def newest_step(run: Path) -> int | None:

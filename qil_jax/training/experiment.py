@@ -14,9 +14,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from qil_jax.data.pipeline import LoaderConfig, Workers
-from qil_jax.flow.velocity import FlowLoss
-from qil_jax.inference.limits import MAX_SEED
+from qil_jax.errors import QilError
+from qil_jax.flow.loss import FlowLoss
+from qil_jax.limits import MAX_SEED
+from qil_jax.loader.config import LoaderConfig, Workers
 from qil_jax.mesh import MeshShape
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.stack import Remat
@@ -146,7 +147,7 @@ class Experiment:
             )
 
 
-class ExperimentError(ValueError):
+class ExperimentError(QilError):
     """A config file, an override, or what they ask for, that cannot be trained. The message says what and the fix."""
 
 
@@ -196,7 +197,7 @@ def refusing() -> Iterator[None]:
     """A ValueError of another room, about what the experiment asks for, as an ExperimentError."""
     try:
         yield
-    except ValueError as error:
+    except QilError as error:
         raise ExperimentError(str(error)) from error
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qil_jax.data.pipeline import Loader
+from qil_jax.loader.loader import Loader
 from qil_jax.models.rgba_vae import RGBAVAE
 from qil_jax.training.batches import PictureBatch
 from qil_jax.training.disk import at
@@ -33,7 +33,7 @@ def export_run(parts: Parts, state: TrainState, destination: Path, *, dtype: str
     """
     stage, start = parts.experiment.stage, parts.experiment.start
     component = stage.component
-    params = {**parts.frozen, **state.average}
+    params = {**parts.frozen, **state.ema_params}
     config: dict[str, Any] = component_config(Path(start.folder(component)), component)
     if stage is Stage.RGBA_VAE:
         mean, std = latent_statistics(parts, params)

@@ -11,9 +11,9 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int, UInt8
 
-from qil_jax.data.pipeline import NO_RECORD, Batch
-from qil_jax.flow.velocity import FlowLoss
-from qil_jax.inference.prompts import PromptTokenizer
+from qil_jax.encoders.tokenizer import PromptTokenizer
+from qil_jax.flow.loss import FlowLoss
+from qil_jax.loader.batch import NO_RECORD, Batch
 from qil_jax.models.axes import Axis
 from qil_jax.models.latents import pack
 from qil_jax.models.qwen2_5_vl import TextEncoder
@@ -139,7 +139,7 @@ class OnlineInputs:
     def __call__(self, batch: Batch) -> FlowBatch:
         """Encode and lay out this process's rows."""
         rows, samples = batch.records.shape
-        dropped = dropped_prompts(batch, self.placement.first, self.loss.dropped, self.seed)
+        dropped = dropped_prompts(batch, self.placement.first, self.loss.caption_dropout, self.seed)
         prompts = [
             self.loss.no_prompt if dropped[row, sample] else batch.captions[row][sample]
             for row in range(rows)
@@ -172,7 +172,7 @@ class CachedInputs:
         """Lay out this process's rows. `batch.states` hold the prompt's states, then those of no prompt."""
         assert batch.states is not None and batch.lengths is not None
         rows, samples = batch.records.shape
-        dropped = dropped_prompts(batch, self.placement.first, self.loss.dropped, self.seed).astype(int)
+        dropped = dropped_prompts(batch, self.placement.first, self.loss.caption_dropout, self.seed).astype(int)
         pick = np.arange(rows)[:, None], np.arange(samples)[None], dropped
         states, lengths = batch.states[pick][:, :, : self.shape.text], batch.lengths[pick]
         states = states.reshape(rows, samples * states.shape[2], -1).astype(np.float32)
@@ -206,7 +206,7 @@ def flow_batch(
     per_picture = laid.loss.shape[1] // batch.segments.shape[1]
     kinds = np.minimum(np.repeat(batch.layer_indices, per_picture, axis=1), UPPER)
     kinds = np.where(laid.loss, kinds, NO_TARGET).astype(np.int32)
-    weights = np.where(kinds >= BOTTOM, loss.layer, loss.composite) * laid.loss
+    weights = np.where(kinds >= BOTTOM, loss.layer_weight, loss.composite_weight) * laid.loss
     up = lambda size: -(-size // shape.ways) * shape.ways  # noqa: E731
     image, text = up(kinds.shape[1]), up(laid.layout.text_segments.shape[1])
 

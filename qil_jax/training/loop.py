@@ -14,8 +14,9 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from qil_jax.data.pipeline import Batch
+from qil_jax.errors import QilError
 from qil_jax.files import write_whole
+from qil_jax.loader.batch import Batch
 from qil_jax.training.checkpoints import Checkpoints
 from qil_jax.training.disk import at
 from qil_jax.training.experiment import Experiment, ExperimentError, refusing, to_json
@@ -39,7 +40,7 @@ class Outcome(StrEnum):
     STOPPED = "stopped"
 
 
-class TrainingError(RuntimeError):
+class TrainingError(QilError):
     """The loss was not finite for too many steps in a row. The message names the records."""
 
 
@@ -147,7 +148,7 @@ class _Sent:
     """
 
     batch: Batch
-    told: StepReport
+    metrics: StepReport
     ready: Future[float]
     ended: Future[float]
     spent: Spent
@@ -205,8 +206,8 @@ class _Runner:
         self.work.add(self.parts, batch, inputs)
         # What is compiled for a shape includes what encodes its batches.
         ready, spent = (arrived, Spent.COMPILE) if new else (watch.submit(_when, inputs), Spent.STEP)
-        state, told = self.step(state, self.parts.frozen, inputs)
-        sent = _Sent(batch=batch, told=told, ready=ready, ended=watch.submit(_when, told.loss), spent=spent)
+        state, metrics = self.step(state, self.parts.frozen, inputs)
+        sent = _Sent(batch=batch, metrics=metrics, ready=ready, ended=watch.submit(_when, metrics.loss), spent=spent)
         self._settle()
         self.pending = sent
         if new:
@@ -224,7 +225,7 @@ class _Runner:
             self._line(done)
         if self.validation is not None and (done % experiment.validation.every == 0 or last):
             self._settle()
-            found = self.validation(state.average, done, self.run)
+            found = self.validation(state.ema_params, done, self.run)
             self.ledger.book(Spent.VALIDATION)
             self._tell(done, found)
             self.work.restart()
@@ -239,24 +240,24 @@ class _Runner:
             return
         self.ledger.book(Spent.INPUT, sent.ready.result())
         self.ledger.book(sent.spent, sent.ended.result())
-        self.averages.add(sent.told)
-        if not bool(sent.told.finite):
-            self._complain(sent.batch, sent.told)
+        self.averages.add(sent.metrics)
+        if not bool(sent.metrics.finite):
+            self._complain(sent.batch, sent.metrics)
 
-    def _complain(self, batch: Batch, told: StepReport) -> None:
-        names = self._culprits(batch, told)
-        self._tell(batch.step + 1, {"not_finite": 1.0, "failing": float(told.failing)})
-        if int(told.failing) >= self.parts.experiment.give_up:
+    def _complain(self, batch: Batch, metrics: StepReport) -> None:
+        names = self._culprits(batch, metrics)
+        self._tell(batch.step + 1, {"not_finite": 1.0, "failing": float(metrics.failing)})
+        if int(metrics.failing) >= self.parts.experiment.give_up:
             raise TrainingError(
-                f"{int(told.failing)} steps in a row gave no finite loss or gradient, the last with {names}: look at "
-                f"these records, lower optimiser.learning_rate, or train with precision=float32"
+                f"{int(metrics.failing)} steps in a row gave no finite loss or gradient, the last with {names}: "
+                f"look at these records, lower optimiser.learning_rate, or train with precision=float32"
             )
 
-    def _culprits(self, batch: Batch, told: StepReport) -> str:
+    def _culprits(self, batch: Batch, metrics: StepReport) -> str:
         """Records of rows without a finite loss; all of this process's, if each loss by itself is finite."""
         records = sample_ids(batch)
-        per_row = len(told.report.rows) // self.parts.placement.rows  # pictures of a row, for the RGBA-VAE
-        mine = {row // per_row - self.parts.placement.first for row in bad_rows(told)}
+        per_row = len(metrics.report.rows) // self.parts.placement.rows  # pictures of a row, for the RGBA-VAE
+        mine = {row // per_row - self.parts.placement.first for row in bad_rows(metrics)}
         chosen = [r for row in sorted(mine) if 0 <= row < len(records) for r in records[row]]
         chosen = chosen or [r for row in records for r in row]
         return ", ".join(self.parts.source.name(index) for index in chosen[:8])

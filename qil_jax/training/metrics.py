@@ -69,15 +69,15 @@ class Averages:
         self._sums: dict[str, list[float]] = {}
         self._last: dict[str, float] = {}
 
-    def add(self, told: StepReport) -> None:
+    def add(self, metrics: StepReport) -> None:
         """Take in a step's report; waits for the step."""
-        if bool(told.finite):
-            values = {name: (getattr(told, name), 1) for name in ("loss", "gradient_norm", "update_norm")}
-            for name, (total, count) in jax.device_get({**values, **told.report.sums}).items():
+        if bool(metrics.finite):
+            values = {name: (getattr(metrics, name), 1) for name in ("loss", "gradient_norm", "update_norm")}
+            for name, (total, count) in jax.device_get({**values, **metrics.report.sums}).items():
                 entry = self._sums.setdefault(name, [0.0, 0.0])
                 entry[0] += float(total)
                 entry[1] += float(count)
-        self._last = {"parameter_norm": float(told.parameter_norm), "skipped": int(told.skipped)}
+        self._last = {"parameter_norm": float(metrics.parameter_norm), "skipped": int(metrics.skipped)}
 
     def line(self) -> dict[str, float]:
         """The averages, and a fresh start."""
@@ -149,6 +149,6 @@ def throughput(samples: int, tokens: int, flops: float, seconds: float) -> dict[
     return rates | ({} if peak is None else {"mfu": flops / seconds / peak})
 
 
-def bad_rows(told: StepReport) -> list[int]:
+def bad_rows(metrics: StepReport) -> list[int]:
     """Rows whose own loss is not finite."""
-    return np.flatnonzero(~np.isfinite(np.asarray(jax.device_get(told.report.rows)))).tolist()
+    return np.flatnonzero(~np.isfinite(np.asarray(jax.device_get(metrics.report.rows)))).tolist()

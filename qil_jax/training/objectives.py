@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from qil_jax.flow.velocity import FlowLoss, draw_sigma, noised, velocity_errors
+from qil_jax.flow.loss import FlowLoss, draw_sigma, noised, velocity_errors
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.axes import Axis, Constrain, unconstrained
 from qil_jax.models.rgba_vae import RGBAVAE
@@ -92,7 +92,7 @@ def flow_errors(
     model: VLDMMDiT, batch: FlowBatch, sigma: Float[Array, " b"], noise: Float[Array, "b t c"], compute: Compute
 ) -> Float[Array, "b t"]:
     """The error of each token at given noise levels and noise."""
-    tokens = noised(batch.clean, noise, sigma, batch.moving).astype(compute.dtype)
+    tokens = noised(batch.clean, noise, sigma, batch.is_target).astype(compute.dtype)
     velocity = model(
         compute.constrain(tokens, (Axis.BATCH, Axis.TOKENS, None)),
         batch.text.astype(compute.dtype),
@@ -108,13 +108,13 @@ def flow_errors(
 
 def flow_report(errors: Float[Array, "b t"], batch: FlowBatch, sigma: Float[Array, " b"]) -> Report:
     """The error by noise level and by what is shown, and of each row."""
-    moving = batch.moving
+    is_target = batch.is_target
     bucket = jnp.minimum((sigma * SIGMA_BUCKETS).astype(jnp.int32), SIGMA_BUCKETS - 1)[:, None]
-    masks = {f"sigma_{i}": moving & (bucket == i) for i in range(SIGMA_BUCKETS)}
+    masks = {f"sigma_{i}": is_target & (bucket == i) for i in range(SIGMA_BUCKETS)}
     masks |= {name: batch.kinds == kind for kind, name in enumerate(KINDS)}
     sums = {f"loss/{name}": (jnp.sum(errors, where=mask), jnp.sum(mask)) for name, mask in masks.items()}
-    count = jnp.maximum(jnp.sum(moving, axis=1), 1)
-    return Report(sums=sums, rows=jnp.sum(errors, axis=1, where=moving) / count)
+    count = jnp.maximum(jnp.sum(is_target, axis=1), 1)
+    return Report(sums=sums, rows=jnp.sum(errors, axis=1, where=is_target) / count)
 
 
 def vae_objective(

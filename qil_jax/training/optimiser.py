@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from qil_jax.errors import QilError
 
-class Course(StrEnum):
+
+class LRSchedule(StrEnum):
     """How the learning rate goes on after the warm-up."""
 
     CONSTANT = "constant"
-    COSINE = "cosine"  # to `floor` of itself at the last step
+    COSINE = "cosine"  # to `final_fraction` of itself at the last step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,45 +23,45 @@ class OptimiserConfig:
     """AdamW. The defaults are what the paper tells (Adam, 1e-5) and common choices where it is silent (training.md 8).
 
     Attributes:
-      warmup: steps over which the learning rate rises from 0.
-      floor: what is left of the learning rate at the end of a cosine, as a share.
+      warmup_steps: steps over which the learning rate rises from 0.
+      final_fraction: what is left of the learning rate at the end of a cosine, as a share.
       weight_decay: of kernels; never of norms, biases and embeddings.
       clip_norm: largest global norm of a gradient.
       accumulate: parts that a batch is cut into, one after the other, to save memory.
-      average: decay of the moving average of parameters, once it has warmed up.
+      ema_decay: decay of the moving average of parameters, once it has warmed up.
     """
 
     learning_rate: float = 1e-5
-    course: Course = Course.CONSTANT
-    warmup: int = 0
-    floor: float = 0.0
+    schedule: LRSchedule = LRSchedule.CONSTANT
+    warmup_steps: int = 0
+    final_fraction: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     accumulate: int = 1
-    average: float = 0.9999
+    ema_decay: float = 0.9999
 
     def __post_init__(self) -> None:
         if self.accumulate < 1 or self.learning_rate <= 0 or self.clip_norm <= 0:
-            raise ValueError("OptimiserConfig: accumulate, learning_rate and clip_norm must be positive")
-        if not 0 <= self.average < 1:
-            raise ValueError(f"OptimiserConfig: average {self.average} must be at least 0 and below 1")
+            raise QilError("OptimiserConfig: accumulate, learning_rate and clip_norm must be positive")
+        if not 0 <= self.ema_decay < 1:
+            raise QilError(f"OptimiserConfig: average {self.ema_decay} must be at least 0 and below 1")
 
 
 def learning_rate(config: OptimiserConfig, steps: int) -> optax.Schedule:
     """The learning rate of each step of a run of `steps`."""
-    rest = max(1, steps - config.warmup)
+    rest = max(1, steps - config.warmup_steps)
     after = (
-        optax.cosine_decay_schedule(config.learning_rate, rest, alpha=config.floor)
-        if config.course is Course.COSINE
+        optax.cosine_decay_schedule(config.learning_rate, rest, alpha=config.final_fraction)
+        if config.schedule is LRSchedule.COSINE
         else optax.constant_schedule(config.learning_rate)
     )
-    if not config.warmup:
+    if not config.warmup_steps:
         return after
-    rise = optax.linear_schedule(config.learning_rate / config.warmup, config.learning_rate, config.warmup)
-    return optax.join_schedules([rise, after], [config.warmup])
+    rise = optax.linear_schedule(config.learning_rate / config.warmup_steps, config.learning_rate, config.warmup_steps)
+    return optax.join_schedules([rise, after], [config.warmup_steps])
 
 
 def make_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransformation:
@@ -81,6 +83,6 @@ def _decays(params: Any) -> dict[str, bool]:
     return {path: path.endswith("/kernel") for path in params}
 
 
-def average_share(config: OptimiserConfig, step: Array) -> Array:
+def ema_weight(config: OptimiserConfig, step: Array) -> Array:
     """What the parameters after a step count in the moving average; the decay warms up: (1 + step) / (10 + step)."""
-    return 1 - jnp.minimum(config.average, (1.0 + step) / (10.0 + step))
+    return 1 - jnp.minimum(config.ema_decay, (1.0 + step) / (10.0 + step))

@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from qil_jax.data.latents import LatentSource, open_latents
-from qil_jax.data.pipeline import Batch, Loader, LoaderConfig, Processes
-from qil_jax.data.plan import Order
-from qil_jax.data.sources import SPLIT, RecordSource, open_sources
-from qil_jax.data.tasks import Task
-from qil_jax.flow.velocity import FlowLoss
-from qil_jax.inference.prompts import PromptTokenizer
+from qil_jax.encoders.tokenizer import PromptTokenizer
+from qil_jax.flow.loss import FlowLoss
+from qil_jax.loader.batch import Batch
+from qil_jax.loader.latents import LatentSource
+from qil_jax.loader.loader import Loader
 from qil_jax.mesh import TRAINING_RULES, constrain
 from qil_jax.models.axes import Axis
 from qil_jax.models.config import ConfigError
@@ -30,7 +27,9 @@ from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig, extend_rgb_to_rgba
 from qil_jax.models.stack import Scan
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
+from qil_jax.records.sources import RecordSource
 from qil_jax.training.batches import FlowBatch, PictureBatch, RowPlacement
+from qil_jax.training.data import training_data, validation_data
 from qil_jax.training.experiment import Experiment, ExperimentError, refusing
 from qil_jax.training.inputs import (
     CachedInputs,
@@ -46,11 +45,10 @@ from qil_jax.training.stages import Inputs, Stage
 from qil_jax.training.vae_loss import Perception, VAELoss
 from qil_jax.weights import Component, StructureError, component_config, load_model, require_sound
 from qil_jax.weights.load import fingerprint_of
-from qil_jax.weights.perception import load_lpips
+from qil_jax.weights.lpips import load_lpips
 
 ORIGIN = "training.json"
 """File of a checkpoint folder that says which stage wrote it."""
-TEXT_TASKS = (Task.TEXT_TO_RGB, Task.TEXT_TO_RGBA, Task.TEXT_TO_LAYERS)
 Model = TypeVar("Model", bound=nnx.Module)
 StepBatch = FlowBatch | PictureBatch
 
@@ -150,63 +148,6 @@ def require_inputs(experiment: Experiment) -> None:
         made = " and ".join(folder for folder in missing if folder in known)
         problems.append(f"{made} must be made first, by these commands in this order:\n  " + "\n  ".join(steps))
         raise ExperimentError("\n".join(problems))
-
-
-def training_data(experiment: Experiment, processes: Processes) -> tuple[Any, Loader]:
-    """The records of the split train, and batches of them."""
-    source = open_data(experiment, SPLIT)
-    check_captions(experiment, source)
-    loader = _loader(experiment, source, experiment.data.loader, processes, f"the split {SPLIT}", "add records")
-    return source, loader
-
-
-def validation_data(experiment: Experiment, processes: Processes) -> Loader:
-    """Batches of the validation split, in order."""
-    split = experiment.validation.split
-    config = dataclasses.replace(experiment.data.loader, order=Order.SEQUENTIAL)
-    source = open_data(experiment, split)
-    check_captions(experiment, source)
-    where = f"the split {split}, which validation.split names,"
-    return _loader(experiment, source, config, processes, where, "go without validation, validation.every=0")
-
-
-def _loader(
-    experiment: Experiment, source: Any, config: LoaderConfig, processes: Processes, split: str, instead: str
-) -> Loader:
-    if len(source) < config.rows:
-        raise ExperimentError(
-            f"{', '.join(experiment.data.sources)}: {split} has {len(source)} records, fewer than the {config.rows} "
-            f"rows of a batch: lower data.loader.rows, or {instead}"
-        )
-    with refusing():
-        return Loader(source, config, processes=processes, workers=experiment.data.workers)
-
-
-def open_data(experiment: Experiment, split: str) -> Any:
-    """The records of all sources, of pictures or of latents."""
-    data = experiment.data
-    if not data.sources:
-        raise ExperimentError("data.sources is empty: name a folder of records, --set 'data.sources=[\"my_dataset\"]'")
-    if data.inputs is Inputs.LATENTS:
-        folder, *more = data.sources
-        if more:
-            raise ExperimentError("cached latents come from one folder: give tools/cache_latents.py all the sources")
-        with refusing():
-            return open_latents(folder, split)
-    with refusing():
-        return open_sources(data.sources, split)
-
-
-def check_captions(experiment: Experiment, source: Any) -> None:
-    """Refuse records without captions where a task is told by text."""
-    asked = [task for task, _ in experiment.data.loader.tasks.mix if task in TEXT_TASKS]
-    lengths = source.facts().captions
-    if asked and not lengths.all():
-        first = source.name(int(np.argmin(lengths)))
-        raise ExperimentError(
-            f"{int((lengths == 0).sum())} of {len(lengths)} records have no caption, {first} the first of them, but "
-            f"{', '.join(asked)} needs captions: build the dataset with captions (docs/data.md), or take the task out"
-        )
 
 
 def check_start(experiment: Experiment) -> None:

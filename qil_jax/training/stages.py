@@ -3,8 +3,8 @@
 import dataclasses
 from enum import StrEnum
 
-from qil_jax.data.tasks import Task
-from qil_jax.weights.tables import Component
+from qil_jax.loader.tasks import Task
+from qil_jax.weights.tables.entries import Component
 
 
 class Stage(StrEnum):

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
 from qil_jax.training.objectives import Objective, Report
-from qil_jax.training.optimiser import OptimiserConfig, average_share, make_optimiser
+from qil_jax.training.optimiser import OptimiserConfig, ema_weight, make_optimiser
 from qil_jax.training.parameters import Params, copied
 
 
@@ -23,15 +23,15 @@ class TrainState:
 
     Attributes:
       params: what is trained, fp32.
-      average: the moving average of it, which is what gets used.
-      moments: of the optimiser.
+      ema_params: the moving average of it, which is what gets used.
+      opt_state: of the optimiser.
       step: steps taken, good or bad.
       skipped: bad ones among them; failing: how many of the last ones in a row.
     """
 
     params: Params
-    average: Params
-    moments: Any
+    ema_params: Params
+    opt_state: Any
     step: Int[Array, ""]
     skipped: Int[Array, ""]
     failing: Int[Array, ""]
@@ -64,8 +64,8 @@ def fresh_state(params: Params, config: OptimiserConfig, steps: int) -> TrainSta
     zero = lambda: jax.device_put(jnp.zeros((), jnp.int32), NamedSharding(mesh, PartitionSpec()))  # noqa: E731
     return TrainState(
         params=params,
-        average=copied(params),
-        moments=jax.jit(optimiser.init, out_shardings=layout)(params),
+        ema_params=copied(params),
+        opt_state=jax.jit(optimiser.init, out_shardings=layout)(params),
         step=zero(),
         skipped=zero(),
         failing=zero(),
@@ -106,23 +106,23 @@ def make_step(
         loss, gradients, report = _gradients(objective, state.params, frozen, batch, key, parts=config.accumulate)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, moments = optimiser.update(gradients, state.moments, state.params)
+        updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
         # Without a finite gradient nothing moves.
         updates = jax.tree.map(lambda x: jnp.where(finite, x, 0), updates)
-        moments = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moments, state.moments)
+        opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), opt_state, state.opt_state)
         params = jax.tree.map(jnp.add, state.params, updates)
-        share = jnp.where(finite, average_share(config, state.step), 0.0)
-        average = jax.tree.map(lambda a, p: a + share * (p - a), state.average, params)
+        share = jnp.where(finite, ema_weight(config, state.step), 0.0)
+        ema_params = jax.tree.map(lambda a, p: a + share * (p - a), state.ema_params, params)
         bad = 1 - finite.astype(jnp.int32)
         new = TrainState(
             params=params,
-            average=average,
-            moments=moments,
+            ema_params=ema_params,
+            opt_state=opt_state,
             step=state.step + 1,
             skipped=state.skipped + bad,
             failing=(state.failing + 1) * bad,
         )
-        told = StepReport(
+        metrics = StepReport(
             loss=loss,
             gradient_norm=norm,
             update_norm=optax.tree.norm(updates),
@@ -132,7 +132,7 @@ def make_step(
             failing=new.failing,
             report=report,
         )
-        return _laid_out(new, layout), jax.lax.with_sharding_constraint(told, everywhere)
+        return _laid_out(new, layout), jax.lax.with_sharding_constraint(metrics, everywhere)
 
     return jax.jit(step, donate_argnums=0)
 

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Int
 
-from qil_jax.data.pipeline import Batch
+from qil_jax.errors import QilError
+from qil_jax.loader.batch import Batch
 from qil_jax.models.rope import image_positions, text_offset, text_positions
 from qil_jax.models.vld_mmdit import TokenLayout
 
@@ -34,10 +35,10 @@ def batch_tokens(
       token_side: of the square that a token covers, in pixels of the batch's pictures, or latents if it holds those.
 
     Raises:
-      ValueError: if a text is longer than `width`.
+      QilError: if a text is longer than `width`.
     """
     if text_lengths.max(initial=0) > width:
-        raise ValueError(f"a text of {text_lengths.max()} tokens does not fit into {width}: cut it or raise the width")
+        raise QilError(f"a text of {text_lengths.max()} tokens does not fit into {width}: cut it or raise the width")
     rows, pictures = batch.segments.shape
     samples = batch.records.shape[1]
     grid = batch.pictures.shape[2] // token_side, batch.pictures.shape[3] // token_side

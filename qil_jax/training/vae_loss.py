@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from qil_jax.errors import QilError
 from qil_jax.models.rgba_vae import Posterior
 
 Perception = Callable[[Float[Array, "b y x 3"], Float[Array, "b y x 3"]], Float[Array, " b"]]
@@ -51,7 +52,7 @@ class VAELoss:
 
     def __post_init__(self) -> None:
         if min(self.pixel, self.colour, self.perceptual, self.kl, self.reference_kl) < 0:
-            raise ValueError("VAELoss: weights must not be negative")
+            raise QilError("VAELoss: weights must not be negative")
 
 
 def blend(pictures: Float[Array, "b y x 4"], background: Float[Array, "..."] | float) -> Float[Array, "b y x 3"]:

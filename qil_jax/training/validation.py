@@ -10,9 +10,10 @@ from flax import nnx
 from jax import Array
 from jaxtyping import UInt8
 
-from qil_jax.data.pipeline import Batch, Loader
-from qil_jax.data.sheets import grid
 from qil_jax.flow import euler
+from qil_jax.layers.sheets import grid
+from qil_jax.loader.batch import Batch
+from qil_jax.loader.loader import Loader
 from qil_jax.models.latents import unpack
 from qil_jax.models.rgba_vae import RGBAVAE
 from qil_jax.models.vld_mmdit import VLDMMDiT
@@ -34,7 +35,7 @@ class Validation:
         self._sample = jax.jit(self._integrate)
         self._batches: list[tuple[Batch, FlowBatch | PictureBatch]] | None = None
 
-    def __call__(self, average: Params, step: int, run: Path) -> dict[str, float]:
+    def __call__(self, ema_params: Params, step: int, run: Path) -> dict[str, float]:
         """The loss of the averaged parameters, always on the same batches and noise; writes RUN/samples/STEP.png."""
         if self._batches is None:
             count = min(self.parts.experiment.validation.batches, self.loader.plan.steps_per_epoch)
@@ -44,13 +45,13 @@ class Validation:
             self.loader.close()
         sums: dict[str, list[float]] = {}
         for i, (_, batch) in enumerate(self._batches):
-            found = jax.device_get(self._loss(average, self.parts.frozen, batch, jnp.int32(i)))
+            found = jax.device_get(self._loss(ema_params, self.parts.frozen, batch, jnp.int32(i)))
             for name, (total, count) in found.items():
                 entry = sums.setdefault(name, [0.0, 0.0])
                 entry[0] += float(total)
                 entry[1] += float(count)
         if jax.process_count() == 1:
-            self._sheet(average, step, run)
+            self._sheet(ema_params, step, run)
         return {f"validation/{name}": total / count for name, (total, count) in sums.items() if count}
 
     def _errors(self, params: Params, frozen: Params, batch: FlowBatch | PictureBatch, number: Array) -> dict:
@@ -71,35 +72,35 @@ class Validation:
         def velocity(x: Array, sigma: Array) -> Array:
             return network(x, batch.text, batch.layout, sigma=sigma, target_kind=kinds)
 
-        start = jnp.where(batch.moving[..., None], noise, batch.clean)
-        return euler(velocity, start, sigmas=sigmas, moving=batch.moving, step_inputs=sigmas[:-1])
+        start = jnp.where(batch.is_target[..., None], noise, batch.clean)
+        return euler(velocity, start, sigmas=sigmas, is_target=batch.is_target, step_inputs=sigmas[:-1])
 
-    def _sheet(self, average: Params, step: int, run: Path) -> None:
+    def _sheet(self, ema_params: Params, step: int, run: Path) -> None:
         """Rows of pictures in pairs: what is wanted, and below it what the model makes."""
         assert self._batches is not None
         batch, inputs = self._batches[0]
         count = self.parts.experiment.validation.samples
         if isinstance(inputs, PictureBatch):
             pixels = np.asarray(inputs.pixels)[: 4 * count]
-            vae = self.parts.network({**self.parts.frozen, **average})
+            vae = self.parts.network({**self.parts.frozen, **ema_params})
             made = to_pixels(vae.decode(vae.encode(jnp.asarray(pixels, jnp.float32) / 127.5 - 1).mode()))
             pairs = [
                 part for i in range(0, len(pixels), 8) for part in (list(pixels[i : i + 8]), list(made[i : i + 8]))
             ]
         else:
-            pairs = self._decomposed(average, batch, inputs, count)
+            pairs = self._decomposed(ema_params, batch, inputs, count)
         folder = run / FOLDER
         folder.mkdir(exist_ok=True)
         sheet = folder / f"{step:08d}.png"
         with at(sheet):
             grid(pairs).save(sheet)
 
-    def _decomposed(self, average: Params, batch: Batch, inputs: FlowBatch, count: int) -> list[list[np.ndarray]]:
+    def _decomposed(self, ema_params: Params, batch: Batch, inputs: FlowBatch, count: int) -> list[list[np.ndarray]]:
         vae, shape = self.parts.vae, self.parts.shape
         assert vae is not None
         pick = lambda x: x[:count]  # noqa: E731
         inputs = jax.tree.map(pick, inputs)
-        made = np.asarray(self._sample(average, self.parts.frozen, inputs))
+        made = np.asarray(self._sample(ema_params, self.parts.frozen, inputs))
         high, wide = (int(s) for s in batch.pictures.shape[2:4])
         latents = batch.pictures.dtype != np.uint8
         unit = shape.patch if latents else shape.pixels

@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from qil_jax.errors import QilError
 from qil_jax.files import recover, whole_folder
 from qil_jax.weights.load import open_source
 from qil_jax.weights.names import released_names
@@ -23,7 +24,8 @@ from qil_jax.weights.pieces import Index, chunk_of, pieces_of, released_rows, si
 from qil_jax.weights.safetensors_io import PICKLES, ShardedWriter, TensorPlan, TensorReader, stored_tensors
 from qil_jax.weights.source import PARAMS, SIDECAR, Layout, ParameterSource, layout_of, zarr_spec
 from qil_jax.weights.structure import component_config, require_sound
-from qil_jax.weights.tables import Component, Entry, Target, Transform, table_of, targets
+from qil_jax.weights.tables import table_of
+from qil_jax.weights.tables.entries import Component, Entry, Target, Transform, targets
 
 THREADS = 2
 
@@ -31,7 +33,7 @@ OnBytes = Callable[[int], None]
 """Called with the number of bytes that were written since the last call; from several threads."""
 
 
-class ConversionError(ValueError):
+class ConversionError(QilError):
     """The conversion was refused; nothing was written."""
 
 

@@ -12,15 +12,17 @@ import jax
 import numpy as np
 from jax import Array
 
+from qil_jax.errors import QilError
 from qil_jax.files import recover, whole_folder
 from qil_jax.weights.names import released_names
 from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan, TensorReader, stored_tensors
 from qil_jax.weights.source import Layout, layout_of
 from qil_jax.weights.structure import component_config
-from qil_jax.weights.tables import Component, Entry, Target, Transform, table_of, targets
+from qil_jax.weights.tables import table_of
+from qil_jax.weights.tables.entries import Component, Entry, Target, Transform, targets
 
 
-class ExportError(ValueError):
+class ExportError(QilError):
     """A checkpoint folder cannot be written. The message says why; nothing was replaced."""
 
 

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from qil_jax.weights.tables import Component
+from qil_jax.weights.tables.entries import Component
 
 PARTS = (*Component, "scheduler", "tokenizer", "processor")
 """The folders of a checkpoint that decide what it computes."""

@@ -14,7 +14,8 @@ from qil_jax.weights.names import released_names
 from qil_jax.weights.safetensors_io import TensorReader, stored_tensors
 from qil_jax.weights.source import Layout, OrbaxSource, ParameterSource, SafetensorsSource, layout_of
 from qil_jax.weights.structure import component_config
-from qil_jax.weights.tables import Component, Target, table_of, targets
+from qil_jax.weights.tables import table_of
+from qil_jax.weights.tables.entries import Component, Target, targets
 
 Model = TypeVar("Model", bound=nnx.Module)
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from qil_jax.weights.tables import Component
+from qil_jax.weights.tables.entries import Component
 
 COMFY_PREFIX = "model.diffusion_model."
 

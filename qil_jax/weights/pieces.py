@@ -10,7 +10,7 @@ import numpy as np
 from qil_jax.weights.names import released_names
 from qil_jax.weights.safetensors_io import TensorReader, read_headers, stored_tensors
 from qil_jax.weights.source import SIDECAR, Layout, OrbaxSource, ParameterSource, layout_of, row_major
-from qil_jax.weights.tables import Component, Entry, Target, Transform, targets
+from qil_jax.weights.tables.entries import Component, Entry, Target, Transform, targets
 
 PIECE_BYTES = 8 << 20
 """Size of a chunk at most. Small pieces let the allocator reuse memory instead of asking for fresh pages."""

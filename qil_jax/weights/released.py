@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from qil_jax.weights.tables import Component
+from qil_jax.weights.tables.entries import Component
 
 CONFIGS: Mapping[Component, Mapping[str, Any]] = {
     Component.TRANSFORMER: {

@@ -10,7 +10,7 @@ import tensorstore as ts
 
 from qil_jax.weights.safetensors_io import TensorReader
 from qil_jax.weights.strict import WeightsError, read_json
-from qil_jax.weights.tables import Target
+from qil_jax.weights.tables.entries import Target
 
 AGAIN = "convert again"
 PARAMS = "params"

@@ -16,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from qil_jax.errors import ProblemsError
 from qil_jax.models.config import shown
 
 DTYPES = {
@@ -39,12 +40,11 @@ MOST_NAME = 1000
 AGAIN = "download it again"
 
 
-class WeightsError(ValueError):
+class WeightsError(ProblemsError):
     """Files of a checkpoint are missing, damaged, or of a kind that is not read. The message lists every problem."""
 
     def __init__(self, problems: list[str]):
-        self.problems = tuple(problems)
-        super().__init__("cannot read the checkpoint:\n  " + "\n  ".join(problems))
+        super().__init__("cannot read the checkpoint", problems)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

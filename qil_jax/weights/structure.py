@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qil_jax.errors import ProblemsError
 from qil_jax.flow import Schedule
 from qil_jax.models.config import ConfigError, shown
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig
@@ -17,7 +18,8 @@ from qil_jax.weights.names import released_names
 from qil_jax.weights.safetensors_io import read_headers, stored_tensors
 from qil_jax.weights.source import PARAMS, SIDECAR, Layout, OrbaxSource, layout_of
 from qil_jax.weights.strict import TensorInfo, WeightsError, read_json
-from qil_jax.weights.tables import Component, Target, Transform, table_of, targets
+from qil_jax.weights.tables import table_of
+from qil_jax.weights.tables.entries import Component, Target, Transform, targets
 from qil_jax.weights.tokenizer import AGAIN, tokenizer_problems
 
 FLOATS = ("bfloat16", "float16", "float32")
@@ -35,13 +37,11 @@ MOST_CHUNKS = 4
 """Damaged chunks of one parameter that a report names."""
 
 
-class StructureError(ValueError):
+class StructureError(ProblemsError):
     """A checkpoint is not what its configs say. `problems` lists everything that was found."""
 
     def __init__(self, checkpoint: Path, problems: list[str]):
-        self.problems = tuple(problems)
-        shown = [*problems[:40], *([f"... and {len(problems) - 40} more"] if len(problems) > 40 else [])]
-        super().__init__(f"{checkpoint} is not a sound checkpoint:\n  " + "\n  ".join(shown))
+        super().__init__(f"{checkpoint} is not a sound checkpoint", problems)
 
 
 def component_config(checkpoint: Path, component: str) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from qil_jax.files import write_whole
 from qil_jax.weights.pieces import Rows, released_pieces
 from qil_jax.weights.strict import WeightsError, read_json
 from qil_jax.weights.structure import component_config
-from qil_jax.weights.tables import Component, table_of
+from qil_jax.weights.tables import table_of
+from qil_jax.weights.tables.entries import Component
 
 WRITE = "write one with tools/validate.py CHECKPOINT --checksums FILE"
 

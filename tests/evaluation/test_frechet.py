@@ -21,9 +21,9 @@ def test_equal_sets_are_0_apart_and_shifted_ones_by_the_square_of_the_shift():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_it_equals_scipys_matrix_root(seed):
-    chance = np.random.default_rng(seed)
-    first = chance.standard_normal((40, 8)) @ chance.standard_normal((8, 8))
-    second = chance.standard_normal((50, 8)) @ chance.standard_normal((8, 8)) + 1
+    rng = np.random.default_rng(seed)
+    first = rng.standard_normal((40, 8)) @ rng.standard_normal((8, 8))
+    second = rng.standard_normal((50, 8)) @ rng.standard_normal((8, 8)) + 1
     covariances = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
     root = np.real(sqrtm(covariances[0] @ covariances[1]))
     shift = np.square(first.mean(0) - second.mean(0)).sum()

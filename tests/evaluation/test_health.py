@@ -98,11 +98,11 @@ def second_health(layers):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_it_equals_the_second_implementation(seed):
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     layers = [GROUND]
     for _ in range(4):
-        left, top, wide, high = (*chance.integers(0, 20, 2), *chance.integers(0, 30, 2))
-        colour, alpha = chance.integers(0, 256, 3), int(chance.choice([3, 120, 140, 255]))
+        left, top, wide, high = (*rng.integers(0, 20, 2), *rng.integers(0, 30, 2))
+        colour, alpha = rng.integers(0, 256, 3), int(rng.choice([3, 120, 140, 255]))
         layers.append(box(left, top, left + wide, top + high, colour, alpha))
     layers += [layers[1 + seed % 3], np.full_like(GROUND, 200)]
     layers[-2] = np.where(layers[-2] > 9, layers[-2] - 9, layers[-2])

@@ -196,20 +196,18 @@ def second_scores(prediction, reference):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_it_equals_the_second_implementation_in_floats(seed):
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
 
     def stack(count):
-        layers = [layer((0, 0, 8, 8), tuple(chance.integers(0, 256, 3).tolist()))]
+        layers = [layer((0, 0, 8, 8), tuple(rng.integers(0, 256, 3).tolist()))]
         for _ in range(count - 1):
-            left, top = chance.integers(0, 5, 2).tolist()
-            wide, high = chance.integers(2, 5, 2).tolist()
-            alpha = int(chance.choice([90, 180, 255]))
-            layers.append(
-                layer((left, top, left + wide, top + high), tuple(chance.integers(0, 256, 3).tolist()), alpha)
-            )
+            left, top = rng.integers(0, 5, 2).tolist()
+            wide, high = rng.integers(2, 5, 2).tolist()
+            alpha = int(rng.choice([90, 180, 255]))
+            layers.append(layer((left, top, left + wide, top + high), tuple(rng.integers(0, 256, 3).tolist()), alpha))
         return layers
 
-    prediction, reference = stack(int(chance.integers(2, 6))), stack(int(chance.integers(2, 6)))
+    prediction, reference = stack(int(rng.integers(2, 6))), stack(int(rng.integers(2, 6)))
     ours, theirs = score_stacks(prediction, reference), second_scores(prediction, reference)
     assert len(ours) == len(theirs)
     for mine, (l1, iou, cost) in zip(ours, theirs, strict=True):  # ours rounds to 8 bits at each merge

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from qil_jax.data.pipeline import resized_record
-from qil_jax.data.records import from_layered_image
-from qil_jax.data.scenes import SIMPLE, make_scene
 from qil_jax.evaluation.job import claim
 from qil_jax.evaluation.samples import flattened, sample_rows, scored, true_sample
-from qil_jax.layered_image import LayeredImage
+from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.loader.loader import resized_record
+from qil_jax.records.record import from_layered_image
+from qil_jax.scenes.scene import SIMPLE, make_scene
 
 
 def test_at_its_own_size_a_record_is_unchanged():

@@ -13,7 +13,7 @@ from qil_jax.export.png import write_pngs
 from qil_jax.export.psd import alpha_box, write_psd
 from qil_jax.export.result import read_record, recomposition_psnr, write_result
 from qil_jax.export.sheet import write_sheet
-from qil_jax.layered_image import LayeredImage
+from qil_jax.layers.layered_image import LayeredImage
 
 NAMES = ("background", "空の層", 'emoji 🐈 / quote"', "x" * 300)
 

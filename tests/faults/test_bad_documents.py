@@ -11,10 +11,10 @@ import psd_files
 import pytest
 from psd_tools.psd import PSD
 
-from qil_jax.data.limits import PSDLimits
-from qil_jax.data.psd import read_psd
-from qil_jax.data.reasons import Dropped, Reason
-from qil_jax.data.sandbox import ProcessLimits, Sandbox
+from qil_jax.documents.limits import PSDLimits
+from qil_jax.documents.psd import read_psd
+from qil_jax.documents.reasons import Dropped, Reason
+from qil_jax.documents.sandbox import ProcessLimits, Sandbox
 
 SMALL = PSDLimits(pixels=4_000_000)
 PATIENT = ProcessLimits(seconds=3.0, patience=10_000.0, memory=1 << 29)

@@ -10,7 +10,7 @@ import fuzz_commands
 import fuzz_kills
 import fuzz_pictures
 
-from qil_jax.data import prepare
+from qil_jax.documents import prepare
 from tests.data import psd_files
 
 

@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from mutations import damaged_bytes, damaged_json
 from reference import abstract
 
+from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.flow import Schedule
-from qil_jax.inference.prompts import PromptTokenizer
 from qil_jax.models.config import ConfigError
 from qil_jax.weights import checkpoint_problems, component_config, open_source
 from qil_jax.weights.convert import to_orbax
 from qil_jax.weights.safetensors_io import TensorReader, read_headers, stored_tensors
 from qil_jax.weights.strict import WeightsError
 from qil_jax.weights.structure import component_problems
-from qil_jax.weights.tables import Component, table_of, targets
+from qil_jax.weights.tables import table_of
+from qil_jax.weights.tables.entries import Component, targets
 from qil_jax.weights.tokenizer import tokenizer_problems
 from tools.make_demo_checkpoint import write_checkpoint
 

@@ -43,18 +43,18 @@ def test_a_scale_of_one_is_the_conditional_velocity_exactly(rescale):
 def test_euler_integrates_exactly_and_leaves_the_condition_alone():
     """A velocity that is constant along the path, noise - data, arrives at the data whatever the steps."""
     noise, data = jnp.asarray(velocities(0)), jnp.asarray(velocities(1))
-    moving = jnp.asarray([[True] * 3 + [False] * 2, [True] * 5])
+    is_target = jnp.asarray([[True] * 3 + [False] * 2, [True] * 5])
     sigmas = jnp.asarray(np.stack([[1.0, 0.7, 0.2, 0.0], [1.0, 0.9, 0.5, 0.0]], axis=1), jnp.float32)
     seen = []
     final = euler(
         lambda x, extra: (noise - data) * extra,
         noise,
         sigmas=sigmas,
-        moving=moving,
+        is_target=is_target,
         step_inputs=jnp.ones(3),
         after_step=lambda index, x: jax.debug.callback(lambda i: seen.append(int(i)), index),
     )
     jax.effects_barrier()
-    np.testing.assert_allclose(np.where(moving[..., None], data, noise), final, atol=1e-6)
+    np.testing.assert_allclose(np.where(is_target[..., None], data, noise), final, atol=1e-6)
     np.testing.assert_array_equal(final[0, 3:], noise[0, 3:])
     assert sorted(seen) == [0, 1, 2]

@@ -7,7 +7,8 @@ from diffusers import QwenImageLayeredPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qil_jax.inference.batch import TEXT_BUCKET, Item, Ways, build_batch
+from qil_jax.encoders.text_encoder import TEXT_BUCKET
+from qil_jax.inference.batch import Item, Ways, build_batch
 from qil_jax.models.latents import pack, unpack
 
 Z, E = 6, 10
@@ -41,11 +42,11 @@ def test_rows_hold_composite_layers_condition_and_padding():
     lengths = [3 * 6, 5 * 6]
     assert batch.tokens.shape == (2, 30, 4 * Z)
     assert batch.text.shape == (4, 3 * TEXT_BUCKET, E) and batch.passes == 2
-    moving, positions = np.asarray(batch.moving), np.asarray(batch.layout.image_positions)
+    is_target, positions = np.asarray(batch.is_target), np.asarray(batch.layout.image_positions)
     segments = np.asarray(batch.layout.image_segments)
     for i, (one, length) in enumerate(zip(items, lengths, strict=True)):
         targets = len(one.noise)
-        assert moving[i].sum() == targets * 6 and moving[i, : targets * 6].all()
+        assert is_target[i].sum() == targets * 6 and is_target[i, : targets * 6].all()
         layers = positions[i, :length, 0].reshape(-1, 6)
         assert [set(row) for row in layers] == [{k} for k in (*range(targets), -1)]
         np.testing.assert_array_equal(segments[i], np.arange(30) < length)

@@ -15,7 +15,7 @@ from qil_jax.inference.images import ImageError, resize_layers
 from qil_jax.inference.job import JobError, JobOptions, plan_tasks, run_job, tasks_left
 from qil_jax.inference.pictures import find_pictures
 from qil_jax.inference.request import Decomposition, Request, Settings
-from qil_jax.layered_image import LayeredImage
+from qil_jax.layers.layered_image import LayeredImage
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -29,7 +29,7 @@ from test_rgba_vae_parity import channels_last, pixels
 from test_training_parity import PER, flow_inputs, torch_flow_loss
 from test_vld_mmdit_parity import layered, layout
 
-from qil_jax.flow.velocity import FlowLoss
+from qil_jax.flow.loss import FlowLoss
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
 from qil_jax.mesh import MeshShape, make_mesh

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 from checkpoints import reference_tokenizer, write_tokenizer
 
-from qil_jax.inference.prompts import PREFIX, SUFFIX, PromptTokenizer
+from qil_jax.encoders.tokenizer import PREFIX, SUFFIX, PromptTokenizer
 
 PREFIX_IDS = [
     151644, 8948, 198, 74785, 279, 2168, 553, 44193, 279, 1894, 11, 6083, 11, 1379, 11, 10434, 11, 12194, 11, 1467, 11,

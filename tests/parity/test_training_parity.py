@@ -8,7 +8,7 @@ import torch
 from checkpoints import tiny_transformer, tiny_vae
 from reference import error, ours
 
-from qil_jax.flow.velocity import FlowLoss, draw_sigma
+from qil_jax.flow.loss import FlowLoss, draw_sigma
 from qil_jax.models.lpips import Backbone, lpips, weight_shapes
 from qil_jax.models.rope import image_positions, text_offset, text_positions
 from qil_jax.models.vld_mmdit import TokenLayout
@@ -72,7 +72,7 @@ def torch_flow_loss(reference, batch: FlowBatch, sigma, noise) -> torch.Tensor:
 def test_flow_loss_gradients_and_a_step_of_adamw(tmp_path, parts):
     reference = tiny_transformer()
     model = ours(reference, "transformer", tmp_path / "before")
-    batch, loss = flow_inputs(model.config), FlowLoss(location=0.2, scale=1.3)
+    batch, loss = flow_inputs(model.config), FlowLoss(logit_mean=0.2, logit_std=1.3)
     config = OptimiserConfig(
         learning_rate=1e-2, epsilon=1e-3, weight_decay=0.1, clip_norm=0.5, accumulate=parts, beta2=0.95
     )
@@ -85,7 +85,7 @@ def test_flow_loss_gradients_and_a_step_of_adamw(tmp_path, parts):
     shift = np.sqrt(PER / 256)
     sigma = draw_sigma(row_normals(sigma_key, batch.rows, ()), loss, shift=shift)
     noise = row_normals(noise_key, batch.rows, batch.clean.shape[1:])
-    state, told = make_step(objective, config, steps=10, seed=SEED, like=state)(state, {}, batch)
+    state, metrics = make_step(objective, config, steps=10, seed=SEED, like=state)(state, {}, batch)
 
     with torch.enable_grad():
         reference.train().requires_grad_(True)
@@ -101,8 +101,8 @@ def test_flow_loss_gradients_and_a_step_of_adamw(tmp_path, parts):
     after = params_of(ours(reference, "transformer", tmp_path / "after"))
 
     expected = expected.detach()
-    assert abs(float(told.loss) - float(expected)) <= 2e-5 * float(expected)
-    assert abs(float(told.gradient_norm) - float(norm)) <= 2e-5 * float(norm)
+    assert abs(float(metrics.loss) - float(expected)) <= 2e-5 * float(expected)
+    assert abs(float(metrics.gradient_norm) - float(norm)) <= 2e-5 * float(norm)
     moved = max(float(np.abs(np.asarray(after[path]) - before[path]).max()) for path in after)
     assert moved > 5e-3  # the step is not nothing
     for path, expected_value in after.items():

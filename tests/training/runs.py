@@ -19,7 +19,7 @@ import pytest
 
 import train
 from qil_jax import mesh
-from qil_jax.data.pipeline import Loader
+from qil_jax.loader.loader import Loader
 from qil_jax.training import loop, setup
 from qil_jax.training.experiment import Experiment, load_experiment
 from qil_jax.training.objectives import Objective, Report
@@ -57,7 +57,7 @@ class World:
             "checkpoints.every": 2,
             "validation.every": 0,
             "log_every": 1,
-            "optimiser.warmup": 2,
+            "optimiser.warmup_steps": 2,
         }
         return [f"{name}={value}" for name, value in (values | changes).items()]
 
@@ -108,7 +108,7 @@ class QuickRuns:
     What is loaded and compiled before the step is kept for the next run.
     """
 
-    settings: ClassVar[dict[str, Any]] = {"trainable": "image_out", "steps": 4, "optimiser.warmup": 0}
+    settings: ClassVar[dict[str, Any]] = {"trainable": "image_out", "steps": 4, "optimiser.warmup_steps": 0}
 
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch):
         self.world, self.wait = world, 0.0

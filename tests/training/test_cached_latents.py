@@ -22,18 +22,18 @@ import numpy as np
 import pytest
 from runs import World
 
-from qil_jax.data.latents import open_latents
-from qil_jax.data.pipeline import NO_RECORD, Batch
-from qil_jax.data.sources import open_source
-from qil_jax.layered_image import LayeredImage
+from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.loader.batch import NO_RECORD, Batch
+from qil_jax.loader.latents import open_latents
 from qil_jax.mesh import single_device_mesh
+from qil_jax.records.sources import open_source
 from qil_jax.training.batches import FlowBatch
 from qil_jax.training.inputs import dropped_prompts
 from qil_jax.training.setup import prepare
 from qil_jax.training.stages import Stage
 
 FLOWS = (Stage.TEXT_TO_RGBA, Stage.TEXT_TO_LAYERS, Stage.IMAGE_TO_LAYERS)
-SETTINGS = {"data.loader.max_layers": 3, "data.loader.rows": 4, "data.text_tokens": 48, "loss.dropped": 0.3}
+SETTINGS = {"data.loader.max_layers": 3, "data.loader.rows": 4, "data.text_tokens": 48, "loss.caption_dropout": 0.3}
 STEPS = 3
 TOLERANCE = {"rtol": 2.0**-11, "atol": 5e-6}
 """Half a unit of float16's last place, relative to the value; and what sums in another order, over other numbers of
@@ -91,12 +91,14 @@ def test_both_ways_give_the_same_batches(world: World, cached, stage):
     layers = open_source(world.scenes).facts().layers
     seen = np.concatenate([batch.records[batch.records != NO_RECORD] for batch, _ in now])
     assert {2, 3, 4} <= {*layers[seen].tolist()}
-    dropped = [dropped_prompts(batch, 0, SETTINGS["loss.dropped"], 0)[batch.records != NO_RECORD] for batch, _ in now]
-    told = np.concatenate([lengths(*pair) for pair in now])
+    dropped = [
+        dropped_prompts(batch, 0, SETTINGS["loss.caption_dropout"], 0)[batch.records != NO_RECORD] for batch, _ in now
+    ]
+    metrics = np.concatenate([lengths(*pair) for pair in now])
     without = np.concatenate(dropped)
     assert 0 < without.sum() < len(without)
-    assert {*told[without].tolist()} == {6}  # of the prompt that stands for none, with the template's end
-    kept = told[~without]
+    assert {*metrics[without].tolist()} == {6}  # of the prompt that stands for none, with the template's end
+    kept = metrics[~without]
     assert kept.max() == 48 and 6 < kept.min() < 48
 
 
@@ -112,10 +114,10 @@ def test_prompts_may_be_cut_once_more(world: World, cached):
 def test_pictures_are_cropped_by_the_middle(world: World, tmp_path):
     """Wide and high records of two folders, in order: their crops are the middle both ways."""
     folders = tmp_path / "wide", tmp_path / "high"
-    chance = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     for folder, size in zip(folders, ((40, 75), (64, 32)), strict=True):
         for i in range(8):
-            layers = chance.integers(0, 256, (1 + i % 4, *size, 4), np.uint8)
+            layers = rng.integers(0, 256, (1 + i % 4, *size, 4), np.uint8)
             names = ("",) * len(layers)
             LayeredImage(layers=layers, names=names, caption=f"noise {i}").save(folder / str(i))
     here = SETTINGS | {"data.loader.order": "sequential", "data.sources": json.dumps([*map(str, folders)])}
@@ -172,9 +174,9 @@ def test_a_cache_that_was_cut_off_is_continued(world: World, tmp_path, monkeypat
 def test_a_cache_is_of_one_setting(world: World, cached, capsys, changes):
     before = files_of(cached)
     assert world.cache(cached, SETTINGS | changes) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: {cached} holds latents made with other weights or settings (job.json)")
-    assert "give another --out" in told and files_of(cached) == before
+    metrics = capsys.readouterr().err
+    assert metrics.startswith(f"error: {cached} holds latents made with other weights or settings (job.json)")
+    assert "give another --out" in metrics and files_of(cached) == before
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder"])
@@ -201,9 +203,9 @@ def test_a_cache_is_of_one_checkpoint(world: World, cached, tmp_path, capsys, pa
 
 def test_a_cache_is_of_one_dataset(world: World, cached, tmp_path, capsys):
     """Shards that are there are not taken for those of other records."""
-    chance = np.random.default_rng(5)
+    rng = np.random.default_rng(5)
     for i in range(58):
-        layers = chance.integers(0, 256, (2, 32, 32, 4), np.uint8)
+        layers = rng.integers(0, 256, (2, 32, 32, 4), np.uint8)
         LayeredImage(layers=layers, names=("", ""), caption="noise").save(tmp_path / "noise" / f"{i:02d}")
     config = world.config_file(tmp_path, Stage.IMAGE_TO_LAYERS, SETTINGS)
     given = ["--checkpoint", str(world.base), "--config", str(config), "--splits", "train", "--out", str(cached)]

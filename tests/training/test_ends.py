@@ -20,9 +20,9 @@ import pytest
 from PIL import Image
 from runs import ROOT, QuickRuns, World, assert_same_bits, environment, saved
 
-from qil_jax.data import sources
-from qil_jax.data.pipeline import Loader
-from qil_jax.layered_image import LayeredImage
+from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.loader.loader import Loader
+from qil_jax.records import sources
 from qil_jax.training import checkpoints, experiment, finish, loop
 from qil_jax.training.checkpoints import Checkpoints
 from qil_jax.training.disk import newest_step
@@ -128,9 +128,9 @@ def test_a_second_ctrl_c_ends_at_once(world: World, tmp_path):
         child.send_signal(signal.SIGINT)
         assert child.stderr.readline() == "stopping after this step, saving; Ctrl-C ends at once\n"
         child.send_signal(signal.SIGINT)
-        told = child.stderr.read()
+        metrics = child.stderr.read()
         assert child.wait() == 130
-    assert told == f"ended: nothing is saved; to go on: python train.py {file} --out {run}\n"
+    assert metrics == f"ended: nothing is saved; to go on: python train.py {file} --out {run}\n"
 
 
 @contextmanager

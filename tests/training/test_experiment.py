@@ -58,8 +58,8 @@ def test_overrides_reach_any_depth_and_type():
         ("optimiser.accumulate=3", "is no multiple of optimiser.accumulate 3"),
     ],
 )
-def test_wrong_overrides_say_what_and_the_fix(override, told):
-    with pytest.raises(ExperimentError, match=told.replace("[", r"\[")):
+def test_wrong_overrides_say_what_and_the_fix(override, metrics):
+    with pytest.raises(ExperimentError, match=metrics.replace("[", r"\[")):
         load_experiment(config_of(Stage.IMAGE_TO_LAYERS), [override])
 
 
@@ -74,10 +74,10 @@ def test_wrong_overrides_say_what_and_the_fix(override, told):
         ("{0}\ndef config(): return dataclasses.replace(made(), attention='xla')", "attention"),
     ],
 )
-def test_wrong_config_files_are_refused(tmp_path, body, told):
+def test_wrong_config_files_are_refused(tmp_path, body, metrics):
     file = tmp_path / "mine.py"
     file.write_text(body.format("import dataclasses\nfrom configs.demo.stage3_image_to_layers import config as made"))
-    with pytest.raises(ExperimentError, match=told):
+    with pytest.raises(ExperimentError, match=metrics):
         load_experiment(file)
 
 

@@ -36,9 +36,9 @@ class Run:
         inputs = self.parts.inputs(batch)
         key = jax.random.key(0)
         gradients = jax.device_get(self.gradients(self.state.params, self.parts.frozen, inputs, key))
-        self.state, told = self.step(self.state, self.parts.frozen, inputs)
+        self.state, metrics = self.step(self.state, self.parts.frozen, inputs)
         counts = {tuple(np.bincount(row[row > 0]).tolist()) for row in batch.segments}
-        return float(told.loss), gradients, len(counts)
+        return float(metrics.loss), gradients, len(counts)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_meshes(world, alone, mesh):
     run.parts.loader.close()
     for path, value in params.items():
         assert error(run.state.params[path], value) <= 2e-5, path
-    sharded = [x for x in jax.tree.leaves(run.state.moments) if not x.sharding.is_fully_replicated]
+    sharded = [x for x in jax.tree.leaves(run.state.opt_state) if not x.sharding.is_fully_replicated]
     assert bool(sharded) == ("data" not in mesh)  # moments lie where their parameters do
 
 

@@ -16,11 +16,11 @@ import pytest
 from runs import World, command, environment
 
 import train
-from qil_jax.layered_image import LayeredImage
+from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.training import loop
 from qil_jax.training.experiment import ExperimentError
 from qil_jax.training.stages import Stage
-from qil_jax.weights.tables import Component
+from qil_jax.weights.tables.entries import Component
 
 ONE, TWO, THREE = Stage.TEXT_TO_RGBA, Stage.TEXT_TO_LAYERS, Stage.IMAGE_TO_LAYERS
 MESH = {"data.loader.rows": 8, "mesh.data": 8, "steps": 1}
@@ -54,9 +54,9 @@ class Given:
 
     def stacks(self, name: str, *, caption: str) -> None:
         """A folder of records of two noisy layers."""
-        chance = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         for i in range(8):
-            layers = chance.integers(0, 256, (2, 32, 32, 4), np.uint8)
+            layers = rng.integers(0, 256, (2, 32, 32, 4), np.uint8)
             LayeredImage(layers=layers, names=("", ""), caption=caption).save(self.folder / name / str(i))
 
 
@@ -212,7 +212,7 @@ CASES = {
     ),
     "no regular expression": Case(changes={"trainable": "("}, says=("trainable '(' is no regular expression",)),
     "more prompts dropped than there are": Case(
-        raw=("loss.dropped=2",), says=("dropped 2.0 must lie between 0 and 1",)
+        raw=("loss.caption_dropout=2",), says=("caption_dropout 2.0 must lie between 0 and 1",)
     ),
     "latents of another VAE": Case(
         changes=LATENTS | {"start.vae": "{given}/other"},
@@ -308,7 +308,7 @@ def call(world: World, argv: list[str], folder: Path) -> subprocess.CompletedPro
 def test_a_wrong_path_corrected_trains(given: Given, tmp_path, capsys):
     """As a user meets it: a refusal, then the same folder with the right path, then another experiment in it."""
     run, world = tmp_path / "run", given.world
-    few = {"steps": 1, "optimiser.warmup": 0, "unroll": "false"}
+    few = {"steps": 1, "optimiser.warmup_steps": 0, "unroll": "false"}
     wrong = few | {"start.checkpoint": given.folder / "nothing"}
     ended = call(world, command(ONE, run, world.settings(ONE, wrong)), tmp_path)
     assert ended.returncode == 2 and not run.exists()

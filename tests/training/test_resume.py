@@ -20,10 +20,10 @@ STEPS = 12
 
 def killed_runs(calls: list[list[str]], env: dict[str, str], run: Path, seed: int) -> int:
     """Start, and kill after a random number of lines and some milliseconds, KILLS times. How many were cut off."""
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     cut = 0
     for _ in range(KILLS):
-        lines, wait = int(chance.integers(1, STEPS // 2)), float(chance.uniform(0, 0.3))
+        lines, wait = int(rng.integers(1, STEPS // 2)), float(rng.uniform(0, 0.3))
         children = [subprocess.Popen(call, env=env, stdout=subprocess.PIPE, text=True) for call in calls]
         first = children[0].stdout
         assert first is not None
@@ -61,9 +61,9 @@ def test_killed_and_terminated_runs_end_like_an_uncut_one(world: World, tmp_path
     assert child.stdout is not None
     child.stdout.readline()
     child.send_signal([signal.SIGTERM, signal.SIGINT][list(Stage).index(stage) % 2])
-    told, _ = child.communicate()
+    metrics, _ = child.communicate()
     assert child.returncode == 0
-    assert "to go on: python train.py" in told and str(ended) in told
+    assert "to go on: python train.py" in metrics and str(ended) in metrics
     assert not (ended / "checkpoint").exists()
     finish(call, env)
     assert_same_bits(saved(ended, STEPS), wanted)
@@ -99,8 +99,8 @@ def finish_both(calls: list[list[str]], env: dict[str, str]) -> None:
     children = [
         subprocess.Popen(c, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in calls
     ]
-    told = [child.communicate(timeout=600)[0] for child in children]
-    assert [child.returncode for child in children] == [0, 0], "\n".join(told)
+    metrics = [child.communicate(timeout=600)[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0], "\n".join(metrics)
 
 
 def test_the_same_with_two_processes(world: World, tmp_path):
@@ -132,6 +132,6 @@ def test_another_mesh_takes_a_run_over(world: World, tmp_path):
     found, wanted = saved(moved, steps), saved(alone, steps)
     assert str(found["/position"]) == str(wanted["/position"])
     for path in wanted:
-        if path.startswith(("/params", "/average")):
+        if path.startswith(("/params", "/ema_params")):
             scale = np.abs(wanted[path]).max() or 1.0
             assert np.abs(found[path] - wanted[path]).max() / scale <= 1e-5, path

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qil_jax.data.buckets import BucketConfig
-from qil_jax.data.pipeline import NO_RECORD, Batch, Loader, LoaderConfig
-from qil_jax.data.sources import open_source
-from qil_jax.data.tasks import Task, TaskConfig
-from qil_jax.layered_image import LayeredImage
+from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.loader.batch import NO_RECORD, Batch
+from qil_jax.loader.buckets import BucketConfig
+from qil_jax.loader.config import LoaderConfig
+from qil_jax.loader.loader import Loader
+from qil_jax.loader.tasks import Task, TaskConfig
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
+from qil_jax.records.sources import open_source
 from qil_jax.training.tokens import batch_tokens
 
 CHANNELS, TEXT, WIDTH = 8, 12, 7
@@ -27,9 +29,9 @@ CONFIG = MMDiTConfig(
 def batch(tmp_path_factory) -> Batch:
     """One batch of samples of 1, 4, 20, 2, 6 and 1 layers, packed, with one row too many."""
     folder = tmp_path_factory.mktemp("stacks")
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for i, count in enumerate([1, 4, 20, 2, 6, 1]):
-        layers = chance.integers(0, 256, (count, 32, 48, 4), np.uint8)
+        layers = rng.integers(0, 256, (count, 32, 48, 4), np.uint8)
         LayeredImage(layers=layers, names=("",) * count).save(folder / str(i))
     buckets = BucketConfig(resolutions=(32,), multiple=16, row_tokens=22 * 6)
     mix = ((Task.IMAGE_TO_LAYERS, 1.0), (Task.TEXT_TO_LAYERS, 1.0))
@@ -43,8 +45,8 @@ def batch(tmp_path_factory) -> Batch:
 @pytest.fixture(scope="module")
 def model():
     graph, state = nnx.split(VLDMMDiT(CONFIG, rngs=nnx.Rngs(0)))
-    chance = np.random.default_rng(0)
-    state = jax.tree.map(lambda x: jnp.asarray(0.3 * chance.standard_normal(x.shape), jnp.float32), state)
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32), state)
     return jax.jit(lambda *a, **k: nnx.merge(graph, state)(*a, **k))
 
 

@@ -21,7 +21,8 @@ from qil_jax.inference.request import Request, Settings
 from qil_jax.weights import require_sound
 from qil_jax.weights.convert import ConversionError, to_diffusers, to_orbax
 from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan, TensorReader, read_headers, weight_files
-from qil_jax.weights.tables import Component, table_of, targets
+from qil_jax.weights.tables import table_of
+from qil_jax.weights.tables.entries import Component, targets
 from tools.bench_convert import shallow, unlike, write_noise
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,8 @@ from reference import abstract
 
 from qil_jax.weights.names import released_names
 from qil_jax.weights.released import CONFIGS, FINGERPRINTS, fingerprint
-from qil_jax.weights.tables import Component, Transform, table_of, targets
+from qil_jax.weights.tables import table_of
+from qil_jax.weights.tables.entries import Component, Transform, targets
 
 SPEC = Path(__file__).resolve().parents[3] / "shared" / "spec"
 PARTS = list(Component)

@@ -12,7 +12,7 @@ import validate
 from safetensors.numpy import load_file, save_file
 
 from qil_jax.weights.convert import to_diffusers, to_orbax
-from qil_jax.weights.tables import Component
+from qil_jax.weights.tables.entries import Component
 from tools.make_demo_checkpoint import write_checkpoint
 
 FILES = {

@@ -1,0 +1,130 @@
+"""Captions of composites: from files beside the documents, or from a model behind an OpenAI-compatible address."""
+
+import base64
+import dataclasses
+import hashlib
+import threading
+import time
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import openai
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image
+
+from qil_jax.documents.reasons import Dropped, Reason
+from qil_jax.documents.sidecars import document_text
+from qil_jax.files import write_whole
+from qil_jax.layers.compositing import over_white
+from qil_jax.layers.sheets import png_bytes
+
+PROMPT = """\
+# Image Annotator
+You are a professional image annotator. Write one caption of this image in natural language: its layout, its
+objects with their attributes and relations, its style, and every text in it, quoted word for word."""
+
+
+@runtime_checkable
+class Captioner(Protocol):
+    """Says what a picture shows.
+
+    Args: the composite, straight RGBA, and the path of its document.
+    Raises: Dropped, if this document gets no caption.
+    """
+
+    def __call__(self, picture: UInt8[np.ndarray, "y x 4"], document: str) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SidecarCaptioner:
+    """The text file of the document's name beside it: `poster.psd`, `poster.txt`. None there: `otherwise`."""
+
+    otherwise: str = ""
+
+    def __call__(self, picture: UInt8[np.ndarray, "y x 4"], document: str) -> str:
+        text = document_text(document, ".txt")
+        return self.otherwise if text is None else text.strip()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EndpointConfig:
+    """Where and how to ask.
+
+    Attributes:
+      url: of the server, as "http://localhost:8000/v1" (vLLM: `vllm serve Qwen/Qwen2.5-VL-7B-Instruct`).
+      model: its name there.
+      key: for servers that want one.
+      prompt: the instruction sent with each picture.
+      side: pictures are made no larger than this before they are sent.
+      tokens: of an answer at most.
+      timeout: of a request, in seconds.
+      retries: after a refusal, a time-out or a broken connection, with growing pauses or those the server asks for.
+      requests_per_minute: at most, of this process.
+    """
+
+    url: str
+    model: str
+    key: str = "none"
+    prompt: str = PROMPT
+    side: int = 1024
+    tokens: int = 512
+    timeout: float = 120.0
+    retries: int = 6
+    requests_per_minute: float = 600.0
+
+
+class EndpointCaptioner:
+    """Asks a chat model that sees pictures; each answer is kept in `cache` and not asked for again."""
+
+    def __init__(self, config: EndpointConfig, cache: epath.Path):
+        self.config, self.cache = config, cache
+        self._client: openai.OpenAI | None = None
+        self._turn, self._next = threading.Lock(), 0.0
+
+    def __call__(self, picture: UInt8[np.ndarray, "y x 4"], document: str) -> str:
+        image = Image.fromarray(over_white(picture)[..., :3])
+        png = png_bytes(image, self.config.side, Image.Resampling.LANCZOS)
+        asked = f"{self.config.model}\n{self.config.prompt}\n".encode() + png
+        file = self.cache / f"{hashlib.sha256(asked).hexdigest()}.txt"
+        if file.exists():
+            return file.read_text()
+        answer = self._ask(png)
+        write_whole(file, answer.encode())
+        return answer
+
+    def _ask(self, png: bytes) -> str:
+        if self._client is None:
+            self._client = openai.OpenAI(
+                base_url=self.config.url,
+                api_key=self.config.key,
+                timeout=self.config.timeout,
+                max_retries=self.config.retries,
+            )
+        self._wait()
+        picture = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        content = [
+            {"type": "image_url", "image_url": {"url": picture}},
+            {"type": "text", "text": self.config.prompt},
+        ]
+        try:
+            reply = self._client.chat.completions.create(
+                model=self.config.model,
+                messages=[{"role": "user", "content": content}],  # pyright: ignore[reportArgumentType]
+                max_tokens=self.config.tokens,
+                temperature=0.0,
+            )
+        except openai.OpenAIError as error:
+            raise Dropped(Reason.CAPTION_FAILED, f"{self.config.url}: {type(error).__name__}: {error}"[:300]) from error
+        text = (reply.choices[0].message.content or "").strip() if reply.choices else ""
+        if not text:
+            raise Dropped(Reason.CAPTION_FAILED, f"{self.config.url} answered nothing")
+        return text
+
+    def _wait(self) -> None:
+        """Keep to the rate limit, whatever the number of threads."""
+        with self._turn:
+            now = time.monotonic()
+            start = max(now, self._next)
+            self._next = start + 60 / self.config.requests_per_minute
+        time.sleep(start - now)

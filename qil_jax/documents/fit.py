@@ -1,0 +1,173 @@
+"""A stack of pieces, bottom to top, that is bent until it composes to a wanted picture.
+
+Photoshop's groups, masks, clipping and blend modes say more than "alpha-blend these layers in order" can. Each of them
+is applied by the compositor once, as a picture of what is wanted; `fit` then changes the stack of plain layers so that
+it composes to that picture, touching as little of it as it can.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from qil_jax.layers.boxed_layer import Box, intersection, window
+from qil_jax.layers.visibility import visible_box
+
+TOLERANCE = 2.5 / 255
+"""Difference of premultiplied colour or alpha above which a pixel is repaired: three roundings to 8 bits are below."""
+VISIBLE = 0.5 / 255
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Piece:
+    """A layer in its own box, straight alpha, in the colour space of its document."""
+
+    colour: UInt8[np.ndarray, "y x c"]
+    alpha: UInt8[np.ndarray, "y x 1"]
+    left: int
+    top: int
+    name: str
+
+    @property
+    def box(self) -> Box:
+        height, width = self.alpha.shape[:2]
+        return self.left, self.top, self.left + width, self.top + height
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """What a part of the canvas looks like: straight colour and alpha in [0, 1]."""
+
+    colour: Float[np.ndarray, "y x c"]
+    alpha: Float[np.ndarray, "y x 1"]
+    box: Box
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How much a stack had to be bent: shares of the visible pixels of the box."""
+
+    repaired: float
+    added: float
+
+
+def piece_of(picture: Picture, name: str) -> Piece | None:
+    """A picture as a piece, cut to what is visible of it; None if nothing is."""
+    alpha = np.rint(np.clip(picture.alpha, 0, 1) * 255).astype(np.uint8)
+    box = visible_box(alpha[..., 0] > 0)
+    if box is None:
+        return None
+    left, top, right, bottom = box
+    cut = np.s_[top:bottom, left:right]
+    colour = np.rint(np.clip(picture.colour[cut], 0, 1) * 255).astype(np.uint8)
+    left, top = picture.box[0] + left, picture.box[1] + top
+    return Piece(colour=colour, alpha=alpha[cut].copy(), left=left, top=top, name=name)
+
+
+def flatten(pieces: Sequence[Piece], box: Box, channels: int) -> Picture:
+    """The pieces alpha-blended in order over nothing. Memory: the box in fp32, whatever the number of pieces."""
+    height, width = box[3] - box[1], box[2] - box[0]
+    premultiplied = np.zeros((height, width, channels), np.float32)
+    alpha = np.zeros((height, width, 1), np.float32)
+    for piece in pieces:
+        common = intersection(piece.box, box)
+        if common is None:
+            continue
+        inside, here = window(piece.box, common), window(box, common)
+        over = piece.alpha[inside].astype(np.float32) / 255
+        premultiplied[here] *= 1 - over
+        premultiplied[here] += over / 255 * piece.colour[inside]
+        alpha[here] += over * (1 - alpha[here])
+    colour = np.divide(premultiplied, alpha, out=premultiplied, where=alpha > 0)
+    return Picture(colour=colour, alpha=alpha, box=box)
+
+
+def recolour(pieces: Sequence[Piece], box: Box, change: Callable[[Picture], Picture]) -> None:
+    """Change the colours of all pieces within the box, as if each were an opaque picture of its own."""
+    for piece in pieces:
+        common = intersection(piece.box, box)
+        if common is None:
+            continue
+        inside = window(piece.box, common)
+        colour = piece.colour[inside].astype(np.float32) / 255
+        opaque = np.ones((*colour.shape[:2], 1), np.float32)
+        changed = change(Picture(colour=colour, alpha=opaque, box=common)).colour
+        piece.colour[inside] = np.rint(np.clip(changed, 0, 1) * 255).astype(np.uint8)
+
+
+def fit(pieces: list[Piece], wanted: Picture, name: str) -> Fit:
+    """Bend the stack until it composes to `wanted` within the box.
+
+    Three steps, each only where the one before it left a difference: alphas are lowered so that every piece keeps its
+    share of a lower total alpha; what is wanted where the stack is transparent goes to a new piece at the bottom; and
+    the topmost piece of a pixel that still differs takes the wanted colour and alpha.
+
+    Args:
+      pieces: bottom to top, changed in place.
+      wanted: the picture.
+      name: of the piece that may be added.
+    """
+    channels = wanted.colour.shape[2]
+    visible = max(1, np.count_nonzero(wanted.alpha > VISIBLE))
+    now = flatten(pieces, wanted.box, channels)
+    factor = np.divide(wanted.alpha, now.alpha, out=np.ones_like(now.alpha), where=now.alpha > 0)
+    if (np.abs(np.minimum(factor, 1) - 1) * now.alpha > VISIBLE).any():
+        _attenuate(pieces, wanted.box, np.minimum(factor, 1))
+        now = flatten(pieces, wanted.box, channels)
+    missing = np.where(wanted.alpha - now.alpha > TOLERANCE, wanted.alpha - now.alpha, 0)
+    added = np.count_nonzero(missing) / visible
+    if added:
+        rest = wanted.colour * wanted.alpha - now.colour * now.alpha
+        colour = np.divide(rest, missing, out=np.zeros_like(rest), where=missing > 0)
+        alpha = missing / np.maximum(1 - now.alpha, VISIBLE)
+        bottom = piece_of(Picture(colour=colour, alpha=np.minimum(alpha, 1), box=wanted.box), name)
+        if bottom is not None:
+            pieces.insert(0, bottom)
+        now = flatten(pieces, wanted.box, channels)
+    off = np.abs(now.colour * now.alpha - wanted.colour * wanted.alpha).max(-1, keepdims=True) > TOLERANCE
+    off |= np.abs(now.alpha - wanted.alpha) > TOLERANCE
+    if off.any():
+        _repair(pieces, wanted, off)
+    return Fit(repaired=np.count_nonzero(off) / visible, added=added)
+
+
+def _attenuate(pieces: Sequence[Piece], box: Box, factor: Float[np.ndarray, "y x 1"]) -> None:
+    """Scale what every piece contributes to the composite by `factor`.
+
+    A piece contributes its alpha times what the pieces above let through; going down from the top, the alpha that
+    gives the scaled contribution follows from what the changed pieces above let through.
+    """
+    through, through_now = np.ones_like(factor), np.ones_like(factor)
+    for piece in reversed(pieces):
+        common = intersection(piece.box, box)
+        if common is None:
+            continue
+        inside, here = window(piece.box, common), window(box, common)
+        alpha = piece.alpha[inside].astype(np.float32) / 255
+        share = alpha * through[here] * factor[here]
+        left = through_now[here]
+        new = np.divide(share, left, out=np.where(factor[here] > 0, alpha, 0), where=left > VISIBLE)
+        rounded = np.rint(np.clip(new, 0, 1) * 255)
+        piece.alpha[inside] = rounded.astype(np.uint8)
+        through[here] *= 1 - alpha
+        through_now[here] *= 1 - rounded / 255
+
+
+def _repair(pieces: Sequence[Piece], wanted: Picture, off: np.ndarray) -> None:
+    """Give the topmost piece of each pixel in `off` what is wanted; below a pixel that lets light through, clear."""
+    colour = np.rint(np.clip(wanted.colour, 0, 1) * 255).astype(np.uint8)
+    alpha = np.rint(np.clip(wanted.alpha, 0, 1) * 255).astype(np.uint8)
+    waiting, done = off.copy(), np.zeros_like(off)
+    for piece in reversed(pieces):
+        common = intersection(piece.box, wanted.box)
+        if common is None:
+            continue
+        inside, here = window(piece.box, common), window(wanted.box, common)
+        hit = waiting[here] & (piece.alpha[inside] > 0)
+        below = done[here] & (alpha[here] < 255)
+        np.copyto(piece.alpha[inside], 0, where=below)
+        np.copyto(piece.alpha[inside], alpha[here], where=hit)
+        np.copyto(piece.colour[inside], colour[here], where=hit)
+        done[here] |= hit
+        waiting[here] &= ~hit

@@ -1,0 +1,264 @@
+"""Photoshop documents to plain layers that alpha-blend to the document's picture (paper.md 4, peers.md C3)."""
+
+import dataclasses
+import io
+import logging
+import warnings
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from psd_tools import PSDImage
+from psd_tools.api.layers import Group, Layer
+from psd_tools.constants import BlendMode, Tag
+from psd_tools.psd.descriptor import Descriptor, List
+
+from qil_jax.documents.fit import Picture, Piece, fit, flatten, piece_of, recolour
+from qil_jax.documents.limits import PSDLimits
+from qil_jax.documents.psd_compositor import composite, get_color_channels, is_plain, nothing, pixels, put, to_rgba
+from qil_jax.documents.reasons import Dropped, Reason
+from qil_jax.layers.boxed_layer import Box, BoxedLayer
+from qil_jax.layers.compositing import composite_8bit, over_white, psnr
+from qil_jax.layers.visibility import visible_box
+
+NOT_DRAWN = {"dropshadow", "innershadow", "outerglow", "innerglow", "satin", "bevelemboss"}
+"""Effects that psd-tools does not draw."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PSDDocument:
+    """A document as plain layers, bottom to top, and how well they give its picture.
+
+    Attributes:
+      layers: in their own boxes on the canvas.
+      size: width and height of the canvas.
+      mode: colour mode and bits per channel, as "RGB 8".
+      psnr_compositor: of the layers' composite against psd-tools', in dB, the lower of over black and over white.
+      psnr_stored: against the picture that the document stores (None: it stores none), read as its writer meant it.
+      notes: what was baked, added or could not be drawn, a sentence each.
+    """
+
+    layers: tuple[BoxedLayer, ...]
+    size: tuple[int, int]
+    mode: str
+    psnr_compositor: float
+    psnr_stored: float | None
+    notes: tuple[str, ...]
+
+
+def read_psd(data: bytes, limits: PSDLimits) -> PSDDocument:
+    """Any document that psd-tools opens, as plain layers.
+
+    Memory: every layer's own box in 8 bits, and a few canvases in fp32. Documents can be hostile: run this in a
+    process of its own with limits (`sandbox.py`).
+
+    Raises:
+      Dropped: unreadable, too large, without layers, or not expressible by alpha-blending layers.
+    """
+    logging.getLogger("psd_tools").setLevel(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            psd = PSDImage.open(io.BytesIO(data))
+        except Exception as error:
+            raise Dropped(Reason.UNREADABLE, f"{type(error).__name__}: {error}"[:300]) from error
+        if psd.width * psd.height > limits.pixels:
+            raise Dropped(Reason.TOO_LARGE, f"{psd.width} x {psd.height} pixels, {limits.pixels} at most")
+        if not len(psd):
+            raise Dropped(Reason.NO_LAYERS, f"only a merged picture in {psd.color_mode.name} {psd.depth} bit")
+        try:
+            return _read(psd, limits)
+        except (Dropped, MemoryError):
+            raise
+        except Exception as error:
+            raise Dropped(Reason.UNREADABLE, f"drawing it: {type(error).__name__}: {error}"[:300]) from error
+
+
+def _read(psd: PSDImage, limits: PSDLimits) -> PSDDocument:
+    unpacking = _Unpacking(psd, limits)
+    pieces = unpacking.items(psd, [], psd.viewbox)
+    layers = [
+        BoxedLayer(pixels=to_rgba(piece, psd), left=piece.left, top=piece.top, name=piece.name)
+        for piece in pieces
+        if piece.alpha.any()
+    ]
+    if not layers:
+        raise Dropped(Reason.NO_LAYERS, "no layer shows anything on the canvas")
+    size = psd.width, psd.height
+    ours, drawn, picture = composite_8bit(layers, size), composite(psd), psd.topil() if psd.has_preview() else None
+    document = PSDDocument(
+        layers=tuple(layers),
+        size=size,
+        mode=f"{psd.color_mode.name} {psd.depth}",
+        psnr_compositor=psnr(ours, _rgba(drawn)),
+        psnr_stored=None if picture is None else _psnr_stored(ours, _rgba(picture)),
+        notes=tuple(unpacking.notes),
+    )
+    _require_expressed(document, limits)
+    return document
+
+
+def _require_expressed(document: PSDDocument, limits: PSDLimits) -> None:
+    drawn, stored = document.psnr_compositor, document.psnr_stored
+    figures = f"{drawn:.1f} dB against psd-tools' composite"
+    figures += ", no stored picture" if stored is None else f", {stored:.1f} dB against the stored picture"
+    if max(drawn, stored or 0) < limits.recomposition_psnr:
+        raise Dropped(Reason.NOT_EXPRESSIBLE, f"{figures}; {limits.recomposition_psnr:g} dB needed")
+    if stored is not None and stored < limits.stored_psnr:
+        notes = "; ".join(note for note in document.notes if "not drawn" in note)
+        raise Dropped(Reason.MISDRAWN, f"{figures}; {limits.stored_psnr:g} dB needed{'; ' * bool(notes)}{notes}")
+
+
+def _rgba(image: Image.Image) -> UInt8[np.ndarray, "y x 4"]:
+    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB").convert("RGBA"))
+
+
+def _psnr_stored(ours: UInt8[np.ndarray, "y x 4"], stored: UInt8[np.ndarray, "y x 4"]) -> float:
+    """Writers lay transparency over white, leave it, or store straight colours without alpha: the best reading."""
+    if stored.shape != ours.shape:
+        return 0.0
+    readings = [psnr(over_white(ours), over_white(stored)), psnr(ours, stored)]
+    if (stored[..., 3] == 255).all():
+        readings.append(psnr(ours, np.concatenate([stored[..., :3], ours[..., 3:]], -1)))
+    return max(readings)
+
+
+class _Unpacking:
+    """The walk over a document's tree. A scope is a list of pieces that an isolated group, or the document, holds."""
+
+    def __init__(self, psd: PSDImage, limits: PSDLimits):
+        self.psd, self.limits, self.channels = psd, limits, get_color_channels(psd)
+        self.notes: list[str] = []
+
+    def items(self, parent: PSDImage | Group, scope: list[Piece], box: Box) -> list[Piece]:
+        """Put the visible children of a group on a scope."""
+        for layer in parent:
+            if layer.is_visible() and not layer.clipping:
+                self.item(layer, scope, box)
+        return scope
+
+    def item(self, layer: Layer, scope: list[Piece], box: Box) -> None:
+        """Put one layer or group, with what is clipped to it, on a scope."""
+        self._note_effects(layer)
+        clips = [clip for clip in layer.clip_layers if clip.is_visible()]
+        group = isinstance(layer, Group)
+        whole = layer.opacity == 255 and not layer.has_mask() and not layer.has_vector_mask() and not len(layer.effects)
+        artboard = layer.kind == "artboard"
+        if layer.kind in ADJUSTMENTS or _blends(layer):
+            self._bake(layer, scope, box)
+        elif _knocks_out(layer) or (group and any(map(_knocks_out, layer.descendants()))):
+            self._knocking_out(layer, scope, box)
+        elif group:
+            self._group(layer, scope, box, trust=whole and not clips and not artboard)
+        elif clips:
+            self._clipped(layer, clips, scope, box)
+        else:
+            piece = self._leaf(layer, box)
+            if piece is not None:
+                scope.append(piece)
+
+    def _leaf(self, layer: Layer, box: Box) -> Piece | None:
+        if is_plain(layer):
+            return pixels(layer, box)
+        return piece_of(put(layer, nothing(box, self.channels), without_clips=True), layer.name)
+
+    def _clipped(self, base: Layer, clips: list[Layer], scope: list[Piece], box: Box) -> None:
+        """A layer and what is clipped to it: these show only where it does."""
+        piece = self._leaf(base, box)
+        if piece is None:
+            return
+        inner = [piece]
+        for clip in clips:
+            self.item(clip, inner, piece.box)
+        wanted = put(base, nothing(piece.box, self.channels))
+        self._settle(inner, wanted, base.name, scope)
+
+    def _group(self, group: Group, scope: list[Piece], box: Box, *, trust: bool) -> None:
+        """A group on a scope of its own; one with nothing to it but its children needs no comparison."""
+        if trust and group.blend_mode is BlendMode.PASS_THROUGH:
+            self.items(group, scope, box)
+            return
+        inner = self.items(group, [], box)
+        for clip in group.clip_layers:
+            if clip.is_visible():
+                self.item(clip, inner, box)
+        if trust:
+            scope.extend(inner)
+            return
+        if group.blend_mode is BlendMode.PASS_THROUGH and any(map(_needs_backdrop, group.descendants())):
+            self._bake(group, scope, box)
+            return
+        self._settle(inner, put(group, nothing(box, self.channels)), group.name, scope)
+
+    def _knocking_out(self, layer: Layer, scope: list[Piece], box: Box) -> None:
+        """What cuts through to a backdrop further down: its pieces are put on top, then the whole scope is fitted."""
+        wanted = put(layer, flatten(scope, box, self.channels))
+        leaf = self._leaf(layer, box) if not isinstance(layer, Group) else None
+        inner = [leaf] if leaf else []
+        if isinstance(layer, Group):
+            self.items(layer, inner, box)
+        scope.extend(inner)
+        result = fit(scope, wanted, layer.name)
+        self.notes.append(f"'{layer.name}' knocks out what is below it, {result.repaired:.1%} repaired")
+
+    def _settle(self, inner: list[Piece], wanted: Picture, name: str, scope: list[Piece]) -> None:
+        """Fit a scope to its picture; give up its parts if too much would have to be repaired."""
+        kept = len(inner)
+        result = fit(inner, wanted, name)
+        if result.repaired > self.limits.repaired:
+            flat = piece_of(wanted, name)
+            inner = [] if flat is None else [flat]
+            self.notes.append(f"'{name}' is kept as one layer: its {kept} parts alone do not give its picture")
+        scope.extend(inner)
+
+    def _bake(self, layer: Layer, scope: list[Piece], box: Box) -> None:
+        """What changes the picture below it is worked into the layers below it."""
+        what = f"'{layer.name}' ({layer.blend_mode.name.lower().replace('_', ' ')} {layer.kind})"
+        before = flatten(scope, box, self.channels)
+        wanted = put(layer, before)
+        touched = np.abs(wanted.colour * wanted.alpha - before.colour * before.alpha).max(-1) > 0
+        touched |= np.abs(wanted.alpha - before.alpha)[..., 0] > 0
+        box_touched = visible_box(touched)
+        if box_touched is None:
+            self.notes.append(f"{what} changes nothing")
+            return
+        left, top, right, bottom = box_touched
+        part = box[0] + left, box[1] + top, box[0] + right, box[1] + bottom
+        recolour(scope, part, lambda backdrop: put(layer, backdrop))
+        result = fit(scope, wanted, layer.name)
+        added = "; where nothing was below it, it is a layer of its own" if result.added else ""
+        self.notes.append(f"{what} is baked into what it covers, {result.repaired:.1%} repaired{added}")
+
+    def _note_effects(self, layer: Layer) -> None:
+        missing = sorted({effect.name.lower() for effect in layer.effects if effect.enabled} & NOT_DRAWN)
+        if missing:
+            self.notes.append(f"'{layer.name}': effects not drawn: {', '.join(missing)}")
+        elif _has_lost_effects(layer):
+            self.notes.append(f"'{layer.name}': its effects are of an old kind and not drawn")
+
+
+ADJUSTMENTS = {
+    "blackandwhite", "brightnesscontrast", "channelmixer", "colorbalance", "colorlookup", "curves", "exposure",
+    "gradientmap", "huesaturation", "invert", "levels", "photofilter", "posterize", "selectivecolor", "threshold",
+    "vibrance",
+}  # fmt: skip
+
+
+def _blends(layer: Layer) -> bool:
+    return layer.blend_mode not in (BlendMode.NORMAL, BlendMode.PASS_THROUGH)
+
+
+def _needs_backdrop(layer: Layer) -> bool:
+    return layer.kind in ADJUSTMENTS or (_blends(layer) and not layer.clipping)
+
+
+def _knocks_out(layer: Layer) -> bool:
+    return bool(layer.tagged_blocks.get_data(Tag.KNOCKOUT_SETTING, 0))
+
+
+def _has_lost_effects(layer: Layer) -> bool:
+    """Whether effects are on that psd-tools drops, because older documents do not say that they are present."""
+    block = layer.tagged_blocks.get_data(Tag.OBJECT_BASED_EFFECTS_LAYER_INFO)
+    values = [] if block is None else [block[key] for key in block]
+    effects = [effect for value in values for effect in (value if isinstance(value, List) else [value])]
+    return any(isinstance(e, Descriptor) and bool(e.get(b"enab")) and e.get(b"present") is None for e in effects)

@@ -1,0 +1,42 @@
+"""Layers cut to the box of what they show: how documents with hundreds of layers fit into memory and records."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import UInt8
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels of the canvas; right and bottom are outside."""
+
+
+def intersection(a: Box, b: Box) -> Box | None:
+    """The common part of two boxes, or None."""
+    box = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+    return box if box[0] < box[2] and box[1] < box[3] else None
+
+
+def window(of: Box, box: Box) -> tuple[slice, slice]:
+    """Rows and columns of `box` in an array that covers `of`."""
+    return slice(box[1] - of[1], box[3] - of[1]), slice(box[0] - of[0], box[2] - of[0])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class BoxedLayer:
+    """Straight RGBA, 8 bit, whose upper left corner lies at (left, top) of a canvas. It lies within the canvas."""
+
+    pixels: UInt8[np.ndarray, "y x 4"]
+    left: int
+    top: int
+    name: str
+
+    @property
+    def box(self) -> Box:
+        """Its box on the canvas."""
+        height, width = self.pixels.shape[:2]
+        return self.left, self.top, self.left + width, self.top + height
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Its rows and columns of the canvas."""
+        left, top, right, bottom = self.box
+        return slice(top, bottom), slice(left, right)

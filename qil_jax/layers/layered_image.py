@@ -1,0 +1,130 @@
+"""LayeredImage: the noun that data, inference, evaluation and export share."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from qil_jax.errors import QilError
+from qil_jax.files import whole_folder
+
+FACTS = "layered.json"
+CAPTION = "caption.txt"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LayeredImage:
+    """Layers on one canvas, bottom to top: 8-bit RGBA with straight (not premultiplied) alpha.
+
+    Attributes:
+      layers: the pixels; RGB under alpha 0 is kept as given.
+      names: one per layer.
+      caption: what the composite shows.
+      source: where it comes from: a path, an address, a seed.
+      licence: of the source, as an SPDX expression where there is one.
+      decisions: what was done to it on its way here, in order, one sentence each.
+
+    Raises:
+      QilError: listing everything that does not fit.
+    """
+
+    layers: UInt8[np.ndarray, "l y x 4"]
+    names: tuple[str, ...]
+    caption: str = ""
+    source: str = ""
+    licence: str = ""
+    decisions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Refuse what is no layered image, all problems in one ValueError."""
+        problems = []
+        if self.layers.dtype != np.uint8:
+            problems.append(f"layers have dtype {self.layers.dtype}: convert them to uint8")
+        if self.layers.ndim != 4 or self.layers.shape[-1] != 4:
+            problems.append(f"layers have shape {self.layers.shape}: they must be (layers, height, width, 4)")
+        elif 0 in self.layers.shape:
+            problems.append(f"layers have shape {self.layers.shape}: at least one layer and one pixel are needed")
+        if len(self.names) != len(self.layers):
+            problems.append(f"{len(self.names)} names for {len(self.layers)} layers: give one each")
+        if problems:
+            raise QilError("not a layered image:\n  " + "\n  ".join(problems))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the canvas in pixels."""
+        return self.layers.shape[2], self.layers.shape[1]
+
+    def composite(self) -> Float[np.ndarray, "y x 4"]:
+        """All layers alpha-blended in order: straight RGBA in [0, 1], in double precision.
+
+        C_i = a_i RGB_i + (1 - a_i) C_{i-1} on premultiplied colour (paper.md 2.6). Colour is 0 where alpha is 0.
+        """
+        colour = np.zeros((*self.layers.shape[1:3], 3))
+        alpha = np.zeros((*self.layers.shape[1:3], 1))
+        for layer in self.layers:
+            straight = layer.astype(np.float64) / 255
+            over = straight[..., 3:]
+            colour = over * straight[..., :3] + (1 - over) * colour
+            alpha = over + (1 - over) * alpha
+        straight_colour = np.divide(colour, alpha, out=np.zeros_like(colour), where=alpha > 0)
+        return np.concatenate([straight_colour, alpha], axis=-1)
+
+    def composite_8bit(self) -> UInt8[np.ndarray, "y x 4"]:
+        """`composite` rounded once, at the end, to 8 bits."""
+        return np.round(self.composite() * 255).astype(np.uint8)
+
+    def save(self, folder: Path) -> None:
+        """Write a folder of `000.png` (bottom), `001.png`, ..., `caption.txt` and `layered.json`; nothing is lost.
+
+        The folder appears whole or not at all.
+
+        Raises:
+          FileExistsError: if the folder exists.
+        """
+        with whole_folder(folder) as draft:
+            for i, layer in enumerate(self.layers):
+                Image.fromarray(layer, "RGBA").save(draft / f"{i:03d}.png")
+            (draft / CAPTION).write_text(self.caption, encoding="utf-8", newline="")
+            facts = {"names": self.names, "source": self.source, "licence": self.licence, "decisions": self.decisions}
+            (draft / FACTS).write_text(json.dumps(facts, ensure_ascii=True, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, *, order: Callable[[Path], tuple[int, str]] | None = None) -> "LayeredImage":
+        """Read what `save` wrote, or any folder of equally large PNGs numbered bottom to top.
+
+        `caption.txt` and `layered.json` may be absent: then the caption is empty and the files' stems are the names.
+        `order` gives a file's number; without it that is what its name starts with.
+
+        Raises:
+          QilError: naming the folder and what in it does not fit.
+        """
+        files = sorted(folder.glob("*.png"), key=order or _first_number)
+        if not files:
+            raise QilError(f"{folder}: no PNG in it: a layered image is a folder of 000.png, 001.png, ...")
+        layers = [np.asarray(Image.open(file).convert("RGBA")) for file in files]
+        sizes = {layer.shape[1::-1] for layer in layers}
+        if len(sizes) > 1:
+            raise QilError(f"{folder}: layers of different sizes {sorted(sizes)}: put them on one canvas")
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8")) if (folder / FACTS).exists() else {}
+        caption = (folder / CAPTION).read_bytes().decode() if (folder / CAPTION).exists() else ""
+        names = tuple(facts.get("names", [file.stem for file in files]))
+        if len(names) != len(layers):
+            raise QilError(f"{folder}: {len(names)} names in {FACTS} for {len(layers)} PNGs: one of them is missing")
+        texts = {key: facts.get(key, "") for key in ("source", "licence")}
+        decisions = tuple(facts.get("decisions", ()))
+        return cls(layers=np.stack(layers), names=names, caption=caption, decisions=decisions, **texts)
+
+
+def _first_number(file: Path) -> tuple[int, str]:
+    digits = re.match(r"\d+", file.stem)
+    if digits is None:
+        raise QilError(f"{file}: its name does not start with a number: number layers bottom to top")
+    return int(digits.group()), file.name

@@ -1,0 +1,240 @@
+"""Where records come from: datasets of this project, plain folders of PNGs, and folders that LayerD renders of Crello.
+
+A source gives records by number, and facts of all of them without decoding a pixel. Sources open their files when they
+are first read, so that a worker process can be handed one.
+"""
+
+import dataclasses
+import functools
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int
+from PIL import Image
+from rich.progress import track
+
+from qil_jax.errors import QilError
+from qil_jax.files import write_whole
+from qil_jax.layers.layered_image import CAPTION, LayeredImage
+from qil_jax.records.record import Record, decode, from_layered_image
+
+SPLIT = "train"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Facts:
+    """What is known of all records before one is read.
+
+    Attributes:
+      sizes: width and height in pixels.
+      layers: how many each has.
+      captions: length of each caption in characters.
+    """
+
+    sizes: Int[np.ndarray, "n 2"]
+    layers: Int[np.ndarray, " n"]
+    captions: Int[np.ndarray, " n"]
+
+    @classmethod
+    def from_rows(cls, rows: Int[np.ndarray, "n 4"]) -> "Facts":
+        """From width, height, layers and length of caption of each record."""
+        return cls(sizes=rows[:, :2], layers=rows[:, 2], captions=rows[:, 3])
+
+    @property
+    def rows(self) -> Int[np.ndarray, "n 4"]:
+        """The inverse of `from_rows`."""
+        return np.concatenate([self.sizes, self.layers[:, None], self.captions[:, None]], axis=1)
+
+
+@runtime_checkable
+class RecordSource(Protocol):
+    """Records by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+    def name(self, index: int) -> str:
+        """Where a record is, for messages."""
+        ...
+
+    def facts(self) -> Facts:
+        """Of all records."""
+        ...
+
+
+def open_source(path: str | Path, split: str = SPLIT) -> RecordSource:
+    """The records of a folder.
+
+    Args:
+      path: a dataset that `build_dataset.py` or `make_scenes.py` wrote (the folder given as --out, or the one with
+        dataset_info.json); a folder of folders of PNGs (`LayeredImage.save`); or what LayerD's
+        `generate_crello_matting.py --save-layers` wrote.
+      split: train, validation or test; plain folders without folders of these names have only one.
+
+    Raises:
+      QilError: if it is none of these, or holds no record; the message says what was looked for.
+    """
+    folder = epath.Path(path)
+    found = [folder, *sorted(folder.glob("layered_dataset/*"))] if folder.is_dir() else []
+    datasets = [f for f in found if (f / "dataset_info.json").exists()]
+    if datasets:
+        return DatasetSource(str(datasets[-1]), split)
+    for candidate in (Path(folder) / split / "layers", Path(folder) / split, Path(folder)):
+        samples = sorted({file.parent for file in candidate.glob("*/*.png")})
+        if samples:
+            return FolderSource(samples, order=last_number if candidate.name == "layers" else None)
+    raise QilError(
+        f"{folder}: no records: expected dataset_info.json (here or in layered_dataset/1.0.0), folders with 000.png, "
+        f"001.png, ..., or {split}/layers/*/*.png of LayerD's Crello"
+    )
+
+
+def open_sources(paths: Sequence[str | Path], split: str = SPLIT) -> RecordSource:
+    """The records of one folder or several, one after the other; as `open_source` opens each."""
+    opened = [open_source(path, split) for path in paths]
+    return opened[0] if len(opened) == 1 else UnionSource(opened)
+
+
+class DatasetSource:
+    """One split of a tensorflow-datasets folder of ArrayRecord shards, read without TensorFlow."""
+
+    def __init__(self, folder: str, split: str):
+        """Raises ValueError if there is no such split or it is not one of layered records."""
+        self.folder, self.split = folder, split
+        info = _builder(folder).info
+        if split not in info.splits or not info.splits[split].num_examples:
+            raise QilError(f"{folder}: no split '{split}': it has {', '.join(info.splits) or 'none'}")
+        missing = {"size", "boxes", "pixels", "caption"} - set(info.features)
+        if missing:
+            raise QilError(f"{folder}: its examples lack {', '.join(sorted(missing))}: not a dataset of layers")
+        self.count = info.splits[split].num_examples
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Record:
+        return decode(examples(self.folder, self.split)[index])
+
+    def name(self, index: int) -> str:
+        """Split and number in the folder."""
+        return f"{self.folder}: {self.split}[{index}]"
+
+    def facts(self) -> Facts:
+        """Read from `facts-SPLIT.npy` beside the shards; if it is not there, all records are read once to write it."""
+        file = epath.Path(self.folder) / f"facts-{self.split}.npy"
+        if file.exists():
+            with file.open("rb") as stream:
+                rows = np.load(stream, allow_pickle=False)
+            if rows.shape != (len(self), 4):
+                raise QilError(f"{file} tells of {len(rows)} records, but there are {len(self)}: remove that file")
+            return Facts.from_rows(rows)
+        every = _with_progress(examples(self.folder, self.split), f"facts of {self.split}")
+        rows = np.array([_row_of(example) for example in every], np.int64)
+        _keep(file, rows)
+        return Facts.from_rows(rows)
+
+
+@functools.cache
+def _builder(folder: str) -> Any:
+    import tensorflow_datasets as tfds  # takes a second, and folders do not need it
+
+    return tfds.builder_from_directory(folder)
+
+
+@functools.cache
+def examples(folder: str, split: str) -> Sequence[Any]:
+    """The flat examples of a split, as `records.decode` reads them."""
+    return _builder(folder).as_data_source(split)
+
+
+def _row_of(example: Any) -> tuple[int, int, int, int]:
+    caption = example["caption"]
+    width, height = example["size"]
+    length = len(caption.decode() if isinstance(caption, bytes) else caption)
+    return int(width), int(height), len(np.reshape(example["boxes"], (-1, 4))), length
+
+
+def _keep(file: epath.Path, rows: np.ndarray) -> None:
+    """Write the facts, unless the folder cannot be written: then they are read anew each time."""
+    stream = io.BytesIO()
+    np.save(stream, rows)
+    try:
+        write_whole(file, stream.getvalue())
+    except OSError:
+        return
+
+
+class FolderSource:
+    """A folder per record, with a PNG per layer numbered bottom to top, and perhaps `caption.txt`."""
+
+    def __init__(self, folders: Sequence[Path], *, order: Callable[[Path], tuple[int, str]] | None = None):
+        """`order` gives the number of a file, as for `LayeredImage.load`."""
+        self.folders, self.order = list(folders), order
+
+    def __len__(self) -> int:
+        return len(self.folders)
+
+    def __getitem__(self, index: int) -> Record:
+        return from_layered_image(LayeredImage.load(self.folders[index], order=self.order))
+
+    def name(self, index: int) -> str:
+        """The folder."""
+        return str(self.folders[index])
+
+    def facts(self) -> Facts:
+        """From the headers of the PNGs."""
+        return Facts.from_rows(np.array([self._row(f) for f in _with_progress(self.folders, "facts")], np.int64))
+
+    def _row(self, folder: Path) -> tuple[int, int, int, int]:
+        files = list(folder.glob("*.png"))
+        with Image.open(files[0]) as image:
+            width, height = image.size
+        caption = folder / CAPTION
+        return width, height, len(files), len(caption.read_bytes().decode()) if caption.exists() else 0
+
+
+def last_number(file: Path) -> tuple[int, str]:
+    """How LayerD's files are ordered: by what follows the last underscore."""
+    digits = re.search(r"_(\d+)$", file.stem)
+    if digits is None:
+        raise QilError(f"{file}: its name does not end in a number, as LayerD's ..._00.png does")
+    return int(digits.group(1)), file.name
+
+
+class UnionSource:
+    """Several sources, one after the other."""
+
+    def __init__(self, parts: Sequence[RecordSource]):
+        self.parts = list(parts)
+        self.ends = np.cumsum([len(part) for part in self.parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> Record:
+        part, at = self._find(index)
+        return part[at]
+
+    def name(self, index: int) -> str:
+        """As the part names it."""
+        part, at = self._find(index)
+        return part.name(at)
+
+    def facts(self) -> Facts:
+        """Of all parts."""
+        return Facts.from_rows(np.concatenate([part.facts().rows for part in self.parts]))
+
+    def _find(self, index: int) -> tuple[RecordSource, int]:
+        which = int(np.searchsorted(self.ends, index, side="right"))
+        return self.parts[which], index - int(self.ends[which - 1] if which else 0)
+
+
+def _with_progress(items: Any, what: str) -> Iterable[Any]:
+    every: Callable[..., Iterable[Any]] = track
+    return every(items, description=what, transient=True) if len(items) > 1000 else items

@@ -1,0 +1,157 @@
+"""Pictures and fonts that scenes are built from, as `tools/fetch_assets.py` lays them out.
+
+A folder per package holds the files and `assets.json`, which says of each what it is, what it shows and its licence.
+Pictures are decoded when they are asked for: thousands of them fit into no worker's memory at once.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from qil_jax.errors import QilError
+from qil_jax.layers.visibility import visible_box
+from qil_jax.records.splits import split_of_text
+
+LIST = "assets.json"
+
+
+class Kind(StrEnum):
+    """What an asset is for: a cut-out with transparency, an opaque picture, a TrueType file."""
+
+    OBJECT = "object"
+    BACKGROUND = "background"
+    FONT = "font"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Asset:
+    """A picture that a package brought: what it shows, in words that a caption can use, and where it is from."""
+
+    pixels: UInt8[np.ndarray, "y x 4"]
+    name: str
+    package: str
+    licence: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Font:
+    """A TrueType file that a package brought."""
+
+    file: str
+    name: str
+    package: str
+    licence: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Assets:
+    """What scenes are built from. With none, all is drawn.
+
+    Attributes:
+      objects: cut-outs with transparency.
+      backgrounds: opaque pictures.
+      fonts: with none, the font that Pillow carries.
+    """
+
+    objects: Sequence[Asset] = ()
+    backgrounds: Sequence[Asset] = ()
+    fonts: Sequence[Font] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stored:
+    """An asset as a file, and what `assets.json` says of it. `file` is relative to the package's folder."""
+
+    file: str
+    name: str
+    kind: Kind
+    licence: str
+
+
+class _Pictures(Sequence[Asset]):
+    """Assets that are decoded one at a time."""
+
+    def __init__(self, items: Sequence[tuple[Path, Stored]]):
+        self.items = list(items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Asset:  # pyright: ignore[reportIncompatibleMethodOverride] (no slices)
+        folder, stored = self.items[index]
+        pixels = _decoded(str(folder / stored.file))
+        return Asset(pixels=pixels, name=stored.name, package=folder.name, licence=stored.licence)
+
+
+@functools.lru_cache(maxsize=256)
+def _decoded(file: str) -> UInt8[np.ndarray, "y x 4"]:
+    with Image.open(file) as image:
+        pixels = np.asarray(image.convert("RGBA"))
+    box = visible_box(pixels[..., 3] > 8)
+    if box is None:
+        raise QilError(f"{file}: an asset that shows nothing: remove it from {LIST}")
+    left, top, right, bottom = box
+    return np.ascontiguousarray(pixels[top:bottom, left:right])
+
+
+def load_assets(folder: Path, split: str | None = None) -> Assets:
+    """The assets of all packages in a folder.
+
+    Args:
+      folder: what `tools/fetch_assets.py` filled.
+      split: train, validation or test: only the assets of this split, by the hash of package and file, so that scenes
+        of different splits never share one. None: all.
+
+    Raises:
+      QilError: if there is no package, or a package has no valid list.
+    """
+    found: dict[Kind, list[tuple[Path, Stored]]] = {kind: [] for kind in Kind}
+    for file in _lists(folder):
+        for stored in read_list(file):
+            if split is None or split_of_text(f"{file.parent.name}/{stored.file}") == split:
+                found[stored.kind].append((file.parent, stored))
+    fonts = [
+        Font(file=str(package / x.file), name=x.name, package=package.name, licence=x.licence)
+        for package, x in found[Kind.FONT]
+    ]
+    return Assets(
+        objects=_Pictures(found[Kind.OBJECT]), backgrounds=_Pictures(found[Kind.BACKGROUND]), fonts=tuple(fonts)
+    )
+
+
+def licences_in(folder: Path) -> list[str]:
+    """All licences of the assets in a folder, sorted. Raises as `load_assets`."""
+    return sorted({stored.licence for file in _lists(folder) for stored in read_list(file)})
+
+
+def _lists(folder: Path) -> list[Path]:
+    lists = sorted(folder.glob(f"*/{LIST}"))
+    if not lists:
+        raise QilError(f"{folder}: no package with {LIST} in it: fill it by tools/fetch_assets.py --out {folder}")
+    return lists
+
+
+def read_list(file: Path) -> list[Stored]:
+    """The assets of a package.
+
+    Raises:
+      QilError: naming the file, if it does not list assets.
+    """
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        return [Stored(**{**row, "kind": Kind(row["kind"])}) for row in rows]
+    except (ValueError, TypeError, KeyError) as error:
+        raise QilError(f"{file} does not list assets ({error}): remove its folder and fetch it again") from error
+
+
+def write_list(file: Path, assets: Sequence[Stored]) -> None:
+    """The inverse of `read_list`."""
+    rows = [dataclasses.asdict(asset) for asset in assets]
+    file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

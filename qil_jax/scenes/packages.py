@@ -1,0 +1,237 @@
+"""Packages of public registries that bring pictures and fonts: where they are, their hashes, and what is taken of them.
+
+Only what is free of conditions on derived works is taken unless more is asked for: see FREE.
+"""
+
+import dataclasses
+import fnmatch
+import hashlib
+import io
+import json
+import re
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from qil_jax.errors import QilError
+from qil_jax.files import whole_folder
+from qil_jax.scenes.assets import LIST, Kind, Stored, write_list
+
+PUBLIC_DOMAIN = "LicenseRef-public-domain"
+FREE = frozenset({"MIT", "Apache-2.0", "CC0-1.0", "OFL-1.1", PUBLIC_DOMAIN})
+NPM = "https://registry.npmjs.org"
+DEBIAN = "https://deb.debian.org/debian/pool/main"
+SECONDS = 120.0
+
+Members = Mapping[str, bytes]
+"""The files of an archive by their paths."""
+
+
+class FetchError(QilError):
+    """A package that cannot be had. The message names the package, the reason and the fix."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Archive:
+    """A file of a registry. `keep` is a pattern of the members that are of use."""
+
+    url: str
+    sha256: str
+    keep: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Package:
+    """What is fetched under one name. `select` says what the members of its archives, taken together, are."""
+
+    name: str
+    licence: str
+    archives: tuple[Archive, ...]
+    select: Callable[[Members], list[tuple[str, Stored]]]
+
+
+def fetch(package: Package, out: Path, licences: frozenset[str] = FREE) -> Path:
+    """Download a package, check it, and lay out what has an allowed licence; its folder, which appears whole.
+
+    A folder that is there already is left alone.
+
+    Raises:
+      FetchError: if an archive cannot be had, is not the one that is known, or has nothing of an allowed licence.
+    """
+    folder = out / package.name
+    if (folder / LIST).exists():
+        return folder
+    members: dict[str, bytes] = {}
+    for archive in package.archives:
+        members |= unpacked(download(archive, package.name), archive.keep)
+    chosen = [(path, stored) for path, stored in package.select(members) if stored.licence in licences]
+    if not chosen:
+        raise FetchError(f"{package.name}: nothing of it is under {', '.join(sorted(licences))}: leave it out")
+    with whole_folder(folder) as draft:
+        for path, stored in chosen:
+            (draft / stored.file).write_bytes(members[path])
+        for path in members:
+            if PurePosixPath(path).name.lower().startswith(("license", "licence", "copyright")):
+                (draft / path.strip("./").replace("/", "_")).write_bytes(members[path])
+        write_list(draft / LIST, [stored for _, stored in chosen])
+    return folder
+
+
+def download(archive: Archive, name: str) -> bytes:
+    """The bytes of an archive, checked against its hash."""
+    try:
+        with urllib.request.urlopen(archive.url, timeout=SECONDS) as response:
+            data = response.read()
+    except (urllib.error.URLError, OSError) as error:
+        raise FetchError(
+            f"{name}: {archive.url} cannot be had ({error}): see to the network, or make scenes without it"
+        ) from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != archive.sha256:
+        raise FetchError(
+            f"{name}: {archive.url} is another file than the one that is known (sha256 {digest}, {archive.sha256} "
+            f"expected): nothing of it was kept"
+        )
+    return data
+
+
+def unpacked(data: bytes, keep: str) -> dict[str, bytes]:
+    """The members of a .tgz of npm or a .deb of Debian whose paths match a pattern."""
+    if data.startswith(b"!<arch>\n"):
+        data = _data_of_deb(data)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        wanted = [member for member in tar if member.isfile() and re.search(keep, member.name)]
+        files = {member.name: tar.extractfile(member) for member in wanted}
+        return {name: file.read() for name, file in files.items() if file is not None}
+
+
+def _data_of_deb(data: bytes) -> bytes:
+    """The tar file in a Debian package, an `ar` archive: 60 bytes of header, a member, made even; again."""
+    at = 8
+    while at + 60 <= len(data):
+        name, size = data[at : at + 16].decode().strip().rstrip("/"), int(data[at + 48 : at + 58])
+        if name.startswith("data.tar"):
+            return data[at + 60 : at + 60 + size]
+        at += 60 + size + size % 2
+    raise FetchError("the Debian package has no data.tar in it")
+
+
+def select_emoji(members: Members) -> list[tuple[str, Stored]]:
+    """Fluent emoji by their Unicode names: things, animals, food and faces; no signs or flags.
+
+    People are taken in one form each: what differs in skin, hair or sex only would be in two splits at once.
+    """
+    names = json.loads(next(data for path, data in members.items() if path.endswith("data-by-emoji.json")))
+    plain = {emoji.replace("\ufe0f", ""): facts for emoji, facts in names.items()}
+    chosen = []
+    for path in sorted(members):
+        stem = PurePosixPath(path).stem
+        if not path.endswith(".webp") or not re.fullmatch(r"[0-9a-f]{2,6}(-[0-9a-f]{2,6})*", stem):
+            continue
+        facts = plain.get("".join(chr(int(code, 16)) for code in stem.split("-")).replace("\ufe0f", ""))
+        if facts is None or facts["group"] in ("Symbols", "Flags"):
+            continue
+        if facts["group"] == "People & Body" and "200d" in stem:
+            continue
+        name = _with_article(facts["name"].lower())
+        chosen.append((path, Stored(file=f"{stem}.webp", name=name, kind=Kind.OBJECT, licence="MIT")))
+    return chosen
+
+
+PLACES = {
+    "badlands": "badlands", "beach": "a beach", "canyon": "a canyon", "city": "a city", "desert": "a desert",
+    "dune": "dunes", "fields": "fields", "fog": "fog", "forest": "a forest", "hills": "hills", "lava": "lava",
+    "mountain": "mountains", "sea": "the sea", "sky": "the sky", "snow": "snow", "space": "space",
+    "station": "a space station", "valley": "a valley", "water": "water",
+}  # fmt: skip
+
+
+def select_landscapes(members: Members) -> list[tuple[str, Stored]]:
+    """Endless Sky's photographs of landscapes, with the licence that Debian's copyright file gives for each."""
+    copyright_file = next(data.decode() for path, data in members.items() if path.endswith("copyright"))
+    rules = debian_licences(copyright_file)
+    chosen = []
+    for path in sorted(members):
+        file = PurePosixPath(path)
+        if file.suffix != ".jpg":
+            continue
+        matching = [licence for rule, licence in rules if fnmatch.fnmatchcase(f"images/land/{file.name}", rule)]
+        licence = matching[-1] if matching else "unknown"
+        name = PLACES.get(re.sub(r"[\d-].*", "", file.stem), "a landscape")
+        chosen.append((path, Stored(file=file.name, name=name, kind=Kind.BACKGROUND, licence=licence)))
+    return chosen
+
+
+def debian_licences(text: str) -> list[tuple[str, str]]:
+    """Pattern and licence of each line of `Files`, in order; the last that matches counts (Debian's DEP-5)."""
+    rules = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        fields = dict(re.findall(r"^(\w[\w-]*):((?:.*)(?:\n[ \t].*)*)", paragraph, flags=re.MULTILINE))
+        if "Files" in fields and "License" in fields:
+            licence = fields["License"].strip().splitlines()[0]
+            licence = PUBLIC_DOMAIN if licence == "public-domain" else licence
+            rules += [(pattern, licence) for pattern in fields["Files"].split()]
+    return rules
+
+
+def select_fonts(members: Members, licence: str = "OFL-1.1") -> list[tuple[str, Stored]]:
+    """The TrueType files."""
+    files = [PurePosixPath(path) for path in sorted(members) if path.endswith(".ttf")]
+    return [(str(f), Stored(file=f.name, name=f.stem, kind=Kind.FONT, licence=licence)) for f in files]
+
+
+def _with_article(name: str) -> str:
+    if name.endswith("s") and not name.endswith("ss"):
+        return name
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _font(name: str, version: str, sha256: str) -> Package:
+    url = f"{NPM}/@expo-google-fonts/{name}/-/{name}-{version}.tgz"
+    keep = r"(400Regular|700Bold)/.*\.ttf$|LICENSE"
+    archive = Archive(url=url, sha256=sha256, keep=keep)
+    return Package(name=f"font-{name}-{version}", licence="OFL-1.1", archives=(archive,), select=select_fonts)
+
+
+PACKAGES: Sequence[Package] = (
+    Package(
+        name="fluent-emoji-3d-1.1.0",
+        licence="MIT",
+        archives=(
+            Archive(
+                url=f"{NPM}/@lobehub/fluent-emoji-3d/-/fluent-emoji-3d-1.1.0.tgz",
+                sha256="c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
+                keep=r"\.webp$|LICENSE|package\.json$",
+            ),
+            Archive(
+                url=f"{NPM}/unicode-emoji-json/-/unicode-emoji-json-0.9.0.tgz",
+                sha256="ae7efacb55533385bf8767d613dbd36c71226669759d95919a6e9059f5e4c401",
+                keep=r"data-by-emoji\.json$|LICENSE",
+            ),
+        ),
+        select=select_emoji,
+    ),
+    Package(
+        name="endless-sky-data-0.9.8",
+        licence="public domain (the share-alike part is left out)",
+        archives=(
+            Archive(
+                url=f"{DEBIAN}/e/endless-sky/endless-sky-data_0.9.8-1.2_all.deb",
+                sha256="e45835e05a11e84bb1a890a0ded390246a53b8318f21a25925aa70fa54f80c13",
+                keep=r"images/land/[^/]*\.jpg$|copyright$",
+            ),
+        ),
+        select=select_landscapes,
+    ),
+    _font("lobster", "0.4.1", "4e7e547d76af49b554c23565bbf965f0757196da6ac3f755a3be89c37179d4be"),
+    _font("comfortaa", "0.4.2", "1c50ab7ef7635d3e4c5e8133a61d95e2aba58dd62374ad2fcf817506d830466d"),
+    _font("eb-garamond", "0.4.3", "4b394f925314ad33790d571812b99370612ed40ca470ac64f9a98ab637dfea20"),
+    _font("quicksand", "0.4.1", "c77da42ff49d2b5355760fecd68bb35a6cb561353adea3ad589ce7122d9f4e8f"),
+    _font("dosis", "0.4.2", "6590f445d8be0393185900c979e660f6e51cb69526c75662ffbf603eae839779"),
+    _font("oswald", "0.4.2", "0cc1d71781b4a5c6c0e6f8b346a71e3f898529e5343ffe34911f98232af2e78c"),
+    _font("pacifico", "0.4.1", "0db305f7c2a715a876071a53dc42b847e73d5072ca0853e1e4991164ab06d83f"),
+    _font("playfair-display", "0.4.2", "32881439ce695ae85d7d949d4645825a5cb6bac0d464d0ffa09126c922e44e52"),
+)
+"""All that can be fetched by name."""

@@ -1,0 +1,74 @@
+"""The records that a run trains on and is validated on, opened and checked."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from qil_jax.loader.config import LoaderConfig, Processes
+from qil_jax.loader.latents import open_latents
+from qil_jax.loader.loader import Loader
+from qil_jax.loader.plan import Order
+from qil_jax.loader.tasks import Task
+from qil_jax.records.sources import SPLIT, open_sources
+from qil_jax.training.experiment import Experiment, ExperimentError, refusing
+from qil_jax.training.stages import Inputs
+
+TEXT_TASKS = (Task.TEXT_TO_RGB, Task.TEXT_TO_RGBA, Task.TEXT_TO_LAYERS)
+
+
+def training_data(experiment: Experiment, processes: Processes) -> tuple[Any, Loader]:
+    """The records of the split train, and batches of them."""
+    source = open_data(experiment, SPLIT)
+    check_captions(experiment, source)
+    loader = _loader(experiment, source, experiment.data.loader, processes, f"the split {SPLIT}", "add records")
+    return source, loader
+
+
+def validation_data(experiment: Experiment, processes: Processes) -> Loader:
+    """Batches of the validation split, in order."""
+    split = experiment.validation.split
+    config = dataclasses.replace(experiment.data.loader, order=Order.SEQUENTIAL)
+    source = open_data(experiment, split)
+    check_captions(experiment, source)
+    where = f"the split {split}, which validation.split names,"
+    return _loader(experiment, source, config, processes, where, "go without validation, validation.every=0")
+
+
+def _loader(
+    experiment: Experiment, source: Any, config: LoaderConfig, processes: Processes, split: str, instead: str
+) -> Loader:
+    if len(source) < config.rows:
+        raise ExperimentError(
+            f"{', '.join(experiment.data.sources)}: {split} has {len(source)} records, fewer than the {config.rows} "
+            f"rows of a batch: lower data.loader.rows, or {instead}"
+        )
+    with refusing():
+        return Loader(source, config, processes=processes, workers=experiment.data.workers)
+
+
+def open_data(experiment: Experiment, split: str) -> Any:
+    """The records of all sources, of pictures or of latents."""
+    data = experiment.data
+    if not data.sources:
+        raise ExperimentError("data.sources is empty: name a folder of records, --set 'data.sources=[\"my_dataset\"]'")
+    if data.inputs is Inputs.LATENTS:
+        folder, *more = data.sources
+        if more:
+            raise ExperimentError("cached latents come from one folder: give tools/cache_latents.py all the sources")
+        with refusing():
+            return open_latents(folder, split)
+    with refusing():
+        return open_sources(data.sources, split)
+
+
+def check_captions(experiment: Experiment, source: Any) -> None:
+    """Refuse records without captions where a task is told by text."""
+    asked = [task for task, _ in experiment.data.loader.tasks.mix if task in TEXT_TASKS]
+    lengths = source.facts().captions
+    if asked and not lengths.all():
+        first = source.name(int(np.argmin(lengths)))
+        raise ExperimentError(
+            f"{int((lengths == 0).sum())} of {len(lengths)} records have no caption, {first} the first of them, but "
+            f"{', '.join(asked)} needs captions: build the dataset with captions (docs/data.md), or take the task out"
+        )

@@ -1,0 +1,77 @@
+"""Photoshop documents that tests write themselves."""
+
+import io
+import time
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from psd_tools import PSDImage
+from psd_tools.constants import BlendMode
+
+from qil_jax.documents.prepare import prepare
+
+SIDE = 48
+
+
+def texture(seed: int, height: int = SIDE, width: int = SIDE, *, alpha: str = "opaque") -> Image.Image:
+    """Smooth random colour; alpha is opaque, soft (a disc with a soft rim) or random."""
+    random = np.random.default_rng(seed)
+    colour = Image.fromarray(random.integers(0, 256, (6, 6, 3), np.uint8)).resize((width, height))
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    match alpha:
+        case "opaque":
+            values = np.full((height, width), 255)
+        case "soft":
+            values = np.clip((1 - np.hypot(x, y)) * 4, 0, 1) * 255
+        case _:
+            values = random.integers(0, 256, (height, width))
+    colour.putalpha(Image.fromarray(values.astype(np.uint8)))
+    return colour
+
+
+def document(mode: str = "RGBA") -> PSDImage:
+    return PSDImage.new(mode, (SIDE, SIDE))
+
+
+def saved(psd: PSDImage) -> bytes:
+    stream = io.BytesIO()
+    psd.save(stream)
+    return stream.getvalue()
+
+
+def design(seed: int = 0) -> bytes:
+    """Groups in groups, opacities, masks, clipping, blend modes, hidden and outlying layers in one document."""
+    psd = document()
+    psd.create_pixel_layer(texture(seed + 0), name="ground")
+    group = psd.create_group(name="group", open_folder=True)
+    group.create_pixel_layer(texture(seed + 1, 30, 20, alpha="soft"), name="disc", top=5, left=3)
+    inner = group.create_group(name="inner", blend_mode=BlendMode.NORMAL)
+    inner.create_pixel_layer(texture(seed + 2, 20, 30, alpha="random"), name="noise", top=20, left=10)
+    inner.create_pixel_layer(texture(seed + 3, 10, 30, alpha="soft"), name="soft", top=25, left=12)
+    inner.opacity = 150
+    base = psd.create_pixel_layer(texture(seed + 4, 24, 24, alpha="soft"), name="base", top=20, left=20)
+    clipped = psd.create_pixel_layer(texture(seed + 5, 24, 40), name="clipped", top=25, left=5)
+    clipped.clipping = True
+    psd.create_pixel_layer(
+        texture(seed + 6, 20, 20, alpha="soft"), name="shade", top=2, left=2, blend_mode=BlendMode.MULTIPLY
+    )
+    masked = psd.create_pixel_layer(texture(seed + 7, 16, 40), name="masked", top=30, left=-8)
+    masked.create_mask(Image.linear_gradient("L").resize((40, 16)), top=30, left=-8)
+    masked.opacity = 200
+    psd.create_pixel_layer(texture(seed + 8), name="hidden").visible = False
+    base.name = "Basis \u4e2d\u6587 \U0001f600"
+    return saved(psd)
+
+
+def prepare_slowly(data: bytes, config: Any) -> Any:
+    """In place of `prepare`, as on a busy machine: long on the clock, without CPU time."""
+    time.sleep(3)
+    return prepare(data, config)
+
+
+def prepare_for_ever(data: bytes, config: Any) -> Any:
+    """In place of `prepare`, as for a document that never comes to an end, if it says so."""
+    while data.endswith(b"for ever"):
+        pass
+    return prepare(data, config)

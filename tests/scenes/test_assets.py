@@ -1,0 +1,220 @@
+"""Packages are checked, unpacked and split by asset; only what is free is taken; scenes say what they are made of."""
+
+import dataclasses
+import functools
+import hashlib
+import http.server
+import io
+import itertools
+import json
+import tarfile
+import threading
+
+import fetch_assets
+import make_scenes
+import numpy as np
+import pytest
+from PIL import Image, ImageFont
+
+from qil_jax.records.sources import open_source
+from qil_jax.scenes import packages
+from qil_jax.scenes.assets import LIST, Kind, load_assets, read_list
+from qil_jax.scenes.packages import PUBLIC_DOMAIN, Archive, FetchError, Package, debian_licences, fetch
+from qil_jax.scenes.scene import SceneConfig, make_scene
+
+COPYRIGHT = """Format: x
+
+Files: *
+Copyright: A
+License: GPL-3+
+
+Files: images/land/*
+Copyright: Various
+License: public-domain
+ Taken from somewhere.
+
+Files: images/land/sea*
+ images/land/*-him*
+License: CC-BY-SA-4.0
+"""
+
+
+def picture(seed: int, form: str, *, opaque: bool) -> bytes:
+    rng = np.random.default_rng(seed)
+    pixels = np.full((40, 60, 4), (*rng.integers(0, 256, 3), 255), np.uint8)
+    if not opaque:
+        pixels[:5, :, 3] = pixels[:, :7, 3] = 0
+    stream = io.BytesIO()
+    Image.fromarray(pixels).convert("RGB" if opaque else "RGBA").save(stream, form, lossless=not opaque)
+    return stream.getvalue()
+
+
+def tgz(files: dict[str, bytes], mode: str = "w:gz") -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode=mode) as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def deb(files: dict[str, bytes]) -> bytes:
+    members = {"debian-binary": b"2.0", "control.tar.xz": b"123", "data.tar.xz": tgz(files, "w:xz")}
+    parts = [b"!<arch>\n"]
+    for name, data in members.items():
+        header = f"{name + '/':<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(data):<10}`\n"
+        parts.append(header.encode() + data + b"\n" * (len(data) % 2))
+    return b"".join(parts)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+EMOJI = [0x1F418 + i for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A registry with one package of each kind; its address."""
+    root = tmp_path_factory.mktemp("registry")
+    names = {chr(code): {"name": f"creature {code:x}", "group": "Animals & Nature"} for code in EMOJI}
+    names["\U0001f3c1"] = {"name": "flag", "group": "Flags"}
+    pictures = {f"package/assets/{code:x}.webp": picture(code, "webp", opaque=False) for code in [*EMOJI, 0x1F3C1]}
+    (root / "emoji.tgz").write_bytes(tgz({**pictures, "package/LICENSE": b"MIT", "package/assets/odd.webp": b""}))
+    (root / "names.tgz").write_bytes(tgz({"package/data-by-emoji.json": json.dumps(names).encode()}))
+    land = {f"./usr/share/images/land/{n}.jpg": picture(7, "jpeg", opaque=True) for n in ("beach1", "sea2", "sky-him")}
+    (root / "land.deb").write_bytes(deb({**land, "./usr/share/doc/x/copyright": COPYRIGHT.encode()}))
+    handler = functools.partial(Quiet, directory=str(root))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield root, f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def archive(server, file: str, keep: str) -> Archive:
+    root, address = server
+    return Archive(url=f"{address}/{file}", sha256=hashlib.sha256((root / file).read_bytes()).hexdigest(), keep=keep)
+
+
+@pytest.fixture(scope="module")
+def known(server) -> dict[str, Package]:
+    emoji = archive(server, "emoji.tgz", r"\.webp$|LICENSE"), archive(server, "names.tgz", "json$")
+    land = (archive(server, "land.deb", r"\.jpg$|copyright$"),)
+    return {
+        "emoji": Package(name="emoji", licence="MIT", archives=emoji, select=packages.select_emoji),
+        "land": Package(name="land", licence="mixed", archives=land, select=packages.select_landscapes),
+    }
+
+
+@pytest.fixture(scope="module")
+def filled(known, tmp_path_factory):
+    out = tmp_path_factory.mktemp("assets")
+    for package in known.values():
+        fetch(package, out)
+    return out
+
+
+def test_what_is_taken_of_each_package(filled):
+    emoji, land = read_list(filled / "emoji" / LIST), read_list(filled / "land" / LIST)
+    assert len(emoji) == 60 and {x.licence for x in emoji} == {"MIT"}
+    assert emoji[0].name == "a creature 1f418" and (filled / "emoji" / "package_LICENSE").read_bytes() == b"MIT"
+    assert [(x.file, x.name, x.kind, x.licence) for x in land] == [
+        ("beach1.jpg", "a beach", Kind.BACKGROUND, PUBLIC_DOMAIN)
+    ]
+    assert sorted(f.name for f in (filled / "land").glob("*.jpg")) == ["beach1.jpg"]
+
+
+def test_more_licences_only_when_asked_for(known, tmp_path):
+    folder = fetch(known["land"], tmp_path, packages.FREE | {"CC-BY-SA-4.0"})
+    assert {x.file: x.licence for x in read_list(folder / LIST)} == {
+        "beach1.jpg": PUBLIC_DOMAIN, "sea2.jpg": "CC-BY-SA-4.0", "sky-him.jpg": "CC-BY-SA-4.0"
+    }  # fmt: skip
+    with pytest.raises(FetchError, match="nothing of it is under MIT"):
+        fetch(known["land"], tmp_path / "other", frozenset({"MIT"}))
+
+
+def test_another_file_is_refused_and_nothing_is_kept(known, tmp_path):
+    (first, second) = known["emoji"].archives
+    bad = dataclasses.replace(known["emoji"], archives=(first, dataclasses.replace(second, sha256="0" * 64)))
+    with pytest.raises(FetchError, match="is another file than the one that is known"):
+        fetch(bad, tmp_path)
+    assert not [*tmp_path.iterdir()]
+    with pytest.raises(FetchError, match="cannot be had"):
+        fetch(dataclasses.replace(bad, archives=(dataclasses.replace(first, url=first.url + "x"),)), tmp_path)
+
+
+def test_what_is_there_is_not_fetched_again(known, filled):
+    gone = dataclasses.replace(known["emoji"], archives=())
+    assert fetch(gone, filled) == filled / "emoji"
+
+
+def test_every_asset_is_in_one_split(filled):
+    whole = load_assets(filled)
+    parts = [load_assets(filled, split) for split in ("train", "validation", "test")]
+    names = [[asset.name for asset in part.objects] for part in parts]
+    assert sorted(itertools.chain(*names)) == sorted(asset.name for asset in whole.objects)
+    assert len(whole.objects) == 60 and all(names)
+    assert (whole.objects[0].pixels[..., 3] == 255).all() and whole.objects[0].pixels.shape == (35, 53, 4)
+
+
+def test_scenes_of_a_split_use_its_assets_only(filled, tmp_path):
+    out = tmp_path / "scenes"
+    command = ["--count", "120", "--side", "48", "--assets", str(filled), "--out", str(out)]
+    assert make_scenes.main(command) == 0
+    used = {}
+    for split in ("train", "validation", "test"):
+        source = open_source(out, split)
+        records = [source[i] for i in range(len(source))]
+        used[split] = {part for record in records for part in record.source.split(", ")[1:] if "emoji" in part}
+        mine = {f"emoji: {asset.name}" for asset in load_assets(filled, split).objects}
+        assert used[split] <= mine and used[split]
+        for record in records:
+            assert ("MIT" in record.licence) == ("emoji: " in record.source)
+            assert (PUBLIC_DOMAIN in record.licence) == ("land: " in record.source)
+    info = (out / "layered_dataset" / "1.0.0" / "LICENSE").read_text()
+    assert info.strip() == f"{PUBLIC_DOMAIN} AND MIT"
+
+
+def test_fonts_are_named_with_their_licence(tmp_path):
+    font = ImageFont.load_default(20)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    files = {"package/400Regular/Plain.ttf": font.font_bytes, "package/LICENSE_FONT": b"OFL"}
+    members = packages.unpacked(tgz(files), r"\.ttf$")
+    ((path, stored),) = packages.select_fonts(members)
+    assert (path, stored.kind, stored.licence) == ("package/400Regular/Plain.ttf", Kind.FONT, "OFL-1.1")
+    (tmp_path / "font-plain").mkdir()
+    (tmp_path / "font-plain" / "Plain.ttf").write_bytes(members[path])
+    packages.write_list(tmp_path / "font-plain" / LIST, [stored])
+    assets = load_assets(tmp_path)
+    scenes = [make_scene(seed, SceneConfig(side=64, text=1.0), assets) for seed in range(3)]
+    assert all(scene.licence == "OFL-1.1" and "font-plain: Plain" in scene.source for scene in scenes)
+
+
+def test_debian_s_last_rule_counts():
+    rules = debian_licences(COPYRIGHT)
+    assert [licence for _, licence in rules] == ["GPL-3+", PUBLIC_DOMAIN, "CC-BY-SA-4.0", "CC-BY-SA-4.0"]
+
+
+def test_the_tool(known, filled, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(fetch_assets, "PACKAGES", list(known.values()))
+    assert fetch_assets.main(["--list"]) == 0 and "emoji   MIT" in capsys.readouterr().out
+    assert fetch_assets.main(["emoji", "--out", str(tmp_path)]) == 0
+    assert "60 objects under MIT" in capsys.readouterr().out
+    assert fetch_assets.main(["nothing", "--out", str(tmp_path)]) == 2
+    assert "no package nothing" in capsys.readouterr().err
+    assert fetch_assets.main([]) == 2
+    (tmp_path / "emoji" / LIST).write_text("[1]")
+    assert make_scenes.main(["--count", "1", "--out", str(tmp_path / "x"), "--assets", str(tmp_path)]) == 2
+    assert "fetch it again" in capsys.readouterr().err
+    assert make_scenes.main(["--count", "1", "--out", str(tmp_path / "x"), "--assets", str(tmp_path / "no")]) == 2
+    assert "fetch_assets.py" in capsys.readouterr().err
+
+
+def test_every_known_package_is_free_and_pinned():
+    assert len({package.name for package in packages.PACKAGES}) == len(packages.PACKAGES) >= 10
+    for package in packages.PACKAGES:
+        for one in package.archives:
+            assert one.url.startswith("https://") and len(one.sha256) == 64
