@@ -9,7 +9,7 @@ the tokens. Inference computes the modulation of all its steps first and may the
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,20 @@ class ModulationTable:
     image: Float[Array, "*steps k m 6 d"]
     text: Float[Array, "*steps k m 6 d"]
     out: Float[Array, "*steps m 2 d"]  # scale, shift
+
+
+class AdaLN(NamedTuple):
+    """Modulation of one sub-layer f (adaLN-Zero, arXiv 2212.09748, 3.2): x + gate * f(LN(x) * (1 + scale) + shift)."""
+
+    shift: Float[Array, "m 1 d"]
+    scale: Float[Array, "m 1 d"]
+    gate: Float[Array, "m 1 d"]
+
+    @classmethod
+    def of_block(cls, vectors: Float[Array, "m 6 d"]) -> tuple["AdaLN", "AdaLN"]:
+        """A block's six vectors as the modulation of its attention and that of its MLP."""
+        parts = [vectors[:, i, None] for i in range(6)]
+        return cls(*parts[:3]), cls(*parts[3:])
 
 
 @jax.tree_util.register_dataclass
@@ -177,7 +191,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         streams: tuple[Float[Array, "b s d"], Float[Array, "b t d"]],
-        mods: tuple[Float[Array, "m 6 d"], Float[Array, "m 6 d"]],
+        modulation: tuple[Float[Array, "m 6 d"], Float[Array, "m 6 d"]],
         *,
         rotary: tuple[Rotary, Rotary],
         segments: Int[Array, "b st"] | None,
@@ -186,9 +200,10 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "b s d"], Float[Array, "b t d"]]:
         """One block on (text, image). All pairs are in that order, and so is the joint sequence."""
         sides = (self.text, self.image)
+        adaln = [AdaLN.of_block(vectors) for vectors in modulation]
         heads = [
-            side.qkv(_modulate(layer_norm(x), mod[:, 0], mod[:, 1]), turn)
-            for side, x, mod, turn in zip(sides, streams, mods, rotary, strict=True)
+            side.qkv(_modulate(layer_norm(x), attn.shift, attn.scale), angles)
+            for side, x, (attn, _), angles in zip(sides, streams, adaln, rotary, strict=True)
         ]
         q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*heads, strict=True))
         q = constrain(q, (Axis.BATCH, Axis.TOKENS, Axis.HEADS, None))
@@ -198,9 +213,9 @@ class Block(nnx.Module):
         mixed = mixed.reshape(*mixed.shape[:2], -1)
         cut = streams[0].shape[1]
         outs = []
-        for side, x, mod, attended in zip(sides, streams, mods, (mixed[:, :cut], mixed[:, cut:]), strict=True):
-            x = x + mod[:, 2, None] * side.out(attended)
-            x = x + mod[:, 5, None] * side.mlp(_modulate(layer_norm(x), mod[:, 3], mod[:, 4]))
+        for side, x, (attn, mlp), attended in zip(sides, streams, adaln, (mixed[:, :cut], mixed[:, cut:]), strict=True):
+            x = x + attn.gate * side.out(attended)
+            x = x + mlp.gate * side.mlp(_modulate(layer_norm(x), mlp.shift, mlp.scale))
             outs.append(constrain(x, (Axis.BATCH, Axis.TOKENS, None)))
         return outs[0], outs[1]
 
@@ -234,11 +249,12 @@ class Backbone(nnx.Module):
         segments = jnp.concatenate([layout.text_segments, layout.image_segments], axis=1)
         streams = (self.text_in(self.text_norm(text)), self.image_in(image))
 
-        def step(block: Block, streams: tuple[Array, Array], mods: tuple[Array, Array]) -> tuple[Array, Array]:
-            return block(streams, mods, rotary=rotary, segments=segments, kind=kind, constrain=constrain)
+        def step(block: Block, streams: tuple[Array, Array], modulation: tuple[Array, Array]) -> tuple[Array, Array]:
+            return block(streams, modulation, rotary=rotary, segments=segments, kind=kind, constrain=constrain)
 
         _, x = scan_blocks(self.blocks, step, streams, (table.text, table.image), how=scan)
-        return self.image_out(_modulate(layer_norm(x), table.out[:, 1], table.out[:, 0]))
+        scale, shift = table.out[:, 0, None], table.out[:, 1, None]
+        return self.image_out(_modulate(layer_norm(x), shift, scale))
 
 
 class VLDMMDiT(nnx.Module):
@@ -286,5 +302,5 @@ def _stacked_linear(stacked: nnx.Linear, x: Float[Array, "b d"]) -> Float[Array,
     return out.reshape(*out.shape[:2], 6, -1)
 
 
-def _modulate(x: Float[Array, "b t d"], shift: Float[Array, "m d"], scale: Float[Array, "m d"]) -> Array:
-    return x * (1 + scale[:, None]) + shift[:, None]
+def _modulate(x: Float[Array, "b t d"], shift: Float[Array, "m 1 d"], scale: Float[Array, "m 1 d"]) -> Array:
+    return x * (1 + scale) + shift
