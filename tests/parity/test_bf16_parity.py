@@ -23,11 +23,19 @@ from checkpoints import (
 )
 from diffusers import AutoencoderKLQwenImage, QwenImageLayeredPipeline, QwenImageTransformer2DModel
 from flax import nnx
+from parity_inputs import (
+    PER,
+    channels_last,
+    flow_inputs,
+    layered,
+    layout,
+    mixed,
+    noise,
+    picture,
+    pixels,
+    torch_flow_loss,
+)
 from reference import in_bf16, mean_error, ours
-from test_end_to_end_parity import EXAMPLE, mixed, noise, picture, small_bucket  # noqa: F401 (a fixture)
-from test_rgba_vae_parity import channels_last, pixels
-from test_training_parity import PER, flow_inputs, torch_flow_loss
-from test_vld_mmdit_parity import layered, layout
 
 from qil_jax.flow.loss import FlowLoss
 from qil_jax.inference.pipeline import Pipeline
@@ -37,6 +45,7 @@ from qil_jax.training.objectives import Compute, draw_sigma, flow_objective, row
 from qil_jax.training.parameters import Network, params_of
 
 torch.set_grad_enabled(False)
+pytestmark = pytest.mark.usefixtures("small_bucket")
 MOST = 1.2
 """Our mean error over the reference's own."""
 BF16 = jnp.bfloat16
