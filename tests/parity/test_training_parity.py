@@ -10,7 +10,7 @@ from parity_inputs import PER, flow_inputs, torch_flow_loss
 from reference import error, ours
 
 from qil_jax.flow.loss import FlowLoss, draw_sigma
-from qil_jax.models.lpips import Backbone, lpips, weight_shapes
+from qil_jax.models.lpips import LPIPSNetwork, lpips, weight_shapes
 from qil_jax.training.batches import PictureBatch
 from qil_jax.training.objectives import Compute, flow_objective, row_normals, vae_objective, vae_terms
 from qil_jax.training.optimiser import OptimiserConfig
@@ -172,7 +172,7 @@ def torch_lpips(weights, backbone, a, b):
     def features(x):
         x = (x - shift[None, :, None, None]) / scale[None, :, None, None]
         taps = []
-        if backbone is Backbone.ALEXNET:
+        if backbone is LPIPSNetwork.ALEXNET:
             plan = [(4, 2, False), (1, 2, True), (1, 1, True), (1, 1, False), (1, 1, False)]
             for i, (stride, padding, pooled) in enumerate(plan):
                 x = F.max_pool2d(x, 3, 2) if pooled else x
@@ -193,7 +193,7 @@ def torch_lpips(weights, backbone, a, b):
     return total
 
 
-@pytest.mark.parametrize("backbone", list(Backbone))
+@pytest.mark.parametrize("backbone", list(LPIPSNetwork))
 def test_lpips_is_torchs_formula(backbone):
     random = np.random.default_rng(0)
     shapes = weight_shapes(backbone)
