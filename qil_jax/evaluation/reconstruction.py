@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.ndimage import correlate1d
 
 from qil_jax.errors import QilError
+from qil_jax.layers.compositing import blended, decibels
 
 BACKGROUNDS = {
     "black": (0, 0, 0), "grey": (128, 128, 128), "white": (255, 255, 255), "red": (255, 0, 0), "green": (0, 255, 0),
@@ -25,11 +26,9 @@ Metric = Callable[[RGB, RGB], float]
 """The score of a picture against the true one."""
 
 
-def blended(picture: UInt8[np.ndarray, "y x 4"], background: Sequence[int]) -> RGB:
-    """A straight RGBA picture over a solid colour, blended in floats and cut off, not rounded, to 8 bits."""
-    alpha = picture[..., 3:].astype(np.float64) / 255
-    blend = picture[..., :3] * alpha + np.asarray(background, np.float64) * (1 - alpha)
-    return np.clip(blend, 0, 255).astype(np.uint8)
+def truncated_blend(picture: UInt8[np.ndarray, "y x 4"], background: Sequence[int]) -> RGB:
+    """A straight RGBA picture over a solid colour: blended in double precision, truncated (not rounded) to 8 bits."""
+    return np.clip(blended(picture, background, np.float64), 0, 255).astype(np.uint8)
 
 
 def as_jpeg(picture: RGB) -> RGB:
@@ -41,8 +40,7 @@ def as_jpeg(picture: RGB) -> RGB:
 
 def psnr(picture: RGB, true: RGB) -> float:
     """In dB on RGB; 80 for equal pictures, because 1e-8 is added to the mean squared error."""
-    error = np.mean(np.square(picture.astype(np.float64) - true) / 255**2)
-    return float(-10 * np.log10(error + 1e-8))
+    return decibels(float(np.mean(np.square(picture.astype(np.float64) - true) / 255**2)) + 1e-8)
 
 
 def luma_ssim(picture: RGB, true: RGB) -> float:
@@ -86,7 +84,7 @@ def blended_pairs(
     """
     if picture.shape != true.shape:
         raise QilError(f"a reconstruction of shape {picture.shape} cannot be compared with {true.shape}")
-    over = lambda x, colour: as_jpeg(blended(x, colour))  # noqa: E731
+    over = lambda x, colour: as_jpeg(truncated_blend(x, colour))
     return [(over(picture, colour), over(true, colour)) for colour in BACKGROUNDS.values()]
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
 from qil_jax.errors import QilError
 from qil_jax.evaluation.baselines import Baseline
@@ -19,7 +18,7 @@ from qil_jax.evaluation.layers import LEVELS, Scores, at_level, mean_scores
 from qil_jax.evaluation.reconstruction import by_category, macro_average, plain_mean
 from qil_jax.evaluation.samples import LayerResult, Picture
 from qil_jax.files import write_whole
-from qil_jax.layers.sheets import grid
+from qil_jax.layers.sheets import arranged, grid
 
 PAPER_LAYERS = {
     "VLM base + Hi-SAM (paper)": (
@@ -93,7 +92,7 @@ def write_layer_report(
     sheets = [grid(show(result.name)) for result in chosen]
     for place, sheet in zip(PLACES, sheets, strict=True):
         sheet.save(folder / f"{place}.png")
-    _stacked(sheets).save(folder / "report.png")
+    arranged([[sheet] for sheet in sheets], gap=0).save(folder / "report.png")
     return text
 
 
@@ -164,16 +163,6 @@ def _line(*cells: Any) -> str:
 
 def _said(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _stacked(sheets: Sequence[Image.Image]) -> Image.Image:
-    """Pictures one below the other."""
-    whole = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), (255, 255, 255))
-    top = 0
-    for sheet in sheets:
-        whole.paste(sheet, (0, top))
-        top += sheet.height
-    return whole
 
 
 def write_reconstruction_report(

@@ -7,6 +7,7 @@ from PIL import Image
 from psd_tools import PSDImage
 
 from qil_jax.errors import QilError
+from qil_jax.layers.compositing import over_white
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.visibility import visible_box
 
@@ -36,20 +37,15 @@ def write_psd(layered: LayeredImage, file: Path) -> None:
         layer = document.create_pixel_layer(picture, name="layer", top=top, left=left)
         layer.name = name[:LONGEST_NAME]
     record = document._record  # saving through the document would replace the preview by the library's own composite
-    preview = _over_white(layered.composite())
+    composite = layered.composite_8bit()
+    # The format's convention for a merged picture with transparency: colour over white, alpha beside it.
+    preview = np.concatenate([over_white(composite)[..., :3], composite[..., 3:]], axis=-1)
     record.image_data.set_data([preview[..., c].tobytes() for c in range(4)], record.header)
     info = record.layer_and_mask_information.layer_info
     assert info is not None
     info.layer_count = -abs(info.layer_count)  # negative: the preview's fourth channel is its transparency
     with file.open("xb") as stream:
         record.write(stream)
-
-
-def _over_white(composite: np.ndarray) -> np.ndarray:
-    """The format's convention for a merged picture with transparency: colour laid over white, alpha beside it."""
-    alpha = composite[..., 3:]
-    colour = composite[..., :3] * alpha + (1 - alpha)
-    return np.round(np.concatenate([colour, alpha], axis=-1) * 255).astype(np.uint8)
 
 
 def alpha_box(pixels: np.ndarray) -> tuple[int, int, int, int]:

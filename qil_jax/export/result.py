@@ -15,6 +15,7 @@ from qil_jax.export.png import write_pngs
 from qil_jax.export.psd import write_psd
 from qil_jax.export.sheet import write_sheet
 from qil_jax.files import whole_folder
+from qil_jax.layers.compositing import blended, decibels
 from qil_jax.layers.layered_image import LayeredImage
 
 RECORD = "result.json"
@@ -107,10 +108,9 @@ def require_replaceable(folder: Path) -> None:
 
 
 def recomposition_psnr(layered: LayeredImage, original: np.ndarray) -> float:
-    """PSNR in dB of the layers' 8-bit composite against the input, both laid over white; infinite if equal."""
-    ours, theirs = _over_white(layered.composite_8bit()), _over_white(original)
-    error = float(np.mean(np.square(ours - theirs)))
-    return math.inf if error == 0 else 10 * math.log10(1 / error)
+    """PSNR in dB of the layers' 8-bit composite against the input, both blended over white; infinite if equal."""
+    ours, theirs = (blended(x, (255, 255, 255), np.float64) for x in (layered.composite_8bit(), original))
+    return decibels(float(np.mean(np.square((ours - theirs) / 255))))
 
 
 def _result_at(folder: Path) -> dict[str, Any] | None:
@@ -121,12 +121,6 @@ def _result_at(folder: Path) -> dict[str, Any] | None:
     if record is None:
         raise ResultError(f"{folder}: {what or 'is no result'} and is left alone; move it, or give another --out")
     return record
-
-
-def _over_white(pixels: np.ndarray) -> np.ndarray:
-    straight = pixels.astype(np.float64) / 255
-    alpha = straight[..., 3:]
-    return alpha * straight[..., :3] + (1 - alpha)
 
 
 def _sha256(file: Path) -> str:

@@ -6,12 +6,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.sheets import arranged
 
 CELL = 320
 """Longest side of a picture on the sheet, in pixels. Of much smaller ones each pixel becomes a square."""
 CAPTION = 26
+"""Height of the caption below a picture, in pixels."""
 GAP = 12
+"""Pixels between pictures."""
 SQUARE = 12
+"""Side of the checkerboard's squares, in pixels."""
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 BACKGROUND, INK = (250, 250, 250), (40, 40, 40)
 
@@ -30,19 +34,10 @@ def write_sheet(layered: LayeredImage, original: np.ndarray, file: Path) -> None
     names = [f"{i}. {name}" for i, name in enumerate(layered.names, start=1)]
     pictures = [original, *layered.layers, layered.composite_8bit()]
     captions = ["input", *names, "recomposition"]
-    cells = [_cell(picture) for picture in pictures]
-    width, height = cells[0].size
-    columns = _columns(len(cells), width, height + CAPTION)
-    rows = -(-len(cells) // columns)
-    size = (columns * (width + GAP) + GAP, rows * (height + CAPTION + GAP) + GAP)
-    sheet = Image.new("RGB", size, BACKGROUND)
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=15)
-    for i, (cell, caption) in enumerate(zip(cells, captions, strict=True)):
-        row, column = divmod(i, columns)
-        x, y = GAP + column * (width + GAP), GAP + row * (height + CAPTION + GAP)
-        sheet.paste(cell, (x, y))
-        draw.text((x, y + height + 4), _fitted(caption, width, draw, font), fill=INK, font=font)
+    cells = [_cell(picture, caption) for picture, caption in zip(pictures, captions, strict=True)]
+    columns = _columns(len(cells), *cells[0].size)
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    sheet = arranged(rows, gap=GAP, background=BACKGROUND)
     with file.open("xb") as stream:
         sheet.save(stream, "PNG")
 
@@ -53,13 +48,18 @@ def checkerboard(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.where((x + y) % 2, 204, 255).astype(np.uint8), "L").convert("RGBA")
 
 
-def _cell(pixels: np.ndarray) -> Image.Image:
+def _cell(pixels: np.ndarray, caption: str) -> Image.Image:
+    """A picture on a checkerboard with its caption below."""
     picture = Image.fromarray(np.ascontiguousarray(pixels), "RGBA")
     longest = max(picture.size)
     scale = CELL // longest if longest <= CELL else CELL / longest
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.NEAREST if longest <= CELL else Image.Resampling.LANCZOS)
-    return Image.alpha_composite(checkerboard(*size), picture).convert("RGB")
+    cell = Image.new("RGB", (size[0], size[1] + CAPTION), BACKGROUND)
+    cell.paste(Image.alpha_composite(checkerboard(*size), picture).convert("RGB"), (0, 0))
+    draw, font = ImageDraw.Draw(cell), ImageFont.load_default(size=15)
+    draw.text((0, size[1] + 4), _fitted(caption, size[0], draw, font), fill=INK, font=font)
+    return cell
 
 
 def _columns(count: int, width: int, height: int) -> int:

@@ -51,9 +51,16 @@ def over_white(picture: UInt8[np.ndarray, "y x 4"]) -> UInt8[np.ndarray, "y x 4"
 
 def over_colour(picture: UInt8[np.ndarray, "y x 4"], colour: Sequence[float]) -> UInt8[np.ndarray, "y x 4"]:
     """A straight RGBA picture on an opaque solid colour, whose components lie in [0, 1]."""
-    alpha = picture[..., 3:].astype(np.float32) / 255
-    blend = picture[..., :3] * alpha + np.asarray(colour, np.float32) * 255 * (1 - alpha)
+    blend = blended(picture, np.asarray(colour, np.float32) * 255)
     return np.concatenate([np.rint(blend).astype(np.uint8), np.full_like(picture[..., 3:], 255)], -1)
+
+
+def blended(
+    picture: UInt8[np.ndarray, "y x 4"], colour: Sequence[int] | np.ndarray, dtype: type = np.float32
+) -> Float[np.ndarray, "y x 3"]:
+    """A straight RGBA picture alpha-blended over a solid colour, both in [0, 255], unrounded."""
+    alpha = picture[..., 3:].astype(dtype) / 255
+    return picture[..., :3] * alpha + np.asarray(colour, dtype) * (1 - alpha)
 
 
 def psnr(a: UInt8[np.ndarray, "y x 4"], b: UInt8[np.ndarray, "y x 4"]) -> float:
@@ -64,5 +71,9 @@ def psnr(a: UInt8[np.ndarray, "y x 4"], b: UInt8[np.ndarray, "y x 4"]) -> float:
     for ground in (0.0, 1.0):
         flat = [(x[..., :3].astype(np.float32) / 255 - ground) * (x[..., 3:].astype(np.float32) / 255) for x in (a, b)]
         errors.append(float(np.mean(np.square(flat[0] - flat[1]), dtype=np.float64)))
-    worst = max(errors)
-    return 99.0 if worst == 0 else min(99.0, float(-10 * np.log10(worst)))
+    return min(99.0, decibels(max(errors)))
+
+
+def decibels(error: float) -> float:
+    """PSNR of a mean squared error of values in [0, 1]; infinite for 0."""
+    return float(-10 * np.log10(error)) if error else float("inf")

@@ -15,13 +15,22 @@ GAP = 4
 
 def grid(rows: Sequence[Sequence[UInt8[np.ndarray, "y x 4"]]]) -> Image.Image:
     """Rows of RGBA pictures of one size, over grey."""
-    high, wide = rows[0][0].shape[:2]
+    return arranged([[Image.fromarray(over_colour(cell, GROUND)).convert("RGB") for cell in row] for row in rows])
+
+
+def arranged(
+    rows: Sequence[Sequence[Image.Image]], *, gap: int = GAP, background: tuple[int, int, int] = (255, 255, 255)
+) -> Image.Image:
+    """RGB pictures in rows, each row as high and all columns as wide as the largest picture, `gap` pixels between."""
+    wide = max(cell.width for row in rows for cell in row)
+    heights = [max(cell.height for cell in row) for row in rows]
     across = max(len(row) for row in rows)
-    sheet = Image.new("RGB", (across * (wide + GAP) + GAP, len(rows) * (high + GAP) + GAP), (255, 255, 255))
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            cell = Image.fromarray(over_colour(picture, GROUND)).convert("RGB")
-            sheet.paste(cell, (GAP + x * (wide + GAP), GAP + y * (high + GAP)))
+    sheet = Image.new("RGB", (across * (wide + gap) + gap, sum(heights) + gap * (len(rows) + 1)), background)
+    top = gap
+    for row, height in zip(rows, heights, strict=True):
+        for x, cell in enumerate(row):
+            sheet.paste(cell, (gap + x * (wide + gap), top))
+        top += height + gap
     return sheet
 
 

@@ -1,6 +1,5 @@
 """The few layers that all three networks share: linear, convolution, norms; logical axes on all parameters."""
 
-import functools
 from typing import Any, TypeVar
 
 import jax
@@ -10,16 +9,21 @@ from jax import Array
 from jaxtyping import Float, Float32
 
 from qil_jax.models.axes import Axis
+from qil_jax.models.products import MatMul, Pads, convolution, matmul
 
 Width = int | tuple[int, Axis | None]
 Arrays = TypeVar("Arrays", bound=tuple[Any, ...])
 
 
 class Linear(nnx.Linear):
-    """x @ kernel + bias, rounded to x's dtype once, at the end."""
+    """x @ kernel + bias, rounded to x's dtype once, at the end. `matmul` may be replaced: see `use_matmul`."""
+
+    def __init__(self, *sizes: int, **options: Any):
+        super().__init__(*sizes, **options)
+        self.matmul: MatMul = matmul
 
     def __call__(self, inputs: Float[Array, "... i"]) -> Float[Array, "... o"]:  # type: ignore[override]
-        out = product(inputs, self.kernel[...])
+        out = self.matmul(inputs, self.kernel[...], self.precision)
         return (out if self.bias is None else out + self.bias[...]).astype(inputs.dtype)
 
 
@@ -37,42 +41,11 @@ def linear(features_in: Width, features_out: Width, *, bias: bool = True, rngs: 
     )
 
 
-@jax.custom_vjp
-def product(x: Float[Array, "... i"], kernel: Float[Array, "i o"]) -> Float32[Array, "... o"]:
-    """x @ kernel, in fp32; only its gradient is special, see `_kernel_gradient_on_cpu`."""
-    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
-
-
-def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return product(x, kernel), (x, kernel)
-
-
-def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = kept
-    gradient = gradient.astype(x.dtype)  # it comes from a result of that dtype: nothing is lost
-    of_kernel = jax.lax.platform_dependent(x, gradient, cpu=_kernel_gradient_on_cpu, default=_kernel_gradient)
-    return gradient @ kernel.T, of_kernel
-
-
-def _kernel_gradient(x: Float[Array, "... i"], gradient: Float[Array, "... o"]) -> Float[Array, "i o"]:
-    return jnp.einsum("...i,...o->io", x, gradient)
-
-
-def _kernel_gradient_on_cpu(x: Float[Array, "... i"], gradient: Float[Array, "... o"]) -> Float[Array, "i o"]:
-    """The same, written so that XLA for CPUs makes no slow program of it.
-
-    Summed over several axes, its product takes a transposed copy of the first operand, and what precedes that operand
-    is fused into the copy. So there is one axis of rows; the operands are made before the product; and the narrower
-    one goes first, since it is what the product itself transposes. The second barrier holds that order.
-    """
-    rows = lambda y: y.reshape(-1, y.shape[-1])  # noqa: E731
-    x, gradient = jax.lax.optimization_barrier((rows(x), rows(gradient)))
-    if x.shape[-1] <= gradient.shape[-1]:
-        return _kernel_gradient(x, gradient)
-    return jax.lax.optimization_barrier(_kernel_gradient(gradient, x)).T
-
-
-product.defvjp(_forward, _backward)
+def use_matmul(model: nnx.Module, function: MatMul) -> None:
+    """Let every linear map of a (possibly abstract) model compute with `function`, in place."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Linear):
+            module.matmul = function
 
 
 def embedding(count: int, width: int, *, axes: tuple[Axis | None, Axis | None], rngs: nnx.Rngs) -> nnx.Embed:
@@ -92,45 +65,13 @@ def pointwise(channels_in: int, channels_out: int, *, rngs: nnx.Rngs) -> Linear:
     return linear((channels_in, Axis.CHANNELS_IN), (channels_out, Axis.CHANNELS_OUT), rngs=rngs)
 
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
-"""Zeros above and below, left and right."""
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolution(
-    x: Float[Array, "b y x i"], kernel: Float[Array, "h w i o"], stride: int, padding: Pads
-) -> Float32[Array, "b y2 x2 o"]:
-    """A convolution summed and given in fp32. Its gradient is that of one in x's dtype: jax has none of mixed ones."""
-    return _convolve(x, kernel, stride, padding, jnp.float32)
-
-
-def _convolve(x: Array, kernel: Array, stride: int, padding: Pads, dtype: Any = None) -> Array:
-    form = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=form, preferred_element_type=dtype
-    )
-
-
-def _convolution_forward(x: Array, kernel: Array, stride: int, padding: Pads) -> tuple[Array, tuple[Array, Array]]:
-    return convolution(x, kernel, stride, padding), (x, kernel)
-
-
-def _convolution_backward(
-    stride: int, padding: Pads, kept: tuple[Array, Array], gradient: Array
-) -> tuple[Array, Array]:
-    _, pull = jax.vjp(lambda x, kernel: _convolve(x, kernel, stride, padding), *kept)
-    return pull(gradient.astype(kept[0].dtype))
-
-
-convolution.defvjp(_convolution_forward, _convolution_backward)
-
-
 class Conv(nnx.Conv):
     """A convolution with a bias, rounded to x's dtype once, at the end."""
 
     def __call__(self, inputs: Float[Array, "b y x i"]) -> Float[Array, "b y2 x2 o"]:  # type: ignore[override]
         (stride, _), padding = self.strides, self.padding  # type: ignore[misc]
-        return self.biased(convolution(inputs, self.kernel[...], stride, padding), inputs.dtype)  # type: ignore[arg-type]
+        out = convolution(inputs, self.kernel[...], stride, padding, self.precision)  # type: ignore[arg-type]
+        return self.biased(out, inputs.dtype)
 
     def biased(self, out: Float32[Array, "... o"], dtype: Any) -> Float[Array, "... o"]:
         """A result of `convolution` with the bias added, rounded."""

@@ -9,7 +9,7 @@ the tokens. Inference computes the modulation of all its steps first and may the
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +84,20 @@ class ModulationTable:
     out: Float[Array, "*steps m 2 d"]  # scale, shift
 
 
+class AdaLN(NamedTuple):
+    """Modulation of one sub-layer f (adaLN-Zero, arXiv 2212.09748, 3.2): x + gate * f(LN(x) * (1 + scale) + shift)."""
+
+    shift: Float[Array, "m 1 d"]
+    scale: Float[Array, "m 1 d"]
+    gate: Float[Array, "m 1 d"]
+
+    @classmethod
+    def of_block(cls, vectors: Float[Array, "m 6 d"]) -> tuple["AdaLN", "AdaLN"]:
+        """A block's six vectors as the modulation of its attention and that of its MLP."""
+        parts = [vectors[:, i, None] for i in range(6)]
+        return cls(*parts[:3]), cls(*parts[3:])
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenLayout:
@@ -108,7 +122,7 @@ class Modulation(nnx.Module):
         self.time_out = linear((d, Axis.EMBED), d, rngs=rngs)
         if config.use_additional_t_cond:
             self.addition = embedding(2, d, axes=(None, Axis.EMBED), rngs=rngs)
-        make = lambda rngs: linear((d, Axis.EMBED), (6 * d, Axis.MODULATION), rngs=rngs)  # noqa: E731
+        make = lambda rngs: linear((d, Axis.EMBED), (6 * d, Axis.MODULATION), rngs=rngs)
         self.image = stack_blocks(make, config.num_layers, rngs=rngs)
         self.text = stack_blocks(make, config.num_layers, rngs=rngs)
         self.out = linear((d, Axis.EMBED), (2 * d, Axis.MODULATION), rngs=rngs)
@@ -124,7 +138,7 @@ class Modulation(nnx.Module):
           ValueError: if target_kind is given and the config has no such embedding, or the reverse.
         """
         hidden = jax.nn.silu(self.embed(sigma, target_kind))
-        per_block = lambda stacked: _stacked_linear(stacked, hidden)  # noqa: E731
+        per_block = lambda stacked: _stacked_linear(stacked, hidden)
         return ModulationTable(
             image=per_block(self.image),
             text=per_block(self.text),
@@ -157,7 +171,7 @@ class Stream(nnx.Module):
 
     def qkv(self, x: Float[Array, "b t d"], rotary: Rotary) -> tuple[Array, Array, Array]:
         """Queries and keys, normalised and rotated, and values: each [b, t, n, head_dim]."""
-        split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)  # noqa: E731
+        split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)
         q = rotate_interleaved(self.q_norm(split(self.q(x))), rotary)
         k = rotate_interleaved(self.k_norm(split(self.k(x))), rotary)
         return q, k, split(self.v(x))
@@ -177,7 +191,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         streams: tuple[Float[Array, "b s d"], Float[Array, "b t d"]],
-        mods: tuple[Float[Array, "m 6 d"], Float[Array, "m 6 d"]],
+        modulation: tuple[Float[Array, "m 6 d"], Float[Array, "m 6 d"]],
         *,
         rotary: tuple[Rotary, Rotary],
         segments: Int[Array, "b st"] | None,
@@ -186,9 +200,10 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "b s d"], Float[Array, "b t d"]]:
         """One block on (text, image). All pairs are in that order, and so is the joint sequence."""
         sides = (self.text, self.image)
+        adaln = [AdaLN.of_block(vectors) for vectors in modulation]
         heads = [
-            side.qkv(_modulate(layer_norm(x), mod[:, 0], mod[:, 1]), turn)
-            for side, x, mod, turn in zip(sides, streams, mods, rotary, strict=True)
+            side.qkv(_modulate(layer_norm(x), attn.shift, attn.scale), angles)
+            for side, x, (attn, _), angles in zip(sides, streams, adaln, rotary, strict=True)
         ]
         q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*heads, strict=True))
         q = constrain(q, (Axis.BATCH, Axis.TOKENS, Axis.HEADS, None))
@@ -198,9 +213,9 @@ class Block(nnx.Module):
         mixed = mixed.reshape(*mixed.shape[:2], -1)
         cut = streams[0].shape[1]
         outs = []
-        for side, x, mod, attended in zip(sides, streams, mods, (mixed[:, :cut], mixed[:, cut:]), strict=True):
-            x = x + mod[:, 2, None] * side.out(attended)
-            x = x + mod[:, 5, None] * side.mlp(_modulate(layer_norm(x), mod[:, 3], mod[:, 4]))
+        for side, x, (attn, mlp), attended in zip(sides, streams, adaln, (mixed[:, :cut], mixed[:, cut:]), strict=True):
+            x = x + attn.gate * side.out(attended)
+            x = x + mlp.gate * side.mlp(_modulate(layer_norm(x), mlp.shift, mlp.scale))
             outs.append(constrain(x, (Axis.BATCH, Axis.TOKENS, None)))
         return outs[0], outs[1]
 
@@ -234,11 +249,12 @@ class Backbone(nnx.Module):
         segments = jnp.concatenate([layout.text_segments, layout.image_segments], axis=1)
         streams = (self.text_in(self.text_norm(text)), self.image_in(image))
 
-        def step(block: Block, streams: tuple[Array, Array], mods: tuple[Array, Array]) -> tuple[Array, Array]:
-            return block(streams, mods, rotary=rotary, segments=segments, kind=kind, constrain=constrain)
+        def step(block: Block, streams: tuple[Array, Array], modulation: tuple[Array, Array]) -> tuple[Array, Array]:
+            return block(streams, modulation, rotary=rotary, segments=segments, kind=kind, constrain=constrain)
 
         _, x = scan_blocks(self.blocks, step, streams, (table.text, table.image), how=scan)
-        return self.image_out(_modulate(layer_norm(x), table.out[:, 1], table.out[:, 0]))
+        scale, shift = table.out[:, 0, None], table.out[:, 1, None]
+        return self.image_out(_modulate(layer_norm(x), shift, scale))
 
 
 class VLDMMDiT(nnx.Module):
@@ -281,10 +297,11 @@ def _sinusoid(sigma: Float[Array, " b"]) -> Float[Array, "b 256"]:
 
 def _stacked_linear(stacked: nnx.Linear, x: Float[Array, "b d"]) -> Float[Array, "k b 6 d"]:
     assert stacked.bias is not None
-    out = jnp.einsum("bd,kde->kbe", x, stacked.kernel[...], preferred_element_type=jnp.float32)
+    kernel, precision = stacked.kernel[...], stacked.precision
+    out = jnp.einsum("bd,kde->kbe", x, kernel, precision=precision, preferred_element_type=jnp.float32)
     out = (out + stacked.bias[...][:, None]).astype(x.dtype)
     return out.reshape(*out.shape[:2], 6, -1)
 
 
-def _modulate(x: Float[Array, "b t d"], shift: Float[Array, "m d"], scale: Float[Array, "m d"]) -> Array:
-    return x * (1 + scale[:, None]) + shift[:, None]
+def _modulate(x: Float[Array, "b t d"], shift: Float[Array, "m 1 d"], scale: Float[Array, "m 1 d"]) -> Array:
+    return x * (1 + scale) + shift

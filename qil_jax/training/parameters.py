@@ -7,6 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from qil_jax.models.layers import use_matmul
+from qil_jax.models.products import matmul_by_rows
+
 Params = dict[str, Array]
 """Parameters by slash-joined path, as in `mesh.shardings` and `weights.tables`."""
 Model = TypeVar("Model", bound=nnx.Module)
@@ -28,6 +31,16 @@ class Network(Generic[Model]):
         """The model with these parameters, cast to `dtype` if one is given."""
         leaves = [params[path] if dtype is None else params[path].astype(dtype) for path in self.paths]
         return nnx.merge(self._graph, jax.tree.unflatten(self._tree, leaves))
+
+
+def training_network(model: Model) -> Network[Model]:
+    """The network of a (possibly abstract) model, its matrix products those whose gradients suit this backend.
+
+    On CPUs `matmul_by_rows` replaces `matmul`, in `model` itself too.
+    """
+    if jax.default_backend() == "cpu":
+        use_matmul(model, matmul_by_rows)
+    return Network(model)
 
 
 def params_of(model: nnx.Module) -> Params:

@@ -40,7 +40,7 @@ from qil_jax.training.inputs import (
     picture_batch,
 )
 from qil_jax.training.objectives import Compute, Objective, flow_objective, vae_objective
-from qil_jax.training.parameters import Network, Params, copied, params_of
+from qil_jax.training.parameters import Network, Params, copied, params_of, training_network
 from qil_jax.training.stages import Inputs, Stage
 from qil_jax.training.vae_loss import Perception, VAELoss
 from qil_jax.weights import Component, StructureError, component_config, load_model, require_sound
@@ -209,7 +209,7 @@ def _vae_parts(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sour
         vae = extend_rgb_to_rgba(vae)
     loss = experiment.loss
     assert isinstance(loss, VAELoss)
-    network = Network(vae)
+    network = training_network(vae)
     params, frozen = _split(experiment, params_of(vae))
     reference = copied({**params, **frozen}) if loss.reference_kl else None
     dtype = jnp.dtype(experiment.precision)
@@ -251,7 +251,7 @@ def _flow_parts(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sou
         ways=TRAINING_RULES.ways(Axis.TOKENS, mesh),
     )
     abstract = nnx.eval_shape(lambda: VLDMMDiT(config, rngs=nnx.Rngs(0)))
-    network = Network(abstract)
+    network = training_network(abstract)
     model = _load(start.checkpoint, Component.TRANSFORMER, abstract, mesh, jnp.float32)
     params, frozen = _split(experiment, params_of(model))
     compute = Compute(

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from qil_jax.models.lpips import Backbone, Weights, weight_shapes
+from qil_jax.models.lpips import LPIPSNetwork, Weights, weight_shapes
 from qil_jax.weights.safetensors_io import TensorReader, read_headers
 from qil_jax.weights.strict import WeightsError
 
 
-def load_lpips(file: Path) -> tuple[Weights, Backbone]:
+def load_lpips(file: Path) -> tuple[Weights, LPIPSNetwork]:
     """The weights and whose they are.
 
     Raises:
@@ -20,7 +20,7 @@ def load_lpips(file: Path) -> tuple[Weights, Backbone]:
     except WeightsError as error:
         raise WeightsError([*error.problems, "write the file again with tools/convert_lpips.py"]) from error
     found = {name: info.shape for name, info in stored.tensors.items()}
-    for backbone in Backbone:
+    for backbone in LPIPSNetwork:
         if found == weight_shapes(backbone):
             return {name: jnp.array(stored[name]) for name in found}, backbone
-    raise WeightsError([f"{file}: is no LPIPS of {' or '.join(Backbone)}; write it with tools/convert_lpips.py"])
+    raise WeightsError([f"{file}: is no LPIPS of {' or '.join(LPIPSNetwork)}; write it with tools/convert_lpips.py"])

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from boxes import SIZE, box, stacks
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
-from test_grouping import SIZE, box, stacks
 
 from qil_jax.documents.anomalies import Anomaly, PatchDetector
 from qil_jax.documents.cleaning import clean

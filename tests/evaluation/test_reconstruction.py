@@ -14,13 +14,13 @@ from qil_jax.evaluation.reconstruction import (
     SIGMA,
     WINDOW,
     as_jpeg,
-    blended,
     blended_pairs,
     luma_ssim,
     macro_average,
     plain_mean,
     psnr,
     score_pairs,
+    truncated_blend,
 )
 from qil_jax.evaluation.report import write_layer_report, write_reconstruction_report
 from qil_jax.evaluation.samples import TrueSample, flattened, sample_rows, scored
@@ -36,8 +36,8 @@ def picture(seed: int, high: int = 24, wide: int = 31) -> np.ndarray:
 def test_blending_cuts_and_does_not_round():
     pixel = np.array([[[255, 10, 0, 128]]], np.uint8)
     # 255 * 128/255 = 128; 10 * 128/255 = 5.0196; over white 127 is added.
-    assert blended(pixel, (0, 0, 0)).tolist() == [[[128, 5, 0]]]
-    assert blended(pixel, (255, 255, 255)).tolist() == [[[255, 132, 127]]]
+    assert truncated_blend(pixel, (0, 0, 0)).tolist() == [[[128, 5, 0]]]
+    assert truncated_blend(pixel, (255, 255, 255)).tolist() == [[[255, 132, 127]]]
 
 
 def test_psnr_by_hand():
@@ -69,7 +69,7 @@ def test_ssim_equals_its_formula_window_by_window():
 
 def test_a_picture_is_scored_over_nine_backgrounds_after_jpeg():
     true, made = picture(0), picture(3)
-    values = [psnr(as_jpeg(blended(made, c)), as_jpeg(blended(true, c))) for c in BACKGROUNDS.values()]
+    values = [psnr(as_jpeg(truncated_blend(made, c)), as_jpeg(truncated_blend(true, c))) for c in BACKGROUNDS.values()]
     scores = score_pairs(blended_pairs(made, true))
     assert len(values) == 9
     assert scores["psnr"] == pytest.approx(sum(values) / 9)

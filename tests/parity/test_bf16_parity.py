@@ -23,11 +23,19 @@ from checkpoints import (
 )
 from diffusers import AutoencoderKLQwenImage, QwenImageLayeredPipeline, QwenImageTransformer2DModel
 from flax import nnx
+from parity_inputs import (
+    PER,
+    channels_last,
+    flow_inputs,
+    layered,
+    layout,
+    mixed,
+    noise,
+    picture,
+    pixels,
+    torch_flow_loss,
+)
 from reference import in_bf16, mean_error, ours
-from test_end_to_end_parity import EXAMPLE, mixed, noise, picture, small_bucket  # noqa: F401 (a fixture)
-from test_rgba_vae_parity import channels_last, pixels
-from test_training_parity import PER, flow_inputs, torch_flow_loss
-from test_vld_mmdit_parity import layered, layout
 
 from qil_jax.flow.loss import FlowLoss
 from qil_jax.inference.pipeline import Pipeline
@@ -37,6 +45,7 @@ from qil_jax.training.objectives import Compute, draw_sigma, flow_objective, row
 from qil_jax.training.parameters import Network, params_of
 
 torch.set_grad_enabled(False)
+pytestmark = pytest.mark.usefixtures("small_bucket")
 MOST = 1.2
 """Our mean error over the reference's own."""
 BF16 = jnp.bfloat16
@@ -169,7 +178,7 @@ def test_gradients(tmp_path):
     theirs, check = gradients_there(rounded, "rounded"), gradients_there(wide, "wide")
     assert {x.dtype.name for x in found.values()} == {"float32"}
     sizes = {path: float(np.abs(x).mean()) for path, x in exact.items() if x.any()}
-    far = lambda side: np.array([mean_error(side[path], exact[path]) / size for path, size in sizes.items()])  # noqa: E731
+    far = lambda side: np.array([mean_error(side[path], exact[path]) / size for path, size in sizes.items()])
     assert len(sizes) > 30 and far(check).max() <= 1e-4  # without rounding both sides are one
     assert 0 < far(found).mean() <= MOST * far(theirs).mean()
 

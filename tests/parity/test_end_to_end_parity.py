@@ -1,13 +1,11 @@
 """The whole pipeline: against diffusers', in mixed batches, and on meshes."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 import torch
 from checkpoints import EVEN_TEXT, EVEN_TRANSFORMER, VAE, build_tiny_checkpoint
-from PIL import Image
+from parity_inputs import mixed, noise, picture
 from reference import error
 
 from qil_jax.inference.pipeline import Pipeline
@@ -15,42 +13,13 @@ from qil_jax.inference.request import Request, Settings
 from qil_jax.mesh import MeshShape, make_mesh
 
 torch.set_grad_enabled(False)
-EXAMPLE = Path(__file__).parents[2] / "examples" / "chelsea.png"
+pytestmark = pytest.mark.usefixtures("small_bucket")
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     return folder, build_tiny_checkpoint(folder)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_bucket():
-    """Pictures of 160x160 instead of 640x640, for both sides: a hundredth of the attention."""
-    import diffusers.pipelines.qwenimage.pipeline_qwenimage_layered as theirs
-
-    from qil_jax.inference import images
-    from qil_jax.inference import pipeline as pipeline_module
-
-    patch = pytest.MonkeyPatch()
-    ours_before, theirs_before = images.bucket_size, theirs.calculate_dimensions
-    for module in (images, pipeline_module):
-        patch.setattr(module, "bucket_size", lambda w, h, r, **k: ours_before(w, h, r // 4, **k))
-    patch.setattr(theirs, "calculate_dimensions", lambda area, ratio: theirs_before(area / 16, ratio))
-    yield
-    patch.undo()
-
-
-def picture(width: int, height: int, *, clear: bool = False) -> Image.Image:
-    image = Image.open(EXAMPLE).convert("RGBA").resize((width, height))
-    if clear:
-        image.putalpha(Image.linear_gradient("L").resize((width, height)))
-    return image
-
-
-def noise(layers: int, height: int, width: int) -> np.ndarray:
-    shape = (1, layers + 1, height // 8, width // 8, VAE["z_dim"])
-    return np.random.default_rng(layers).standard_normal(shape).astype(np.float32)
 
 
 def test_equals_diffusers(checkpoint):
@@ -78,16 +47,6 @@ def test_equals_diffusers(checkpoint):
     assert ours.std() > 10, "the pictures must not be flat"
     assert (difference == 0).mean() >= 0.99
     assert difference.max() <= 1
-
-
-PROMPT_60 = "a very long description of a cat, " * 8
-
-
-def mixed() -> list[Request]:
-    return [
-        Request(image=picture(300, 210), layers=2, prompt="cat", seed=1),
-        Request(image=picture(200, 290), layers=5, prompt=PROMPT_60, seed=2, negative_prompt="blurry"),
-    ]
 
 
 def test_a_picture_does_not_depend_on_its_batch(checkpoint):

@@ -6,66 +6,19 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import tiny_transformer, tiny_vae
+from parity_inputs import PER, flow_inputs, torch_flow_loss
 from reference import error, ours
 
 from qil_jax.flow.loss import FlowLoss, draw_sigma
-from qil_jax.models.lpips import Backbone, lpips, weight_shapes
-from qil_jax.models.rope import image_positions, text_offset, text_positions
-from qil_jax.models.vld_mmdit import TokenLayout
-from qil_jax.training.batches import BOTTOM, COMPOSITE, NO_TARGET, UPPER, FlowBatch, PictureBatch
+from qil_jax.models.lpips import LPIPSNetwork, lpips, weight_shapes
+from qil_jax.training.batches import PictureBatch
 from qil_jax.training.objectives import Compute, flow_objective, row_normals, vae_objective, vae_terms
 from qil_jax.training.optimiser import OptimiserConfig
 from qil_jax.training.parameters import Network, params_of
 from qil_jax.training.step import fresh_state, make_step
 from qil_jax.training.vae_loss import Reconstruction, VAELoss, kl_between
 
-GRID, LAYERS, WORDS = (2, 3), (0, 1, 2, -1), 7
-PER = GRID[0] * GRID[1]
 SEED = 5
-
-
-def flow_inputs(config) -> FlowBatch:
-    """Two rows of one sample with two layers; the second row's prompt is shorter."""
-    random = np.random.default_rng(3)
-    positions = image_positions(GRID, LAYERS)
-    words = np.array([[1] * WORDS, [1] * (WORDS - 2) + [0, 0]], np.int32)
-    kinds = np.repeat([COMPOSITE, BOTTOM, UPPER, NO_TARGET], PER)
-    weights = np.where(kinds == COMPOSITE, 0.5, np.where(kinds == NO_TARGET, 0.0, 1.5)).astype(np.float32)
-    return FlowBatch(
-        clean=jnp.asarray(random.standard_normal((2, len(positions), config.in_channels)), jnp.float32),
-        text=jnp.asarray(random.standard_normal((2, WORDS, config.joint_attention_dim)), jnp.float32),
-        layout=TokenLayout(
-            image_positions=jnp.asarray(np.stack([positions] * 2)),
-            text_positions=jnp.asarray(np.stack([text_positions(WORDS, offset=text_offset(GRID, targets=3))] * 2)),
-            image_segments=jnp.ones((2, len(positions)), jnp.int32),
-            text_segments=jnp.asarray(words),
-        ),
-        weights=jnp.asarray(np.stack([weights] * 2)),
-        kinds=jnp.asarray(np.stack([kinds] * 2).astype(np.int32)),
-        target_kinds=jnp.asarray([0, 1], jnp.int32),
-        rows=jnp.arange(2),
-        picture_tokens=jnp.full(2, PER, jnp.int32),
-    )
-
-
-def torch_flow_loss(reference, batch: FlowBatch, sigma, noise) -> torch.Tensor:
-    """Rectified flow as diffusers' training scripts write it."""
-    t = lambda x: torch.from_numpy(np.array(x))  # noqa: E731
-    clean, noise, level = t(batch.clean), t(noise), t(sigma)[:, None, None]
-    given = (t(batch.kinds) == NO_TARGET)[..., None]
-    tokens = torch.where(given, clean, (1 - level) * clean + level * noise)
-    velocity = reference(
-        hidden_states=tokens.to(reference.dtype),
-        encoder_hidden_states=t(batch.text).to(reference.dtype),
-        encoder_hidden_states_mask=t(batch.layout.text_segments).bool(),
-        timestep=t(sigma).to(reference.dtype),
-        img_shapes=[[(1, *GRID)] * len(LAYERS)] * 2,
-        additional_t_cond=t(batch.target_kinds).long(),
-        return_dict=False,
-    )[0]
-    errors = ((velocity.float() - (noise - clean)) ** 2).mean(-1)
-    weights = t(batch.weights)
-    return (errors * weights).sum() / weights.sum()
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -219,7 +172,7 @@ def torch_lpips(weights, backbone, a, b):
     def features(x):
         x = (x - shift[None, :, None, None]) / scale[None, :, None, None]
         taps = []
-        if backbone is Backbone.ALEXNET:
+        if backbone is LPIPSNetwork.ALEXNET:
             plan = [(4, 2, False), (1, 2, True), (1, 1, True), (1, 1, False), (1, 1, False)]
             for i, (stride, padding, pooled) in enumerate(plan):
                 x = F.max_pool2d(x, 3, 2) if pooled else x
@@ -240,7 +193,7 @@ def torch_lpips(weights, backbone, a, b):
     return total
 
 
-@pytest.mark.parametrize("backbone", list(Backbone))
+@pytest.mark.parametrize("backbone", list(LPIPSNetwork))
 def test_lpips_is_torchs_formula(backbone):
     random = np.random.default_rng(0)
     shapes = weight_shapes(backbone)

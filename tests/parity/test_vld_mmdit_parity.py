@@ -2,30 +2,17 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import torch
 from checkpoints import TRANSFORMER, randomise, tiny_transformer
 from diffusers import QwenImageTransformer2DModel
 from flax import nnx
+from parity_inputs import layered, layout
 from reference import error, ours
 
-from qil_jax.models.rope import LayerIndex, image_positions, text_offset, text_positions
-from qil_jax.models.vld_mmdit import TokenLayout
+from qil_jax.models.rope import LayerIndex
 
 torch.set_grad_enabled(False)
-
-
-def layout(grid, layers, text_mask) -> TokenLayout:
-    batch, words = text_mask.shape
-    positions = image_positions(grid, layers)
-    offset = text_offset(grid, targets=max(layers) + 1)
-    return TokenLayout(
-        image_positions=jnp.asarray(np.stack([positions] * batch)),
-        text_positions=jnp.asarray(np.stack([text_positions(words, offset=offset)] * batch)),
-        image_segments=jnp.ones((batch, len(positions)), jnp.int32),
-        text_segments=jnp.asarray(text_mask.numpy().astype(np.int32)),
-    )
 
 
 def compare(reference, model, grid, layers, words, *, padded: int = 2) -> float:
@@ -53,10 +40,6 @@ def compare(reference, model, grid, layers, words, *, padded: int = 2) -> float:
     arrays = [jnp.asarray(a.numpy()) for a in (x, text)]
     numbers = [jnp.asarray(sigma.numpy()), None if kind is None else jnp.asarray(kind.numpy())]
     return error(run(state, *arrays, layout(grid, layers, mask), *numbers), expected)
-
-
-def layered(count: int) -> tuple[int, ...]:
-    return (LayerIndex.COMPOSITE, *range(1, count + 1), LayerIndex.CONDITION)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,110 @@
+"""Products of activations with kernels: matrix products and convolutions, summed in fp32 whatever their operands are.
+
+Both are bilinear, f(x, kernel), and so are their derivatives: f(dx, kernel) + f(x, dkernel). jax derives those of a
+product whose result is wider than its operands with the wide dtype on one side, which is slow for matrices and not
+supported for convolutions. Here they are products in the operands' own dtype, in both modes of differentiation.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+from jax.lax import PrecisionLike
+from jaxtyping import Float, Float32
+
+MatMul = Callable[[Array, Array, PrecisionLike], Any]
+"""`matmul` or `matmul_by_rows`."""
+Pads = tuple[tuple[int, int], tuple[int, int]]
+"""Zeros above and below, left and right."""
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def matmul(
+    x: Float[Array, "... i"], kernel: Float[Array, "i o"], precision: PrecisionLike = None
+) -> Float32[Array, "... o"]:
+    """x @ kernel in fp32."""
+    return jnp.matmul(x, kernel, precision=precision, preferred_element_type=jnp.float32)
+
+
+@functools.partial(matmul.defjvp, symbolic_zeros=True)
+def _matmul_jvp(precision: PrecisionLike, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    tangent = _tangent(functools.partial(jnp.matmul, precision=precision), primals, tangents)
+    return matmul(*primals, precision), tangent
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def convolution(
+    x: Float[Array, "b y x i"],
+    kernel: Float[Array, "h w i o"],
+    stride: int,
+    padding: Pads,
+    precision: PrecisionLike = None,
+) -> Float32[Array, "b y2 x2 o"]:
+    """The two-dimensional convolution of x with kernel in fp32."""
+    return _convolve(x, kernel, stride, padding, precision, jnp.float32)
+
+
+@functools.partial(convolution.defjvp, symbolic_zeros=True)
+def _convolution_jvp(
+    stride: int, padding: Pads, precision: PrecisionLike, primals: Any, tangents: Any
+) -> tuple[Array, Array]:
+    convolve = lambda x, kernel: _convolve(x, kernel, stride, padding, precision)
+    return convolution(*primals, stride, padding, precision), _tangent(convolve, primals, tangents)
+
+
+def _convolve(
+    x: Array, kernel: Array, stride: int, padding: Pads, precision: PrecisionLike, dtype: Any = None
+) -> Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+        preferred_element_type=dtype,
+    )
+
+
+def _tangent(product: Callable[[Array, Array], Array], primals: Any, tangents: Any) -> Array:
+    """product(dx, kernel) + product(x, dkernel), without the terms that are known to be zero."""
+    (x, kernel), (dx, dkernel) = primals, tangents
+    terms = [] if isinstance(dx, SymbolicZero) else [product(dx, kernel)]
+    terms += [] if isinstance(dkernel, SymbolicZero) else [product(x, dkernel)]
+    return sum(term.astype(jnp.float32) for term in terms)  # type: ignore[return-value]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul_by_rows(
+    x: Float[Array, "... i"], kernel: Float[Array, "i o"], precision: PrecisionLike = None
+) -> Float32[Array, "... o"]:
+    """`matmul`, its kernel's gradient written so that XLA for CPUs makes a fast program of it; no forward mode.
+
+    Summed over several axes, the product of that gradient takes a transposed copy of its first operand, and what
+    precedes the operand is fused into the copy. So there is one axis of rows; the operands are computed before the
+    product; and the narrower one goes first, since it is what the product itself transposes.
+    """
+    return matmul(x, kernel, precision)
+
+
+def _by_rows_forward(x: Array, kernel: Array, precision: PrecisionLike) -> tuple[Array, tuple[Array, Array]]:
+    return matmul(x, kernel, precision), (x, kernel)
+
+
+def _by_rows_backward(precision: PrecisionLike, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    gradient = gradient.astype(x.dtype)  # it comes from a result of that dtype: nothing is lost
+    for_x = jnp.matmul(gradient, kernel.T, precision=precision)
+    x, gradient = jax.lax.optimization_barrier((x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])))
+    outer = lambda a, b: jnp.einsum("ri,ro->io", a, b, precision=precision)
+    if x.shape[-1] <= gradient.shape[-1]:
+        return for_x, outer(x, gradient)
+    # The barrier keeps the compiler from exchanging the operands again.
+    return for_x, jax.lax.optimization_barrier(outer(gradient, x)).T
+
+
+matmul_by_rows.defvjp(_by_rows_forward, _by_rows_backward)
