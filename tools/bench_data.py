@@ -128,7 +128,7 @@ def loading(dataset: DatasetSource, workers: Workers, samples: int) -> float:
     """Samples per second that come out of a loader."""
     buckets = BucketConfig(resolutions=(RESOLUTION,), row_tokens=6 * 1600)
     config = LoaderConfig(rows=2, buckets=buckets)
-    with Loader(dataset, config, workers=workers) as loader:
+    with Loader.of_records(dataset, config, workers=workers) as loader:
         for _ in range(4):
             next(loader)
         began, seen = time.perf_counter(), 0

@@ -18,9 +18,9 @@ from qil_jax.files import write_whole
 from qil_jax.flow.loss import FlowLoss
 from qil_jax.loader.buckets import Bucket
 from qil_jax.loader.config import LoaderConfig
-from qil_jax.loader.latents import LatentIndex, LatentRecord, shard_facts, write_index, write_shard
-from qil_jax.loader.loader import fitted, resized_record
-from qil_jax.loader.samples import make_sample
+from qil_jax.loader.latents import LatentIndex, LatentRecord, shard_records, write_index, write_shard
+from qil_jax.loader.loader import fitted
+from qil_jax.loader.samples import make_sample, resized_record
 from qil_jax.loader.tasks import Subject, Task, TaskConfig
 from qil_jax.mesh import TRAINING_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.axes import Axis
@@ -139,17 +139,17 @@ def load_encoders(arguments: argparse.Namespace, mesh: Mesh, *, text: int) -> En
 
 def encode_split(source: RecordSource, split: str, job: Job, encoders: Encoders) -> None:
     """All records of a split, shard by shard; shards that are there are left alone, if they are of these records."""
-    facts = source.facts()
+    facts = source.metadata()
     buckets, _, limits = fitted(facts, job.config)
     (nothing,) = encoders.states([job.no_prompt])
     rows: list[tuple[int, int, int, int]] = []
     parts = shards_of(buckets)
     for number, members in enumerate(track(parts, description=f"encoding {split}", disable=not sys.stdout.isatty())):
         sizes = [(buckets[i].width, buckets[i].height) for i in members]
-        if shard_facts(job.out, split, number) is None:
+        if shard_records(job.out, split, number) is None:
             records = [resized_record(source[i], s, int(limits[i])) for i, s in zip(members, sizes, strict=True)]
             write_shard(job.out, split, number, encode_records(records, encoders), nothing)
-        kept = shard_facts(job.out, split, number) or []
+        kept = shard_records(job.out, split, number) or []
         captions = facts.captions[members].tolist()
         if [(w, h, c) for w, h, _, c in kept] != [(*s, c) for s, c in zip(sizes, captions, strict=True)]:
             raise ValueError(f"{job.out}: shard {number} of {split} is of other records: give another --out")

@@ -27,7 +27,7 @@ SPLIT = "train"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Facts:
+class RecordMetadata:
     """What is known of all records before one is read.
 
     Attributes:
@@ -41,7 +41,7 @@ class Facts:
     captions: Int[np.ndarray, " n"]
 
     @classmethod
-    def from_rows(cls, rows: Int[np.ndarray, "n 4"]) -> "Facts":
+    def from_rows(cls, rows: Int[np.ndarray, "n 4"]) -> "RecordMetadata":
         """From width, height, layers and length of caption of each record."""
         return cls(sizes=rows[:, :2], layers=rows[:, 2], captions=rows[:, 3])
 
@@ -63,7 +63,7 @@ class RecordSource(Protocol):
         """Where a record is, for messages."""
         ...
 
-    def facts(self) -> Facts:
+    def metadata(self) -> RecordMetadata:
         """Of all records."""
         ...
 
@@ -125,19 +125,19 @@ class DatasetSource:
         """Split and number in the folder."""
         return f"{self.folder}: {self.split}[{index}]"
 
-    def facts(self) -> Facts:
+    def metadata(self) -> RecordMetadata:
         """Read from `facts-SPLIT.npy` beside the shards; if it is not there, all records are read once to write it."""
-        file = epath.Path(self.folder) / f"facts-{self.split}.npy"
+        file = epath.Path(self.folder) / f"metadata-{self.split}.npy"
         if file.exists():
             with file.open("rb") as stream:
                 rows = np.load(stream, allow_pickle=False)
             if rows.shape != (len(self), 4):
-                raise QilError(f"{file} tells of {len(rows)} records, but there are {len(self)}: remove that file")
-            return Facts.from_rows(rows)
-        every = _with_progress(examples(self.folder, self.split), f"facts of {self.split}")
+                raise QilError(f"{file} lists {len(rows)} records, but there are {len(self)}: remove that file")
+            return RecordMetadata.from_rows(rows)
+        every = _with_progress(examples(self.folder, self.split), f"metadata of {self.split}")
         rows = np.array([_row_of(example) for example in every], np.int64)
         _keep(file, rows)
-        return Facts.from_rows(rows)
+        return RecordMetadata.from_rows(rows)
 
 
 @functools.cache
@@ -187,9 +187,11 @@ class FolderSource:
         """The folder."""
         return str(self.folders[index])
 
-    def facts(self) -> Facts:
+    def metadata(self) -> RecordMetadata:
         """From the headers of the PNGs."""
-        return Facts.from_rows(np.array([self._row(f) for f in _with_progress(self.folders, "facts")], np.int64))
+        return RecordMetadata.from_rows(
+            np.array([self._row(f) for f in _with_progress(self.folders, "metadata")], np.int64)
+        )
 
     def _row(self, folder: Path) -> tuple[int, int, int, int]:
         files = list(folder.glob("*.png"))
@@ -226,9 +228,9 @@ class UnionSource:
         part, at = self._find(index)
         return part.name(at)
 
-    def facts(self) -> Facts:
+    def metadata(self) -> RecordMetadata:
         """Of all parts."""
-        return Facts.from_rows(np.concatenate([part.facts().rows for part in self.parts]))
+        return RecordMetadata.from_rows(np.concatenate([part.metadata().rows for part in self.parts]))
 
     def _find(self, index: int) -> tuple[RecordSource, int]:
         which = int(np.searchsorted(self.ends, index, side="right"))

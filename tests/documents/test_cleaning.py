@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from layer_stacks import SIZE, box, stacks
 from PIL import Image, ImageFilter
-from test_grouping import SIZE, box, stacks
 
 from qil_jax.documents.anomalies import Anomaly, PatchDetector
 from qil_jax.documents.cleaning import clean

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from hypothesis import given
-from test_grouping import SIZE, stacks
+from layer_stacks import SIZE, stacks
 
 from qil_jax.documents.prepare import from_bytes, to_bytes
 from qil_jax.layers.compositing import composite
