@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from qil_jax.documents.build import Contents, DatasetFacts, write_dataset
+from qil_jax.documents.dataset import BuildInfo, Contents, write_dataset
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.resize import choose_crop, resized
@@ -69,7 +69,7 @@ def scenes(count: int) -> list[Record]:
 def write_sources(records: list[Record], folder: Path) -> tuple[DatasetSource, FolderSource]:
     """The same records as a dataset and as folders of PNGs."""
     splits = {"train": [(f"{i:06d}", (record,)) for i, record in enumerate(records)]}
-    write_dataset(Contents(splits=splits, make=encode), DatasetFacts(), epath.Path(folder / "records"))
+    write_dataset(Contents(splits=splits, make=encode), BuildInfo(), epath.Path(folder / "records"))
     for i, record in enumerate(records):
         record.to_layered_image().save(folder / "pngs" / f"{i:06d}")
     dataset, pngs = open_source(folder / "records"), open_source(folder / "pngs")

@@ -21,7 +21,7 @@ from qil_jax.records.record import Record
 from qil_jax.records.sources import RecordMetadata, RecordSource
 
 FLATTEN_COLOURS = (0.0, 0.5, 1.0)
-"""Values from which each component of a solid background is drawn, as in AlphaVAE (docs/specification.md, 8)."""
+"""Values from which each component of a solid background is drawn, as in AlphaVAE (arXiv 2507.09308)."""
 
 
 class RecordError(QilError):

@@ -42,7 +42,7 @@ class TaskConfig:
       mix: pairs of a task and its positive weight; the task of a row is drawn with probability weight / sum.
       subject: the image that text-to-RGBA generates.
       flatten: probability, in [0, 1], that an image of the task reconstruction is blended over a random solid colour,
-        so that the VAE is trained on opaque images too (docs/specification.md, 8).
+        so that the VAE is trained on opaque images too; 0.3 in AlphaVAE (arXiv 2507.09308).
 
     Raises:
       QilError: if a weight is not positive, or `flatten` no share.
