@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
 def run(arguments: Arguments) -> int:
     """Train as the command line says; the exit status."""
     # The heavy imports wait until the arguments make sense.
-    from qil_jax.loader.loader import RecordError
+    from qil_jax.loader.samples import RecordError
     from qil_jax.mesh import MeshError, make_mesh
     from qil_jax.models.config import ConfigError
     from qil_jax.training.checkpoints import CheckpointError, SaveError

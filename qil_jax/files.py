@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, however the program ends."""
+"""Files and folders that are written atomically: they appear complete or not at all, however the program ends."""
 
 import fcntl
 import json
@@ -17,17 +17,19 @@ from etils import epath
 from qil_jax.errors import QilError
 
 DRAFT = ".draft"
-"""How the folder is called beside a destination in which its next content is prepared: .NAME.RANDOM.draft."""
+"""Suffix of the folder beside a destination in which its content is prepared: .NAME.RANDOM.draft."""
 MARK = "qil_jax_draft.json"
-"""The file in a draft by which it is known as ours; the program at work on the draft keeps it locked."""
+"""The file that identifies a draft as ours; the program that writes the draft keeps it locked."""
 CONTENT = "content"
+"""The folder in a draft that becomes the destination."""
 REPLACED = "replaced"
+"""The folder in a draft that was the destination before."""
 YOUNG = 60.0
-"""Seconds for which a draft without a readable mark may be one that another program has just begun."""
+"""Seconds for which a draft without a readable mark is taken for one that another program has just begun."""
 
 
 def write_whole(file: epath.Path, data: bytes) -> None:
-    """Write a file, and its folder if needed; whoever looks sees all of it or none."""
+    """Write a file atomically, and make its folder if needed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.parent / f".{file.name}.{uuid.uuid4().hex}"
     try:
@@ -38,7 +40,7 @@ def write_whole(file: epath.Path, data: bytes) -> None:
 
 
 def text_beside(file: Path | epath.Path, suffix: str) -> str | None:
-    """The text of the file that has the same name but this suffix; None if there is none.
+    """The text of the file with the same name but this suffix; None if there is no such file.
 
     Raises:
       QilError: if it cannot be read, or is not UTF-8.
@@ -54,12 +56,11 @@ def text_beside(file: Path | epath.Path, suffix: str) -> str | None:
 def whole_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """An empty folder to fill. It becomes `destination` when the block ends, and is removed if the block raises.
 
-    A program that is killed leaves a draft, which the next call beside it removes; if the kill fell between the two
-    renames of a replacement, the folder that was to be replaced is put back. What may be replaced is the caller's to
-    decide.
+    A killed program leaves a draft, which the next call in the same folder removes; if it was killed between the two
+    renames of a replacement, the replaced folder is restored. The caller decides what may be replaced.
 
     Raises:
-      FileExistsError: if there is something at `destination`, before or after, and it is not to be replaced.
+      FileExistsError: if `destination` exists, before or after the block, and is not to be replaced.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     recover(destination.parent)
@@ -67,7 +68,7 @@ def whole_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path
         raise FileExistsError(f"{destination} exists: give another folder, or remove it")
     draft = Path(tempfile.mkdtemp(prefix=f".{destination.name[:40]}.", suffix=DRAFT, dir=destination.parent))
     with (draft / MARK).open("w", encoding="utf-8") as mark:
-        fcntl.flock(mark, fcntl.LOCK_EX)  # the kernel lets go of it however the program ends
+        fcntl.flock(mark, fcntl.LOCK_EX)  # the kernel releases it however the program ends
         mark.write(json.dumps({"destination": destination.name}))
         mark.flush()
         content = draft / CONTENT
@@ -84,9 +85,9 @@ def whole_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path
 
 
 def recover(folder: Path) -> None:
-    """Remove what killed programs left of `whole_folder` in a folder, and put back what they had moved aside.
+    """Remove the drafts of `whole_folder` that killed programs left in a folder, and restore what they were replacing.
 
-    Drafts that a living program is at work on stay, and so does everything that does not carry our mark.
+    Drafts of running programs stay, and so does everything without our mark.
     """
     for draft in folder.glob(f".*{DRAFT}"):
         if draft.is_symlink() or not draft.is_dir():
@@ -103,11 +104,11 @@ def recover(folder: Path) -> None:
             if _old(draft) and not any(draft.iterdir()):  # killed before the mark was made
                 draft.rmdir()
         except OSError:
-            continue  # at work, or not ours to judge
+            continue  # locked by a running program, or not accessible
 
 
 def _marked(mark: IO[str]) -> str | None:
-    """The name of the folder that a draft was to become."""
+    """The name of the destination of a draft; None if its mark is not readable."""
     try:
         name = json.load(mark)["destination"]
     except (ValueError, KeyError, TypeError):
@@ -116,7 +117,7 @@ def _marked(mark: IO[str]) -> str | None:
 
 
 def _settle(draft: Path, destination: Path | None) -> None:
-    """Put back what was moved aside if nothing took its place, then remove the draft."""
+    """Restore the replaced folder if nothing took its place, then remove the draft."""
     replaced = draft / REPLACED
     if destination is not None and os.path.lexists(replaced) and not os.path.lexists(destination):
         replaced.rename(destination)

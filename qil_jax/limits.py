@@ -5,7 +5,7 @@ RESOLUTION = 640
 MULTIPLE = 32
 """Both sides of the model's picture are multiples of this many pixels."""
 MAX_LAYERS = 20
-"""Most layers seen in training (paper.md 2.6)."""
+"""Most layers seen in training (arXiv 2512.15603, section 4.2)."""
 MAX_SEED = 2**32 - 1
 """jax.random.key takes 32 bits and would drop the rest."""
 

@@ -162,7 +162,7 @@ def module_of(path: Path) -> str:
 
 
 def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
-    """Module to the modules of the same set that it imports, inside functions too; a name of a package is the package's."""
+    """Module to those of the set that it imports, inside functions too."""
     graph = {}
     for module, source in sources.items():
         names = [name for _, name in imported(ast.parse(source))]

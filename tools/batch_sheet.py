@@ -35,7 +35,7 @@ def show(args: argparse.Namespace) -> None:
         tasks=TaskConfig(mix=((Task(args.task), 1.0),)),
         buckets=BucketConfig(resolutions=(args.resolution,), row_tokens=24 * tokens),
     )
-    with Loader(source, config) as loader:
+    with Loader.of_records(source, config) as loader:
         batch = next(loader)
         print(f"{len(source)} records, {loader.plan.steps_per_epoch} steps an epoch")
     describe(batch)

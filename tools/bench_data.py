@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from qil_jax.documents.build import Contents, DatasetFacts, write_dataset
+from qil_jax.documents.dataset import BuildInfo, Contents, write_dataset
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.resize import choose_crop, resized
@@ -69,7 +69,7 @@ def scenes(count: int) -> list[Record]:
 def write_sources(records: list[Record], folder: Path) -> tuple[DatasetSource, FolderSource]:
     """The same records as a dataset and as folders of PNGs."""
     splits = {"train": [(f"{i:06d}", (record,)) for i, record in enumerate(records)]}
-    write_dataset(Contents(splits=splits, make=encode), DatasetFacts(), epath.Path(folder / "records"))
+    write_dataset(Contents(splits=splits, make=encode), BuildInfo(), epath.Path(folder / "records"))
     for i, record in enumerate(records):
         record.to_layered_image().save(folder / "pngs" / f"{i:06d}")
     dataset, pngs = open_source(folder / "records"), open_source(folder / "pngs")
@@ -128,7 +128,7 @@ def loading(dataset: DatasetSource, workers: Workers, samples: int) -> float:
     """Samples per second that come out of a loader."""
     buckets = BucketConfig(resolutions=(RESOLUTION,), row_tokens=6 * 1600)
     config = LoaderConfig(rows=2, buckets=buckets)
-    with Loader(dataset, config, workers=workers) as loader:
+    with Loader.of_records(dataset, config, workers=workers) as loader:
         for _ in range(4):
             next(loader)
         began, seen = time.perf_counter(), 0

@@ -14,24 +14,16 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from qil_jax.documents.build import (
-    NAME,
-    VERSION,
-    WORK,
-    DatasetFacts,
-    Workplace,
-    caption_all,
-    contents_of,
-    prepare_all,
-    write_dataset,
-)
+from qil_jax.documents.build import WORK, Workplace, caption_all, contents_of, prepare_all
 from qil_jax.documents.captions import Captioner, EndpointCaptioner, EndpointConfig, SidecarCaptioner
+from qil_jax.documents.dataset import NAME, VERSION, BuildInfo, write_dataset
 from qil_jax.documents.limits import CleaningConfig, PSDLimits
-from qil_jax.documents.prepare import PrepareConfig, Row, find_documents
+from qil_jax.documents.prepare import PrepareConfig, ReportRow, find_documents
 from qil_jax.documents.report import write_report
 from qil_jax.documents.runners import IN_PROCESS, beam_options
 from qil_jax.documents.sandbox import ProcessLimits
 from qil_jax.files import write_whole
+from qil_jax.identity import to_json
 
 Result = TypeVar("Result")
 
@@ -74,12 +66,12 @@ def build(args: argparse.Namespace, for_beam: Sequence[str]) -> int:
     place = Workplace(config=config, work=out / WORK, options=options)
     print(f"reading {len(documents)} documents", flush=True)
     rows = caption_all(prepare_all(documents, place), documents, make_captioner, place)
-    facts = write_report(rows, place.done, out)
-    _show(facts)
-    if not facts["kept"]:
+    counts = write_report(rows, place.done, out)
+    _show(counts)
+    if not counts["kept"]:
         print(f"no document is kept: {out / 'report.html'} says why", file=sys.stderr)
         return 1
-    return _write(rows, DatasetFacts(source=args.source_name, licence=args.licence), place, out)
+    return _write(rows, BuildInfo(source=args.source_name, licence=args.licence), place, out)
 
 
 def disk_error(error: BaseException) -> str | None:
@@ -90,14 +82,14 @@ def disk_error(error: BaseException) -> str | None:
     return found[-1] if found else None
 
 
-def _write(rows: list[Row], facts: DatasetFacts, place: Workplace, out: epath.Path) -> int:
+def _write(rows: list[ReportRow], info: BuildInfo, place: Workplace, out: epath.Path) -> int:
     """Write the dataset unless the same one is there already."""
-    told = [
+    kept = [
         [row.document, row.digest, row.source, row.licence, row.category, _caption(row, place)]
         for row in rows
         if row.reason is None
     ]
-    identity = json.dumps({"facts": repr(facts), "fingerprint": place.config.fingerprint, "told": told})
+    identity = json.dumps({"info": to_json(info), "fingerprint": place.config.fingerprint, "documents": kept})
     stamp, folder = out / WORK / "written.json", out / NAME / VERSION
     if folder.exists():
         if stamp.exists() and stamp.read_text() == identity:
@@ -105,12 +97,12 @@ def _write(rows: list[Row], facts: DatasetFacts, place: Workplace, out: epath.Pa
             return 0
         raise BuildError(f"{folder} was built from other documents or settings: remove it or choose another --out")
     write_whole(stamp, identity.encode())
-    write_dataset(contents_of(rows, facts, place), facts, out, place.options)
+    write_dataset(contents_of(rows, info, place), info, out, place.options)
     print(f"wrote {folder}; see {out / 'report.html'}")
     return 0
 
 
-def _caption(row: Row, place: Workplace) -> str:
+def _caption(row: ReportRow, place: Workplace) -> str:
     return (place.done / f"{row.digest}.txt").read_text()
 
 
@@ -130,8 +122,8 @@ def _make_captioner(args: argparse.Namespace, work: epath.Path) -> Callable[[], 
     return functools.partial(EndpointCaptioner, config, work / "captions")
 
 
-def _show(facts: dict[str, Any]) -> None:
+def _show(counts: dict[str, Any]) -> None:
     table = Table("", "documents")
-    for name, count in [("in", facts["documents"]), ("kept", facts["kept"]), *facts["dropped"].items()]:
+    for name, count in [("in", counts["documents"]), ("kept", counts["kept"]), *counts["dropped"].items()]:
         table.add_row(name, str(count))
     Console().print(table)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from qil_jax.command_line import Parser
 from qil_jax.programs import run_main
-
-SPLITS = ("train", "validation", "test")
+from qil_jax.records.splits import SPLITS
 
 
 def parser() -> Parser:

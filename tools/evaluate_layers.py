@@ -22,7 +22,7 @@ from qil_jax.inference.request import MAX_LAYERS, Request, Settings
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.mesh import MeshShape, make_mesh, single_device_mesh
 from qil_jax.records.record import Record
-from qil_jax.records.sources import Facts, RecordSource, open_source
+from qil_jax.records.sources import RecordMetadata, RecordSource, open_source
 from qil_jax.weights import Component, require_sound
 from qil_jax.weights.load import fingerprint_of
 
@@ -49,7 +49,7 @@ class Subset:
     """
 
     source: RecordSource
-    facts: Facts
+    facts: RecordMetadata
     split: str
     count: int
     resolution: int
@@ -59,7 +59,7 @@ class Subset:
         """Raises ValueError if there are no such records, or listing those that cannot be decomposed."""
         source = open_source(records, split)
         subset = cls(
-            source=source, facts=source.facts(), split=split, count=min(count, len(source)), resolution=resolution
+            source=source, facts=source.metadata(), split=split, count=min(count, len(source)), resolution=resolution
         )
         if not subset.numbers:
             raise ValueError(f"{records}: none of the first {subset.count} records has the two layers that are needed")

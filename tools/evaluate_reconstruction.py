@@ -92,7 +92,7 @@ def score_reconstructions(job: Reconstruction) -> str:
     autoencoder = load_autoencoder(job)
     rows, features = [], {}
     layers = reconstructed(true_layers(source, sizes, job.count), job.batch, autoencoder)
-    total = min(job.count, int(source.facts().layers.sum()))
+    total = min(job.count, int(source.metadata().layers.sum()))
     for layer, made in shown(layers, total, "reconstructing"):
         pairs = blended_pairs(made, layer.pixels)
         scores = score_pairs(pairs)
@@ -119,7 +119,7 @@ def sizes_of(source: RecordSource, job: Reconstruction) -> list[tuple[int, int]]
       ValueError: listing records that are too small or too narrow.
     """
     sizes, problems = [], []
-    facts, found = source.facts(), 0
+    facts, found = source.metadata(), 0
     for number, (width, height) in enumerate(facts.sizes.tolist()):
         if found >= job.count:
             break
@@ -141,7 +141,7 @@ def told_of(job: Reconstruction, source: RecordSource) -> dict[str, Any]:
     names = ("split", "count", "size", "dtype")
     return {
         "verb": "reconstruction",
-        "records": hashlib.sha256(source.facts().rows.tobytes()).hexdigest()[:16],
+        "records": hashlib.sha256(source.metadata().rows.tobytes()).hexdigest()[:16],
         **{name: getattr(job, name) for name in names},
         "vae": fingerprint_of(job.checkpoint / Component.VAE),
         "lpips": None if job.lpips is None else hashlib.sha256(job.lpips.read_bytes()).hexdigest()[:16],

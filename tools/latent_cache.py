@@ -1,4 +1,4 @@
-"""The work of cache_latents.py: latents of all pictures and states of all captions, shard by shard."""
+"""The work of cache_latents.py: latents of all images and hidden states of all captions, shard by shard."""
 
 import argparse
 import dataclasses
@@ -14,13 +14,15 @@ from jax.sharding import Mesh
 from rich.progress import track
 
 from qil_jax.encoders.tokenizer import PromptTokenizer
+from qil_jax.errors import QilError
 from qil_jax.files import write_whole
 from qil_jax.flow.loss import FlowLoss
+from qil_jax.identity import to_json
 from qil_jax.loader.buckets import Bucket
 from qil_jax.loader.config import LoaderConfig
-from qil_jax.loader.latents import LatentIndex, LatentRecord, shard_facts, write_index, write_shard
-from qil_jax.loader.loader import fitted, resized_record
-from qil_jax.loader.samples import make_sample
+from qil_jax.loader.latents import LatentIndex, LatentRecord, shard_records, write_index, write_shard
+from qil_jax.loader.loader import fitted
+from qil_jax.loader.samples import make_sample, resized_record
 from qil_jax.loader.tasks import Subject, Task, TaskConfig
 from qil_jax.mesh import TRAINING_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.axes import Axis
@@ -35,12 +37,19 @@ from qil_jax.weights import Component, component_config, load_model, require_sou
 from qil_jax.weights.load import fingerprint_of
 
 SHARD = 512
-"""Records of a shard: what a run that is cut off may lose."""
+"""Records of a shard: an interrupted run loses at most the work on one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Encoders:
-    """What turns pictures and captions into numbers, `rows` of either at a time."""
+    """The encoders of images and captions, which take the mesh's rows at a time.
+
+    Attributes:
+      pictures: encoder of images.
+      captions: encoder of prompts.
+      placement: of rows on the mesh.
+      width: most tokens of a prompt.
+    """
 
     pictures: PictureEncoder
     captions: CaptionEncoder
@@ -48,7 +57,7 @@ class Encoders:
     width: int
 
     def latents(self, pictures: np.ndarray) -> np.ndarray:
-        """Of pictures [n, y, x, 4], in rows of the mesh."""
+        """Latents [n, h, w, z] of images [n, y, x, 4]."""
         rows = self.placement.rows
         found = []
         for start in range(0, len(pictures), rows):
@@ -59,7 +68,7 @@ class Encoders:
         return np.concatenate(found)
 
     def states(self, prompts: list[str]) -> list[np.ndarray]:
-        """Of prompts, each cut to its own length."""
+        """Hidden states of prompts, each cut to its own length."""
         rows = self.placement.rows
         found = []
         for start in range(0, len(prompts), rows):
@@ -73,7 +82,16 @@ class Encoders:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a folder of latents is made from, and how."""
+    """The settings of a folder of latents.
+
+    Attributes:
+      out: the folder.
+      config: of the loader that will read it.
+      vae: fingerprint of the VAE.
+      text_encoder: fingerprint of the text encoder.
+      no_prompt: the prompt that stands for none.
+      text: most tokens of a prompt.
+    """
 
     out: Path
     config: LoaderConfig
@@ -83,22 +101,22 @@ class Job:
     text: int
 
     def claim(self) -> None:
-        """Note it in the folder, or refuse to go on with latents that were made otherwise."""
-        told = {name: repr(getattr(self, name)) for name in ("vae", "text_encoder", "no_prompt", "text")}
-        told |= {"buckets": repr(self.config.buckets), "max_layers": repr(self.config.max_layers)}
+        """Write the settings into the folder, or refuse to continue latents that were made under others."""
+        settings = {name: getattr(self, name) for name in ("vae", "text_encoder", "no_prompt", "text")}
+        settings |= {"buckets": to_json(self.config.buckets), "max_layers": self.config.max_layers}
         file = self.out / "job.json"
-        if file.is_file() and json.loads(file.read_text()) != told:
-            raise ValueError(
+        if file.is_file() and json.loads(file.read_text()) != settings:
+            raise QilError(
                 f"{self.out} holds latents made with other weights or settings (job.json): give another --out"
             )
-        write_whole(epath.Path(file), (json.dumps(told, indent=2) + "\n").encode())
+        write_whole(epath.Path(file), (json.dumps(settings, indent=2) + "\n").encode())
 
 
 def cache(arguments: argparse.Namespace, splits: Sequence[str]) -> None:
-    """Encode what the command line names.
+    """Encode the splits of the records that the command line names.
 
     Raises:
-      ValueError, OSError: for input that cannot be used.
+      QilError: for input that cannot be used.
     """
     experiment = load_experiment(arguments.config)
     mesh = make_mesh(MeshShape.parse(arguments.mesh)) if arguments.mesh else single_device_mesh()
@@ -117,13 +135,13 @@ def cache(arguments: argparse.Namespace, splits: Sequence[str]) -> None:
 
 
 def load_encoders(arguments: argparse.Namespace, mesh: Mesh, *, text: int) -> Encoders:
-    """The frozen parts of a checkpoint, on the mesh."""
+    """The VAE and the text encoder of a checkpoint, on the mesh."""
     checkpoint, vae_folder = arguments.checkpoint, arguments.vae or arguments.checkpoint
     require_sound(checkpoint)
     vae_config = VAEConfig.from_json(component_config(vae_folder, Component.VAE))
     text_config = Qwen2_5VLConfig.from_json(component_config(checkpoint, Component.TEXT_ENCODER))
     if vae_config.input_channels != 4:
-        raise ValueError(f"{vae_folder}: its VAE has {vae_config.input_channels} channels: --vae of a run of rgba_vae")
+        raise QilError(f"{vae_folder}: its VAE has {vae_config.input_channels} channels: --vae of a run of rgba_vae")
     load = lambda folder, abstract: load_model(folder, abstract, mesh=mesh, rules=TRAINING_RULES)  # noqa: E731
     vae = load(vae_folder / Component.VAE, nnx.eval_shape(lambda: RGBAVAE(vae_config, rngs=nnx.Rngs(0))))
     tower = load(
@@ -138,21 +156,21 @@ def load_encoders(arguments: argparse.Namespace, mesh: Mesh, *, text: int) -> En
 
 
 def encode_split(source: RecordSource, split: str, job: Job, encoders: Encoders) -> None:
-    """All records of a split, shard by shard; shards that are there are left alone, if they are of these records."""
-    facts = source.facts()
-    buckets, _, limits = fitted(facts, job.config)
+    """Encode all records of a split, shard by shard; existing shards of these records are kept."""
+    metadata = source.metadata()
+    buckets, _, limits = fitted(metadata, job.config)
     (nothing,) = encoders.states([job.no_prompt])
     rows: list[tuple[int, int, int, int]] = []
     parts = shards_of(buckets)
     for number, members in enumerate(track(parts, description=f"encoding {split}", disable=not sys.stdout.isatty())):
         sizes = [(buckets[i].width, buckets[i].height) for i in members]
-        if shard_facts(job.out, split, number) is None:
+        if shard_records(job.out, split, number) is None:
             records = [resized_record(source[i], s, int(limits[i])) for i, s in zip(members, sizes, strict=True)]
             write_shard(job.out, split, number, encode_records(records, encoders), nothing)
-        kept = shard_facts(job.out, split, number) or []
-        captions = facts.captions[members].tolist()
+        kept = shard_records(job.out, split, number) or []
+        captions = metadata.captions[members].tolist()
         if [(w, h, c) for w, h, _, c in kept] != [(*s, c) for s, c in zip(sizes, captions, strict=True)]:
-            raise ValueError(f"{job.out}: shard {number} of {split} is of other records: give another --out")
+            raise QilError(f"{job.out}: shard {number} of {split} is of other records: give another --out")
         rows += kept
     index = LatentIndex(
         shards=tuple(map(len, parts)),
@@ -167,7 +185,7 @@ def encode_split(source: RecordSource, split: str, job: Job, encoders: Encoders)
 
 
 def shards_of(buckets: Sequence[Bucket]) -> list[list[int]]:
-    """Numbers of records, in shards of one bucket each."""
+    """The numbers of the records of each shard; a shard has one bucket."""
     members: dict[Bucket, list[int]] = {}
     for index, bucket in enumerate(buckets):
         members.setdefault(bucket, []).append(index)
@@ -175,7 +193,7 @@ def shards_of(buckets: Sequence[Bucket]) -> list[list[int]]:
 
 
 def encode_records(records: Sequence[Record], encoders: Encoders) -> list[LatentRecord]:
-    """Latents [composite, layers, foreground, composite over white] and states of the caption of each record."""
+    """Latents of [composite, layers, foreground, composite over white] and states of the caption of each record."""
     pictures = [pictures_of(record) for record in records]
     latents = encoders.latents(np.concatenate(pictures))
     states = encoders.states([record.caption for record in records])
@@ -187,7 +205,7 @@ def encode_records(records: Sequence[Record], encoders: Encoders) -> list[Latent
 
 
 def pictures_of(record: Record) -> np.ndarray:
-    """What a record's samples are made of, whatever the task."""
+    """The images [p, y, x, 4] from which the samples of all tasks are made."""
     config, rng = TaskConfig(subject=Subject.FOREGROUND), np.random.default_rng(0)
     tasks = (Task.TEXT_TO_LAYERS, Task.TEXT_TO_RGBA, Task.TEXT_TO_RGB)
     return np.concatenate([make_sample(task, record, config, rng).pictures for task in tasks])

@@ -10,9 +10,9 @@ from pathlib import Path
 from qil_jax.command_line import Parser, at_dashes
 from qil_jax.limits import integer_problems
 from qil_jax.programs import run_main
+from qil_jax.records.splits import SPLITS
 
 PRESETS = ("rich", "simple", "grouped")
-SPLITS = ("train", "validation", "test")
 
 
 def parser() -> Parser:
@@ -28,7 +28,12 @@ def parser() -> Parser:
     shapes = "a dataset, a Photoshop document each, or a folder of PNGs each (default %(default)s)"
     add("--format", choices=("records", "psd", "folders"), default="records", help=shapes)
     add("--assets", type=Path, help="what fetch_assets.py filled; else all is drawn")
-    add("--split", choices=SPLITS, default="train", help="of the assets, for psd and folders (default %(default)s)")
+    add(
+        "--split",
+        choices=tuple(SPLITS),
+        default="train",
+        help="of the assets, for psd and folders (default %(default)s)",
+    )
     return parse
 
 

@@ -11,16 +11,16 @@ from typing import Any
 from etils import epath
 from rich.progress import track
 
-from qil_jax.documents.build import Contents, DatasetFacts, write_dataset
+from qil_jax.documents.dataset import BuildInfo, Contents, write_dataset
 from qil_jax.documents.runners import beam_options
 from qil_jax.export.psd import write_psd
 from qil_jax.files import whole_folder
 from qil_jax.records.record import Record, encode
+from qil_jax.records.splits import SPLITS
 from qil_jax.scenes.assets import Assets, licences_in, load_assets
 from qil_jax.scenes.scene import GROUPED, SIMPLE, SceneConfig, make_scene
 
 PRESETS = {"rich": SceneConfig(), "simple": SIMPLE, "grouped": GROUPED}
-SHARES = {"train": 0.9, "validation": 0.05, "test": 0.05}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def write_scenes(args: argparse.Namespace, for_beam: Sequence[str]) -> None:
     licences = "CC0-1.0" if args.assets is None else " AND ".join(licences_in(args.assets))
     if args.format == "records":
         options = beam_options(flags=for_beam)
-        write_dataset(_contents(seeds, recipe), DatasetFacts(licence=licences), epath.Path(args.out), options)
+        write_dataset(_contents(seeds, recipe), BuildInfo(licence=licences), epath.Path(args.out), options)
         return
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise FileExistsError(f"{args.out} is not empty: take another folder")
@@ -70,7 +70,7 @@ def write_scenes(args: argparse.Namespace, for_beam: Sequence[str]) -> None:
 def _contents(seeds: range, recipe: Recipe) -> Contents:
     """The scenes in splits of consecutive seeds, each of assets of its own."""
     splits, start = {}, 0
-    for split, share in SHARES.items():
+    for split, share in SPLITS.items():
         stop = len(seeds) if split == "test" else start + round(share * len(seeds))
         splits[split] = [(f"{seed:08d}", (seed, split)) for seed in seeds[start:stop]]
         start = stop
@@ -84,5 +84,5 @@ def _write_one(record: Record, form: str, path: Path) -> None:
         return
     write_psd(image, path.with_suffix(".psd"))
     path.with_suffix(".txt").write_text(record.caption + "\n")
-    told = {"source": record.source, "licence": record.licence, "category": record.category}
-    path.with_suffix(".json").write_text(json.dumps(told) + "\n")
+    fields = {"source": record.source, "licence": record.licence, "category": record.category}
+    path.with_suffix(".json").write_text(json.dumps(fields) + "\n")

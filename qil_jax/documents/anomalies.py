@@ -1,6 +1,7 @@
-"""What spoils a picture for training: mosaics and blurs over faces or numbers, watermarks (paper.md 4).
+"""Detection of anomalous content, such as mosaics and blurs over faces or numbers, and watermarks.
 
-`PatchDetector` finds mosaic and blur. Anything else is a user's own model behind the same protocol.
+arXiv 2512.15603, section 4.1, filters such layers without naming a detector (docs/specification.md, 9). `PatchDetector`
+finds mosaic and blur; anything else is left to a user's own model behind the same protocol.
 """
 
 import dataclasses
@@ -17,7 +18,12 @@ from qil_jax.layers.compositing import over_white
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Anomaly:
-    """Something found: what it is, and its box (left, top, right, bottom)."""
+    """A detection.
+
+    Attributes:
+      kind: what was found, as "mosaic".
+      box: left, top, right, bottom in pixels of the canvas.
+    """
 
     kind: str
     box: tuple[int, int, int, int]
@@ -25,9 +31,9 @@ class Anomaly:
 
 @runtime_checkable
 class AnomalyDetector(Protocol):
-    """Looks at layers, bottom to top on a canvas of (width, height), and says what is wrong; nothing is an empty list.
+    """Finds anomalies in layers, bottom to top, on a canvas of `size` (width, height).
 
-    What wants the whole picture composes it: `boxed.composite_8bit(layers, size)`.
+    A detector that works on the whole image blends it first: `layers.compositing.composite_8bit(layers, size)`.
     """
 
     def __call__(self, layers: Sequence[BoxedLayer], size: tuple[int, int]) -> list[Anomaly]: ...
@@ -35,19 +41,19 @@ class AnomalyDetector(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PatchDetector:
-    """Mosaic and blur patches inside otherwise sharp pictures, layer by layer.
+    """Finds mosaic and blur patches inside otherwise sharp images, layer by layer.
 
-    A mosaic has large even squares that all begin at the same offset: along both axes the steps between neighbours
-    fall on every k-th position only. A blur is a compact region that has contrast over long distances but none
-    between neighbours, in a picture that has plenty of it elsewhere. Flat areas and smooth gradients of a design have
-    neither, and a picture that is soft all over is no anomaly. Drawn pictures, large parts of which are perfectly flat,
-    are full of shapes that look like either, so only photographs are looked at. Nor is the composite: a smooth thing
-    that lies on a sharp photograph is no blur of it. Of 300 scenes with landscapes it refuses one.
+    A mosaic consists of uniform squares on a regular grid: along both axes the differences between neighbouring pixels
+    are non-zero at every k-th position only. A blur is a compact region that has contrast over long distances but none
+    between neighbours, in an image that has plenty of it elsewhere. Flat areas and smooth gradients of a design have
+    neither, and an image that is soft everywhere is no anomaly. Drawn images, large parts of which are perfectly flat,
+    contain many shapes that resemble either, so only photographs are searched. The composite is not: a smooth object on
+    a sharp photograph is no blur of it. Of 300 scenes with landscapes one is refused.
 
     Attributes:
-      blocks: sizes of a mosaic's squares in pixels that are looked for.
-      min_area: of a patch, as a share of the picture.
-      max_flatness: share of pixels equal to their neighbours above which a picture is drawn, not photographed.
+      blocks: sizes of a mosaic's squares that are searched for, in pixels.
+      min_area: least area of a patch, as a share of the image, in [0, 1].
+      max_flatness: share, in [0, 1], of pixels equal to their neighbours above which an image counts as drawn.
     """
 
     blocks: tuple[int, ...] = (6, 8, 10, 12, 14, 16, 20, 24, 32)
@@ -63,7 +69,7 @@ class PatchDetector:
         ]
 
     def patches(self, picture: UInt8[np.ndarray, "y x 4"]) -> list[Anomaly]:
-        """What is found in one straight RGBA picture: mosaics, or else blurs."""
+        """The patches of one straight RGBA image: mosaics or, if there are none, blurs."""
         grey = over_white(picture)[..., :3].astype(np.float32).mean(-1)
         if min(grey.shape) < 64 or _flatness(grey) > self.max_flatness:
             return []
@@ -83,7 +89,7 @@ def _flatness(grey: Float[np.ndarray, "y x"]) -> float:
 
 
 def _mosaic(grey: Float[np.ndarray, "y x"], block: int) -> Bool[np.ndarray, "y x"]:
-    """Pixels around which steps fall on one of `block` offsets only, along both axes, over 3 x 3 squares."""
+    """Pixels around which, over 3 x 3 squares, differences fall on one of `block` offsets only, along both axes."""
     rows, columns = grey.shape[0] // block, grey.shape[1] // block
     covered = np.ones((rows, columns), bool)
     for axis in (0, 1):
@@ -106,7 +112,7 @@ def _cells(x: Float[np.ndarray, "y x"], block: int) -> Float[np.ndarray, "rows b
 
 
 def _blur(grey: Float[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
-    """Pixels of soft regions that end abruptly in a sharp picture; what is out of a lens's focus fades instead."""
+    """Pixels of soft regions that end abruptly in a sharp image; regions out of a lens's focus fade instead."""
     fine = ndimage.uniform_filter(np.abs(ndimage.laplace(grey)), 17)
     coarse = np.sqrt(np.maximum(ndimage.uniform_filter(grey**2, 33) - ndimage.uniform_filter(grey, 33) ** 2, 0))
     sharp = np.median(fine)
@@ -123,7 +129,7 @@ def _blur(grey: Float[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
 
 
 def _is_put_on(box: tuple[int, int, int, int], shape: tuple[int, ...]) -> bool:
-    """Whether a soft region is such as people make: inside the picture, neither thin, tiny nor huge. Skies are not."""
+    """Whether a soft region may be man-made: inside the image, neither thin, tiny nor huge, unlike a sky."""
     width, height = box[2] - box[0], box[3] - box[1]
     inside = box[0] > 0 and box[1] > 0 and box[2] < shape[1] and box[3] < shape[0]
     return inside and min(width, height) >= 24 and max(width, height) <= min(3 * min(width, height), min(shape) // 2)

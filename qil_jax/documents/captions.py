@@ -1,4 +1,4 @@
-"""Captions of composites: from files beside the documents, or from a model behind an OpenAI-compatible address."""
+"""Captions of composites: from sidecars of the documents, or from a model behind an OpenAI-compatible address."""
 
 import base64
 import dataclasses
@@ -27,10 +27,14 @@ objects with their attributes and relations, its style, and every text in it, qu
 
 @runtime_checkable
 class Captioner(Protocol):
-    """Says what a picture shows.
+    """Describes the composite of a document in a caption.
 
-    Args: the composite, straight RGBA, and the path of its document.
-    Raises: Dropped, if this document gets no caption.
+    Args:
+      picture: the composite, straight RGBA.
+      document: path of the document.
+
+    Raises:
+      Dropped: if this document gets no caption.
     """
 
     def __call__(self, picture: UInt8[np.ndarray, "y x 4"], document: str) -> str: ...
@@ -38,7 +42,11 @@ class Captioner(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SidecarCaptioner:
-    """The text file of the document's name beside it: `poster.psd`, `poster.txt`. None there: `otherwise`."""
+    """Reads the caption of `poster.psd` from `poster.txt`.
+
+    Attributes:
+      otherwise: the caption of a document without such a file.
+    """
 
     otherwise: str = ""
 
@@ -49,18 +57,19 @@ class SidecarCaptioner:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EndpointConfig:
-    """Where and how to ask.
+    """The server that captions, and how it is asked.
 
     Attributes:
       url: of the server, as "http://localhost:8000/v1" (vLLM: `vllm serve Qwen/Qwen2.5-VL-7B-Instruct`).
-      model: its name there.
-      key: for servers that want one.
-      prompt: the instruction sent with each picture.
-      side: pictures are made no larger than this before they are sent.
-      tokens: of an answer at most.
+      model: name of the model on the server.
+      key: API key, for servers that require one.
+      prompt: instruction sent with each image.
+      side: most pixels of an image's longer side; larger images are reduced before they are sent.
+      tokens: most tokens of an answer.
       timeout: of a request, in seconds.
-      retries: after a refusal, a time-out or a broken connection, with growing pauses or those the server asks for.
-      requests_per_minute: at most, of this process.
+      retries: number of attempts after a refusal, a time-out or a broken connection, with growing pauses or those that
+        the server asks for.
+      requests_per_minute: most requests of this process.
     """
 
     url: str
@@ -75,7 +84,7 @@ class EndpointConfig:
 
 
 class EndpointCaptioner:
-    """Asks a chat model that sees pictures; each answer is kept in `cache` and not asked for again."""
+    """Captions by a chat model with vision; answers are kept in the folder `cache` and not asked for again."""
 
     def __init__(self, config: EndpointConfig, cache: epath.Path):
         self.config, self.cache = config, cache
@@ -122,7 +131,7 @@ class EndpointCaptioner:
         return text
 
     def _wait(self) -> None:
-        """Keep to the rate limit, whatever the number of threads."""
+        """Wait as the rate limit requires, whatever the number of threads."""
         with self._turn:
             now = time.monotonic()
             start = max(now, self._next)

@@ -1,4 +1,7 @@
-"""From a document's layers to layers worth training on: pure rules with thresholds and counters (paper.md 4)."""
+"""Cleaning of a document's layers: rules that drop documents and layers, and merge layers.
+
+The steps follow arXiv 2512.15603, section 4.1; the thresholds are choices of this package (docs/specification.md, 9).
+"""
 
 import dataclasses
 from collections import Counter
@@ -18,7 +21,13 @@ from qil_jax.layers.visibility import Size, contributing, visible_pixels
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Cleaned:
-    """What came of a document: its layers, a sentence per decision, and how often each rule acted."""
+    """A document after cleaning.
+
+    Attributes:
+      layers: that are left, bottom to top.
+      decisions: what was changed, one sentence each.
+      counts: number of layers that each rule removed.
+    """
 
     layers: tuple[BoxedLayer, ...]
     decisions: tuple[str, ...]
@@ -31,7 +40,7 @@ def clean(
     """Apply all rules in order: quality, contribution, anomalies, grouping, reduction.
 
     Raises:
-      Dropped: a rule that looks at the whole document refuses it.
+      Dropped: if a rule on the whole document refuses it.
     """
     require_size(size, config)
     require_contrast(composite_8bit(layers, size), config)
@@ -65,7 +74,7 @@ def require_size(size: Size, config: CleaningConfig) -> None:
 
 
 def require_contrast(picture: UInt8[np.ndarray, "y x 4"], config: CleaningConfig) -> None:
-    """Refuse a picture that shows next to nothing."""
+    """Refuse a composite of almost one colour."""
     deviation = float(over_white(picture)[..., :3].std(axis=(0, 1), dtype=np.float64).max())
     if deviation < config.min_deviation:
         raise Dropped(Reason.TOO_FLAT, f"standard deviation {deviation:.2f} of 255, {config.min_deviation:g} needed")

@@ -14,20 +14,24 @@ BITS = 64
 
 
 def perceptual_hash(picture: UInt8[np.ndarray, "y x 4"]) -> int:
-    """64 bits of the low frequencies of a straight RGBA picture over white; alike pictures differ in few."""
+    """The 64-bit perceptual hash (pHash) of a straight RGBA image over white; similar images differ in few bits."""
     hashed = imagehash.phash(Image.fromarray(over_white(picture)[..., :3]))
     return int(str(hashed), 16)
 
 
 def near_duplicates(hashes: Mapping[str, int], max_bits: int) -> dict[str, str]:
-    """Documents to drop, and for each the one that stays.
+    """The documents to drop, each with the document that it duplicates.
 
-    In the order of their names, each document that differs from one that stays in at most `max_bits` bits is dropped.
-    Hashes are cut into max_bits + 1 bands: two within reach agree in at least one, so only those are compared.
+    In the order of their names, a document is dropped if it differs from one that is kept in at most `max_bits` bits.
+    Hashes are cut into max_bits + 1 bands: two that differ in no more bits agree in at least one band, so only those
+    are compared.
 
     Args:
       hashes: 64-bit hash by name.
       max_bits: 0 to 15.
+
+    Raises:
+      QilError: for other `max_bits`.
     """
     if not 0 <= max_bits <= 15:
         raise QilError(f"max_bits is {max_bits}: take 0 (equal hashes) to 15 (alike)")

@@ -1,8 +1,8 @@
-"""A stack of pieces, bottom to top, that is bent until it composes to a wanted picture.
+"""A stack of pieces, bottom to top, that is adjusted until it reproduces a target image.
 
-Photoshop's groups, masks, clipping and blend modes say more than "alpha-blend these layers in order" can. Each of them
-is applied by the compositor once, as a picture of what is wanted; `fit` then changes the stack of plain layers so that
-it composes to that picture, touching as little of it as it can.
+Photoshop's groups, masks, clipping and blend modes express more than alpha blending of layers in order does. Each of
+them is rendered by the compositor once, as a target; `fit` then changes the stack of plain layers, in as few pixels as
+possible, so that its alpha blend is the target.
 """
 
 import dataclasses
@@ -15,13 +15,22 @@ from qil_jax.layers.boxed_layer import Box, intersection, window
 from qil_jax.layers.visibility import visible_box
 
 TOLERANCE = 2.5 / 255
-"""Difference of premultiplied colour or alpha above which a pixel is repaired: three roundings to 8 bits are below."""
+"""Difference of premultiplied colour or alpha above which a pixel is repaired: more than three roundings to 8 bits."""
 VISIBLE = 0.5 / 255
+"""Alpha above which a pixel counts as visible: half a unit of 8 bits."""
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Piece:
-    """A layer in its own box, straight alpha, in the colour space of its document."""
+    """A layer in its own box, in the colour space of its document, straight alpha.
+
+    Attributes:
+      colour: 8-bit channels of the document's colour mode.
+      alpha: 8 bit.
+      left: of the box on the canvas, in pixels.
+      top: of the box on the canvas, in pixels.
+      name: of the layer.
+    """
 
     colour: UInt8[np.ndarray, "y x c"]
     alpha: UInt8[np.ndarray, "y x 1"]
@@ -31,13 +40,20 @@ class Piece:
 
     @property
     def box(self) -> Box:
+        """Its box on the canvas."""
         height, width = self.alpha.shape[:2]
         return self.left, self.top, self.left + width, self.top + height
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Picture:
-    """What a part of the canvas looks like: straight colour and alpha in [0, 1]."""
+class Raster:
+    """An image of a part of the canvas.
+
+    Attributes:
+      colour: straight, in [0, 1].
+      alpha: in [0, 1].
+      box: of the part on the canvas.
+    """
 
     colour: Float[np.ndarray, "y x c"]
     alpha: Float[np.ndarray, "y x 1"]
@@ -46,27 +62,32 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How much a stack had to be bent: shares of the visible pixels of the box."""
+    """How much of a stack was adjusted.
+
+    Attributes:
+      repaired: share of the visible pixels in which a piece was overwritten.
+      added: share of the visible pixels that a new piece shows.
+    """
 
     repaired: float
     added: float
 
 
-def piece_of(picture: Picture, name: str) -> Piece | None:
-    """A picture as a piece, cut to what is visible of it; None if nothing is."""
-    alpha = np.rint(np.clip(picture.alpha, 0, 1) * 255).astype(np.uint8)
+def piece_of(raster: Raster, name: str) -> Piece | None:
+    """An image as a piece, cut to the box of its visible pixels; None if there are none."""
+    alpha = np.rint(np.clip(raster.alpha, 0, 1) * 255).astype(np.uint8)
     box = visible_box(alpha[..., 0] > 0)
     if box is None:
         return None
     left, top, right, bottom = box
     cut = np.s_[top:bottom, left:right]
-    colour = np.rint(np.clip(picture.colour[cut], 0, 1) * 255).astype(np.uint8)
-    left, top = picture.box[0] + left, picture.box[1] + top
+    colour = np.rint(np.clip(raster.colour[cut], 0, 1) * 255).astype(np.uint8)
+    left, top = raster.box[0] + left, raster.box[1] + top
     return Piece(colour=colour, alpha=alpha[cut].copy(), left=left, top=top, name=name)
 
 
-def flatten(pieces: Sequence[Piece], box: Box, channels: int) -> Picture:
-    """The pieces alpha-blended in order over nothing. Memory: the box in fp32, whatever the number of pieces."""
+def flatten(pieces: Sequence[Piece], box: Box, channels: int) -> Raster:
+    """The alpha blend of the pieces over a clear ground. Memory: the box in fp32, whatever the number of pieces."""
     height, width = box[3] - box[1], box[2] - box[0]
     premultiplied = np.zeros((height, width, channels), np.float32)
     alpha = np.zeros((height, width, 1), np.float32)
@@ -80,11 +101,11 @@ def flatten(pieces: Sequence[Piece], box: Box, channels: int) -> Picture:
         premultiplied[here] += over / 255 * piece.colour[inside]
         alpha[here] += over * (1 - alpha[here])
     colour = np.divide(premultiplied, alpha, out=premultiplied, where=alpha > 0)
-    return Picture(colour=colour, alpha=alpha, box=box)
+    return Raster(colour=colour, alpha=alpha, box=box)
 
 
-def recolour(pieces: Sequence[Piece], box: Box, change: Callable[[Picture], Picture]) -> None:
-    """Change the colours of all pieces within the box, as if each were an opaque picture of its own."""
+def recolour(pieces: Sequence[Piece], box: Box, change: Callable[[Raster], Raster]) -> None:
+    """Apply `change` to the colours of all pieces within the box, as if each were an opaque image of its own."""
     for piece in pieces:
         common = intersection(piece.box, box)
         if common is None:
@@ -92,21 +113,24 @@ def recolour(pieces: Sequence[Piece], box: Box, change: Callable[[Picture], Pict
         inside = window(piece.box, common)
         colour = piece.colour[inside].astype(np.float32) / 255
         opaque = np.ones((*colour.shape[:2], 1), np.float32)
-        changed = change(Picture(colour=colour, alpha=opaque, box=common)).colour
+        changed = change(Raster(colour=colour, alpha=opaque, box=common)).colour
         piece.colour[inside] = np.rint(np.clip(changed, 0, 1) * 255).astype(np.uint8)
 
 
-def fit(pieces: list[Piece], wanted: Picture, name: str) -> Fit:
-    """Bend the stack until it composes to `wanted` within the box.
+def fit(pieces: list[Piece], wanted: Raster, name: str) -> Fit:
+    """Adjust the stack until its alpha blend is `wanted` within the box of `wanted`.
 
-    Three steps, each only where the one before it left a difference: alphas are lowered so that every piece keeps its
-    share of a lower total alpha; what is wanted where the stack is transparent goes to a new piece at the bottom; and
-    the topmost piece of a pixel that still differs takes the wanted colour and alpha.
+    Three steps, each where the previous one left a difference: alphas are lowered so that every piece keeps its share
+    of a lower total alpha; where the stack lacks alpha, the missing colour and alpha go to a new piece at the bottom;
+    and in pixels that still differ the topmost piece takes the wanted colour and alpha.
 
     Args:
       pieces: bottom to top, changed in place.
-      wanted: the picture.
+      wanted: the target image.
       name: of the piece that may be added.
+
+    Returns:
+      How much was adjusted.
     """
     channels = wanted.colour.shape[2]
     visible = max(1, np.count_nonzero(wanted.alpha > VISIBLE))
@@ -121,7 +145,7 @@ def fit(pieces: list[Piece], wanted: Picture, name: str) -> Fit:
         rest = wanted.colour * wanted.alpha - now.colour * now.alpha
         colour = np.divide(rest, missing, out=np.zeros_like(rest), where=missing > 0)
         alpha = missing / np.maximum(1 - now.alpha, VISIBLE)
-        bottom = piece_of(Picture(colour=colour, alpha=np.minimum(alpha, 1), box=wanted.box), name)
+        bottom = piece_of(Raster(colour=colour, alpha=np.minimum(alpha, 1), box=wanted.box), name)
         if bottom is not None:
             pieces.insert(0, bottom)
         now = flatten(pieces, wanted.box, channels)
@@ -133,10 +157,10 @@ def fit(pieces: list[Piece], wanted: Picture, name: str) -> Fit:
 
 
 def _attenuate(pieces: Sequence[Piece], box: Box, factor: Float[np.ndarray, "y x 1"]) -> None:
-    """Scale what every piece contributes to the composite by `factor`.
+    """Scale the contribution of every piece to the composite by `factor`.
 
-    A piece contributes its alpha times what the pieces above let through; going down from the top, the alpha that
-    gives the scaled contribution follows from what the changed pieces above let through.
+    A piece contributes its alpha times the transmittance of the pieces above; from the top down, the alpha that gives
+    the scaled contribution follows from the transmittance of the changed pieces above.
     """
     through, through_now = np.ones_like(factor), np.ones_like(factor)
     for piece in reversed(pieces):
@@ -154,8 +178,8 @@ def _attenuate(pieces: Sequence[Piece], box: Box, factor: Float[np.ndarray, "y x
         through_now[here] *= 1 - rounded / 255
 
 
-def _repair(pieces: Sequence[Piece], wanted: Picture, off: np.ndarray) -> None:
-    """Give the topmost piece of each pixel in `off` what is wanted; below a pixel that lets light through, clear."""
+def _repair(pieces: Sequence[Piece], wanted: Raster, off: np.ndarray) -> None:
+    """Overwrite the topmost piece of each pixel in `off` by `wanted`, and clear those below where it is translucent."""
     colour = np.rint(np.clip(wanted.colour, 0, 1) * 255).astype(np.uint8)
     alpha = np.rint(np.clip(wanted.alpha, 0, 1) * 255).astype(np.uint8)
     waiting, done = off.copy(), np.zeros_like(off)

@@ -1,21 +1,25 @@
-"""What documents must keep to. Imports nothing heavy, so that command lines can show the defaults."""
+"""Limits and thresholds for documents. Imports nothing heavy, so that command lines can show the defaults."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PSDLimits:
-    """What a document must keep to.
+    """Limits that a document must respect to be read.
 
     Attributes:
-      pixels: of its canvas.
-      recomposition_psnr: dB that the layers' composite must reach against psd-tools' composite or the stored picture.
-      stored_psnr: dB that it must reach against the stored picture, if there is one: below it psd-tools has drawn
-        another picture altogether.
-      repaired: share of visible pixels above which a group is kept as one flat layer instead of its repaired parts.
+      pixels: most pixels of its canvas.
+      max_alloc_bytes: most bytes that psd-tools may allocate for one image, by its own estimate.
+      recomposition_psnr: PSNR in dB that the layers' composite must reach against psd-tools' composite or the stored
+        image.
+      stored_psnr: PSNR in dB that it must reach against the stored image, if there is one: below it psd-tools has
+        drawn another image altogether.
+      repaired: share, in [0, 1], of visible pixels above which a group is kept as one flat layer instead of its
+        repaired parts.
     """
 
     pixels: int = 64_000_000
+    max_alloc_bytes: int = 2 << 30
     recomposition_psnr: float = 40.0
     stored_psnr: float = 10.0
     repaired: float = 0.2
@@ -23,14 +27,15 @@ class PSDLimits:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CleaningConfig:
-    """Thresholds of the rules.
+    """Thresholds of the cleaning rules.
 
     Attributes:
-      contribution: a layer is dropped if taking it away changes no value of the composite by more than this, of 1.
-      min_side: of the canvas, in pixels.
-      min_layers: after cleaning and merging.
-      max_layers: more are merged down to this.
-      min_deviation: standard deviation of the composite over white, of 255; below it the document is flat.
+      contribution: a layer is dropped if the composite without it differs by no more than this, in values from 0 to 1.
+      min_side: least width and height of the canvas, in pixels.
+      min_layers: least number of layers after cleaning and merging.
+      max_layers: most layers; documents with more are merged down to this.
+      min_deviation: least standard deviation of the composite over white, in values from 0 to 255; a document below
+        it is flat.
     """
 
     contribution: float = 1e-4

@@ -1,4 +1,7 @@
-"""One document to one record, with a row for the report; work that is done stays done (paper.md 4)."""
+"""One document to one record, with a row for the report; results are kept, so that no document is read twice.
+
+The steps follow arXiv 2512.15603, section 4.1 (docs/specification.md, 9).
+"""
 
 import contextlib
 import dataclasses
@@ -22,27 +25,29 @@ from qil_jax.documents.reasons import Dropped, Reason
 from qil_jax.documents.sandbox import ProcessLimits, Sandbox
 from qil_jax.errors import QilError
 from qil_jax.files import write_whole
+from qil_jax.identity import fingerprint
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.layers.sheets import png_bytes
 from qil_jax.records.record import Record, decode, encode
 
 SUFFIXES = {".psd", ".psb"}
 THUMBNAIL = 160
-"""Longer side of the pictures that reports show."""
-
-
+"""Longer side in pixels of the images that reports show."""
 RULES = 2
-"""Goes up when the same thresholds come to mean something else, so that kept work is not taken for today's."""
+"""Version of the rules: raised when the same thresholds get another meaning, so that older results are not reused."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """All thresholds on the way from a document to a record; a change of any of them means that all is done anew.
+    """All settings on the way from a document to a record; results are reused only under equal settings.
 
     Attributes:
-      file_bytes: of a document, checked before it is read.
-      duplicate_bits: documents whose perceptual hashes differ in no more bits are duplicates.
-      detectors: look for anomalies.
+      psd: limits of a document.
+      cleaning: thresholds of the cleaning rules.
+      process: time and memory of the process that reads a document.
+      file_bytes: most bytes of a file, checked before it is read.
+      duplicate_bits: documents whose 64-bit perceptual hashes differ in no more bits than this are duplicates, 0 to 15.
+      detectors: of anomalies; their settings are part of the fingerprint if they are dataclasses.
     """
 
     psd: PSDLimits = dataclasses.field(default_factory=PSDLimits)
@@ -54,13 +59,37 @@ class PrepareConfig:
 
     @property
     def fingerprint(self) -> str:
-        """Names the folder of the work that was done under these thresholds."""
-        return hashlib.sha256(repr((RULES, self)).encode()).hexdigest()[:16]
+        """Name of the folder of results under these settings."""
+        detectors = [(getattr(x, "__qualname__", type(x).__qualname__), _settings(x)) for x in self.detectors]
+        return fingerprint((RULES, dataclasses.replace(self, detectors=()), detectors))
+
+
+def _settings(detector: AnomalyDetector) -> Any:
+    return detector if dataclasses.is_dataclass(detector) else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """What became of a document; `reason` is None for one that is kept."""
+class ReportRow:
+    """The outcome for one document.
+
+    Attributes:
+      document: its path, without the folder that all documents share.
+      digest: SHA-256 of its bytes, empty if it could not be read.
+      reason: for which it is dropped; None if it is kept.
+      detail: what exactly was wrong.
+      mode: colour mode and bits per channel, as "RGB 8".
+      size: width and height of the canvas in pixels.
+      source: where it comes from, from its sidecar.
+      licence: of the document, from its sidecar.
+      category: of the document, from its sidecar.
+      layers_before: number of layers before cleaning.
+      layers_after: number of layers after cleaning and merging.
+      psnr_compositor: of the layers' composite against psd-tools' composite, in dB.
+      psnr_stored: of the layers' composite against the stored image, in dB; None if there is none.
+      picture_hash: 64-bit perceptual hash of the composite.
+      notes: what reading changed or could not draw.
+      decisions: what cleaning changed.
+    """
 
     document: str
     digest: str
@@ -80,19 +109,19 @@ class Row:
     decisions: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """The row as JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Row":
-        """What `to_json` gave."""
+    def from_json(cls, values: dict[str, Any]) -> "ReportRow":
+        """The inverse of `to_json`."""
         lists = {key: tuple(values[key]) for key in ("size", "notes", "decisions")}
         reason = None if values["reason"] is None else Reason(values["reason"])
         return cls(**{**values, **lists, "reason": reason})
 
 
 def find_documents(source: str) -> list[epath.Path]:
-    """Photoshop documents of a folder (with its subfolders), a glob, a bucket, or one file, in order of their names.
+    """Photoshop documents of a folder (with its subfolders), a glob, a bucket, or one file, sorted by path.
 
     Raises:
       FileNotFoundError: if there is none.
@@ -119,7 +148,7 @@ def _below(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def document_names(documents: Sequence[epath.Path]) -> list[str]:
-    """Names for reports: paths without the folder that all documents share."""
+    """Names for reports: the paths relative to the folder that all documents share."""
     parts = [file.parts for file in documents]
     shared = 0
     while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
@@ -128,14 +157,14 @@ def document_names(documents: Sequence[epath.Path]) -> list[str]:
 
 
 class Preparer:
-    """Prepares documents one after the other; the result of each is kept in a folder and found again there."""
+    """Prepares documents one by one; each result is kept in a folder, under the document's digest, and reused."""
 
     def __init__(self, config: PrepareConfig, work: epath.Path):
         self.config, self.work = config, work / config.fingerprint
         self._sandbox = Sandbox(config.process)
 
-    def __call__(self, path: str, name: str) -> Row:
-        """What became of the document; its record is written beside the row if it is kept."""
+    def __call__(self, path: str, name: str) -> ReportRow:
+        """The outcome for a document; its record is written beside the row if it is kept."""
         file = epath.Path(path)
         try:
             size = file.stat().length
@@ -143,26 +172,26 @@ class Preparer:
                 raise Dropped(Reason.TOO_LARGE, f"{size} bytes, {self.config.file_bytes} at most")
             data = file.read_bytes()
         except Dropped as dropped:
-            return Row(document=name, digest="", reason=dropped.reason, detail=dropped.detail)
+            return ReportRow(document=name, digest="", reason=dropped.reason, detail=dropped.detail)
         except OSError as error:
-            return Row(document=name, digest="", reason=Reason.UNREADABLE, detail=f"{error}")
+            return ReportRow(document=name, digest="", reason=Reason.UNREADABLE, detail=f"{error}")
         digest = hashlib.sha256(data).hexdigest()
         row_file = self.work / f"{digest}.json"
         if row_file.exists():
-            return dataclasses.replace(Row.from_json(json.loads(row_file.read_text())), document=name)
-        row = self._prepare(data, Row(document=name, digest=digest))
+            return dataclasses.replace(ReportRow.from_json(json.loads(row_file.read_text())), document=name)
+        row = self._prepare(data, ReportRow(document=name, digest=digest))
         write_whole(row_file, json.dumps(row.to_json(), indent=1).encode())
         return row
 
-    def _prepare(self, data: bytes, row: Row) -> Row:
+    def _prepare(self, data: bytes, row: ReportRow) -> ReportRow:
         try:
-            facts, example = self._sandbox(prepare, data, self.config)
+            fields, example = self._sandbox(prepare, data, self.config)
         except Dropped as dropped:
             with contextlib.suppress(Exception):  # a picture for the report, if there is one
-                write_whole(self.work / f"{row.digest}.png", self._sandbox(thumbnail, data))
+                write_whole(self.work / f"{row.digest}.png", self._sandbox(thumbnail, data, self.config.psd))
             return dataclasses.replace(row, reason=dropped.reason, detail=dropped.detail)
         write_whole(self.work / f"{row.digest}.record", example)
-        return dataclasses.replace(row, **facts)
+        return dataclasses.replace(row, **fields)
 
     def close(self) -> None:
         """End the child process."""
@@ -170,7 +199,7 @@ class Preparer:
 
 
 def prepare(data: bytes, config: PrepareConfig) -> tuple[dict[str, Any], bytes]:
-    """A document's facts for its row, and its record as bytes. Runs in the sandbox.
+    """The fields of a document's row, and its record as bytes. Runs in the sandbox.
 
     Raises:
       Dropped: if it is not kept.
@@ -178,7 +207,7 @@ def prepare(data: bytes, config: PrepareConfig) -> tuple[dict[str, Any], bytes]:
     document = read_psd(data, config.psd)
     cleaned = clean(document.layers, document.size, config.cleaning, config.detectors)
     picture = composite_8bit(cleaned.layers, document.size)
-    facts = {
+    fields = {
         "mode": document.mode,
         "size": document.size,
         "layers_before": len(document.layers),
@@ -190,24 +219,24 @@ def prepare(data: bytes, config: PrepareConfig) -> tuple[dict[str, Any], bytes]:
         "decisions": cleaned.decisions,
     }
     record = Record(layers=cleaned.layers, size=document.size, decisions=document.notes + cleaned.decisions)
-    return facts, to_bytes(record)
+    return fields, to_bytes(record)
 
 
-def thumbnail(data: bytes) -> bytes:
-    """The picture that a document stores, small, as PNG. Runs in the sandbox."""
-    picture = PSDImage.open(io.BytesIO(data)).topil()
+def thumbnail(data: bytes, limits: PSDLimits) -> bytes:
+    """The image that a document stores, reduced to THUMBNAIL, as PNG. Runs in the sandbox."""
+    picture = PSDImage.open(io.BytesIO(data), max_alloc_bytes=limits.max_alloc_bytes).topil()
     if picture is None:
         raise QilError("the document stores no picture")
     return png_bytes(picture.convert("RGBA" if picture.has_transparency_data else "RGB"), THUMBNAIL)
 
 
 def load_record(done: epath.Path, digest: str) -> Record:
-    """The record that was prepared for the document of this digest."""
+    """The record that was prepared from the document with this digest."""
     return from_bytes((done / f"{digest}.record").read_bytes())
 
 
-def without_duplicates(rows: Sequence[Row], config: PrepareConfig) -> list[Row]:
-    """The rows again, those of near-duplicates dropped."""
+def without_duplicates(rows: Sequence[ReportRow], config: PrepareConfig) -> list[ReportRow]:
+    """The rows, those of near-duplicates marked as dropped."""
     hashes = {row.document: row.picture_hash for row in rows if row.reason is None}
     originals = near_duplicates(hashes, config.duplicate_bits)
     return [
@@ -219,14 +248,14 @@ def without_duplicates(rows: Sequence[Row], config: PrepareConfig) -> list[Row]:
 
 
 def to_bytes(record: Record) -> bytes:
-    """A record as a file: one line of JSON, then the pixels, deflated."""
+    """A record as the bytes of a file: one line of JSON, then the pixels, deflated."""
     example = encode(record)
     pixels = example.pop("pixels")
-    facts = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in example.items()}
-    return json.dumps(facts).encode() + b"\n" + zlib.compress(pixels.tobytes(), 1)
+    fields = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in example.items()}
+    return json.dumps(fields).encode() + b"\n" + zlib.compress(pixels.tobytes(), 1)
 
 
 def from_bytes(data: bytes) -> Record:
-    """What `to_bytes` was given."""
-    facts, _, pixels = data.partition(b"\n")
-    return decode({**json.loads(facts), "pixels": np.frombuffer(zlib.decompress(pixels), np.uint8)})
+    """The inverse of `to_bytes`."""
+    fields, _, pixels = data.partition(b"\n")
+    return decode({**json.loads(fields), "pixels": np.frombuffer(zlib.decompress(pixels), np.uint8)})

@@ -1,4 +1,4 @@
-"""Photoshop documents to plain layers that alpha-blend to the document's picture (paper.md 4, peers.md C3)."""
+"""Photoshop documents to plain layers whose alpha blend is the document's image (arXiv 2512.15603, section 4.1)."""
 
 import dataclasses
 import io
@@ -13,7 +13,7 @@ from psd_tools.api.layers import Group, Layer
 from psd_tools.constants import BlendMode, Tag
 from psd_tools.psd.descriptor import Descriptor, List
 
-from qil_jax.documents.fit import Picture, Piece, fit, flatten, piece_of, recolour
+from qil_jax.documents.fit import Piece, Raster, fit, flatten, piece_of, recolour
 from qil_jax.documents.limits import PSDLimits
 from qil_jax.documents.psd_compositor import composite, get_color_channels, is_plain, nothing, pixels, put, to_rgba
 from qil_jax.documents.reasons import Dropped, Reason
@@ -22,20 +22,20 @@ from qil_jax.layers.compositing import composite_8bit, over_white, psnr
 from qil_jax.layers.visibility import visible_box
 
 NOT_DRAWN = {"dropshadow", "innershadow", "outerglow", "innerglow", "satin", "bevelemboss"}
-"""Effects that psd-tools does not draw."""
+"""Layer effects that psd-tools does not draw."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PSDDocument:
-    """A document as plain layers, bottom to top, and how well they give its picture.
+    """A document as plain layers, bottom to top, and how well they reproduce its image.
 
     Attributes:
       layers: in their own boxes on the canvas.
-      size: width and height of the canvas.
+      size: width and height of the canvas in pixels.
       mode: colour mode and bits per channel, as "RGB 8".
-      psnr_compositor: of the layers' composite against psd-tools', in dB, the lower of over black and over white.
-      psnr_stored: against the picture that the document stores (None: it stores none), read as its writer meant it.
-      notes: what was baked, added or could not be drawn, a sentence each.
+      psnr_compositor: of the layers' composite against psd-tools' composite, in dB, as `layers.compositing.psnr`.
+      psnr_stored: of it against the image that the document stores, in dB; None if it stores none.
+      notes: what was worked into other layers, added, or could not be drawn, one sentence each.
     """
 
     layers: tuple[BoxedLayer, ...]
@@ -47,19 +47,19 @@ class PSDDocument:
 
 
 def read_psd(data: bytes, limits: PSDLimits) -> PSDDocument:
-    """Any document that psd-tools opens, as plain layers.
+    """The plain layers of a document that psd-tools can open.
 
-    Memory: every layer's own box in 8 bits, and a few canvases in fp32. Documents can be hostile: run this in a
-    process of its own with limits (`sandbox.py`).
+    Memory: every layer's own box in 8 bits, and a few canvases in fp32. Documents can be malicious: call this in a
+    separate process with limits (`sandbox.py`).
 
     Raises:
-      Dropped: unreadable, too large, without layers, or not expressible by alpha-blending layers.
+      Dropped: if it is unreadable, too large, without layers, or not expressible by alpha blending of layers.
     """
     logging.getLogger("psd_tools").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            psd = PSDImage.open(io.BytesIO(data))
+            psd = PSDImage.open(io.BytesIO(data), max_alloc_bytes=limits.max_alloc_bytes)
         except Exception as error:
             raise Dropped(Reason.UNREADABLE, f"{type(error).__name__}: {error}"[:300]) from error
         if psd.width * psd.height > limits.pixels:
@@ -114,7 +114,7 @@ def _rgba(image: Image.Image) -> UInt8[np.ndarray, "y x 4"]:
 
 
 def _psnr_stored(ours: UInt8[np.ndarray, "y x 4"], stored: UInt8[np.ndarray, "y x 4"]) -> float:
-    """Writers lay transparency over white, leave it, or store straight colours without alpha: the best reading."""
+    """The highest PSNR under the conventions of writers: blended over white, with alpha, or straight without alpha."""
     if stored.shape != ours.shape:
         return 0.0
     readings = [psnr(over_white(ours), over_white(stored)), psnr(ours, stored)]
@@ -124,21 +124,21 @@ def _psnr_stored(ours: UInt8[np.ndarray, "y x 4"], stored: UInt8[np.ndarray, "y 
 
 
 class _Unpacking:
-    """The walk over a document's tree. A scope is a list of pieces that an isolated group, or the document, holds."""
+    """The traversal of a document's tree. A scope is the list of pieces of an isolated group, or of the document."""
 
     def __init__(self, psd: PSDImage, limits: PSDLimits):
         self.psd, self.limits, self.channels = psd, limits, get_color_channels(psd)
         self.notes: list[str] = []
 
     def items(self, parent: PSDImage | Group, scope: list[Piece], box: Box) -> list[Piece]:
-        """Put the visible children of a group on a scope."""
+        """Append the visible children of a group to a scope."""
         for layer in parent:
             if layer.is_visible() and not layer.clipping:
                 self.item(layer, scope, box)
         return scope
 
     def item(self, layer: Layer, scope: list[Piece], box: Box) -> None:
-        """Put one layer or group, with what is clipped to it, on a scope."""
+        """Append one layer or group, with the layers that are clipped to it, to a scope."""
         self._note_effects(layer)
         clips = [clip for clip in layer.clip_layers if clip.is_visible()]
         group = isinstance(layer, Group)
@@ -163,7 +163,7 @@ class _Unpacking:
         return piece_of(put(layer, nothing(box, self.channels), without_clips=True), layer.name)
 
     def _clipped(self, base: Layer, clips: list[Layer], scope: list[Piece], box: Box) -> None:
-        """A layer and what is clipped to it: these show only where it does."""
+        """Append a layer and those clipped to it, which show only where it does."""
         piece = self._leaf(base, box)
         if piece is None:
             return
@@ -174,7 +174,7 @@ class _Unpacking:
         self._settle(inner, wanted, base.name, scope)
 
     def _group(self, group: Group, scope: list[Piece], box: Box, *, trust: bool) -> None:
-        """A group on a scope of its own; one with nothing to it but its children needs no comparison."""
+        """Append a group, fitted on a scope of its own; `trust`: it consists of its children only and needs no fit."""
         if trust and group.blend_mode is BlendMode.PASS_THROUGH:
             self.items(group, scope, box)
             return
@@ -191,7 +191,7 @@ class _Unpacking:
         self._settle(inner, put(group, nothing(box, self.channels)), group.name, scope)
 
     def _knocking_out(self, layer: Layer, scope: list[Piece], box: Box) -> None:
-        """What cuts through to a backdrop further down: its pieces are put on top, then the whole scope is fitted."""
+        """Append a layer that knocks out what is below it: its pieces go on top, then the whole scope is fitted."""
         wanted = put(layer, flatten(scope, box, self.channels))
         leaf = self._leaf(layer, box) if not isinstance(layer, Group) else None
         inner = [leaf] if leaf else []
@@ -201,8 +201,8 @@ class _Unpacking:
         result = fit(scope, wanted, layer.name)
         self.notes.append(f"'{layer.name}' knocks out what is below it, {result.repaired:.1%} repaired")
 
-    def _settle(self, inner: list[Piece], wanted: Picture, name: str, scope: list[Piece]) -> None:
-        """Fit a scope to its picture; give up its parts if too much would have to be repaired."""
+    def _settle(self, inner: list[Piece], wanted: Raster, name: str, scope: list[Piece]) -> None:
+        """Append a scope, fitted to its image; as one flat piece if too much of it would be repaired."""
         kept = len(inner)
         result = fit(inner, wanted, name)
         if result.repaired > self.limits.repaired:
@@ -212,7 +212,7 @@ class _Unpacking:
         scope.extend(inner)
 
     def _bake(self, layer: Layer, scope: list[Piece], box: Box) -> None:
-        """What changes the picture below it is worked into the layers below it."""
+        """Apply a layer that changes the colours below it, as an adjustment does, to the pieces below it."""
         what = f"'{layer.name}' ({layer.blend_mode.name.lower().replace('_', ' ')} {layer.kind})"
         before = flatten(scope, box, self.channels)
         wanted = put(layer, before)
@@ -257,7 +257,7 @@ def _knocks_out(layer: Layer) -> bool:
 
 
 def _has_lost_effects(layer: Layer) -> bool:
-    """Whether effects are on that psd-tools drops, because older documents do not say that they are present."""
+    """Whether a layer has effects that psd-tools ignores, because older documents do not mark them as present."""
     block = layer.tagged_blocks.get_data(Tag.OBJECT_BASED_EFFECTS_LAYER_INFO)
     values = [] if block is None else [block[key] for key in block]
     effects = [effect for value in values for effect in (value if isinstance(value, List) else [value])]

@@ -1,4 +1,4 @@
-"""The one door to psd-tools' compositor: its inner class takes any backdrop, the public functions do not.
+"""Access to psd-tools' compositor, whose inner class composes onto any backdrop, as its public functions cannot.
 
 Everything here depends on psd-tools 1.26; `tests/documents/test_psd.py` fails where another version draws differently.
 """
@@ -13,21 +13,21 @@ from psd_tools.composite.composite import Compositor, _document_backdrop
 from psd_tools.composite.widen import make_widen
 from psd_tools.constants import Resource, Tag
 
-from qil_jax.documents.fit import Picture, Piece, piece_of
+from qil_jax.documents.fit import Piece, Raster, piece_of
 from qil_jax.layers.boxed_layer import Box, intersection
 
 PLAIN_KINDS = {"pixel", "type", "smartobject"}
 
 
-def nothing(box: Box, channels: int) -> Picture:
-    """A transparent picture."""
+def nothing(box: Box, channels: int) -> Raster:
+    """A transparent image."""
     height, width = box[3] - box[1], box[2] - box[0]
     colour = np.ones((height, width, channels), np.float32)
-    return Picture(colour=colour, alpha=np.zeros((height, width, 1), np.float32), box=box)
+    return Raster(colour=colour, alpha=np.zeros((height, width, 1), np.float32), box=box)
 
 
-def put(layer: Layer, backdrop: Picture, *, without_clips: bool = False) -> Picture:
-    """The backdrop with a layer or group put on it: masks, effects, clipping, blend mode and all."""
+def put(layer: Layer, backdrop: Raster, *, without_clips: bool = False) -> Raster:
+    """The backdrop composed with a layer or group, including masks, effects, clipping and blend mode."""
     clips = set(map(id, layer.clip_layers)) if without_clips else set()
     psd = layer._psd
     compositor = Compositor(
@@ -42,18 +42,18 @@ def put(layer: Layer, backdrop: Picture, *, without_clips: bool = False) -> Pict
     compositor.apply(layer, clip_compositing=True)
     alpha = 1 - (1 - backdrop.alpha) * (1 - compositor.alpha)
     colour = np.broadcast_to(compositor.result_over_backdrop(), backdrop.colour.shape)
-    return Picture(colour=colour.astype(np.float32), alpha=alpha.astype(np.float32), box=backdrop.box)
+    return Raster(colour=colour.astype(np.float32), alpha=alpha.astype(np.float32), box=backdrop.box)
 
 
 def is_plain(layer: Layer) -> bool:
-    """Whether stored pixels and two opacities are all there is to a layer."""
+    """Whether a layer consists of stored pixels and two opacities only."""
     if layer.kind not in PLAIN_KINDS or not layer.has_pixels() or layer.has_vector_mask() or layer.has_mask():
         return False
     return not (len(layer.effects) or layer.has_stroke())
 
 
 def pixels(layer: Layer, canvas: Box) -> Piece | None:
-    """A plain layer's stored pixels; None if none of them is on the canvas and visible."""
+    """The stored pixels of a plain layer; None if none of them is visible on the canvas."""
     common = intersection(layer.bbox, canvas)
     colour = layer.numpy("color") if common else None
     if common is None or colour is None:
@@ -65,7 +65,7 @@ def pixels(layer: Layer, canvas: Box) -> Piece | None:
     colour = make_widen(layer._psd)(colour, get_color_channels(layer._psd))
     left, top = common[0] - layer.left, common[1] - layer.top
     cut = np.s_[top : top + common[3] - common[1], left : left + common[2] - common[0]]
-    return piece_of(Picture(colour=colour[cut], alpha=alpha[cut], box=common), layer.name)
+    return piece_of(Raster(colour=colour[cut], alpha=alpha[cut], box=common), layer.name)
 
 
 def to_rgba(piece: Piece, psd: PSDImage) -> np.ndarray:
@@ -85,5 +85,5 @@ def to_rgba(piece: Piece, psd: PSDImage) -> np.ndarray:
 
 
 def composite(psd: PSDImage) -> Image.Image:
-    """The whole document drawn by psd-tools from its layers, as RGBA or what its mode gives."""
+    """The whole document as psd-tools draws it from its layers, in RGBA or the document's own mode."""
     return psd.composite(ignore_preview=True)

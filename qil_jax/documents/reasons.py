@@ -1,10 +1,10 @@
-"""Why a document is dropped: one enum, so that reports count the same things everywhere."""
+"""The reasons for which documents are dropped."""
 
 from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """The classes that reports count; what exactly was wrong stands beside them in words."""
+    """The classes that reports count; the details are given beside them in words."""
 
     UNREADABLE = "unreadable"  # psd-tools or the file system cannot read it
     TOO_LARGE = "too large"  # its canvas, before any pixel is read
@@ -19,12 +19,17 @@ class Reason(StrEnum):
     TOO_FLAT = "too flat"
     ANOMALY = "anomaly"
     DUPLICATE = "duplicate"
-    BAD_SIDECAR = "bad sidecar"  # the file beside it that says more of it cannot be used
+    BAD_SIDECAR = "bad sidecar"  # the file beside it that describes it cannot be used
     CAPTION_FAILED = "caption failed"
 
 
 class Dropped(Exception):  # noqa: N818 (an outcome, not an error)
-    """A document is left out; the run goes on."""
+    """A document is left out; the build continues.
+
+    Attributes:
+      reason: its class.
+      detail: what exactly was wrong.
+    """
 
     def __init__(self, reason: Reason, detail: str):
         super().__init__(reason, detail)

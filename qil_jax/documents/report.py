@@ -1,4 +1,4 @@
-"""What became of every document: counts and rows as JSON, the same with pictures as one HTML page."""
+"""The report of a build: counts and the outcome of every document as JSON, and with images as one HTML page."""
 
 import base64
 import html
@@ -11,12 +11,12 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from qil_jax.documents.prepare import THUMBNAIL, Row, load_record
+from qil_jax.documents.prepare import THUMBNAIL, ReportRow, load_record
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.layers.sheets import png_bytes
 
 PICTURES = 24
-"""Samples and rejects that are shown, spread evenly over all."""
+"""Number of kept and of dropped documents that are shown, spread evenly over all."""
 
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2em; max-width: 1200px }
@@ -27,8 +27,8 @@ figcaption { max-width: 160px; font-size: 11px; overflow-wrap: anywhere } rect {
 """
 
 
-def summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """`documents`, `kept`, `dropped` as reason to count, and `rows`."""
+def summary(rows: Sequence[ReportRow]) -> dict[str, Any]:
+    """The content of report.json: numbers of documents, kept and (by reason) dropped, and all rows."""
     dropped = Counter(str(row.reason) for row in rows if row.reason is not None)
     return {
         "documents": len(rows),
@@ -38,13 +38,13 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def write_report(rows: Sequence[Row], done: epath.Path, out: epath.Path) -> dict[str, Any]:
-    """Write `report.json` and `report.html` into `out`; pictures come from the work folder `done`. The summary."""
-    facts = summary(rows)
-    (out / "report.json").write_text(json.dumps(facts, indent=1) + "\n")
+def write_report(rows: Sequence[ReportRow], done: epath.Path, out: epath.Path) -> dict[str, Any]:
+    """Write `report.json` and `report.html` into `out`, with images from the work folder `done`; the summary."""
+    counted = summary(rows)
+    (out / "report.json").write_text(json.dumps(counted, indent=1) + "\n")
     kept = [row for row in rows if row.reason is None]
     gone = [row for row in rows if row.reason is not None]
-    counts = [("documents", len(rows)), ("kept", len(kept)), *facts["dropped"].items()]
+    counts = [("documents", len(rows)), ("kept", len(kept)), *counted["dropped"].items()]
     categories = Counter(row.category for row in kept if row.category)
     parts = [
         "<h1>Documents to layers</h1>",
@@ -64,10 +64,10 @@ def write_report(rows: Sequence[Row], done: epath.Path, out: epath.Path) -> dict
     ]
     page = f"<!doctype html><meta charset=utf-8><title>Documents to layers</title><style>{STYLE}</style>"
     (out / "report.html").write_text(page + "\n".join(parts))
-    return facts
+    return counted
 
 
-def _cells(row: Row) -> list[Any]:
+def _cells(row: ReportRow) -> list[Any]:
     outcome = "kept" if row.reason is None else f"{row.reason}: {row.detail}"
     layers = f"{row.layers_before} to {row.layers_after}" if row.layers_before else ""
     figures = [f"{x:.1f}" for x in (row.psnr_compositor, row.psnr_stored) if x is not None]
@@ -81,7 +81,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _histogram(title: str, values: Sequence[int]) -> str:
-    """Bars over the values that occur, as SVG."""
+    """A bar chart of how often each value occurs, as SVG."""
     counts = sorted(Counter(values).items())
     most = max((count for _, count in counts), default=1)
     bars = []
@@ -94,13 +94,13 @@ def _histogram(title: str, values: Sequence[int]) -> str:
     return f"<figure>{svg}<figcaption>{html.escape(title)}</figcaption></figure>"
 
 
-def _spread(rows: Sequence[Row]) -> list[Row]:
+def _spread(rows: Sequence[ReportRow]) -> list[ReportRow]:
     places = np.unique(np.linspace(0, len(rows) - 1, PICTURES).astype(int)) if rows else []
     return [rows[i] for i in places]
 
 
-def _sample(row: Row, done: epath.Path) -> str:
-    """The composite of a kept document and its layers, bottom first."""
+def _sample(row: ReportRow, done: epath.Path) -> str:
+    """HTML of the composite of a kept document and its layers, bottom first."""
     record = load_record(done, row.digest)
     pictures = [_png(composite_8bit(record.layers, record.size))]
     pictures += [_png(layer.pixels) for layer in record.layers]
@@ -108,7 +108,7 @@ def _sample(row: Row, done: epath.Path) -> str:
     return "<div>" + "".join(_figure(p, n) for p, n in zip(pictures, names, strict=True)) + "</div>"
 
 
-def _reject(row: Row, done: epath.Path) -> str:
+def _reject(row: ReportRow, done: epath.Path) -> str:
     file = done / f"{row.digest}.png"
     picture = file.read_bytes() if row.digest and file.exists() else b""
     return _figure(picture, f"{row.document}: {row.reason}: {row.detail}")

@@ -1,4 +1,4 @@
-"""Apache Beam: which runner, with which options. Modules of this house take `beam` from here."""
+"""Apache Beam, imported without its warnings, and the checked options of a runner."""
 
 import logging
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 logging.disable(_disabled)
 
 IN_PROCESS = "FnApiRunner"
-"""Beam's own default, DirectRunner, first tries to download a program and to hand it the work."""
+"""The default runner. Beam's own default, DirectRunner, would first try to download another program."""
 
 
 def beam_options(runner: str = IN_PROCESS, flags: Sequence[str] = ()) -> PipelineOptions:
-    """Beam's options for a runner, checked.
+    """Beam's options for a runner.
 
     Raises:
-      QilError: for a runner that Beam does not know or has not installed, and options that do not suit it.
+      QilError: if Beam does not know the runner or lacks what it needs, or the options do not suit it.
     """
     options = PipelineOptions([f"--runner={runner}", *flags])
     try:

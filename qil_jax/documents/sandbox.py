@@ -1,4 +1,4 @@
-"""A process of its own for what may hang, die or eat all memory: one document is lost then, never the run."""
+"""Calls in a separate process with limits of time and memory: one that hangs or crashes costs one document only."""
 
 import dataclasses
 import math
@@ -21,12 +21,12 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessLimits:
-    """What one call may take.
+    """Limits of one call.
 
     Attributes:
-      seconds: of CPU time, rounded up to whole ones (RLIMIT_CPU): on a busy machine a call may take as many.
-      patience: how many times `seconds` it may take on the clock, which ends what sleeps.
-      memory: bytes beyond what the process starts with (RLIMIT_AS).
+      seconds: of CPU time, rounded up to whole seconds (RLIMIT_CPU); a busy machine does not shorten it.
+      patience: wall-clock limit as a multiple of `seconds`, for calls that sleep.
+      memory: bytes of address space beyond those the process starts with (RLIMIT_AS).
     """
 
     seconds: float = 60.0
@@ -37,12 +37,11 @@ class ProcessLimits:
 class Sandbox:
     """Calls functions in one child process that is replaced whenever it breaks. Use as a context manager.
 
-    The standard pools wait for ever when a worker dies, and pebble's stalled when it replaced workers under load: a
-    pipe and a process of one's own are simple enough to trust.
+    The standard pools wait for ever when a worker dies, and pebble's stalled when it replaced workers under load.
     """
 
     CALLS = 200
-    """After so many calls the child is replaced, lest what libraries leak adds up."""
+    """Number of calls after which the child is replaced, so that memory leaks of libraries do not accumulate."""
 
     def __init__(self, limits: ProcessLimits):
         self.limits = limits
@@ -54,7 +53,7 @@ class Sandbox:
         """The function's result.
 
         Raises:
-          Dropped: the function did, or it ran out of time or memory, or its process died.
+          Dropped: if the function raised it, ran out of time or memory, or its process died.
           Exception: any other that the function raised.
         """
         pipe = self._ready()
@@ -71,14 +70,14 @@ class Sandbox:
                 raise Dropped(Reason.TIME_LIMIT, f"more than {self.limits.seconds:g} s of CPU time") from broken
             raise Dropped(Reason.CRASHED, f"its process ended with code {code}") from broken
         if isinstance(error, MemoryError):
-            self.close()  # what is left of its memory may be in pieces
+            self.close()  # the rest of its memory may be fragmented
             raise Dropped(Reason.MEMORY_LIMIT, f"more than {self.limits.memory / 2**30:.2g} GiB") from error
         if error is not None:
             raise error
         return result
 
     def _ready(self) -> Connection:
-        """The pipe to a child that waits for a call. Starting one takes about a second, outside of the time limit."""
+        """The pipe to a child that waits for a call. Starting a child takes about a second, which no limit counts."""
         if self._pipe is None or self._calls >= self.CALLS:
             self.close()
             context = get_context("spawn")  # the parent has threads: it must not be forked
@@ -103,7 +102,7 @@ class Sandbox:
         self.close()
 
     def close(self) -> int | None:
-        """End the child process, if there is one; its exit code."""
+        """End the child process, if there is one, and return its exit code."""
         child, pipe, self._child, self._pipe = self._child, self._pipe, None, None
         if child is None or pipe is None:
             return None
@@ -117,7 +116,7 @@ class Sandbox:
 
 
 def _serve(pipe: Connection, limits: ProcessLimits) -> None:
-    """The child: answer calls until the other end is closed."""
+    """The main loop of the child: answer calls until the pipe is closed."""
     _confine(limits.memory)
     pipe.send("ready")
     while True:
@@ -137,7 +136,7 @@ def _serve(pipe: Connection, limits: ProcessLimits) -> None:
 
 
 def _confine(memory: int) -> None:
-    """Make the process silent and bounded. Documents print through psd-tools, Pillow and their C libraries."""
+    """Silence the process, as psd-tools, Pillow and their C libraries print, and limit its memory."""
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(silence, stream.fileno())
@@ -146,20 +145,20 @@ def _confine(memory: int) -> None:
 
 
 def _allow(seconds: float) -> None:
-    """So much CPU time from now on; the system ends the process that takes more."""
+    """Limit the CPU time from now on; the system ends a process that takes more."""
     _limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds))
 
 
 def _limit(kind: int, value: int) -> None:
-    """Set the soft limit of a resource, below the hard one that the process may have been started with."""
+    """Set the soft limit of a resource, no higher than its hard limit."""
     _, hard = resource.getrlimit(kind)
     resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def _address_space() -> int:
-    """Bytes of address space that this process has now; 1 GiB where the system does not say."""
+    """Bytes of address space in use by this process; 1 GiB where the system does not report it."""
     try:
-        with open("/proc/self/statm") as statm:  # noqa: PTH123 (not a file, a question to the kernel)
+        with open("/proc/self/statm") as statm:  # noqa: PTH123 (not a file, an interface of the kernel)
             return int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 1 << 30

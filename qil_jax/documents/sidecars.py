@@ -1,4 +1,4 @@
-"""Files beside a document that say more of it: `poster.json` and `poster.txt` of `poster.psd`."""
+"""Sidecars, the files beside a document that describe it: `poster.json` and `poster.txt` of `poster.psd`."""
 
 import json
 
@@ -10,8 +10,8 @@ from qil_jax.files import text_beside
 FIELDS = ("source", "licence", "category")
 
 
-def facts_beside(document: str) -> dict[str, str]:
-    """What `poster.json` says: any of FIELDS. Other fields are left alone, and no file says nothing.
+def sidecar_fields(document: str) -> dict[str, str]:
+    """Those of FIELDS that the document's JSON sidecar has; without a sidecar, none.
 
     Raises:
       Dropped: if the file cannot be read, or is no JSON object of texts.
@@ -21,20 +21,20 @@ def facts_beside(document: str) -> dict[str, str]:
         return {}
     name = epath.Path(document).with_suffix(".json").name
     try:
-        told = json.loads(text)
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Dropped(Reason.BAD_SIDECAR, f"{name} is not JSON: {error}: mend it, or take it away") from error
-    if not isinstance(told, dict):
+    if not isinstance(values, dict):
         raise Dropped(Reason.BAD_SIDECAR, f"{name} must be an object with any of {', '.join(FIELDS)}")
-    facts = {field: told[field] for field in FIELDS if told.get(field) is not None}
-    wrong = [f"{field} is {value!r:.40}" for field, value in facts.items() if not _is_text(value)]
+    fields = {field: values[field] for field in FIELDS if values.get(field) is not None}
+    wrong = [f"{field} is {value!r:.40}" for field, value in fields.items() if not _is_text(value)]
     if wrong:
         raise Dropped(Reason.BAD_SIDECAR, f"{name}: {', '.join(wrong)}: must be a text")
-    return facts
+    return fields
 
 
 def document_text(document: str, suffix: str) -> str | None:
-    """The text of the file of the document's name and this suffix; None if there is none.
+    """The text of the file with the document's name but this suffix; None if there is no such file.
 
     Raises:
       Dropped: if the file cannot be read, or is not UTF-8.
@@ -46,5 +46,5 @@ def document_text(document: str, suffix: str) -> str | None:
 
 
 def _is_text(value: object) -> bool:
-    """JSON can also hold half a surrogate pair, which no file can."""
+    """Whether a value is text that UTF-8 can encode: JSON may hold half of a surrogate pair."""
     return isinstance(value, str) and value == value.encode(errors="ignore").decode()

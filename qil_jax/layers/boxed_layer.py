@@ -1,4 +1,4 @@
-"""Layers cut to the box of what they show: how documents with hundreds of layers fit into memory and records."""
+"""Layers cut to the box of their visible pixels, so that documents with hundreds of layers fit into memory."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ Box = tuple[int, int, int, int]
 
 
 def intersection(a: Box, b: Box) -> Box | None:
-    """The common part of two boxes, or None."""
+    """The intersection of two boxes; None if it is empty."""
     box = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
     return box if box[0] < box[2] and box[1] < box[3] else None
 
@@ -22,7 +22,14 @@ def window(of: Box, box: Box) -> tuple[slice, slice]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class BoxedLayer:
-    """Straight RGBA, 8 bit, whose upper left corner lies at (left, top) of a canvas. It lies within the canvas."""
+    """A layer that covers a part of a canvas.
+
+    Attributes:
+      pixels: straight RGBA, 8 bit.
+      left: of its left edge on the canvas, in pixels.
+      top: of its upper edge on the canvas, in pixels.
+      name: of the layer.
+    """
 
     pixels: UInt8[np.ndarray, "y x 4"]
     left: int

@@ -1,4 +1,8 @@
-"""Fewer layers, same picture: layers that do not overlap are grouped, neighbours merged (paper.md 4 and 7.1)."""
+"""Fewer layers with the same composite: layers that do not overlap are grouped, neighbouring layers merged.
+
+ArXiv 2512.15603, section 4.1, merges layers that do not overlap; the grouping rule is that of LayerD's evaluation code
+(arXiv 2509.25134).
+"""
 
 from collections.abc import Sequence
 
@@ -9,16 +13,16 @@ from qil_jax.layers.boxed_layer import BoxedLayer, intersection, window
 from qil_jax.layers.compositing import put_over
 
 Groups = list[list[int]]
-"""Indices of layers, bottom to top, group by group from the bottom."""
+"""Groups of indices of layers, from the bottom group up, each bottom to top."""
 
 
 def front_to_back_groups(layers: Sequence[BoxedLayer]) -> Groups:
-    """Layers by depth: each group's members overlap no layer above them but those in groups in front.
+    """Groups of layers by depth: the members of a group are overlapped by layers of groups in front of it only.
 
-    LayerD's rule (paper.md 7.1): a layer is in front if it shares no pixel of positive alpha with a layer above it;
-    the front group is taken away, and so on. Layers that never overlap have no true order, and this one is canonical.
+    LayerD's rule: the front group holds the layers that share no pixel of positive alpha with a layer above them; it is
+    removed, and the rule applied to the rest. Layers that never overlap have no true order; this one is canonical.
 
-    Time: pairs of layers whose boxes meet are compared pixel by pixel.
+    Time: pairs of layers whose boxes intersect are compared pixel by pixel.
     """
     boxes = np.array([layer.box for layer in layers]).reshape(-1, 4)
     depth = np.zeros(len(layers), int)
@@ -44,11 +48,11 @@ def overlap(a: BoxedLayer, b: BoxedLayer) -> bool:
 
 
 def cheapest_merges(visible: Float[np.ndarray, " l"], count: int) -> Groups:
-    """Contiguous groups, `count` at most: again and again the neighbours are joined of which the smaller shows least.
+    """At most `count` contiguous groups: the neighbours whose smaller visible area is least are joined, repeatedly.
 
     Args:
-      visible: how much of each layer the composite shows, in pixels.
-      count: of groups wanted.
+      visible: visible area of each layer in the composite, in pixels.
+      count: most groups.
     """
     groups = [[i] for i in range(len(visible))]
     shown = visible.tolist()
@@ -63,9 +67,9 @@ def cheapest_merges(visible: Float[np.ndarray, " l"], count: int) -> Groups:
 def merge(layers: Sequence[BoxedLayer], groups: Groups, size: tuple[int, int]) -> list[BoxedLayer]:
     """One layer per group; the composite stays within 1/255 of that of the layers in the groups' order.
 
-    Where one member of a group shows alone its pixel is kept as it is. Where several mix, the new pixel is rounded so
-    that the composite of all that lies below it and itself is as near as 8 bits allow to the exact one: errors of
-    rounding do not add up from layer to layer.
+    Where only one member of a group is visible its pixel is kept unchanged. Where several are, the new pixel is rounded
+    so that its composite with everything below it is as near to the exact one as 8 bits allow: rounding errors do not
+    accumulate from layer to layer.
 
     Args:
       layers: bottom to top.
@@ -110,10 +114,10 @@ def _join(members: Sequence[BoxedLayer], exact: np.ndarray, rounded: np.ndarray)
 def _rounded(
     wanted: Float[np.ndarray, "p 4"], below: Float[np.ndarray, "p 4"], alpha: Float[np.ndarray, " p"]
 ) -> UInt8[np.ndarray, "p 4"]:
-    """8-bit straight pixels of about `alpha` that, over `below`, come nearest to `wanted` (both premultiplied).
+    """8-bit straight pixels of about `alpha` whose blend over `below` is nearest to `wanted` (both premultiplied).
 
-    Over an opaque ground alpha is rounded up, because a pixel that covers more can still reach every colour;
-    elsewhere to whichever of its neighbours brings the total alpha nearest to the wanted one.
+    Over an opaque ground alpha is rounded up, because a higher alpha can still produce every colour; elsewhere to the
+    value that brings the total alpha nearest to the wanted one.
     """
     step, through = 1 / 255, 1 - below[:, 3]
     needed = np.divide(wanted[:, 3] - below[:, 3], through, out=alpha.copy(), where=through > step / 2)

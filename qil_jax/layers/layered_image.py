@@ -1,4 +1,4 @@
-"""LayeredImage: the noun that data, inference, evaluation and export share."""
+"""LayeredImage: layers on one canvas, as data, inference, evaluation and export exchange them."""
 
 import dataclasses
 import json
@@ -13,8 +13,10 @@ from PIL import Image
 from qil_jax.errors import QilError
 from qil_jax.files import whole_folder
 
-FACTS = "layered.json"
+METADATA = "layered.json"
+"""The file of names, source, licence and decisions."""
 CAPTION = "caption.txt"
+"""The file of the caption."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,10 +26,10 @@ class LayeredImage:
     Attributes:
       layers: the pixels; RGB under alpha 0 is kept as given.
       names: one per layer.
-      caption: what the composite shows.
-      source: where it comes from: a path, an address, a seed.
+      caption: description of the composite.
+      source: path, address or seed that it comes from.
       licence: of the source, as an SPDX expression where there is one.
-      decisions: what was done to it on its way here, in order, one sentence each.
+      decisions: changes made to it during preparation, in order, one sentence each.
 
     Raises:
       QilError: listing everything that does not fit.
@@ -44,7 +46,11 @@ class LayeredImage:
         self.validate()
 
     def validate(self) -> None:
-        """Refuse what is no layered image, all problems in one ValueError."""
+        """Check shapes and types.
+
+        Raises:
+          QilError: listing everything that does not fit.
+        """
         problems = []
         if self.layers.dtype != np.uint8:
             problems.append(f"layers have dtype {self.layers.dtype}: convert them to uint8")
@@ -65,7 +71,8 @@ class LayeredImage:
     def composite(self) -> Float[np.ndarray, "y x 4"]:
         """All layers alpha-blended in order: straight RGBA in [0, 1], in double precision.
 
-        C_i = a_i RGB_i + (1 - a_i) C_{i-1} on premultiplied colour (paper.md 2.6). Colour is 0 where alpha is 0.
+        C_i = a_i RGB_i + (1 - a_i) C_{i-1} on premultiplied colour (arXiv 2512.15603, section 3); colour is 0 under
+        alpha 0.
         """
         colour = np.zeros((*self.layers.shape[1:3], 3))
         alpha = np.zeros((*self.layers.shape[1:3], 1))
@@ -78,11 +85,11 @@ class LayeredImage:
         return np.concatenate([straight_colour, alpha], axis=-1)
 
     def composite_8bit(self) -> UInt8[np.ndarray, "y x 4"]:
-        """`composite` rounded once, at the end, to 8 bits."""
+        """`composite`, rounded once to 8 bits."""
         return np.round(self.composite() * 255).astype(np.uint8)
 
     def save(self, folder: Path) -> None:
-        """Write a folder of `000.png` (bottom), `001.png`, ..., `caption.txt` and `layered.json`; nothing is lost.
+        """Write a folder of `000.png` (bottom), `001.png`, ..., `caption.txt` and `layered.json`, without loss.
 
         The folder appears whole or not at all.
 
@@ -93,15 +100,15 @@ class LayeredImage:
             for i, layer in enumerate(self.layers):
                 Image.fromarray(layer, "RGBA").save(draft / f"{i:03d}.png")
             (draft / CAPTION).write_text(self.caption, encoding="utf-8", newline="")
-            facts = {"names": self.names, "source": self.source, "licence": self.licence, "decisions": self.decisions}
-            (draft / FACTS).write_text(json.dumps(facts, ensure_ascii=True, indent=2) + "\n", encoding="utf-8")
+            fields = {"names": self.names, "source": self.source, "licence": self.licence, "decisions": self.decisions}
+            (draft / METADATA).write_text(json.dumps(fields, ensure_ascii=True, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, *, order: Callable[[Path], tuple[int, str]] | None = None) -> "LayeredImage":
         """Read what `save` wrote, or any folder of equally large PNGs numbered bottom to top.
 
         `caption.txt` and `layered.json` may be absent: then the caption is empty and the files' stems are the names.
-        `order` gives a file's number; without it that is what its name starts with.
+        `order` gives the sort key of a file, by default the number that its name starts with.
 
         Raises:
           QilError: naming the folder and what in it does not fit.
@@ -113,13 +120,14 @@ class LayeredImage:
         sizes = {layer.shape[1::-1] for layer in layers}
         if len(sizes) > 1:
             raise QilError(f"{folder}: layers of different sizes {sorted(sizes)}: put them on one canvas")
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8")) if (folder / FACTS).exists() else {}
+        file = folder / METADATA
+        fields = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         caption = (folder / CAPTION).read_bytes().decode() if (folder / CAPTION).exists() else ""
-        names = tuple(facts.get("names", [file.stem for file in files]))
+        names = tuple(fields.get("names", [file.stem for file in files]))
         if len(names) != len(layers):
-            raise QilError(f"{folder}: {len(names)} names in {FACTS} for {len(layers)} PNGs: one of them is missing")
-        texts = {key: facts.get(key, "") for key in ("source", "licence")}
-        decisions = tuple(facts.get("decisions", ()))
+            raise QilError(f"{folder}: {len(names)} names in {METADATA} for {len(layers)} PNGs: one of them is missing")
+        texts = {key: fields.get(key, "") for key in ("source", "licence")}
+        decisions = tuple(fields.get("decisions", ()))
         return cls(layers=np.stack(layers), names=names, caption=caption, decisions=decisions, **texts)
 
 

@@ -1,8 +1,8 @@
-"""All layers of a record cropped and resized together, each in its box.
+"""Cropping and resizing of all layers of a record together, each in its box.
 
-Colour is filtered premultiplied, so that what lies under alpha 0 never bleeds into an edge. The filter has no negative
-lobes: others leave a haze of alpha 1 to 5 around every shape, and layers that never touched would overlap. A record of
-the wanted size passes unchanged.
+Colour is filtered premultiplied, so that colours under alpha 0 never bleed into an edge. The filter has no negative
+lobes: others leave a haze of alpha 1 to 5 around every shape, so that layers that never touched would overlap. A record
+of the target size stays unchanged.
 """
 
 import dataclasses
@@ -16,12 +16,19 @@ from qil_jax.layers.boxed_layer import Box, BoxedLayer, intersection, window
 from qil_jax.layers.visibility import trimmed
 
 FILTER, SUPPORT = Image.Resampling.HAMMING, 1
-"""The filter, and its reach in pixels of whichever of the two pictures is coarser."""
+"""The filter, and its support in pixels of the coarser of the two images."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Crop:
-    """The part of a canvas that is kept, in its pixels: where it begins, and its (fractional) width and height."""
+    """The part of a canvas that is kept.
+
+    Attributes:
+      left: of its left edge, in pixels of the canvas.
+      top: of its upper edge, in pixels of the canvas.
+      width: in pixels of the canvas, possibly fractional.
+      height: in pixels of the canvas, possibly fractional.
+    """
 
     left: int
     top: int
@@ -30,13 +37,13 @@ class Crop:
 
 
 def sides(ratio: float, resolution: int, multiple: int) -> tuple[int, int]:
-    """Width and height: about resolution^2 pixels at an aspect ratio, rounded to `multiple`: 0 if too narrow."""
+    """Width and height of about resolution^2 pixels at an aspect ratio, rounded to `multiple`; 0 if too narrow."""
     wide = math.sqrt(resolution * resolution * ratio)
     return round(wide / multiple) * multiple, round(wide / ratio / multiple) * multiple
 
 
 def choose_crop(source: tuple[int, int], target: tuple[int, int], rng: np.random.Generator | None) -> Crop:
-    """The largest part of a canvas with the target's aspect ratio: at random, or in the middle without `rng`."""
+    """The largest part of a canvas with the target's aspect ratio, at a random place or, without `rng`, the centre."""
     shrink = min(source[0] / target[0], source[1] / target[1])
     width, height = target[0] * shrink, target[1] * shrink
     spare = [math.floor(round(total - part, 6)) for total, part in zip(source, (width, height), strict=True)]
@@ -47,7 +54,7 @@ def choose_crop(source: tuple[int, int], target: tuple[int, int], rng: np.random
 def resized(
     layers: Sequence[BoxedLayer], size: tuple[int, int], *, crop: Crop, target: tuple[int, int]
 ) -> list[BoxedLayer]:
-    """The layers as the crop shows them at the target's size, each cut to what it shows.
+    """The layers, cropped and resized to the target, each cut to the box of its visible pixels.
 
     Args:
       layers: on a canvas of `size` (width, height).
@@ -55,7 +62,7 @@ def resized(
       target: width and height of the result.
 
     Returns:
-      The layers that still show something, in their order; at least one, which may be clear. Colour under alpha 0 is 0.
+      The layers that are still visible, in their order; at least one, which may be clear. Colour under alpha 0 is 0.
     """
     scale = target[0] / crop.width
     moved = [_moved(layer, size, crop, target, scale) for layer in layers]
@@ -66,7 +73,7 @@ def resized(
 def _moved(
     layer: BoxedLayer, size: tuple[int, int], crop: Crop, target: tuple[int, int], scale: float
 ) -> BoxedLayer | None:
-    """One layer on the new canvas; None if nothing of it is left."""
+    """One layer on the new canvas; None if none of it is visible there."""
     left, top, right, bottom = layer.box
     if scale == 1:
         here = left - crop.left, top - crop.top, right - crop.left, bottom - crop.top
@@ -114,7 +121,7 @@ def _cut(layer: BoxedLayer, patch: Box) -> np.ndarray:
 
 
 def _image(pixels: np.ndarray) -> Image.Image:
-    """For Pillow. Opaque pixels are called RGBX: then it need not premultiply and divide again, a third of the time."""
+    """Pixels as a Pillow image; opaque ones as RGBX, for which it need not premultiply, in a third of the time."""
     mode = "RGBX" if pixels[..., 3].min() == 255 else "RGBA"
     return Image.frombuffer(mode, pixels.shape[1::-1], pixels.tobytes(), "raw", mode, 0, 1)
 

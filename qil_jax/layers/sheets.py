@@ -1,4 +1,4 @@
-"""Small pictures: as bytes, and many as one."""
+"""Contact sheets and thumbnails."""
 
 import io
 from collections.abc import Sequence
@@ -10,11 +10,13 @@ from PIL import Image
 from qil_jax.layers.compositing import over_colour
 
 GROUND = (0.77, 0.77, 0.77)
+"""Colour that shows through transparent images, in [0, 1]."""
 GAP = 4
+"""Pixels between images."""
 
 
 def grid(rows: Sequence[Sequence[UInt8[np.ndarray, "y x 4"]]]) -> Image.Image:
-    """Rows of RGBA pictures of one size, over grey."""
+    """A contact sheet: rows of straight RGBA images of one size, over grey."""
     return arranged([[Image.fromarray(over_colour(cell, GROUND)).convert("RGB") for cell in row] for row in rows])
 
 
@@ -35,7 +37,7 @@ def arranged(
 
 
 def png_bytes(image: Image.Image, side: int, resampling: Image.Resampling = Image.Resampling.BICUBIC) -> bytes:
-    """A picture, made no larger than `side`, as PNG without its profile and other facts."""
+    """An image as PNG without its metadata, reduced in place until its longer side is at most `side` pixels."""
     image.thumbnail((side, side), resampling)
     image.info.clear()
     stream = io.BytesIO()

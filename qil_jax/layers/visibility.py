@@ -1,4 +1,4 @@
-"""How much of each layer the composite shows, and which layers it needs."""
+"""Visibility of layers in the composite, and the layers that contribute to it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from qil_jax.layers.compositing import put_over
 Size = tuple[int, int]
 """Width and height in pixels."""
 CONTRIBUTION = 1e-4
-"""Of 1: a layer that changes no value of the composite by more than this does not contribute to it."""
+"""A layer that changes no value of the composite, in [0, 1], by more than this does not contribute to it."""
 
 
 def visible_box(shows: Bool[np.ndarray, "y x"]) -> tuple[int, int, int, int] | None:
@@ -27,10 +27,10 @@ def visible_box(shows: Bool[np.ndarray, "y x"]) -> tuple[int, int, int, int] | N
 def contributing(
     layers: Sequence[BoxedLayer], size: Size, contribution: float = CONTRIBUTION
 ) -> tuple[list[BoxedLayer], list[tuple[BoxedLayer, str]]]:
-    """The layers that matter to the composite, cut to what they show, and those that do not, with why.
+    """The layers that contribute to the composite, cut to their visible box, and the others, each with the reason.
 
-    Going up, a layer matters if the composite with it differs from that without it, given the layers that are left
-    below it and all that is above it: so the composite stays the same, whatever combination is taken away.
+    From the bottom up, a layer contributes if the composite with it differs from that without it, given the layers kept
+    below it and all layers above it. So the composite is unchanged when all others are removed together.
     """
     through = _through(layers, size)
     below = np.zeros((size[1], size[0], 4), np.float32)
@@ -53,7 +53,11 @@ def contributing(
 
 
 def trimmed(layer: BoxedLayer) -> BoxedLayer:
-    """A layer cut to the box of its positive alpha; it must have some."""
+    """A layer cut to the box of its positive alpha.
+
+    Raises:
+      QilError: if alpha is 0 everywhere.
+    """
     box = visible_box(layer.pixels[..., 3] > 0)
     if box is None:
         raise QilError(f"layer '{layer.name}' shows nothing: it has no box")
@@ -63,14 +67,14 @@ def trimmed(layer: BoxedLayer) -> BoxedLayer:
 
 
 def visible_pixels(layers: Sequence[BoxedLayer], size: Size) -> Float[np.ndarray, " l"]:
-    """How many pixels' worth of each layer the composite shows: its alpha times what the layers above let through."""
+    """Visible area of each layer in pixels: the sum of its alpha times the transmittance of the layers above."""
     through = _through(layers, size)
     shown = [(x.pixels[..., 3] / 255 * (t / 65535)).sum() for x, t in zip(layers, through, strict=True)]
     return np.array(shown, np.float64)
 
 
 def _through(layers: Sequence[BoxedLayer], size: Size) -> list[np.ndarray]:
-    """What the layers above let through, per layer in its box: uint16, rounded up so that 0 is truly nothing."""
+    """Transmittance of the layers above each layer, in its box: uint16, rounded up so that 0 is exactly 0."""
     left = np.ones((size[1], size[0]), np.float32)
     through = []
     for layer in reversed(layers):

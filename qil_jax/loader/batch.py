@@ -2,20 +2,19 @@
 
 import dataclasses
 from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from qil_jax.loader.latents import LatentSource
-from qil_jax.loader.plan import Shape
-from qil_jax.loader.samples import Sample
+from qil_jax.loader.config import LoaderConfig, Processes
+from qil_jax.loader.plan import NO_RECORD, GlobalBatch, Plan, Shape
+from qil_jax.loader.samples import Sample, SampleSource
 from qil_jax.loader.tasks import Task
-from qil_jax.records.sources import RecordSource
-
-NO_RECORD = -1
-
 
 TASKS = tuple(Task)
+"""The tasks in the order in which a batch numbers them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,15 +25,18 @@ class Batch:
     samples of a row have one task, because the transformer has one noise level and target kind per row.
 
     Attributes:
-      pictures: straight RGBA, or latents of a source of latents; padding is 0.
-      layer_indices: of each picture, for Layer3D RoPE; 0 for padding.
-      segments: which sample of the row a picture belongs to, counted from 1; 0 is padding, which nothing may see.
-      targets: whether a picture counts in the loss. Conditions and padding do not.
-      tasks: index in TASKS; target_kinds: the row of the transformer's addition embedding.
+      pictures: straight RGBA images, or latents from a source of cached latents; padding is 0.
+      layer_indices: index of each image on the layer axis of Layer3D RoPE; 0 for padding.
+      segments: number, from 1, of the sample of the row that an image belongs to; 0 is padding, which is never
+        attended to.
+      targets: whether an image counts in the loss. Conditions and padding do not.
+      tasks: task of each row, as index in TASKS.
+      target_kinds: entry of the transformer's addition embedding for each row.
       records: number of each sample's record, or NO_RECORD.
       captions: the prompt of each sample, empty where there is none.
       step: counted from 0 over all epochs.
-      states, lengths: of a source of latents, for each sample: states of its prompt and of no prompt, and how many.
+      states: hidden states of each sample's prompt and of the empty prompt, from a source of cached latents only.
+      lengths: number of valid states of each of the two.
     """
 
     pictures: UInt8[np.ndarray, "b p y x 4"] | Float[np.ndarray, "b p h w z"]
@@ -50,10 +52,60 @@ class Batch:
     lengths: Int[np.ndarray, "b s 2"] | None = None
 
 
-def _empty(shape: Shape, rows: int, source: RecordSource | LatentSource) -> dict[str, np.ndarray]:
+class BatchMaker:
+    """Makes the arrays of one process's rows of a step: the function that threads and worker processes run."""
+
+    def __init__(
+        self,
+        source: SampleSource,
+        config: LoaderConfig,
+        plan: Plan,
+        limits: Int[np.ndarray, " n"],
+        processes: Processes,
+    ):
+        """`limits`: most layers that each record may have."""
+        self.source, self.config, self.plan, self.limits, self.processes = source, config, plan, limits, processes
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        """The fields of a Batch."""
+        whole = self.plan.batch(step)
+        mine = len(whole.records) // self.processes.count
+        first = self.processes.index * mine
+        batch = {**_empty(whole.shape, mine), **self.source.empty(whole.shape, mine)}
+        captions = []
+        for row in range(mine):
+            task = self.config.tasks.choose(self._rng(_Draw.TASK, step, first + row))
+            batch["tasks"][row] = TASKS.index(task)
+            batch["target_kinds"][row] = task.target_kind
+            samples = [self._sample(index, whole, task) for index in whole.records[first + row].tolist()]
+            batch["records"][row] = whole.records[first + row]
+            _fill_row(samples, {name: array[row] for name, array in batch.items()})
+            captions.append(tuple("" if sample is None else sample.caption for sample in samples))
+        return {**batch, "captions": tuple(captions), "step": step}
+
+    def _sample(self, index: int, whole: GlobalBatch, task: Task) -> Sample | None:
+        """A record's sample at the batch's size; None for no record."""
+        if index == NO_RECORD:
+            return None
+        rng = self._rng(_Draw.SAMPLE, whole.epoch, index)
+        size = whole.shape.width, whole.shape.height
+        return self.source.sample(index, task, size=size, limit=int(self.limits[index]), rng=rng)
+
+    def _rng(self, draw: "_Draw", *position: int) -> np.random.Generator:
+        return np.random.default_rng([self.config.seed, draw, *position])
+
+
+class _Draw(IntEnum):
+    """What is drawn: each has its own stream of random numbers."""
+
+    TASK = 1
+    SAMPLE = 2
+
+
+def _empty(shape: Shape, rows: int) -> dict[str, np.ndarray]:
+    """Rows of padding, without the images."""
     places = rows, shape.pictures
-    arrays = {
-        "pictures": np.zeros((*places, shape.height, shape.width, 4), np.uint8),
+    return {
         "layer_indices": np.zeros(places, np.int32),
         "segments": np.zeros(places, np.int32),
         "targets": np.zeros(places, bool),
@@ -61,16 +113,10 @@ def _empty(shape: Shape, rows: int, source: RecordSource | LatentSource) -> dict
         "target_kinds": np.zeros(rows, np.int32),
         "records": np.full((rows, shape.samples), NO_RECORD, np.int64),
     }
-    if isinstance(source, LatentSource):
-        scale, channels = source.empty["scale"][0], source.empty["latents"]
-        arrays["pictures"] = np.zeros((*places, shape.height // scale, shape.width // scale, *channels), np.float32)
-        arrays["states"] = np.zeros((rows, shape.samples, 2, *source.empty["states"]), np.float32)
-        arrays["lengths"] = np.zeros((rows, shape.samples, 2), np.int32)
-    return arrays
 
 
-def _put(samples: Sequence[Sample | None], row: dict[str, np.ndarray]) -> None:
-    """Lay the samples of a row out one after the other, in place."""
+def _fill_row(samples: Sequence[Sample | None], row: dict[str, np.ndarray]) -> None:
+    """Write the samples of a row one after the other, in place."""
     at = 0
     for place, sample in enumerate(samples):
         if sample is None:

@@ -1,7 +1,7 @@
-"""At which size a record is seen, and how many pictures of that size one row of a batch holds.
+"""Buckets: the size at which a record is trained on, and the number of images of that size in one row of a batch.
 
 Programs are compiled for fixed shapes, so every record goes to one of few buckets: a resolution times an aspect ratio.
-All pictures of a sample share the bucket's size. A row holds as many of them as the token budget allows.
+All images of a sample have the bucket's size. A row holds as many of them as its token budget allows.
 """
 
 import dataclasses
@@ -13,22 +13,22 @@ from qil_jax.errors import QilError
 from qil_jax.layers.resize import sides
 
 ASPECT_RATIOS = ((1, 1), (2, 3), (3, 2), (3, 4), (4, 3), (9, 16), (16, 9), (1, 3), (3, 1))
-"""Width to height: those that Qwen-Image was pre-trained at (paper.md 3.2)."""
+"""Width to height: the ratios of Qwen-Image's pre-training (arXiv 2508.02324, section 4.1.3)."""
 ENLARGED = 1.1
-"""By how much a record's area may grow for the next resolution: rounding to `multiple` alone may take it there."""
+"""Factor by which a record's area may grow at a larger resolution: rounding to `multiple` alone may enlarge it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BucketConfig:
-    """Which sizes there are.
+    """The sizes of images, and the capacity of rows.
 
     Attributes:
-      resolutions: square roots of pixels. A record takes the largest that does not enlarge it and at which its pictures
-        fit into a row, or else the smallest.
+      resolutions: square roots of the number of pixels. A record takes the largest that does not enlarge it and at
+        which its images fit into a row, or else the smallest.
       aspect_ratios: (width, height). A record takes the nearest and is cropped to it.
-      multiple: of both sides in pixels; the release uses 32, and 16 is the least that the model can do.
-      token_pixels: side of the square that one token covers (VAE 8 times patch 2).
-      row_tokens: image tokens that a row may hold: the budget of memory and compute.
+      multiple: of both sides in pixels, itself a multiple of `token_pixels`; the released model uses 32.
+      token_pixels: side in pixels of the square that one token covers (VAE 8 times patch 2).
+      row_tokens: most image tokens of a row: the budget of memory and compute.
 
     Raises:
       QilError: naming the field that does not fit.
@@ -58,7 +58,13 @@ class BucketConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """A size in pixels, and how many pictures of it the budget of a row allows."""
+    """A size of images.
+
+    Attributes:
+      width: in pixels.
+      height: in pixels.
+      room: number of images of this size that the budget of a row allows.
+    """
 
     width: int
     height: int
@@ -79,8 +85,8 @@ def assign(
 
     Args:
       sizes: width and height of each record in pixels.
-      pictures: how many each needs in a row.
-      least: how many a sample of one layer needs: records of more layers can be merged down to it.
+      pictures: number of images that each needs in a row.
+      least: number of images of a sample of one layer: records of more layers can be merged down to it.
 
     Raises:
       QilError: if a bucket that is needed has no room for `least` pictures.

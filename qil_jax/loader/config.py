@@ -1,4 +1,4 @@
-"""What batches are made of, and how the work on them is shared out."""
+"""Settings of the loader: what batches consist of, and how the work is distributed."""
 
 import dataclasses
 
@@ -10,7 +10,12 @@ from qil_jax.loader.tasks import TaskConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Which of how many processes this is: `jax.process_index()` of `jax.process_count()`."""
+    """The processes that share each batch.
+
+    Attributes:
+      index: of this process, `jax.process_index()`.
+      count: of processes, `jax.process_count()`.
+    """
 
     index: int = 0
     count: int = 1
@@ -18,12 +23,16 @@ class Processes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """What batches are made of.
+    """What batches consist of.
 
     Attributes:
-      rows: of a batch, all processes together. A row is one sequence of the transformer.
-      max_layers: of a sample; records of more are merged down to it.
-      epochs: after which the loader ends; None: never.
+      rows: of a batch, all processes together, at least 1. A row is one sequence of the transformer.
+      seed: of the order of records, the tasks, the crops and whatever else is random.
+      order: of the records in an epoch; crops are random if it is shuffled, else central.
+      epochs: number after which the loader ends, at least 1; None: endless.
+      max_layers: of a sample, at least 1; records with more are merged down to it.
+      tasks: mix of tasks.
+      buckets: sizes of images and capacity of rows.
 
     Raises:
       QilError: if a number is below 1.
@@ -49,12 +58,12 @@ class LoaderConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workers:
-    """How a process shares out the work. It has no influence on the batches.
+    """How a process distributes the work. It has no influence on the batches.
 
     Attributes:
-      processes: that decode; 0: none but this one.
-      threads: of each process, each at a batch of its own.
-      ahead: batches that each process keeps ready: memory is this many batches more.
+      processes: number of worker processes; 0: the loader's own process does the work.
+      threads: of each process, at least 1; each makes a batch of its own.
+      ahead: number of batches that each process prepares in advance and holds in memory.
     """
 
     processes: int = 0

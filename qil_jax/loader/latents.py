@@ -1,10 +1,10 @@
-"""Records whose pictures and captions have been encoded: what `tools/cache_latents.py` writes and the loader reads.
+"""Records whose images and captions have been encoded: what `tools/cache_latents.py` writes and the loader reads.
 
-    FOLDER/SPLIT-00000.safetensors ...   latents of the pictures and states of the captions of some hundred records each
-    FOLDER/SPLIT.json                    written last: how many there are, of which shape, and what made them
+    FOLDER/SPLIT-00000.safetensors ...   latents of the images and states of the captions of some hundred records each
+    FOLDER/SPLIT.json                    written last: number and sizes of the records, fingerprints of the encoders
 
 A shard holds for each of its records, one after the other: the latents [composite, layer 1, ..., layer L, foreground,
-composite over white], and the states of its caption. All is float16.
+composite over white], and the hidden states of its caption. Both are float16.
 """
 
 import dataclasses
@@ -22,17 +22,28 @@ from safetensors.numpy import save
 
 from qil_jax.errors import QilError
 from qil_jax.files import write_whole
+from qil_jax.identity import to_json
+from qil_jax.loader.buckets import Bucket
+from qil_jax.loader.config import LoaderConfig
+from qil_jax.loader.plan import Shape
 from qil_jax.loader.samples import Sample
-from qil_jax.loader.tasks import Task
-from qil_jax.records.sources import Facts
+from qil_jax.loader.tasks import Subject, Task
+from qil_jax.records.sources import RecordMetadata
 
 EXTRA = 3
-"""Pictures of a record beside its layers."""
+"""Images that are encoded of a record beside its layers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class LatentRecord:
-    """A record, encoded. `size` is that of its pictures in pixels, `caption` the characters of its caption."""
+    """An encoded record.
+
+    Attributes:
+      latents: of [composite, layer 1, ..., layer L, foreground, composite over white].
+      states: hidden states of the caption.
+      size: width and height of the images in pixels.
+      caption: length of the caption in characters.
+    """
 
     latents: Float[np.ndarray, "p h w z"]
     states: Float[np.ndarray, "n e"]
@@ -41,20 +52,21 @@ class LatentRecord:
 
     @property
     def layers(self) -> int:
-        """How many layers it has."""
+        """Number of layers."""
         return len(self.latents) - EXTRA
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentIndex:
-    """What is known of a folder of latents.
+    """What a folder of latents holds and how it was made.
 
     Attributes:
-      shards: number of records in each.
-      vae, text_encoder: fingerprints of what encoded, as `fingerprint_of` gives them.
+      shards: number of records in each shard.
+      vae: fingerprint of the VAE, as `weights.load.fingerprint_of` gives it.
+      text_encoder: fingerprint of the text encoder.
       no_prompt: the prompt whose states stand for none.
-      rows: width, height, layers and length of caption of each record.
-      text: most states that a caption or `no_prompt` has.
+      rows: width and height in pixels, number of layers and length of the caption in characters, of each record.
+      text: most states of a caption or of `no_prompt`.
     """
 
     shards: tuple[int, ...]
@@ -93,27 +105,42 @@ class LatentSource:
         """Split and number in the folder."""
         return f"{self.folder}: {self.split}[{index}]"
 
-    def facts(self) -> Facts:
-        """Of all records."""
-        return Facts.from_rows(np.array(self.index.rows, np.int64).reshape(-1, 4))
+    def metadata(self) -> RecordMetadata:
+        """Sizes, layer counts and caption lengths of all records, from the index."""
+        return RecordMetadata.from_rows(np.array(self.index.rows, np.int64).reshape(-1, 4))
 
-    @functools.cached_property
-    def empty(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of a picture's latents and of a prompt's states."""
-        with safe_open(str(_shard(self.folder, self.split, 0)), "np") as shard:
-            z = shard.get_slice("latents").get_shape()[-1]
-            e = shard.get_slice("states").get_shape()[-1]
-            high = shard.get_slice("latents").get_shape()[1]
-        scale = self.index.rows[0][1] // high
-        return {"scale": (scale,), "latents": (z,), "states": (self.index.text, e)}
+    def require(self, config: LoaderConfig, buckets: Sequence[Bucket], limits: Int[np.ndarray, " n"]) -> None:
+        """Refuse tasks for which no latents are kept, and other sizes or fewer layers than were encoded.
 
-    def require(self, *, vae: str, text_encoder: str, no_prompt: str, text: int) -> None:
-        """Refuse latents and states that are not what encoding now would give.
+        Raises:
+          QilError: naming what is asked for and cannot be provided.
+        """
+        mix = [task for task, _ in config.tasks.mix]
+        if Task.RECONSTRUCTION in mix or (Task.TEXT_TO_RGBA in mix and config.tasks.subject is Subject.LAYER):
+            raise QilError(
+                f"{self.folder}: cached latents serve neither the task {Task.RECONSTRUCTION} nor the subject "
+                f"{Subject.LAYER}: train from pictures, data.inputs=pictures"
+            )
+        metadata = self.metadata()
+        sizes = np.array([(bucket.width, bucket.height) for bucket in buckets])
+        wrong = (sizes != metadata.sizes).any(axis=1) | (limits < metadata.layers)
+        if wrong.any():
+            index = int(np.argmax(wrong))
+            width, height = metadata.sizes[index]
+            raise QilError(
+                f"{self.name(index)} holds {metadata.layers[index]} layers of {width} x {height} pixels, but the "
+                f"loader wants at most {limits[index]} of {sizes[index][0]} x {sizes[index][1]}: give the loader the "
+                f"buckets, max_layers and row_tokens that the latents were cached with"
+            )
+
+    def require_encoders(self, *, vae: str, text_encoder: str, no_prompt: str, text: int) -> None:
+        """Refuse latents and states that differ from what encoding now would give.
 
         Args:
-          vae, text_encoder: fingerprints of those at hand.
+          vae: fingerprint of the VAE at hand.
+          text_encoder: fingerprint of the text encoder at hand.
           no_prompt: the prompt that stands for none.
-          text: states that a prompt may have; fewer than were kept are cut from them.
+          text: most states of a prompt; fewer than were kept are cut from them.
 
         Raises:
           QilError: naming what differs.
@@ -138,38 +165,59 @@ class LatentSource:
                 f"or run tools/cache_latents.py again"
             )
 
-    def sample(self, index: int, task: Task) -> Sample:
-        """The latents of a task's pictures, with the states of the caption."""
+    def sample(self, index: int, task: Task, *, size: tuple[int, int], limit: int, rng: np.random.Generator) -> Sample:
+        """The latents of a task's images, with the states of the caption; nothing is random, `require` saw the rest."""
+        del size, limit, rng
         which = int(np.searchsorted(self._ends, index, side="right"))
         at = index - int(self._ends[which - 1] if which else 0)
         shard = _open(self.folder, self.split, which)
         first, end = shard.starts[at : at + 2].tolist()
-        latents = shard.latents[first:end]
-        text = shard.states[slice(*shard.state_starts[at : at + 2].tolist())]
+        text_first, text_end = shard.state_starts[at : at + 2].tolist()
         layers = end - first - EXTRA
-        chosen, indices = {
-            Task.IMAGE_TO_LAYERS: ([*range(layers + 1), 0], (*range(layers + 1), -1)),
-            Task.TEXT_TO_LAYERS: ([*range(layers + 1)], tuple(range(layers + 1))),
-            Task.TEXT_TO_RGBA: ([layers + 1], (0,)),
-            Task.TEXT_TO_RGB: ([layers + 2], (0,)),
+        start, count = {
+            Task.IMAGE_TO_LAYERS: (0, layers + 1),
+            Task.TEXT_TO_LAYERS: (0, layers + 1),
+            Task.TEXT_TO_RGBA: (layers + 1, 1),
+            Task.TEXT_TO_RGB: (layers + 2, 1),
         }[task]
-        targets = len(indices) - (task is Task.IMAGE_TO_LAYERS)
-        states = np.zeros((2, *self.empty["states"]), np.float32)
+        latents = shard.latents[first + start : first + start + count].astype(np.float32)
+        indices = tuple(range(count))
+        if task is Task.IMAGE_TO_LAYERS:
+            latents, indices = np.concatenate([latents, latents[:1]]), (*indices, -1)
+        text = shard.states[text_first:text_end]
+        states = np.zeros((2, self.index.text, text.shape[-1]), np.float32)
         states[0, : len(text)], states[1, : len(shard.no_prompt)] = text, shard.no_prompt
         return Sample(
-            pictures=latents[chosen].astype(np.float32),
+            pictures=latents,
             layer_indices=indices,
-            targets=targets,
+            targets=count,
             caption="",
             states=states,
             lengths=np.array([len(text), len(shard.no_prompt)]),
         )
 
+    def empty(self, shape: Shape, rows: int) -> dict[str, np.ndarray]:
+        """Zeros for latents [rows, pictures, h, w, z], states [rows, samples, 2, n, e] and their lengths."""
+        shard = _open(self.folder, self.split, 0)
+        _, high, _, channels = shard.latents.get_shape()
+        scale, width = self.index.rows[0][1] // high, shard.states.get_shape()[-1]
+        size = shape.height // scale, shape.width // scale
+        return {
+            "pictures": np.zeros((rows, shape.pictures, *size, channels), np.float32),
+            "states": np.zeros((rows, shape.samples, 2, self.index.text, width), np.float32),
+            "lengths": np.zeros((rows, shape.samples, 2), np.int32),
+        }
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Shard:
-    latents: Float16[np.ndarray, "p h w z"]
-    states: Float16[np.ndarray, "n e"]
+    """An open shard: latents [p, h, w, z] and states [n, e] to be sliced, and small arrays that are read.
+
+    Record i has the latents starts[i] to starts[i + 1], and likewise the states.
+    """
+
+    latents: Any
+    states: Any
     starts: Int[np.ndarray, " r"]
     state_starts: Int[np.ndarray, " r"]
     no_prompt: Float16[np.ndarray, "m e"]
@@ -177,28 +225,20 @@ class _Shard:
 
 @functools.lru_cache(maxsize=4096)
 def _open(folder: Path, split: str, number: int) -> _Shard:
-    """A shard, its large arrays mapped and not read."""
-    file = _shard(folder, split, number)
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
-    header.pop("__metadata__", None)
-    types = {"F16": np.float16, "I64": np.int64}
-    arrays = {
-        name: np.memmap(file, types[entry["dtype"]], "r", 8 + size + entry["data_offsets"][0], tuple(entry["shape"]))
-        for name, entry in header.items()
-    }
-    return _Shard(**arrays)
+    """A shard, whose large arrays are read slice by slice; it stays open as long as the process lives."""
+    shard = safe_open(str(_shard_file(folder, split, number)), "np").__enter__()
+    small = {name: shard.get_tensor(name) for name in ("starts", "state_starts", "no_prompt")}
+    return _Shard(latents=shard.get_slice("latents"), states=shard.get_slice("states"), **small)
 
 
-def _shard(folder: Path, split: str, number: int) -> Path:
+def _shard_file(folder: Path, split: str, number: int) -> Path:
     return folder / f"{split}-{number:05d}.safetensors"
 
 
 def write_shard(
     folder: Path, split: str, number: int, records: Sequence[LatentRecord], no_prompt: Float[np.ndarray, "n e"]
 ) -> None:
-    """Write a shard whole; all its records have one size."""
+    """Write a shard whole; all its records have one size. States [n, e] of `no_prompt` are kept with it."""
     ends = lambda counts: np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # noqa: E731
     tensors = {
         "latents": np.concatenate([r.latents for r in records]).astype(np.float16),
@@ -207,23 +247,19 @@ def write_shard(
         "state_starts": ends([len(r.states) for r in records]),
         "no_prompt": no_prompt.astype(np.float16),
     }
-    facts = [(*r.size, r.layers, r.caption) for r in records]
-    write_whole(epath.Path(_shard(folder, split, number)), save(tensors, {"facts": json.dumps(facts)}))
+    rows = [(*r.size, r.layers, r.caption) for r in records]
+    write_whole(epath.Path(_shard_file(folder, split, number)), save(tensors, {"records": json.dumps(rows)}))
 
 
-def shard_facts(folder: Path, split: str, number: int) -> list[tuple[int, int, int, int]] | None:
-    """Width, height, layers and length of caption of a shard's records; None if it is not there."""
-    file = _shard(folder, split, number)
+def shard_records(folder: Path, split: str, number: int) -> list[tuple[int, int, int, int]] | None:
+    """Width, height, layers and length of the caption of a shard's records; None if there is no such shard."""
+    file = _shard_file(folder, split, number)
     if not file.is_file():
         return None
     with safe_open(str(file), "np") as shard:
-        return [tuple(row) for row in json.loads(shard.metadata()["facts"])]
+        return [tuple(row) for row in json.loads(shard.metadata()["records"])]
 
 
 def write_index(folder: Path, split: str, index: LatentIndex) -> None:
-    """Say that all shards are there."""
-    write_whole(epath.Path(folder) / f"{split}.json", (json.dumps(_plain(index)) + "\n").encode())
-
-
-def _plain(index: LatentIndex) -> dict[str, Any]:
-    return {field.name: getattr(index, field.name) for field in dataclasses.fields(index)}
+    """Write the index, after all shards: a folder without one is not finished."""
+    write_whole(epath.Path(folder) / f"{split}.json", (json.dumps(to_json(index)) + "\n").encode())

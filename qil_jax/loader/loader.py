@@ -1,15 +1,12 @@
 """The loader: records to batches of fixed shapes, by grain.
 
-    plan: which records -> read, decode -> crop, resize -> fewer layers, if a row has no room -> task -> rows of a batch
+    plan: which records -> read, decode -> crop, resize -> merge layers, if a row has no room -> task -> rows of a batch
 
-A batch is a function of (records, config, seed, step) alone: not of the number of processes, workers or threads, nor of
-when the loader was started. Colour under alpha 0 is 0 in every picture.
+A batch is a function of (records, config, seed, step) alone: it does not depend on the number of processes, workers or
+threads, nor on when the loader was started. Colour under alpha 0 is 0 in every image.
 """
 
-import dataclasses
-import hashlib
 import signal
-from enum import IntEnum
 from typing import Any
 
 import grain
@@ -18,26 +15,17 @@ from absl import flags
 from jaxtyping import Int
 
 from qil_jax.errors import QilError
-from qil_jax.layers.grouping import cheapest_merges, merge
-from qil_jax.layers.resize import choose_crop, resized
-from qil_jax.layers.visibility import visible_pixels
-from qil_jax.loader.batch import NO_RECORD, TASKS, Batch, _empty, _put
+from qil_jax.identity import fingerprint
+from qil_jax.loader.batch import Batch, BatchMaker
 from qil_jax.loader.buckets import Bucket, assign
 from qil_jax.loader.config import LoaderConfig, Processes, Workers
-from qil_jax.loader.latents import LatentSource
-from qil_jax.loader.plan import GlobalBatch, Order, Plan, Shape
-from qil_jax.loader.samples import Sample, make_sample
-from qil_jax.loader.tasks import Subject, Task, TaskConfig
-from qil_jax.records.record import Record
-from qil_jax.records.sources import Facts, RecordSource
-
-
-class RecordError(QilError):
-    """A record cannot be read. The message says which and why."""
+from qil_jax.loader.plan import Plan, Shape
+from qil_jax.loader.samples import RecordSamples, SampleSource
+from qil_jax.records.sources import RecordMetadata, RecordSource
 
 
 class Loader:
-    """Batches of one process, for ever or for so many epochs. `state` and `restore` are exact.
+    """Iterator over the batches of one process, endless or for a number of epochs. `state` and `restore` are exact.
 
     With worker processes it must be closed, or used in a `with` statement, and the program needs the usual guard
     `if __name__ == "__main__":`, because each worker imports it.
@@ -45,17 +33,17 @@ class Loader:
 
     def __init__(
         self,
-        source: RecordSource | LatentSource,
+        source: SampleSource,
         config: LoaderConfig,
         *,
         processes: Processes = Processes(),
         workers: Workers = Workers(),
     ):
-        """Plan all batches; nothing is decoded yet.
+        """Plan all batches; nothing is decoded yet. For plain records see `of_records`.
 
         Raises:
           QilError: if rows cannot be shared among the processes, there are fewer records than a batch needs, a record
-            has no layers, or a row has no room for the smallest sample.
+            has no layers, a row has no room for the smallest sample, or the source cannot provide what is asked for.
         """
         if config.rows % processes.count or not 0 <= processes.index < processes.count:
             raise QilError(
@@ -65,18 +53,28 @@ class Loader:
         if len(source) < config.rows:
             raise QilError(f"{len(source)} records are fewer than the {config.rows} rows of a batch: lower `rows`")
         self.config, self.workers = config, workers
-        facts = source.facts()
-        if not facts.layers.all():
-            raise QilError(f"{source.name(int(np.argmin(facts.layers)))} has no layers: take it out")
-        buckets, pictures, limits = fitted(facts, config)
+        metadata = source.metadata()
+        if not metadata.layers.all():
+            raise QilError(f"{source.name(int(np.argmin(metadata.layers)))} has no layers: take it out")
+        buckets, pictures, limits = fitted(metadata, config)
+        source.require(config, buckets, limits)
         self.plan = Plan(buckets, pictures, rows=config.rows, seed=config.seed, order=config.order)
-        self.fingerprint = hashlib.sha256(repr(config).encode() + facts.rows.tobytes()).hexdigest()[:16]
-        if isinstance(source, LatentSource):
-            _require_cached_tasks(source, config.tasks)
-            _require_as_cached(source, facts, buckets, limits)
-        self._make = _MakeBatch(source, config, self.plan, limits, processes)
+        self.fingerprint = fingerprint(config, metadata.rows.tobytes())
+        self._make = BatchMaker(source, config, self.plan, limits, processes)
         self._step = 0
         self._batches: grain.DatasetIterator[dict[str, Any]] | None = None
+
+    @classmethod
+    def of_records(
+        cls,
+        records: RecordSource,
+        config: LoaderConfig,
+        *,
+        processes: Processes = Processes(),
+        workers: Workers = Workers(),
+    ) -> "Loader":
+        """A loader of records that are decoded, cropped and resized as they are needed. Raises as the constructor."""
+        return cls(RecordSamples(records, config), config, processes=processes, workers=workers)
 
     @property
     def shapes(self) -> list[Shape]:
@@ -94,11 +92,11 @@ class Loader:
         return Batch(**batch)
 
     def state(self) -> dict[str, Any]:
-        """Where the loader is, for a checkpoint, as JSON. It is the same for all processes of a run."""
+        """The loader's position as JSON, for a checkpoint. It is the same for all processes of a run."""
         return {"step": self._step, "fingerprint": self.fingerprint}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where a loader of the same records and config was, whatever its processes and workers.
+        """Continue where a loader of the same records and config was, whatever its processes and workers.
 
         Raises:
           QilError: if the state is of other records or another config: its batches could not be continued.
@@ -112,7 +110,7 @@ class Loader:
         self._step = int(state["step"])
 
     def close(self) -> None:
-        """Stop threads and worker processes. What they had ready is forgotten, but no position is lost."""
+        """Stop threads and worker processes. Batches that were made ahead are lost, the position is not."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
@@ -133,38 +131,23 @@ class Loader:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain reads absl's flags, which programs without absl never parse
             options = grain.MultiprocessingOptions(self.workers.processes, self.workers.ahead)
-            batches = batches.mp_prefetch(options, worker_init_fn=_leave_interrupts)
+            batches = batches.mp_prefetch(options, worker_init_fn=_ignore_interrupts)
         return batches
 
 
-def _leave_interrupts(index: int, count: int) -> None:
-    """Ctrl-C reaches every process of a terminal: what it means is the main one's to decide."""
-    del index, count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def fitted(facts: Facts, config: LoaderConfig) -> tuple[list[Bucket], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """The bucket of each record, how many pictures it takes there at most, and how many layers it may have.
+def fitted(
+    metadata: RecordMetadata, config: LoaderConfig
+) -> tuple[list[Bucket], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Bucket of each record, most images that its samples have there, and most layers that it may keep.
 
     Raises:
       QilError: if a row has no room for the smallest sample.
     """
-    layers = np.minimum(facts.layers, config.max_layers)
+    layers = np.minimum(metadata.layers, config.max_layers)
     most = np.array([config.tasks.pictures(count) for count in range(config.max_layers + 1)])
-    buckets = assign(facts.sizes, most[layers], config.buckets, least=int(most[1]))
+    buckets = assign(metadata.sizes, most[layers], config.buckets, least=int(most[1]))
     pictures = np.minimum(most[layers], [bucket.room for bucket in buckets])
     return buckets, pictures, np.searchsorted(most, pictures, side="right") - 1
-
-
-def resized_record(
-    record: Record, target: tuple[int, int], limit: int, rng: np.random.Generator | None = None
-) -> Record:
-    """A record cropped and resized to a bucket, its layers merged down to `limit`. Without `rng`, by the middle."""
-    crop = choose_crop(record.size, target, rng)
-    layers = resized(record.layers, record.size, crop=crop, target=target)
-    if len(layers) > limit:
-        layers = merge(layers, cheapest_merges(visible_pixels(layers, target), limit), target)
-    return dataclasses.replace(record, layers=tuple(layers), size=target)
 
 
 class _Steps:
@@ -180,88 +163,7 @@ class _Steps:
         return self.start + int(index)
 
 
-class _MakeBatch:
-    """The arrays of one process's rows of a step: the function that threads and worker processes run."""
-
-    def __init__(
-        self,
-        source: RecordSource | LatentSource,
-        config: LoaderConfig,
-        plan: Plan,
-        limits: Int[np.ndarray, " n"],
-        processes: Processes,
-    ):
-        """`limits`: layers that each record may have."""
-        self.source, self.config, self.plan, self.limits, self.processes = source, config, plan, limits, processes
-
-    def __call__(self, step: int) -> dict[str, Any]:
-        """The fields of a Batch."""
-        whole = self.plan.batch(step)
-        mine = len(whole.records) // self.processes.count
-        first = self.processes.index * mine
-        batch = _empty(whole.shape, mine, self.source)
-        captions = []
-        for row in range(mine):
-            task = self.config.tasks.choose(self._rng(_Draw.TASK, step, first + row))
-            batch["tasks"][row] = TASKS.index(task)
-            batch["target_kinds"][row] = task.target_kind
-            samples = [self._sample(index, whole, task) for index in whole.records[first + row].tolist()]
-            batch["records"][row] = whole.records[first + row]
-            _put(samples, {name: array[row] for name, array in batch.items()})
-            captions.append(tuple("" if sample is None else sample.caption for sample in samples))
-        return {**batch, "captions": tuple(captions), "step": step}
-
-    def _sample(self, index: int, whole: GlobalBatch, task: Task) -> Sample | None:
-        """A record as the task and the batch's size want it; None for no record."""
-        if index == NO_RECORD:
-            return None
-        if isinstance(self.source, LatentSource):
-            return self.source.sample(index, task)
-        rng = self._rng(_Draw.SAMPLE, whole.epoch, index)
-        target = whole.shape.width, whole.shape.height
-        crop_rng = rng if self.config.order is Order.SHUFFLED else None
-        record = resized_record(self._record(index), target, int(self.limits[index]), crop_rng)
-        return make_sample(task, record, self.config.tasks, rng)
-
-    def _record(self, index: int) -> Record:
-        assert not isinstance(self.source, LatentSource)
-        try:
-            return self.source[index]
-        except Exception as error:  # whatever a reader may raise, the user must learn of which record
-            raise RecordError(f"{self.source.name(index)} cannot be read: {error}") from error
-
-    def _rng(self, draw: "_Draw", *position: int) -> np.random.Generator:
-        return np.random.default_rng([self.config.seed, draw, *position])
-
-
-class _Draw(IntEnum):
-    """What is drawn: each has random numbers of its own."""
-
-    TASK = 1
-    SAMPLE = 2
-
-
-def _require_as_cached(
-    source: LatentSource, facts: Facts, buckets: list[Bucket], limits: Int[np.ndarray, " n"]
-) -> None:
-    """Latents cannot be resized or merged: the buckets and limits must be those they were made for."""
-    sizes = np.array([(bucket.width, bucket.height) for bucket in buckets])
-    wrong = (sizes != facts.sizes).any(axis=1) | (limits < facts.layers)
-    if wrong.any():
-        index = int(np.argmax(wrong))
-        width, height = facts.sizes[index]
-        raise QilError(
-            f"{source.name(index)} holds {facts.layers[index]} layers of {width} x {height} pixels, but the loader "
-            f"wants at most {limits[index]} of {sizes[index][0]} x {sizes[index][1]}: give the loader the buckets, "
-            f"max_layers and row_tokens that the latents were cached with"
-        )
-
-
-def _require_cached_tasks(source: LatentSource, tasks: TaskConfig) -> None:
-    """Latents are there of the composite, the layers, the foreground, and the composite over white."""
-    mix = [task for task, _ in tasks.mix]
-    if Task.RECONSTRUCTION in mix or (Task.TEXT_TO_RGBA in mix and tasks.subject is Subject.LAYER):
-        raise QilError(
-            f"{source.folder}: cached latents serve neither the task {Task.RECONSTRUCTION} nor the subject "
-            f"{Subject.LAYER}: train from pictures, data.inputs=pictures"
-        )
+def _ignore_interrupts(index: int, count: int) -> None:
+    """Ctrl-C reaches every process of a terminal: only the main one answers it."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

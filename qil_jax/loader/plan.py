@@ -1,10 +1,11 @@
 """Which records make which batch: a pure function of the records' sizes, the seed and the step.
 
-Everything is planned before a pixel is read. So a loader's whole state is one number, the same for all processes; any
-number of processes can share a batch, and no record is left out or seen twice in an epoch.
+All batches are planned before a pixel is read. So a loader's whole state is one number, the same for all processes; any
+number of processes can share a batch, and every record occurs exactly once in an epoch.
 
-A row of a batch holds one or several samples, as many as its bucket has room for. The rows are laid out once, by how
-many pictures each sample needs; every epoch fills them anew. So all epochs have equally many steps.
+A row of a batch holds one or several samples, as many as its bucket has room for. The layout of the rows is computed
+once, from the number of images of each sample; every epoch assigns records to it anew, so all epochs have equally many
+steps.
 """
 
 import dataclasses
@@ -16,17 +17,27 @@ from jaxtyping import Int
 
 from qil_jax.loader.buckets import Bucket
 
+NO_RECORD = -1
+"""Number of the record at a place of a batch that has none."""
+
 
 class Order(StrEnum):
-    """Whether every epoch shuffles the records, or all go through them as they lie (for evaluation)."""
+    """The order of the records in an epoch."""
 
-    SHUFFLED = "shuffled"
-    SEQUENTIAL = "sequential"
+    SHUFFLED = "shuffled"  # anew in every epoch
+    SEQUENTIAL = "sequential"  # as the source has them, for evaluation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The static shape of a batch's rows: pictures of one size, and samples at most."""
+    """The static shape of a batch's rows.
+
+    Attributes:
+      width: of every image, in pixels.
+      height: of every image, in pixels.
+      pictures: images of a row, padding included.
+      samples: most samples of a row.
+    """
 
     width: int
     height: int
@@ -36,7 +47,13 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class GlobalBatch:
-    """One step of all processes together. -1 is no record."""
+    """One step of all processes together.
+
+    Attributes:
+      shape: of its rows.
+      records: number of the record at each place of each row, or NO_RECORD.
+      epoch: that the step belongs to, from 0.
+    """
 
     shape: Shape
     records: Int[np.ndarray, "b s"]
@@ -45,7 +62,7 @@ class GlobalBatch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Layout:
-    """The rows of one bucket: per row and place, how many pictures the sample there may have; 0 is no sample."""
+    """The rows of one bucket: for each row and place the number of images of the sample there; 0 is no sample."""
 
     shape: Shape
     rooms: Int[np.ndarray, "r s"]
@@ -60,10 +77,11 @@ class Plan:
         """Lay out the rows.
 
         Args:
-          buckets: of each record.
-          pictures: how many each record needs, no more than its bucket has room for.
+          buckets: bucket of each record.
+          pictures: number of images of each record's sample, no more than its bucket has room for.
           rows: of a batch, all processes together.
           seed: of the shuffling.
+          order: of the records.
         """
         self.rows, self.seed, self.order = rows, seed, order
         number = {bucket: i for i, bucket in enumerate(dict.fromkeys(buckets))}
@@ -74,7 +92,7 @@ class Plan:
 
     @property
     def shapes(self) -> list[Shape]:
-        """All shapes that batches have: one compiled program each."""
+        """All shapes that batches have; a training step is compiled once for each."""
         return [layout.shape for layout in self._layouts]
 
     @property
@@ -100,13 +118,13 @@ class Plan:
         rng = np.random.default_rng([self.seed, epoch])
         batches = []
         for i, layout in enumerate(self._layouts):
-            records = np.full_like(layout.rooms, -1)
+            records = np.full_like(layout.rooms, NO_RECORD)
             mine = np.flatnonzero(self._bucket == i)
             for room in np.unique(self._pictures[mine]):
                 members = mine[self._pictures[mine] == room]
                 records[layout.rooms == room] = self._ordered(members, rng)
             records = records[self._ordered(np.arange(len(records)), rng)]
-            empty = np.full((-len(records) % self.rows, records.shape[1]), -1)
+            empty = np.full((-len(records) % self.rows, records.shape[1]), NO_RECORD)
             parts = np.concatenate([records, empty]).reshape(-1, self.rows, records.shape[1])
             batches += [(layout.shape, part) for part in parts]
         return [batches[j] for j in self._ordered(np.arange(len(batches)), rng)]
@@ -116,7 +134,7 @@ class Plan:
 
 
 def _lay_out(bucket: Bucket, pictures: Int[np.ndarray, " n"]) -> _Layout:
-    """Rows for samples of so many pictures: the largest first, then whatever still fits."""
+    """Rows for samples of these numbers of images, packed greedily: the largest first, then the next that fits."""
     left = dict(zip(*(x.tolist() for x in np.unique(pictures, return_counts=True)), strict=True))
     patterns: list[tuple[list[int], int]] = []
     while left:

@@ -1,29 +1,45 @@
-"""The pictures that one record gives for a task: those that the model sees and those that it has to generate."""
+"""Samples: the images that one record contributes to a batch for a task, and the sources that provide them."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from qil_jax.errors import QilError
 from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.compositing import composite_8bit, over_colour, over_white
+from qil_jax.layers.grouping import cheapest_merges, merge
+from qil_jax.layers.resize import choose_crop, resized
+from qil_jax.layers.visibility import visible_pixels
+from qil_jax.loader.buckets import Bucket
+from qil_jax.loader.config import LoaderConfig
+from qil_jax.loader.plan import Order, Shape
 from qil_jax.loader.tasks import Subject, Task, TaskConfig
 from qil_jax.records.record import Record
+from qil_jax.records.sources import RecordMetadata, RecordSource
 
 FLATTEN_COLOURS = (0.0, 0.5, 1.0)
-"""What each component of a solid background is drawn from (paper.md 1.4)."""
+"""Values from which each component of a solid background is drawn, as in AlphaVAE (arXiv 2507.09308)."""
+
+
+class RecordError(QilError):
+    """A record cannot be read. The message names the record and the reason."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """The pictures of one sample, all of one size, RGBA with straight alpha and colour 0 under alpha 0.
+    """The images of one sample, all of one size, RGBA with straight alpha and colour 0 under alpha 0.
 
     Attributes:
-      pictures: in the order of the sequence: targets first, the condition last. Latents, if the source holds those.
-      layer_indices: of Layer3D RoPE: composite 0, layers 1.. from the bottom, condition -1.
-      targets: how many of the first pictures the model has to give.
+      pictures: images in the order of the sequence, targets first, the condition last; or their latents.
+      layer_indices: index of each image on the layer axis of Layer3D RoPE: composite 0, layers 1.. from the bottom,
+        condition -1.
+      targets: number of images, counted from the first, that the model generates.
       caption: the prompt.
-      states, lengths: of a source of latents: states of the prompt and of no prompt, and how many of them count.
+      states: hidden states of the prompt and of the empty prompt, of a source of cached latents only.
+      lengths: number of valid states of each of the two.
     """
 
     pictures: UInt8[np.ndarray, "p y x 4"] | Float[np.ndarray, "p h w z"]
@@ -34,8 +50,107 @@ class Sample:
     lengths: Int[np.ndarray, "2"] | None = None
 
 
+@runtime_checkable
+class SampleSource(Protocol):
+    """Samples by the number of their record."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """Where a record is stored, for messages."""
+        ...
+
+    def metadata(self) -> RecordMetadata:
+        """Sizes, layer counts and caption lengths of all records."""
+        ...
+
+    def require(self, config: LoaderConfig, buckets: Sequence[Bucket], limits: Int[np.ndarray, " n"]) -> None:
+        """Refuse what the source cannot provide.
+
+        Args:
+          config: of the loader.
+          buckets: bucket of each record.
+          limits: most layers that each record may have.
+
+        Raises:
+          QilError: naming what is asked for and cannot be provided.
+        """
+        ...
+
+    def sample(self, index: int, task: Task, *, size: tuple[int, int], limit: int, rng: np.random.Generator) -> Sample:
+        """The sample of a record for a task.
+
+        Args:
+          index: number of the record.
+          task: what the model is trained on.
+          size: width and height of the images in pixels.
+          limit: most layers.
+          rng: decides everything random about the sample.
+
+        Raises:
+          RecordError: if the record cannot be read.
+        """
+        ...
+
+    def empty(self, shape: Shape, rows: int) -> dict[str, np.ndarray]:
+        """Zeros for the images of `rows` rows of a batch, and for the other arrays that only this source fills."""
+        ...
+
+
+class RecordSamples:
+    """Samples of records that are decoded, cropped and resized when they are asked for."""
+
+    def __init__(self, records: RecordSource, config: LoaderConfig):
+        """Take the tasks and the order (random crops if shuffled, else central ones) from a loader's config."""
+        self.records, self.tasks, self.order = records, config.tasks, config.order
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def name(self, index: int) -> str:
+        """Where a record is stored, for messages."""
+        return self.records.name(index)
+
+    def metadata(self) -> RecordMetadata:
+        """Sizes, layer counts and caption lengths of all records."""
+        return self.records.metadata()
+
+    def require(self, config: LoaderConfig, buckets: Sequence[Bucket], limits: Int[np.ndarray, " n"]) -> None:
+        """Records can be resized and merged as needed: only the config must be the one given to the constructor."""
+        del buckets, limits
+        if (config.tasks, config.order) != (self.tasks, self.order):
+            raise ValueError("the loader and its RecordSamples were given different configs")
+
+    def sample(self, index: int, task: Task, *, size: tuple[int, int], limit: int, rng: np.random.Generator) -> Sample:
+        """The sample of a record for a task; see `SampleSource.sample`."""
+        try:
+            record = self.records[index]
+        except Exception as error:  # whatever a reader may raise, the user must learn of which record
+            raise RecordError(f"{self.name(index)} cannot be read: {error}") from error
+        crop_rng = rng if self.order is Order.SHUFFLED else None
+        return make_sample(task, resized_record(record, size, limit, crop_rng), self.tasks, rng)
+
+    def empty(self, shape: Shape, rows: int) -> dict[str, np.ndarray]:
+        """Zeros for the pixels: uint8 [rows, pictures, height, width, 4]."""
+        return {"pictures": np.zeros((rows, shape.pictures, shape.height, shape.width, 4), np.uint8)}
+
+
+def resized_record(
+    record: Record, target: tuple[int, int], limit: int, rng: np.random.Generator | None = None
+) -> Record:
+    """A record cropped and resized to `target` (width, height), its layers merged down to `limit`.
+
+    The crop is random if `rng` is given, else central.
+    """
+    crop = choose_crop(record.size, target, rng)
+    layers = resized(record.layers, record.size, crop=crop, target=target)
+    if len(layers) > limit:
+        layers = merge(layers, cheapest_merges(visible_pixels(layers, target), limit), target)
+    return dataclasses.replace(record, layers=tuple(layers), size=target)
+
+
 def make_sample(task: Task, record: Record, config: TaskConfig, rng: np.random.Generator) -> Sample:
-    """The sample of a task. The composite is blended from the very layers that are targets, and rounded once."""
+    """The sample of a resized record; its composite is blended from the very layers that are targets, rounded once."""
     if task in (Task.TEXT_TO_LAYERS, Task.IMAGE_TO_LAYERS):
         whole = composite_8bit(record.layers, record.size)
         pictures = [whole, *(_on_canvas(layer, record.size) for layer in record.layers)]
@@ -57,12 +172,13 @@ def make_sample(task: Task, record: Record, config: TaskConfig, rng: np.random.G
 
 
 def _any_picture(record: Record, rng: np.random.Generator) -> UInt8[np.ndarray, "y x 4"]:
-    """The composite or one of the layers, each as likely."""
+    """The composite or one of the layers, all with equal probability."""
     which = int(rng.integers(-1, len(record.layers)))
     return composite_8bit(record.layers, record.size) if which < 0 else _on_canvas(record.layers[which], record.size)
 
 
 def _subject(record: Record, subject: Subject, rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "y x 4"], str]:
+    """The image that text-to-RGBA generates, and its caption."""
     ground, *others = record.layers
     opaque = ground.pixels.shape[1::-1] == record.size and bool((ground.pixels[..., 3] == 255).all())
     shown = others if opaque and others else record.layers

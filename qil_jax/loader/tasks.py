@@ -1,4 +1,4 @@
-"""What a record is used for: which pictures the model sees, and which of them it has to give (paper.md 2 and 3.2)."""
+"""The training tasks: which images a model is given, and which it generates (arXiv 2512.15603, 3.3)."""
 
 import dataclasses
 from enum import StrEnum
@@ -9,7 +9,7 @@ from qil_jax.errors import QilError
 
 
 class Task(StrEnum):
-    """The tasks of the four stages."""
+    """The tasks of the RGBA-VAE stage and the three diffusion stages."""
 
     RECONSTRUCTION = "reconstruction"
     TEXT_TO_RGB = "text-to-RGB"
@@ -18,24 +18,20 @@ class Task(StrEnum):
     IMAGE_TO_LAYERS = "image-to-layers"
 
     def pictures(self, layers: int) -> int:
-        """How many pictures a sample of so many layers has: with the composite, and the condition if there is one."""
+        """Number of images of a sample of so many layers: layers, composite, and the condition if there is one."""
         return {Task.TEXT_TO_LAYERS: layers + 1, Task.IMAGE_TO_LAYERS: layers + 2}.get(self, 1)
 
     @property
     def target_kind(self) -> int:
-        """Row of the transformer's addition embedding: 1 for RGB targets, 0 for all others (paper.md 2.5)."""
+        """Entry of the transformer's addition embedding: 1 for RGB targets, else 0 (docs/specification.md, 4)."""
         return int(self is Task.TEXT_TO_RGB)
 
 
 class Subject(StrEnum):
-    """What a single RGBA picture shows.
+    """The image that the task text-to-RGBA generates."""
 
-    FOREGROUND: all layers but an opaque ground, with the record's caption.
-    LAYER: any one layer but an opaque ground, with its name as the caption: for data whose layers have telling names.
-    """
-
-    FOREGROUND = "foreground"
-    LAYER = "layer"
+    FOREGROUND = "foreground"  # all layers but an opaque background, with the record's caption
+    LAYER = "layer"  # a random layer but an opaque background, with its name as the caption: needs descriptive names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,10 +39,10 @@ class TaskConfig:
     """The mix of tasks.
 
     Attributes:
-      mix: task to weight.
-      subject: of text-to-RGBA.
-      flatten: share of pictures of the task reconstruction that are blended over a random solid colour, so that opaque
-        pictures are learnt too (paper.md 1.4).
+      mix: pairs of a task and its positive weight; the task of a row is drawn with probability weight / sum.
+      subject: the image that text-to-RGBA generates.
+      flatten: probability, in [0, 1], that an image of the task reconstruction is blended over a random solid colour,
+        so that the VAE is trained on opaque images too; 0.3 in AlphaVAE (arXiv 2507.09308).
 
     Raises:
       QilError: if a weight is not positive, or `flatten` no share.
@@ -63,10 +59,10 @@ class TaskConfig:
             raise QilError(f"TaskConfig: flatten {self.flatten} must lie between 0 and 1")
 
     def choose(self, rng: np.random.Generator) -> Task:
-        """A task of the mix, by weight."""
+        """A task of the mix, drawn with probability proportional to its weight."""
         weights = np.array([weight for _, weight in self.mix])
         return self.mix[int(rng.choice(len(weights), p=weights / weights.sum()))][0]
 
     def pictures(self, layers: int) -> int:
-        """How many pictures a record of so many layers takes at most."""
+        """Most images of a sample of so many layers, over the tasks of the mix."""
         return max(task.pictures(layers) for task, _ in self.mix)

@@ -1,7 +1,8 @@
-"""Layered pictures as flat records: what datasets store and loaders decode.
+"""Records: layered images in the flat form that datasets store and loaders decode.
 
-A record holds every layer cut to its box. Pixels are stored as differences between rows, modulo 256: that costs one
-running sum to undo and lets the file's own zstd do what PNG's filters do for it. Colour under alpha 0 is stored as 0.
+A record holds every layer cut to its box. Pixels are stored as differences between rows, modulo 256, which one running
+sum inverts and which the zstd of the file compresses as well as PNG compresses filtered rows. Colour under alpha 0 is
+stored as 0.
 """
 
 import dataclasses
@@ -19,7 +20,17 @@ from qil_jax.layers.visibility import visible_box
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Record:
-    """One sample of a dataset: layers in their boxes, bottom to top, on a canvas of `size` (width, height)."""
+    """One sample of a dataset.
+
+    Attributes:
+      layers: in their boxes on the canvas, bottom to top.
+      size: width and height of the canvas in pixels.
+      caption: description of the composite.
+      source: path, address or seed that it comes from.
+      licence: of the source, as an SPDX expression where there is one.
+      category: such as poster or illustration; empty if unknown.
+      decisions: changes made to it during preparation, in order, one sentence each.
+    """
 
     layers: tuple[BoxedLayer, ...]
     size: tuple[int, int]
@@ -30,7 +41,7 @@ class Record:
     decisions: tuple[str, ...] = ()
 
     def to_layered_image(self) -> LayeredImage:
-        """All layers on the whole canvas. Memory: layers times canvas."""
+        """The record with every layer on the whole canvas. Memory: layers times canvas."""
         width, height = self.size
         canvas = np.zeros((len(self.layers), height, width, 4), np.uint8)
         for pixels, layer in zip(canvas, self.layers, strict=True):
@@ -46,7 +57,7 @@ class Record:
 
 
 def from_layered_image(image: LayeredImage, category: str = "") -> Record:
-    """A record of a layered image. A layer that shows nothing keeps one clear pixel."""
+    """The record of a layered image. A layer without visible pixels keeps one clear pixel."""
     layers = []
     for pixels, name in zip(image.layers, image.names, strict=True):
         left, top, right, bottom = visible_box(pixels[..., 3] > 0) or (0, 0, 1, 1)
@@ -63,7 +74,7 @@ def from_layered_image(image: LayeredImage, category: str = "") -> Record:
 
 
 def encode(record: Record) -> dict[str, Any]:
-    """Flat arrays and texts: size (2,), boxes (l, 4) as left, top, width, height, pixels (n,) uint8, and the texts."""
+    """Arrays and texts of a record: size (2,), boxes (l, 4) as left, top, width, height, and pixels (n,) in uint8."""
     boxes = [[x.left, x.top, x.pixels.shape[1], x.pixels.shape[0]] for x in record.layers]
     pixels = [_differences(x.pixels).reshape(-1) for x in record.layers]
     return {
@@ -80,7 +91,7 @@ def encode(record: Record) -> dict[str, Any]:
 
 
 def decode(example: Mapping[str, Any]) -> Record:
-    """The record that `encode` was given, from arrays and texts as str or UTF-8 bytes.
+    """The inverse of `encode`; texts may be str or UTF-8 bytes.
 
     Raises:
       QilError: if the boxes do not match the pixels or do not lie on the canvas.

@@ -1,7 +1,7 @@
-"""Where records come from: datasets of this project, plain folders of PNGs, and folders that LayerD renders of Crello.
+"""Sources of records: datasets of this package, folders of PNGs, and folders that LayerD's code renders from Crello.
 
-A source gives records by number, and facts of all of them without decoding a pixel. Sources open their files when they
-are first read, so that a worker process can be handed one.
+A source gives records by number, and metadata of all records without decoding pixels. Files are opened on first access,
+so that a source can be sent to a worker process.
 """
 
 import dataclasses
@@ -24,15 +24,16 @@ from qil_jax.layers.layered_image import CAPTION, LayeredImage
 from qil_jax.records.record import Record, decode, from_layered_image
 
 SPLIT = "train"
+"""The default split."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Facts:
-    """What is known of all records before one is read.
+class RecordMetadata:
+    """What is known of all records before any is read.
 
     Attributes:
-      sizes: width and height in pixels.
-      layers: how many each has.
+      sizes: width and height of each in pixels.
+      layers: number of layers of each.
       captions: length of each caption in characters.
     """
 
@@ -41,8 +42,8 @@ class Facts:
     captions: Int[np.ndarray, " n"]
 
     @classmethod
-    def from_rows(cls, rows: Int[np.ndarray, "n 4"]) -> "Facts":
-        """From width, height, layers and length of caption of each record."""
+    def from_rows(cls, rows: Int[np.ndarray, "n 4"]) -> "RecordMetadata":
+        """The metadata from width, height, number of layers and length of the caption of each record."""
         return cls(sizes=rows[:, :2], layers=rows[:, 2], captions=rows[:, 3])
 
     @property
@@ -60,11 +61,11 @@ class RecordSource(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
     def name(self, index: int) -> str:
-        """Where a record is, for messages."""
+        """Where a record is stored, for messages."""
         ...
 
-    def facts(self) -> Facts:
-        """Of all records."""
+    def metadata(self) -> RecordMetadata:
+        """Sizes, layer counts and caption lengths of all records."""
         ...
 
 
@@ -78,7 +79,7 @@ def open_source(path: str | Path, split: str = SPLIT) -> RecordSource:
       split: train, validation or test; plain folders without folders of these names have only one.
 
     Raises:
-      QilError: if it is none of these, or holds no record; the message says what was looked for.
+      QilError: if it is none of these, or holds no record; the message lists what was looked for.
     """
     folder = epath.Path(path)
     found = [folder, *sorted(folder.glob("layered_dataset/*"))] if folder.is_dir() else []
@@ -96,7 +97,11 @@ def open_source(path: str | Path, split: str = SPLIT) -> RecordSource:
 
 
 def open_sources(paths: Sequence[str | Path], split: str = SPLIT) -> RecordSource:
-    """The records of one folder or several, one after the other; as `open_source` opens each."""
+    """The records of one folder or several, concatenated; `open_source` opens each.
+
+    Raises:
+      QilError: as `open_source`.
+    """
     opened = [open_source(path, split) for path in paths]
     return opened[0] if len(opened) == 1 else UnionSource(opened)
 
@@ -105,7 +110,11 @@ class DatasetSource:
     """One split of a tensorflow-datasets folder of ArrayRecord shards, read without TensorFlow."""
 
     def __init__(self, folder: str, split: str):
-        """Raises ValueError if there is no such split or it is not one of layered records."""
+        """Open the metadata of the dataset.
+
+        Raises:
+          QilError: if there is no such split, or it does not hold layered records.
+        """
         self.folder, self.split = folder, split
         info = _builder(folder).info
         if split not in info.splits or not info.splits[split].num_examples:
@@ -125,19 +134,23 @@ class DatasetSource:
         """Split and number in the folder."""
         return f"{self.folder}: {self.split}[{index}]"
 
-    def facts(self) -> Facts:
-        """Read from `facts-SPLIT.npy` beside the shards; if it is not there, all records are read once to write it."""
-        file = epath.Path(self.folder) / f"facts-{self.split}.npy"
+    def metadata(self) -> RecordMetadata:
+        """The content of `metadata-SPLIT.npy` beside the shards; if it is missing, all records are read to write it.
+
+        Raises:
+          QilError: if the file does not fit the dataset.
+        """
+        file = epath.Path(self.folder) / f"metadata-{self.split}.npy"
         if file.exists():
             with file.open("rb") as stream:
                 rows = np.load(stream, allow_pickle=False)
             if rows.shape != (len(self), 4):
-                raise QilError(f"{file} tells of {len(rows)} records, but there are {len(self)}: remove that file")
-            return Facts.from_rows(rows)
-        every = _with_progress(examples(self.folder, self.split), f"facts of {self.split}")
+                raise QilError(f"{file} lists {len(rows)} records, but there are {len(self)}: remove that file")
+            return RecordMetadata.from_rows(rows)
+        every = _with_progress(examples(self.folder, self.split), f"metadata of {self.split}")
         rows = np.array([_row_of(example) for example in every], np.int64)
         _keep(file, rows)
-        return Facts.from_rows(rows)
+        return RecordMetadata.from_rows(rows)
 
 
 @functools.cache
@@ -149,7 +162,7 @@ def _builder(folder: str) -> Any:
 
 @functools.cache
 def examples(folder: str, split: str) -> Sequence[Any]:
-    """The flat examples of a split, as `records.decode` reads them."""
+    """The flat examples of a split, as `records.record.decode` reads them."""
     return _builder(folder).as_data_source(split)
 
 
@@ -161,7 +174,7 @@ def _row_of(example: Any) -> tuple[int, int, int, int]:
 
 
 def _keep(file: epath.Path, rows: np.ndarray) -> None:
-    """Write the facts, unless the folder cannot be written: then they are read anew each time."""
+    """Write the metadata; not in a read-only folder, where they are read anew each time."""
     stream = io.BytesIO()
     np.save(stream, rows)
     try:
@@ -171,10 +184,10 @@ def _keep(file: epath.Path, rows: np.ndarray) -> None:
 
 
 class FolderSource:
-    """A folder per record, with a PNG per layer numbered bottom to top, and perhaps `caption.txt`."""
+    """One folder per record, with one PNG per layer, numbered bottom to top, and optionally `caption.txt`."""
 
     def __init__(self, folders: Sequence[Path], *, order: Callable[[Path], tuple[int, str]] | None = None):
-        """`order` gives the number of a file, as for `LayeredImage.load`."""
+        """`order` gives the sort key of a file, as for `LayeredImage.load`."""
         self.folders, self.order = list(folders), order
 
     def __len__(self) -> int:
@@ -184,12 +197,14 @@ class FolderSource:
         return from_layered_image(LayeredImage.load(self.folders[index], order=self.order))
 
     def name(self, index: int) -> str:
-        """The folder."""
+        """The folder of a record."""
         return str(self.folders[index])
 
-    def facts(self) -> Facts:
-        """From the headers of the PNGs."""
-        return Facts.from_rows(np.array([self._row(f) for f in _with_progress(self.folders, "facts")], np.int64))
+    def metadata(self) -> RecordMetadata:
+        """Metadata of all records, from the headers of the PNGs."""
+        return RecordMetadata.from_rows(
+            np.array([self._row(f) for f in _with_progress(self.folders, "metadata")], np.int64)
+        )
 
     def _row(self, folder: Path) -> tuple[int, int, int, int]:
         files = list(folder.glob("*.png"))
@@ -200,7 +215,11 @@ class FolderSource:
 
 
 def last_number(file: Path) -> tuple[int, str]:
-    """How LayerD's files are ordered: by what follows the last underscore."""
+    """Sort key of a file of LayerD: the number after the last underscore.
+
+    Raises:
+      QilError: if there is none.
+    """
     digits = re.search(r"_(\d+)$", file.stem)
     if digits is None:
         raise QilError(f"{file}: its name does not end in a number, as LayerD's ..._00.png does")
@@ -208,7 +227,7 @@ def last_number(file: Path) -> tuple[int, str]:
 
 
 class UnionSource:
-    """Several sources, one after the other."""
+    """The concatenation of several sources."""
 
     def __init__(self, parts: Sequence[RecordSource]):
         self.parts = list(parts)
@@ -222,13 +241,13 @@ class UnionSource:
         return part[at]
 
     def name(self, index: int) -> str:
-        """As the part names it."""
+        """Where a record is stored, as its part names it."""
         part, at = self._find(index)
         return part.name(at)
 
-    def facts(self) -> Facts:
-        """Of all parts."""
-        return Facts.from_rows(np.concatenate([part.facts().rows for part in self.parts]))
+    def metadata(self) -> RecordMetadata:
+        """Metadata of the records of all parts."""
+        return RecordMetadata.from_rows(np.concatenate([part.metadata().rows for part in self.parts]))
 
     def _find(self, index: int) -> tuple[RecordSource, int]:
         which = int(np.searchsorted(self.ends, index, side="right"))

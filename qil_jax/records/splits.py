@@ -1,17 +1,19 @@
-"""Which split something belongs to: by its own hash, so that it stays where it is when others come and go."""
+"""Splits by hash: an item stays in its split when others are added or removed."""
 
 import hashlib
+from itertools import accumulate
 
-SPLITS = {"train": 0.9, "validation": 0.95, "test": 1.0}
-"""Upper ends of the shares of the hashes."""
+SPLITS = {"train": 0.9, "validation": 0.05, "test": 0.05}
+"""Share of each split."""
 
 
 def split_of(digest: str) -> str:
-    """The split of a hash, given as hexadecimal digits."""
-    share = int(digest[:8], 16) / 0x1_0000_0000
-    return next(split for split, end in SPLITS.items() if share < end)
+    """The split of a hash, given as at least 8 hexadecimal digits."""
+    position = int(digest[:8], 16) / 0x1_0000_0000
+    ends = accumulate(SPLITS.values())
+    return next(split for split, end in zip(SPLITS, ends, strict=True) if position < end)
 
 
 def split_of_text(text: str) -> str:
-    """The split of whatever a text names."""
+    """The split of an item that a text identifies."""
     return split_of(hashlib.sha256(text.encode()).hexdigest())

@@ -1,7 +1,7 @@
-"""Pictures and fonts that scenes are built from, as `tools/fetch_assets.py` lays them out.
+"""Assets, the pictures and fonts that scenes are made from, in the layout of `tools/fetch_assets.py`.
 
-A folder per package holds the files and `assets.json`, which says of each what it is, what it shows and its licence.
-Pictures are decoded when they are asked for: thousands of them fit into no worker's memory at once.
+One folder per package holds the files and `assets.json`, which gives the kind, name and licence of each. Pictures are
+decoded on access, as thousands of them would not fit into memory.
 """
 
 import dataclasses
@@ -20,19 +20,27 @@ from qil_jax.layers.visibility import visible_box
 from qil_jax.records.splits import split_of_text
 
 LIST = "assets.json"
+"""The file that lists the assets of a package."""
 
 
 class Kind(StrEnum):
-    """What an asset is for: a cut-out with transparency, an opaque picture, a TrueType file."""
+    """The kinds of assets."""
 
-    OBJECT = "object"
-    BACKGROUND = "background"
-    FONT = "font"
+    OBJECT = "object"  # a cut-out with transparency
+    BACKGROUND = "background"  # an opaque picture
+    FONT = "font"  # a TrueType file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Asset:
-    """A picture that a package brought: what it shows, in words that a caption can use, and where it is from."""
+    """A picture.
+
+    Attributes:
+      pixels: straight RGBA, 8 bit.
+      name: of what it shows, as captions use it.
+      package: that it is from.
+      licence: as an SPDX expression.
+    """
 
     pixels: UInt8[np.ndarray, "y x 4"]
     name: str
@@ -42,7 +50,14 @@ class Asset:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Font:
-    """A TrueType file that a package brought."""
+    """A TrueType file.
+
+    Attributes:
+      file: its path.
+      name: of the font.
+      package: that it is from.
+      licence: as an SPDX expression.
+    """
 
     file: str
     name: str
@@ -52,12 +67,12 @@ class Font:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Assets:
-    """What scenes are built from. With none, all is drawn.
+    """The assets that scenes are made from. Where there are none of a kind, things are drawn instead.
 
     Attributes:
       objects: cut-outs with transparency.
       backgrounds: opaque pictures.
-      fonts: with none, the font that Pillow carries.
+      fonts: of text; if there are none, the font that Pillow ships.
     """
 
     objects: Sequence[Asset] = ()
@@ -67,7 +82,14 @@ class Assets:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stored:
-    """An asset as a file, and what `assets.json` says of it. `file` is relative to the package's folder."""
+    """An entry of `assets.json`.
+
+    Attributes:
+      file: path relative to the package's folder.
+      name: of what it shows, as captions use it.
+      kind: of asset.
+      licence: as an SPDX expression.
+    """
 
     file: str
     name: str
@@ -76,7 +98,7 @@ class Stored:
 
 
 class _Pictures(Sequence[Asset]):
-    """Assets that are decoded one at a time."""
+    """Pictures that are decoded on access."""
 
     def __init__(self, items: Sequence[tuple[Path, Stored]]):
         self.items = list(items)
@@ -127,7 +149,11 @@ def load_assets(folder: Path, split: str | None = None) -> Assets:
 
 
 def licences_in(folder: Path) -> list[str]:
-    """All licences of the assets in a folder, sorted. Raises as `load_assets`."""
+    """All licences of the assets in a folder, sorted.
+
+    Raises:
+      QilError: as `load_assets`.
+    """
     return sorted({stored.licence for file in _lists(folder) for stored in read_list(file)})
 
 

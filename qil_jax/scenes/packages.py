@@ -1,6 +1,6 @@
-"""Packages of public registries that bring pictures and fonts: where they are, their hashes, and what is taken of them.
+"""Packages of public registries with pictures and fonts: their addresses, hashes, and the files that are used.
 
-Only what is free of conditions on derived works is taken unless more is asked for: see FREE.
+Only files whose licence puts no conditions on derived works are used, unless more licences are given: see FREE.
 """
 
 import dataclasses
@@ -24,18 +24,25 @@ FREE = frozenset({"MIT", "Apache-2.0", "CC0-1.0", "OFL-1.1", PUBLIC_DOMAIN})
 NPM = "https://registry.npmjs.org"
 DEBIAN = "https://deb.debian.org/debian/pool/main"
 SECONDS = 120.0
+"""Time limit of a download without progress."""
 
 Members = Mapping[str, bytes]
 """The files of an archive by their paths."""
 
 
 class FetchError(QilError):
-    """A package that cannot be had. The message names the package, the reason and the fix."""
+    """A package cannot be fetched. The message names the package, the reason and the fix."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Archive:
-    """A file of a registry. `keep` is a pattern of the members that are of use."""
+    """A file of a registry.
+
+    Attributes:
+      url: its address.
+      sha256: its expected hash, in hexadecimal digits.
+      keep: regular expression of the paths of members that are used.
+    """
 
     url: str
     sha256: str
@@ -44,7 +51,14 @@ class Archive:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Package:
-    """What is fetched under one name. `select` says what the members of its archives, taken together, are."""
+    """A set of archives that is fetched under one name.
+
+    Attributes:
+      name: of the package and its folder.
+      licence: for listings.
+      archives: to download.
+      select: gives the assets among the members of all archives, each with its path.
+    """
 
     name: str
     licence: str
@@ -53,12 +67,12 @@ class Package:
 
 
 def fetch(package: Package, out: Path, licences: frozenset[str] = FREE) -> Path:
-    """Download a package, check it, and lay out what has an allowed licence; its folder, which appears whole.
+    """Download and check a package, and write the assets under allowed licences into its folder, which is returned.
 
-    A folder that is there already is left alone.
+    A folder that exists is not changed.
 
     Raises:
-      FetchError: if an archive cannot be had, is not the one that is known, or has nothing of an allowed licence.
+      FetchError: if an archive cannot be fetched, has another hash, or has no asset under an allowed licence.
     """
     folder = out / package.name
     if (folder / LIST).exists():
@@ -80,7 +94,11 @@ def fetch(package: Package, out: Path, licences: frozenset[str] = FREE) -> Path:
 
 
 def download(archive: Archive, name: str) -> bytes:
-    """The bytes of an archive, checked against its hash."""
+    """The bytes of an archive, checked against its hash.
+
+    Raises:
+      FetchError: if it cannot be fetched or has another hash.
+    """
     try:
         with urllib.request.urlopen(archive.url, timeout=SECONDS) as response:
             data = response.read()
@@ -98,7 +116,7 @@ def download(archive: Archive, name: str) -> bytes:
 
 
 def unpacked(data: bytes, keep: str) -> dict[str, bytes]:
-    """The members of a .tgz of npm or a .deb of Debian whose paths match a pattern."""
+    """The members of a .tgz of npm or a .deb of Debian whose paths match a regular expression."""
     if data.startswith(b"!<arch>\n"):
         data = _data_of_deb(data)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
@@ -108,7 +126,7 @@ def unpacked(data: bytes, keep: str) -> dict[str, bytes]:
 
 
 def _data_of_deb(data: bytes) -> bytes:
-    """The tar file in a Debian package, an `ar` archive: 60 bytes of header, a member, made even; again."""
+    """The tar file in a Debian package: an `ar` archive, each member after a 60-byte header, padded to even length."""
     at = 8
     while at + 60 <= len(data):
         name, size = data[at : at + 16].decode().strip().rstrip("/"), int(data[at + 48 : at + 58])
@@ -119,23 +137,23 @@ def _data_of_deb(data: bytes) -> bytes:
 
 
 def select_emoji(members: Members) -> list[tuple[str, Stored]]:
-    """Fluent emoji by their Unicode names: things, animals, food and faces; no signs or flags.
+    """Fluent emoji by their Unicode names: objects, animals, food and faces, but no symbols or flags.
 
-    People are taken in one form each: what differs in skin, hair or sex only would be in two splits at once.
+    Each emoji of people is used in one variant: variants of skin, hair or sex would otherwise be in several splits.
     """
     names = json.loads(next(data for path, data in members.items() if path.endswith("data-by-emoji.json")))
-    plain = {emoji.replace("\ufe0f", ""): facts for emoji, facts in names.items()}
+    plain = {emoji.replace("\ufe0f", ""): entry for emoji, entry in names.items()}
     chosen = []
     for path in sorted(members):
         stem = PurePosixPath(path).stem
         if not path.endswith(".webp") or not re.fullmatch(r"[0-9a-f]{2,6}(-[0-9a-f]{2,6})*", stem):
             continue
-        facts = plain.get("".join(chr(int(code, 16)) for code in stem.split("-")).replace("\ufe0f", ""))
-        if facts is None or facts["group"] in ("Symbols", "Flags"):
+        entry = plain.get("".join(chr(int(code, 16)) for code in stem.split("-")).replace("\ufe0f", ""))
+        if entry is None or entry["group"] in ("Symbols", "Flags"):
             continue
-        if facts["group"] == "People & Body" and "200d" in stem:
+        if entry["group"] == "People & Body" and "200d" in stem:
             continue
-        name = _with_article(facts["name"].lower())
+        name = _with_article(entry["name"].lower())
         chosen.append((path, Stored(file=f"{stem}.webp", name=name, kind=Kind.OBJECT, licence="MIT")))
     return chosen
 
@@ -165,7 +183,7 @@ def select_landscapes(members: Members) -> list[tuple[str, Stored]]:
 
 
 def debian_licences(text: str) -> list[tuple[str, str]]:
-    """Pattern and licence of each line of `Files`, in order; the last that matches counts (Debian's DEP-5)."""
+    """Pattern and licence of each entry of `Files`, in order; the last match counts (Debian's DEP-5)."""
     rules = []
     for paragraph in re.split(r"\n\s*\n", text):
         fields = dict(re.findall(r"^(\w[\w-]*):((?:.*)(?:\n[ \t].*)*)", paragraph, flags=re.MULTILINE))
@@ -234,4 +252,4 @@ PACKAGES: Sequence[Package] = (
     _font("pacifico", "0.4.1", "0db305f7c2a715a876071a53dc42b847e73d5072ca0853e1e4991164ab06d83f"),
     _font("playfair-display", "0.4.2", "32881439ce695ae85d7d949d4645825a5cb6bac0d464d0ffa09126c922e44e52"),
 )
-"""All that can be fetched by name."""
+"""The packages that can be fetched."""

@@ -1,7 +1,6 @@
-"""The records that a run trains on and is validated on, opened and checked."""
+"""The records that a run is trained and validated on, opened and checked."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -9,6 +8,7 @@ from qil_jax.loader.config import LoaderConfig, Processes
 from qil_jax.loader.latents import open_latents
 from qil_jax.loader.loader import Loader
 from qil_jax.loader.plan import Order
+from qil_jax.loader.samples import RecordSamples, SampleSource
 from qil_jax.loader.tasks import Task
 from qil_jax.records.sources import SPLIT, open_sources
 from qil_jax.training.experiment import Experiment, ExperimentError, refusing
@@ -17,26 +17,27 @@ from qil_jax.training.stages import Inputs
 TEXT_TASKS = (Task.TEXT_TO_RGB, Task.TEXT_TO_RGBA, Task.TEXT_TO_LAYERS)
 
 
-def training_data(experiment: Experiment, processes: Processes) -> tuple[Any, Loader]:
-    """The records of the split train, and batches of them."""
-    source = open_data(experiment, SPLIT)
+def training_data(experiment: Experiment, processes: Processes) -> tuple[SampleSource, Loader]:
+    """Samples of the split train, and a loader of batches of them."""
+    config = experiment.data.loader
+    source = open_data(experiment, SPLIT, config)
     check_captions(experiment, source)
-    loader = _loader(experiment, source, experiment.data.loader, processes, f"the split {SPLIT}", "add records")
+    loader = _loader(experiment, source, config, processes, f"the split {SPLIT}", "add records")
     return source, loader
 
 
 def validation_data(experiment: Experiment, processes: Processes) -> Loader:
-    """Batches of the validation split, in order."""
+    """A loader of the validation split, in the order of its records."""
     split = experiment.validation.split
     config = dataclasses.replace(experiment.data.loader, order=Order.SEQUENTIAL)
-    source = open_data(experiment, split)
+    source = open_data(experiment, split, config)
     check_captions(experiment, source)
     where = f"the split {split}, which validation.split names,"
     return _loader(experiment, source, config, processes, where, "go without validation, validation.every=0")
 
 
 def _loader(
-    experiment: Experiment, source: Any, config: LoaderConfig, processes: Processes, split: str, instead: str
+    experiment: Experiment, source: SampleSource, config: LoaderConfig, processes: Processes, split: str, instead: str
 ) -> Loader:
     if len(source) < config.rows:
         raise ExperimentError(
@@ -47,8 +48,12 @@ def _loader(
         return Loader(source, config, processes=processes, workers=experiment.data.workers)
 
 
-def open_data(experiment: Experiment, split: str) -> Any:
-    """The records of all sources, of pictures or of latents."""
+def open_data(experiment: Experiment, split: str, config: LoaderConfig) -> SampleSource:
+    """The samples of a split of all sources: of images to be encoded, or of cached latents.
+
+    Raises:
+      ExperimentError: if there are no sources, several of latents, or one that cannot be read.
+    """
     data = experiment.data
     if not data.sources:
         raise ExperimentError("data.sources is empty: name a folder of records, --set 'data.sources=[\"my_dataset\"]'")
@@ -59,13 +64,13 @@ def open_data(experiment: Experiment, split: str) -> Any:
         with refusing():
             return open_latents(folder, split)
     with refusing():
-        return open_sources(data.sources, split)
+        return RecordSamples(open_sources(data.sources, split), config)
 
 
-def check_captions(experiment: Experiment, source: Any) -> None:
-    """Refuse records without captions where a task is told by text."""
+def check_captions(experiment: Experiment, source: SampleSource) -> None:
+    """Refuse records without captions where a task is conditioned on text."""
     asked = [task for task, _ in experiment.data.loader.tasks.mix if task in TEXT_TASKS]
-    lengths = source.facts().captions
+    lengths = source.metadata().captions
     if asked and not lengths.all():
         first = source.name(int(np.argmin(lengths)))
         raise ExperimentError(

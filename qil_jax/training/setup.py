@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.flow.loss import FlowLoss
 from qil_jax.loader.batch import Batch
-from qil_jax.loader.latents import LatentSource
 from qil_jax.loader.loader import Loader
+from qil_jax.loader.samples import SampleSource
 from qil_jax.mesh import TRAINING_RULES, constrain
 from qil_jax.models.axes import Axis
 from qil_jax.models.config import ConfigError
@@ -27,7 +27,6 @@ from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig, extend_rgb_to_rgba
 from qil_jax.models.stack import Scan
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
-from qil_jax.records.sources import RecordSource
 from qil_jax.training.batches import FlowBatch, PictureBatch, RowPlacement
 from qil_jax.training.data import training_data, validation_data
 from qil_jax.training.experiment import Experiment, ExperimentError, refusing
@@ -69,7 +68,7 @@ class Parts:
     experiment: Experiment
     mesh: Mesh
     placement: RowPlacement
-    source: RecordSource | LatentSource
+    source: SampleSource
     loader: Loader
     validating: Loader | None
     network: Network[Any]
@@ -265,7 +264,7 @@ def _flow_parts(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sou
     if experiment.data.inputs is Inputs.LATENTS:
         vae_folder, text_folder = Path(start.folder(Component.VAE)), Path(start.checkpoint)
         with refusing():
-            source.require(
+            source.require_encoders(
                 vae=fingerprint_of(vae_folder / Component.VAE),
                 text_encoder=fingerprint_of(text_folder / Component.TEXT_ENCODER),
                 no_prompt=loss.no_prompt,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from boxes import SIZE, box, stacks
 from hypothesis import given
 from hypothesis import strategies as st
+from layer_stacks import SIZE, box, stacks
 from PIL import Image, ImageFilter
 
 from qil_jax.documents.anomalies import Anomaly, PatchDetector

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qil_jax.documents.fit import TOLERANCE, Picture, Piece, fit, flatten, piece_of, recolour
+from qil_jax.documents.fit import TOLERANCE, Piece, Raster, fit, flatten, piece_of, recolour
 
 BOX = (3, 2, 12, 10)
 
@@ -23,14 +23,14 @@ def random_pieces(seed: int, count: int, channels: int) -> list[Piece]:
     return pieces
 
 
-def random_picture(seed: int, channels: int) -> Picture:
+def random_picture(seed: int, channels: int) -> Raster:
     random = np.random.default_rng(seed)
     shape = BOX[3] - BOX[1], BOX[2] - BOX[0]
     alpha = random.choice([0, 0.3, 0.99, 1], (*shape, 1)).astype(np.float32)
-    return Picture(colour=random.random((*shape, channels), np.float32), alpha=alpha, box=BOX)
+    return Raster(colour=random.random((*shape, channels), np.float32), alpha=alpha, box=BOX)
 
 
-def largest_difference(a: Picture, b: Picture) -> float:
+def largest_difference(a: Raster, b: Raster) -> float:
     return max(np.abs(a.colour * a.alpha - b.colour * b.alpha).max(), np.abs(a.alpha - b.alpha).max())
 
 
@@ -56,7 +56,7 @@ def test_a_stack_that_fits_is_left_alone(seed, count):
 def test_lower_opacity_needs_no_repair(factor):
     pieces = random_pieces(5, 4, 3)
     whole = flatten(pieces, BOX, 3)
-    wanted = Picture(colour=whole.colour, alpha=whole.alpha * np.float32(factor), box=BOX)
+    wanted = Raster(colour=whole.colour, alpha=whole.alpha * np.float32(factor), box=BOX)
     result = fit(pieces, wanted, "rest")
     assert result.repaired < 0.02 and len(pieces) == 4
 
@@ -75,7 +75,7 @@ def test_nothing_outside_the_box_changes():
 def test_recolouring_reaches_every_piece_inside_the_box_only():
     pieces = random_pieces(1, 3, 3)
     before = copy.deepcopy(pieces)
-    recolour(pieces, (0, 0, 5, 20), lambda x: Picture(colour=1 - x.colour, alpha=x.alpha, box=x.box))
+    recolour(pieces, (0, 0, 5, 20), lambda x: Raster(colour=1 - x.colour, alpha=x.alpha, box=x.box))
     for now, was in zip(pieces, before, strict=True):
         left = max(0, 5 - was.left)
         np.testing.assert_array_equal(now.colour[:, :left], 255 - was.colour[:, :left])
@@ -84,7 +84,7 @@ def test_recolouring_reaches_every_piece_inside_the_box_only():
 
 def test_a_piece_is_cut_to_what_shows():
     alpha = np.zeros((4, 5, 1), np.float32)
-    assert piece_of(Picture(colour=np.ones((4, 5, 3), np.float32), alpha=alpha, box=(2, 3, 7, 7)), "x") is None
+    assert piece_of(Raster(colour=np.ones((4, 5, 3), np.float32), alpha=alpha, box=(2, 3, 7, 7)), "x") is None
     alpha[1, 2] = 0.5
-    piece = piece_of(Picture(colour=np.ones((4, 5, 3), np.float32), alpha=alpha, box=(2, 3, 7, 7)), "x")
+    piece = piece_of(Raster(colour=np.ones((4, 5, 3), np.float32), alpha=alpha, box=(2, 3, 7, 7)), "x")
     assert piece is not None and piece.box == (4, 4, 5, 5) and piece.alpha.tolist() == [[[128]]]

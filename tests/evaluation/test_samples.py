@@ -8,7 +8,7 @@ import pytest
 from qil_jax.evaluation.job import claim
 from qil_jax.evaluation.samples import flattened, sample_rows, scored, true_sample
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.loader.loader import resized_record
+from qil_jax.loader.samples import resized_record
 from qil_jax.records.record import from_layered_image
 from qil_jax.scenes.scene import SIMPLE, make_scene
 

@@ -45,9 +45,9 @@ def _work_and_wait(seconds: float) -> None:
 def test_broken_documents_are_survived(capsys):
     """Two builds of the campaign of tools/fuzz.py, which has been run over thousands."""
     assert fuzz.main(["documents", "--count", str(fuzz_documents.TOGETHER + 20)]) == 0
-    told = capsys.readouterr().out
-    assert "120 cases from seed 0: 0 failed" in told
-    assert all(f"\u2502 {outcome} " in told for outcome in ("kept", "unreadable", "bad sidecar"))
+    printed = capsys.readouterr().out
+    assert "120 cases from seed 0: 0 failed" in printed
+    assert all(f"\u2502 {outcome} " in printed for outcome in ("kept", "unreadable", "bad sidecar"))
 
 
 def test_a_campaign_fails_where_bytes_are_lost_or_a_program_breaks(monkeypatch, capsys):
@@ -62,9 +62,9 @@ def test_a_campaign_fails_where_bytes_are_lost_or_a_program_breaks(monkeypatch, 
     monkeypatch.setattr(fuzz_documents, "watched", breaks)
     monkeypatch.setattr(fuzz_documents, "_originals", lambda folder: [psd_files.design()])
     assert fuzz.main(["documents", "--seed", "7", "--count", "2"]) == 1
-    told = capsys.readouterr().out
-    assert "FAILED, seed 7: ended in a traceback; changed or gone: 000007.psd; changed or gone: notes.txt" in told
-    assert "FAILED, seed 8: no row in the report" in told and "2 cases from seed 7: 2 failed" in told
+    printed = capsys.readouterr().out
+    assert "FAILED, seed 7: ended in a traceback; changed or gone: 000007.psd; changed or gone: notes.txt" in printed
+    assert "FAILED, seed 8: no row in the report" in printed and "2 cases from seed 7: 2 failed" in printed
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,14 @@ def test_waiting_is_no_work():
     with Sandbox(dataclasses.replace(PATIENT, seconds=1.0)) as sandbox:
         for _ in range(4):
             assert sandbox(_work_and_wait, 0.8) is None
+
+
+def test_a_small_file_cannot_allocate_without_bound():
+    """An image that psd-tools estimates to be larger than the limit is refused before memory is taken."""
+    with pytest.raises(Dropped, match="over the configured budget") as dropped:
+        read_psd(psd_files.design(), dataclasses.replace(SMALL, max_alloc_bytes=5_000))
+    assert dropped.value.reason is Reason.UNREADABLE
+    assert read_psd(psd_files.design(), SMALL).layers
 
 
 def test_ten_thousand_layers_end_at_the_limit():

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from boxes import SIZE, box, stacks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layer_stacks import SIZE, box, stacks
 
 from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.compositing import composite
@@ -12,7 +12,7 @@ from qil_jax.layers.grouping import cheapest_merges, front_to_back_groups, merge
 
 
 def reference_groups(layers: list[BoxedLayer]) -> list[list[int]]:
-    """The rule word for word, on whole canvases (paper.md 7.1)."""
+    """The rule word for word, on whole canvases (LayerD, arXiv 2509.25134)."""
     masks = []
     for layer in layers:
         mask = np.zeros(SIZE[::-1], bool)

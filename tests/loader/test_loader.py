@@ -63,12 +63,12 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
 @pytest.fixture(scope="module")
 def whole(source) -> list[Batch]:
     """Two epochs, seen by one process."""
-    return list(Loader(source, CONFIG))
+    return list(Loader.of_records(source, CONFIG))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_processes_share_every_record_exactly_once_an_epoch(source, whole, count):
-    loaders = [Loader(source, CONFIG, processes=Processes(index=i, count=count)) for i in range(count)]
+    loaders = [Loader.of_records(source, CONFIG, processes=Processes(index=i, count=count)) for i in range(count)]
     seen: collections.Counter[int] = collections.Counter()
     for step, parts in enumerate(zip(*loaders, strict=True)):
         for i, part in enumerate(parts):
@@ -83,7 +83,8 @@ def test_processes_of_the_system_agree(folder, whole, tmp_path):
     code = (
         "import hashlib, sys; sys.path[:0] = sys.argv[3:]\n"
         "from test_loader import *\n"
-        "loader = Loader(open_source(sys.argv[1]), CONFIG, processes=Processes(index=int(sys.argv[2]), count=3))\n"
+        "here = Processes(index=int(sys.argv[2]), count=3)\n"
+        "loader = Loader.of_records(open_source(sys.argv[1]), CONFIG, processes=here)\n"
         "print([hashlib.sha256(batch.pictures.tobytes()).hexdigest() for batch in loader])"
     )
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
@@ -98,13 +99,13 @@ def test_processes_of_the_system_agree(folder, whole, tmp_path):
 def test_a_restored_loader_goes_on_bit_for_bit(source, whole, before, after):
     rng = np.random.default_rng(before * 10 + after)
     for stop in rng.integers(0, len(whole), 3).tolist():
-        loaders = [Loader(source, CONFIG, processes=Processes(index=i, count=before)) for i in range(before)]
+        loaders = [Loader.of_records(source, CONFIG, processes=Processes(index=i, count=before)) for i in range(before)]
         for loader in loaders:
             for _ in range(stop):
                 next(loader)
         states = {json.dumps(loader.state()) for loader in loaders}
         assert len(states) == 1
-        fresh = [Loader(source, CONFIG, processes=Processes(index=i, count=after)) for i in range(after)]
+        fresh = [Loader.of_records(source, CONFIG, processes=Processes(index=i, count=after)) for i in range(after)]
         for i, loader in enumerate(fresh):
             loader.restore(json.loads(*states))
             mine = slice(i * CONFIG.rows // after, (i + 1) * CONFIG.rows // after)
@@ -115,11 +116,11 @@ def test_a_restored_loader_goes_on_bit_for_bit(source, whole, before, after):
 
 @pytest.mark.parametrize("workers", [Workers(processes=2, threads=1, ahead=1), Workers(threads=5, ahead=9)])
 def test_workers_change_nothing(source, whole, workers):
-    with Loader(source, CONFIG, workers=workers) as loader:
+    with Loader.of_records(source, CONFIG, workers=workers) as loader:
         first = [next(loader) for _ in range(5)]
         state = loader.state()
     assert all(same(a, b) for a, b in zip(first, whole, strict=False))
-    with Loader(source, CONFIG, workers=workers) as loader:
+    with Loader.of_records(source, CONFIG, workers=workers) as loader:
         loader.restore(state)
         assert same(next(loader), whole[5])
 
@@ -132,7 +133,7 @@ def test_a_batch_holds_samples_of_1_4_and_20_layers(folder, tmp_path):
         padded[0, ..., 3] = 255
         LayeredImage(layers=padded, names=image.names).save(tmp_path / name)
     config = dataclasses.replace(CONFIG, rows=2, order=Order.SEQUENTIAL, tasks=TaskConfig())
-    batch = next(Loader(open_source(tmp_path), config))
+    batch = next(Loader.of_records(open_source(tmp_path), config))
     assert batch.pictures.shape == (2, 22, 64, 64, 4) and batch.records.tolist() == [[2, NO_RECORD], [1, 0]]
     assert batch.segments.tolist() == [[1] * 22, [1] * 6 + [2] * 3 + [0] * 13]
     assert batch.layer_indices.tolist() == [
@@ -172,9 +173,11 @@ def test_layers_are_merged_where_a_row_has_no_room(source):
     config = dataclasses.replace(CONFIG, rows=1, epochs=1, buckets=dataclasses.replace(BUCKETS, row_tokens=6 * 4))
     config = dataclasses.replace(config, order=Order.SEQUENTIAL, tasks=TaskConfig())
     full = dataclasses.replace(config, buckets=dataclasses.replace(BUCKETS, resolutions=(32,)))
-    complete = {b.records[r, s]: (b, r, s) for b in Loader(source, full) for r, s in np.argwhere(b.records >= 0)}
+    complete = {
+        b.records[r, s]: (b, r, s) for b in Loader.of_records(source, full) for r, s in np.argwhere(b.records >= 0)
+    }
     merged = 0
-    for batch in Loader(source, config):
+    for batch in Loader.of_records(source, config):
         (index,) = batch.records[0][batch.records[0] >= 0][:1]
         count = int(batch.targets[0][batch.segments[0] == 1].sum()) - 1
         assert count <= (6 if batch.pictures.shape[2] * batch.pictures.shape[3] <= 32 * 32 else 4)
@@ -191,7 +194,7 @@ def test_single_pictures_fill_the_rows(source):
     mix = ((Task.RECONSTRUCTION, 1.0),)
     buckets = BucketConfig(resolutions=(32,), multiple=16, row_tokens=4, aspect_ratios=((1, 1),))
     config = LoaderConfig(rows=4, buckets=buckets, tasks=TaskConfig(mix=mix), epochs=1)
-    batches = list(Loader(source, config))
+    batches = list(Loader.of_records(source, config))
     assert {b.pictures.shape for b in batches} == {(4, 1, 32, 32, 4)} and len(batches) == 4
     assert sum(int(b.targets.sum()) for b in batches) == len(LAYERS)
 
@@ -200,7 +203,7 @@ def test_tasks_are_drawn_per_row_by_weight(source):
     mix = ((Task.TEXT_TO_RGB, 3.0), (Task.TEXT_TO_RGBA, 1.0))
     buckets = BucketConfig(resolutions=(16,), multiple=16, row_tokens=1, aspect_ratios=((1, 1),))
     config = LoaderConfig(rows=13, buckets=buckets, tasks=TaskConfig(mix=mix), epochs=40)
-    batches = list(Loader(source, config))
+    batches = list(Loader.of_records(source, config))
     kinds = np.concatenate([b.target_kinds for b in batches])
     opaque = np.concatenate([(b.pictures[..., 3] == 255).all(axis=(1, 2, 3)) for b in batches])
     assert kinds.mean() == pytest.approx(0.75, abs=0.06) and opaque[kinds == 1].all() and not opaque[kinds == 0].all()
@@ -219,7 +222,7 @@ def test_tasks_are_drawn_per_row_by_weight(source):
 )
 def test_what_cannot_be_loaded_is_refused(source, change, processes, message):
     with pytest.raises(ValueError, match=message):
-        Loader(source, dataclasses.replace(CONFIG, **change), processes=processes)
+        Loader.of_records(source, dataclasses.replace(CONFIG, **change), processes=processes)
 
 
 @pytest.mark.parametrize("change", [{"rows": 0}, {"max_layers": 0}, {"epochs": 0}])
@@ -230,19 +233,19 @@ def test_numbers_below_one_are_refused(change):
 
 def test_a_record_without_layers_is_refused(source):
     class Hollow(type(source)):
-        def facts(self):
-            facts = super().facts()
-            return dataclasses.replace(facts, layers=np.where(np.arange(len(self)) == 4, 0, facts.layers))
+        def metadata(self):
+            found = super().metadata()
+            return dataclasses.replace(found, layers=np.where(np.arange(len(self)) == 4, 0, found.layers))
 
     with pytest.raises(ValueError, match="004 has no layers"):
-        Loader(Hollow(source.folders), CONFIG)
+        Loader.of_records(Hollow(source.folders), CONFIG)
 
 
 def test_a_state_of_other_records_or_settings_is_refused(source):
-    state = Loader(source, CONFIG).state()
+    state = Loader.of_records(source, CONFIG).state()
     for change in ({"seed": 4}, {"rows": 3}, {"max_layers": 9}):
         with pytest.raises(ValueError, match="restore it with those it was saved with"):
-            Loader(source, dataclasses.replace(CONFIG, **change)).restore(state)
+            Loader.of_records(source, dataclasses.replace(CONFIG, **change)).restore(state)
 
 
 @pytest.mark.parametrize("workers", [Workers(), Workers(processes=1)])
@@ -251,7 +254,7 @@ def test_a_record_that_cannot_be_read_is_named(folder, tmp_path, workers):
         LayeredImage.load(folder / "001").save(tmp_path / str(i))
     (tmp_path / "1" / "002.png").write_bytes(b"no picture")
     with (
-        Loader(open_source(tmp_path), dataclasses.replace(CONFIG, rows=1), workers=workers) as loader,
+        Loader.of_records(open_source(tmp_path), dataclasses.replace(CONFIG, rows=1), workers=workers) as loader,
         pytest.raises(Exception, match=f"{tmp_path / '1'} cannot be read"),
     ):
         list(loader)

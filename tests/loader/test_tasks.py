@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from boxes import SIZE, stacks
 from hypothesis import given
+from layer_stacks import SIZE, stacks
 
 from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.compositing import composite_8bit

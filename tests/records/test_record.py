@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from boxes import SIZE, stacks
 from hypothesis import given
+from layer_stacks import SIZE, stacks
 
 from qil_jax.documents.prepare import from_bytes, to_bytes
 from qil_jax.layers.compositing import composite

@@ -1,4 +1,4 @@
-"""Datasets, plain folders and LayerD's Crello folders give the same records, and facts without decoding."""
+"""Datasets, plain folders and LayerD's Crello folders give the same records, and metadata without decoding."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def all_of(source):
     return [source[i] for i in range(len(source))]
 
 
-def facts_of(record):
+def row_of(record):
     return [*record.size, len(record.layers), len(record.caption)]
 
 
@@ -54,8 +54,8 @@ def test_datasets(scenes, inner):
             composite_8bit(record.layers, record.size), composite_8bit(expected.layers, expected.size)
         )
     for _ in range(2):  # read from the records, then from the file that this left
-        np.testing.assert_array_equal(source.facts().rows, [facts_of(record) for record in records])
-    assert (scenes / "records/layered_dataset/1.0.0/facts-train.npy").exists()
+        np.testing.assert_array_equal(source.metadata().rows, [row_of(record) for record in records])
+    assert (scenes / "records/layered_dataset/1.0.0/metadata-train.npy").exists()
     assert len(open_source(scenes / "records", "validation")) == 2
 
 
@@ -70,7 +70,7 @@ def test_folders_and_crello(scenes):
                 assert a.window == b.window
                 np.testing.assert_array_equal(a.pixels, b.pixels)
         assert crello[i].caption == ""
-    np.testing.assert_array_equal(plain.facts().rows, [facts_of(record) for record in all_of(plain)])
+    np.testing.assert_array_equal(plain.metadata().rows, [row_of(record) for record in all_of(plain)])
     assert "train_000007_5f3a_1" in crello.name(7)
 
 
@@ -89,7 +89,7 @@ def test_unions(scenes):
     assert len(union) == COUNT
     sources = [record.source for record in all_of(union)]
     assert sources == [record.source for part in parts for record in all_of(part)] and len({*sources}) == COUNT
-    np.testing.assert_array_equal(union.facts().rows, [facts_of(record) for record in all_of(union)])
+    np.testing.assert_array_equal(union.metadata().rows, [row_of(record) for record in all_of(union)])
     assert union.name(2) == parts[1].name(0) and union.name(39) == parts[2].name(1)
 
 
@@ -109,12 +109,12 @@ def test_what_is_no_source_is_said(scenes, tmp_path):
         open_source(scenes / "records", "night")
 
 
-def test_facts_of_another_dataset_are_refused(scenes):
+def test_metadata_of_another_dataset_are_refused(scenes):
     source = open_source(scenes / "records", "test")
-    file = scenes / "records/layered_dataset/1.0.0/facts-test.npy"
+    file = scenes / "records/layered_dataset/1.0.0/metadata-test.npy"
     np.save(file, np.zeros((3, 4), np.int64))
-    with pytest.raises(ValueError, match="tells of 3 records, but there are 2: remove that file"):
-        source.facts()
+    with pytest.raises(ValueError, match="lists 3 records, but there are 2: remove that file"):
+        source.metadata()
     file.unlink()
 
 

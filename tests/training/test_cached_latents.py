@@ -88,7 +88,7 @@ def test_both_ways_give_the_same_batches(world: World, cached, stage):
     dropped."""
     now = batches(world, stage, {})
     assert_alike(now, batches(world, stage, {"data.inputs": "latents", "data.sources": f'["{cached}"]'}))
-    layers = open_source(world.scenes).facts().layers
+    layers = open_source(world.scenes).metadata().layers
     seen = np.concatenate([batch.records[batch.records != NO_RECORD] for batch, _ in now])
     assert {2, 3, 4} <= {*layers[seen].tolist()}
     dropped = [

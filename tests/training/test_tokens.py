@@ -36,7 +36,7 @@ def batch(tmp_path_factory) -> Batch:
     buckets = BucketConfig(resolutions=(32,), multiple=16, row_tokens=22 * 6)
     mix = ((Task.IMAGE_TO_LAYERS, 1.0), (Task.TEXT_TO_LAYERS, 1.0))
     config = LoaderConfig(rows=3, seed=1, buckets=buckets, tasks=TaskConfig(mix=mix), epochs=1)
-    (only,) = Loader(open_source(folder), config)
+    (only,) = Loader.of_records(open_source(folder), config)
     assert (only.records[only.records >= 0].size, (only.segments == 0).any()) == (6, True)
     assert len({*only.tasks.tolist()}) == 2
     return only

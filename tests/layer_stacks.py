@@ -1,4 +1,4 @@
-"""Layers in boxes on a small canvas, for properties of stacks."""
+"""Small random stacks of layers, for tests of every room that handles them."""
 
 import numpy as np
 from hypothesis import strategies as st
