@@ -127,7 +127,7 @@ def qwen_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     lines = (Path(package.origin).parent / "resources" / "qwen.tiktoken").read_bytes().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
     letters = _byte_letters()
-    text = lambda token: "".join(letters[b] for b in token)  # noqa: E731
+    text = lambda token: "".join(letters[b] for b in token)
     merges = []
     for token, rank in ranks.items():
         if len(token) > 1:

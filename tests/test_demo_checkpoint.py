@@ -28,7 +28,7 @@ def test_it_is_sound_and_a_few_megabytes(checkpoint):
 
 
 def test_it_has_the_flags_of_the_layered_release(checkpoint):
-    read = lambda name: json.loads((checkpoint / name).read_text(encoding="utf-8"))  # noqa: E731
+    read = lambda name: json.loads((checkpoint / name).read_text(encoding="utf-8"))
     transformer, vae = read("transformer/config.json"), read("vae/config.json")
     assert transformer["use_layer3d_rope"] and transformer["use_additional_t_cond"]
     assert (vae["input_channels"], vae["z_dim"]) == (4, 16)

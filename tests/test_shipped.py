@@ -9,10 +9,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-import demo
 import numpy as np
 import pytest
-import ship
 from PIL import Image
 
 from qil_jax.evaluation.layers import alpha_iou, rgb_l1
@@ -23,6 +21,7 @@ from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.shipped import shipped_checkpoint
 from qil_jax.weights import Component, checkpoint_problems
 from qil_jax.weights.safetensors_io import read_headers, weight_files
+from tools import demo, ship
 from tools.make_demo_checkpoint import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     if problems:
         print("\n  ".join(["error: cannot start:", *problems]), file=sys.stderr)
         return 2
-    from build_documents import BuildError, build, disk_error
+    from tools.build_documents import BuildError, build, disk_error
 
     try:
         return build(args, for_beam)

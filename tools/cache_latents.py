@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     if problems:
         print("\n  ".join(["error: cannot start:", *problems]), file=sys.stderr)
         return 2
-    from latent_cache import cache
+    from tools.latent_cache import cache
 
     try:
         cache(arguments, splits)

@@ -42,8 +42,8 @@ def panel(curves: Curves, left: int) -> list[str]:
     last = max(step for step, _ in points)
     low, high = (limit(math.log10(value) for _, value in points) for limit in (min, max))
     span = max(high - low, 1e-6)
-    x = lambda step: left + MARGIN + step / last * (WIDE - MARGIN)  # noqa: E731
-    y = lambda value: GAP + (high - math.log10(value)) / span * (HIGH - 2 * GAP)  # noqa: E731
+    x = lambda step: left + MARGIN + step / last * (WIDE - MARGIN)
+    y = lambda value: GAP + (high - math.log10(value)) / span * (HIGH - 2 * GAP)
     out = [f'<text x="{left + MARGIN}" y="14" font-weight="bold">{escape(curves.name)}</text>']
     for value in (10**low, 10 ** ((low + high) / 2), 10**high):
         out.append(f'<line x1="{x(0)}" x2="{x(last):.1f}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#ddd"/>')

@@ -117,7 +117,7 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
 def run(arguments: argparse.Namespace) -> str:
     """The text of the summary."""
     if arguments.verb == "reconstruction":
-        from evaluate_reconstruction import Reconstruction, score_reconstructions
+        from tools.evaluate_reconstruction import Reconstruction, score_reconstructions
 
         job = Reconstruction(
             records=arguments.records,
@@ -132,7 +132,7 @@ def run(arguments: argparse.Namespace) -> str:
             mesh=arguments.mesh,
         )
         return score_reconstructions(job)
-    from evaluate_layers import Prompts, Sampling, Subset, score_results, score_sampled
+    from tools.evaluate_layers import Prompts, Sampling, Subset, score_results, score_sampled
 
     subset = Subset.open(arguments.records, arguments.split, count=arguments.count, resolution=arguments.resolution)
     if arguments.results is not None:

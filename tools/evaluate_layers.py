@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from progress import shown
 
 from qil_jax.evaluation.job import claim
 from qil_jax.evaluation.report import write_layer_report
@@ -25,6 +24,7 @@ from qil_jax.records.record import Record
 from qil_jax.records.sources import Facts, RecordSource, open_source
 from qil_jax.weights import Component, require_sound
 from qil_jax.weights.load import fingerprint_of
+from tools.progress import shown
 
 SAMPLES = "samples"
 NO_PROMPT = " "
@@ -165,7 +165,7 @@ def score_results(subset: Subset, results: Path, out: Path) -> str:
 
 def batches(subset: Subset, size: int) -> list[list[int]]:
     """The records' numbers, so many at a time, records of one shape together: they share a compiled program."""
-    shape = lambda number: (int(subset.facts.layers[number]), *subset.bucket(number), number)  # noqa: E731
+    shape = lambda number: (int(subset.facts.layers[number]), *subset.bucket(number), number)
     ordered = sorted(subset.numbers, key=shape)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from progress import shown
 
 from qil_jax.encoders.image_encoder import Autoencoder
 from qil_jax.evaluation.frechet import mean_frechet_distance
@@ -27,6 +26,7 @@ from qil_jax.records.sources import RecordSource, open_source
 from qil_jax.weights import Component, component_config, load_model, require_sound
 from qil_jax.weights.load import fingerprint_of
 from qil_jax.weights.lpips import load_lpips
+from tools.progress import shown
 
 GROUND, UPPER = "ground", "upper"
 """Categories: layers at the bottom, and those above."""

@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     if problems:
         print("\n  ".join(["error: cannot start:", *problems]), file=sys.stderr)
         return 2
-    from scene_files import write_scenes
+    from tools.scene_files import write_scenes
 
     try:
         write_scenes(args, for_beam)

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     if problems:
         print("\n  ".join(["error: cannot start:", *problems]), file=sys.stderr)
         return 2
-    from batch_sheet import show
+    from tools.batch_sheet import show
 
     try:
         show(args)

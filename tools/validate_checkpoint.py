@@ -49,7 +49,7 @@ def structure(checkpoint: Path) -> Table:
 
 def numerics(checkpoint: Path, reference: Path, tolerance: float, console: Console) -> int:
     """Print the errors of every block; returns how many exceed the tolerance."""
-    from numerics import compare
+    from tools.numerics import compare
 
     console.print(f"fp32 against PyTorch with the weights of {reference}; errors relative to the block's output")
     failed = 0

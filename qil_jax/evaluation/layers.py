@@ -147,7 +147,7 @@ def _best_merge(edited: list[Layer], other: list[Layer], path: Path) -> tuple[fl
     if len(edited) < 3:
         return 0.0, 0
     partners = [{j for i, j in path if i == k} for k in range(len(edited))]
-    similarity: Callable[[Layer, set[int]], float] = lambda layer, to: sum(  # noqa: E731
+    similarity: Callable[[Layer, set[int]], float] = lambda layer, to: sum(
         1 - pair_scores(layer, other[j]).cost for j in to
     )
     gains = []

@@ -86,7 +86,7 @@ def blended_pairs(
     """
     if picture.shape != true.shape:
         raise QilError(f"a reconstruction of shape {picture.shape} cannot be compared with {true.shape}")
-    over = lambda x, colour: as_jpeg(blended(x, colour))  # noqa: E731
+    over = lambda x, colour: as_jpeg(blended(x, colour))
     return [(over(picture, colour), over(true, colour)) for colour in BACKGROUNDS.values()]
 
 

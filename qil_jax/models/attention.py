@@ -64,8 +64,8 @@ def attention(
         case AttentionKind.XLA_CHUNKED:
             mixed = _mix_chunks(q, k, v, ids, rows=max(1, SCORES_PER_CHUNK // (b * n * v.shape[2])))
         case AttentionKind.XLA_BY_HEAD:
-            fold = lambda x: jnp.broadcast_to(x, (b, n, *x.shape[2:])).reshape(b * n, *x.shape[2:])  # noqa: E731
-            one_head = lambda xs: _mix_chunks(*xs, rows=QUERIES_PER_CHUNK)  # noqa: E731
+            fold = lambda x: jnp.broadcast_to(x, (b, n, *x.shape[2:])).reshape(b * n, *x.shape[2:])
+            one_head = lambda xs: _mix_chunks(*xs, rows=QUERIES_PER_CHUNK)
             mixed = jax.lax.map(one_head, jax.tree.map(fold, (q, k, v, ids))).reshape(b, n, t, -1)
     return jnp.swapaxes(mixed, 1, 2)
 

@@ -65,7 +65,7 @@ def _kernel_gradient_on_cpu(x: Float[Array, "... i"], gradient: Float[Array, "..
     is fused into the copy. So there is one axis of rows; the operands are made before the product; and the narrower
     one goes first, since it is what the product itself transposes. The second barrier holds that order.
     """
-    rows = lambda y: y.reshape(-1, y.shape[-1])  # noqa: E731
+    rows = lambda y: y.reshape(-1, y.shape[-1])
     x, gradient = jax.lax.optimization_barrier((rows(x), rows(gradient)))
     if x.shape[-1] <= gradient.shape[-1]:
         return _kernel_gradient(x, gradient)

@@ -132,7 +132,7 @@ class DecoderLayer(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"], rotary: Rotary, segments: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """One layer; `segments` are 1 on tokens and 0 on padding."""
-        split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)  # noqa: E731
+        split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)
         y = self.input_norm(x)
         q, k = rotate_half(split(self.q(y)), rotary), rotate_half(split(self.k(y)), rotary)
         v = split(self.v(y))

@@ -108,7 +108,7 @@ class Modulation(nnx.Module):
         self.time_out = linear((d, Axis.EMBED), d, rngs=rngs)
         if config.use_additional_t_cond:
             self.addition = embedding(2, d, axes=(None, Axis.EMBED), rngs=rngs)
-        make = lambda rngs: linear((d, Axis.EMBED), (6 * d, Axis.MODULATION), rngs=rngs)  # noqa: E731
+        make = lambda rngs: linear((d, Axis.EMBED), (6 * d, Axis.MODULATION), rngs=rngs)
         self.image = stack_blocks(make, config.num_layers, rngs=rngs)
         self.text = stack_blocks(make, config.num_layers, rngs=rngs)
         self.out = linear((d, Axis.EMBED), (2 * d, Axis.MODULATION), rngs=rngs)
@@ -124,7 +124,7 @@ class Modulation(nnx.Module):
           ValueError: if target_kind is given and the config has no such embedding, or the reverse.
         """
         hidden = jax.nn.silu(self.embed(sigma, target_kind))
-        per_block = lambda stacked: _stacked_linear(stacked, hidden)  # noqa: E731
+        per_block = lambda stacked: _stacked_linear(stacked, hidden)
         return ModulationTable(
             image=per_block(self.image),
             text=per_block(self.text),
@@ -157,7 +157,7 @@ class Stream(nnx.Module):
 
     def qkv(self, x: Float[Array, "b t d"], rotary: Rotary) -> tuple[Array, Array, Array]:
         """Queries and keys, normalised and rotated, and values: each [b, t, n, head_dim]."""
-        split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)  # noqa: E731
+        split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)
         q = rotate_interleaved(self.q_norm(split(self.q(x))), rotary)
         k = rotate_interleaved(self.k_norm(split(self.k(x))), rotary)
         return q, k, split(self.v(x))

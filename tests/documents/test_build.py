@@ -9,8 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import build_dataset
-import make_scenes
 import numpy as np
 import psd_files
 import pytest
@@ -21,6 +19,7 @@ from qil_jax.documents.limits import PSDLimits
 from qil_jax.documents.psd import read_psd
 from qil_jax.layers.compositing import composite
 from qil_jax.records.record import decode
+from tools import build_dataset, make_scenes
 
 TOOL = Path(build_dataset.__file__)
 

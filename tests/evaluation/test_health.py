@@ -50,7 +50,7 @@ def test_of_equal_layers_all_but_one_are_duplicates():
 
 def test_a_duplicate_may_differ_a_little():
     # Premultiplied RGBA differs by d in three of four numbers: 0.75 d < 0.05 up to d = 17 / 255.
-    colour = lambda d: box(0, 0, 10, 10, (100 + d,) * 3)  # noqa: E731
+    colour = lambda d: box(0, 0, 10, 10, (100 + d,) * 3)
     assert difference(colour(0), colour(16)) == pytest.approx(0.75 * 16 / 255)
     assert health([GROUND, colour(0), colour(16)]).duplicates == 1
     assert health([GROUND, colour(0), colour(18)]).duplicates == 0
@@ -75,7 +75,7 @@ def test_rates_are_shares_of_layers_and_the_mean_overlap():
 def second_health(layers):
     """Written again, from the definitions alone, a pixel at a time."""
     places = list(itertools.product(range(40), range(40)))
-    seen = lambda layer, y, x: np.array([*layer[y, x, :3] / 255.0 * layer[y, x, 3] / 255.0, layer[y, x, 3] / 255.0])  # noqa: E731
+    seen = lambda layer, y, x: np.array([*layer[y, x, :3] / 255.0 * layer[y, x, 3] / 255.0, layer[y, x, 3] / 255.0])
     cover = [sum(int(layer[y, x, 3]) for y, x in places) / 255 / 1600 for layer in layers]
     copies = 0
     for i in range(1, len(layers)):

@@ -109,7 +109,7 @@ def paths(rows: int, columns: int):
 @settings(max_examples=60)
 def test_alignment_is_the_cheapest_of_all_paths(rows, columns, seed):
     costs = np.random.default_rng(seed).integers(0, 4, (rows, columns)) / 4
-    cost = lambda path: sum(costs[i, j] for i, j in path)  # noqa: E731
+    cost = lambda path: sum(costs[i, j] for i, j in path)
     found = align(costs)
     assert found in list(paths(rows, columns))
     assert cost(found) == min(map(cost, paths(rows, columns)))
@@ -177,7 +177,7 @@ def second_scores(prediction, reference):
         options = []
         for side, turned in ((0, path), (1, [(j, i) for i, j in path])):
             mine, other = sides[side], sides[1 - side]
-            s = lambda x, ids, other=other: sum(1 - second_cost(x, other[j])[2] for j in ids)  # noqa: E731
+            s = lambda x, ids, other=other: sum(1 - second_cost(x, other[j])[2] for j in ids)
             a = [[j for i, j in turned if i == k] for k in range(len(mine))]
             gains = []
             for i in range(len(mine) - 1 if len(mine) >= 3 else 0):

@@ -30,7 +30,7 @@ def test_where_nothing_need_be_cropped_layers_are_those_of_training(side):
     layers = np.stack(true_sample(record, (side, side)).layers)
     assert layers.shape == trained.layers.shape
     # Boxes are resized from patches: their corners are rounded elsewhere.
-    seen = lambda x: x[..., :3] / 255.0 * (x[..., 3:] / 255.0)  # noqa: E731
+    seen = lambda x: x[..., :3] / 255.0 * (x[..., 3:] / 255.0)
     assert np.abs(seen(layers) - seen(trained.layers)).max() < 3 / 255
     assert np.abs(layers[..., 3].astype(int) - trained.layers[..., 3]).max() <= 2
 

@@ -67,7 +67,7 @@ def test_psd_preview_is_our_composite(tmp_path):
     document = PSDImage.open(tmp_path / "a.psd")
     expected = layered.composite_8bit().astype(int)
     assert expected[..., 3].min() == 90
-    over = lambda x: x[..., :3] * x[..., 3:] / 255  # noqa: E731
+    over = lambda x: x[..., :3] * x[..., 3:] / 255
     for shown in (document.topil(), document.composite(force=True)):
         pixels = np.asarray(shown.convert("RGBA")).astype(int)
         assert np.abs(pixels[..., 3] - expected[..., 3]).max() <= 1

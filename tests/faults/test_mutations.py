@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors
-import validate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import damaged_bytes, damaged_json
@@ -26,6 +25,7 @@ from qil_jax.weights.structure import component_problems
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component, targets
 from qil_jax.weights.tokenizer import tokenizer_problems
+from tools import validate
 from tools.make_demo_checkpoint import write_checkpoint
 
 HEADERS, INDEXES, CONFIGS, TOKENIZERS, ARRAYS, PROGRAMS = 4000, 3000, 3000, 150, 20, 30

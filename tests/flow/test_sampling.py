@@ -16,7 +16,7 @@ def test_guidance_with_and_without_rescale():
     c, u, scale = velocities(0), velocities(1), np.array([4.0, 2.5], np.float32)
     guided = u + scale[:, None, None] * (c - u)
     np.testing.assert_allclose(guide(*map(jnp.asarray, (c, u, scale)), Rescale.NONE), guided, rtol=1e-5, atol=1e-5)
-    length = lambda x: np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    length = lambda x: np.linalg.norm(x, axis=-1, keepdims=True)
     expected = guided * length(c) / length(guided)
     np.testing.assert_allclose(guide(*map(jnp.asarray, (c, u, scale)), Rescale.NORM), expected, rtol=1e-4, atol=1e-5)
 

@@ -1,9 +1,8 @@
 """The tool that shows a first batch, and what it refuses."""
 
-import batch_sheet
-import make_scenes
-import show_batch
 from PIL import Image
+
+from tools import batch_sheet, make_scenes, show_batch
 
 
 def test_a_first_batch_is_shown(tmp_path, capsys):

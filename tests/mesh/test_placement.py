@@ -203,7 +203,7 @@ def test_one_device_needs_no_pins():
 def inputs() -> dict:
     random = np.random.default_rng(7)
     rows, image, text = 8, 16, 6
-    positions = lambda count: random.integers(-4, 5, (rows, count, 3)).astype(np.int32)  # noqa: E731
+    positions = lambda count: random.integers(-4, 5, (rows, count, 3)).astype(np.int32)
     text_segments = np.ones((rows, text), np.int32)
     text_segments[3, 4:] = 0  # padding
     return {

@@ -69,7 +69,7 @@ def test_transformer():
     assert out == {BF16}
     assert dtypes(program, (*WIDE, *PRODUCTS)) == {"cos": {FP32}, "sin": {FP32}, "dot_general": {BF16}}
 
-    places = lambda *shape: np.ones(shape, np.int32)  # noqa: E731
+    places = lambda *shape: np.ones(shape, np.int32)
     layout = TokenLayout(
         image_positions=places(2, tokens, 3),
         text_positions=places(2, words, 3),

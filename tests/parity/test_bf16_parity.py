@@ -169,7 +169,7 @@ def test_gradients(tmp_path):
     theirs, check = gradients_there(rounded, "rounded"), gradients_there(wide, "wide")
     assert {x.dtype.name for x in found.values()} == {"float32"}
     sizes = {path: float(np.abs(x).mean()) for path, x in exact.items() if x.any()}
-    far = lambda side: np.array([mean_error(side[path], exact[path]) / size for path, size in sizes.items()])  # noqa: E731
+    far = lambda side: np.array([mean_error(side[path], exact[path]) / size for path, size in sizes.items()])
     assert len(sizes) > 30 and far(check).max() <= 1e-4  # without rounding both sides are one
     assert 0 < far(found).mean() <= MOST * far(theirs).mean()
 

@@ -50,7 +50,7 @@ def flow_inputs(config) -> FlowBatch:
 
 def torch_flow_loss(reference, batch: FlowBatch, sigma, noise) -> torch.Tensor:
     """Rectified flow as diffusers' training scripts write it."""
-    t = lambda x: torch.from_numpy(np.array(x))  # noqa: E731
+    t = lambda x: torch.from_numpy(np.array(x))
     clean, noise, level = t(batch.clean), t(noise), t(sigma)[:, None, None]
     given = (t(batch.kinds) == NO_TARGET)[..., None]
     tokens = torch.where(given, clean, (1 - level) * clean + level * noise)
@@ -146,7 +146,7 @@ def test_losses_of_the_vae_and_their_gradients(tmp_path, kind):
 
     (value, terms), gradients = jax.value_and_grad(total, has_aux=True)(params)
 
-    first = lambda x: torch.from_numpy(np.array(x)).movedim(-1, 1)  # noqa: E731
+    first = lambda x: torch.from_numpy(np.array(x)).movedim(-1, 1)
     with torch.enable_grad():
         reference.requires_grad_(True)
         x = first(true)
@@ -213,7 +213,7 @@ def test_reference_divergence(tmp_path):
 def torch_lpips(weights, backbone, a, b):
     """The formula, with torch's own convolutions and pooling."""
     F = torch.nn.functional
-    t = lambda name: torch.from_numpy(np.array(weights[name]))  # noqa: E731
+    t = lambda name: torch.from_numpy(np.array(weights[name]))
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
 
     def features(x):

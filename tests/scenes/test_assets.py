@@ -10,8 +10,6 @@ import json
 import tarfile
 import threading
 
-import fetch_assets
-import make_scenes
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
@@ -21,6 +19,7 @@ from qil_jax.scenes import packages
 from qil_jax.scenes.assets import LIST, Kind, load_assets, read_list
 from qil_jax.scenes.packages import PUBLIC_DOMAIN, Archive, FetchError, Package, debian_licences, fetch
 from qil_jax.scenes.scene import SceneConfig, make_scene
+from tools import fetch_assets, make_scenes
 
 COPYRIGHT = """Format: x
 

@@ -1,6 +1,5 @@
 """Scenes: the same for the same seed, every layer counts, and they pass through the pipeline as documents."""
 
-import make_scenes
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -16,6 +15,7 @@ from qil_jax.layers.visibility import contributing, visible_pixels
 from qil_jax.records.record import decode
 from qil_jax.scenes.assets import Asset, Assets
 from qil_jax.scenes.scene import GROUPED, SIMPLE, SceneConfig, make_scene
+from tools import make_scenes
 
 CONFIG = SceneConfig(side=64)
 

@@ -8,11 +8,8 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-import cache_latents
 import jax
 import jax.numpy as jnp
-import make_demo_checkpoint
-import make_scenes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -26,6 +23,7 @@ from qil_jax.training.objectives import Objective, Report
 from qil_jax.training.parameters import Params, copied
 from qil_jax.training.setup import Parts
 from qil_jax.training.stages import Stage
+from tools import cache_latents, make_demo_checkpoint, make_scenes
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE, TOKENS = 32, 4

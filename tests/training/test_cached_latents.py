@@ -16,8 +16,6 @@ import json
 import shutil
 from pathlib import Path
 
-import cache_latents
-import latent_cache
 import numpy as np
 import pytest
 from runs import World
@@ -31,6 +29,7 @@ from qil_jax.training.batches import FlowBatch
 from qil_jax.training.inputs import dropped_prompts
 from qil_jax.training.setup import prepare
 from qil_jax.training.stages import Stage
+from tools import cache_latents, latent_cache
 
 FLOWS = (Stage.TEXT_TO_RGBA, Stage.TEXT_TO_LAYERS, Stage.IMAGE_TO_LAYERS)
 SETTINGS = {"data.loader.max_layers": 3, "data.loader.rows": 4, "data.text_tokens": 48, "loss.caption_dropout": 0.3}

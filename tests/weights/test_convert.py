@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import convert
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -23,7 +22,8 @@ from qil_jax.weights.convert import ConversionError, to_diffusers, to_orbax
 from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan, TensorReader, read_headers, weight_files
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component, targets
-from tools.bench_convert import shallow, unlike, write_noise
+from tools import convert
+from tools.bench.convert import shallow, unlike, write_noise
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -275,7 +275,7 @@ def test_wan_names_and_a_prefix_convert_to_released_names(tiny, tmp_path):
 
 def test_command_line(tiny, tmp_path):
     source, orbax, _ = tiny
-    run = lambda *words: subprocess.run(  # noqa: E731
+    run = lambda *words: subprocess.run(
         [sys.executable, ROOT / "tools" / "convert.py", *map(str, words)], capture_output=True, text=True
     )
     done = run("to-orbax", source, tmp_path / "orbax")

@@ -8,11 +8,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-import validate
 from safetensors.numpy import load_file, save_file
 
 from qil_jax.weights.convert import to_diffusers, to_orbax
 from qil_jax.weights.tables.entries import Component
+from tools import validate
 from tools.make_demo_checkpoint import write_checkpoint
 
 FILES = {
