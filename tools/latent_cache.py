@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from rich.progress import track
 
 from qil_jax.encoders.tokenizer import PromptTokenizer
+from qil_jax.errors import QilError
 from qil_jax.files import write_whole
 from qil_jax.flow.loss import FlowLoss
 from qil_jax.loader.buckets import Bucket
@@ -88,7 +89,7 @@ class Job:
         told |= {"buckets": repr(self.config.buckets), "max_layers": repr(self.config.max_layers)}
         file = self.out / "job.json"
         if file.is_file() and json.loads(file.read_text()) != told:
-            raise ValueError(
+            raise QilError(
                 f"{self.out} holds latents made with other weights or settings (job.json): give another --out"
             )
         write_whole(epath.Path(file), (json.dumps(told, indent=2) + "\n").encode())
@@ -98,7 +99,7 @@ def cache(arguments: argparse.Namespace, splits: Sequence[str]) -> None:
     """Encode what the command line names.
 
     Raises:
-      ValueError, OSError: for input that cannot be used.
+      QilError, OSError: for input that cannot be used.
     """
     experiment = load_experiment(arguments.config)
     mesh = make_mesh(MeshShape.parse(arguments.mesh)) if arguments.mesh else single_device_mesh()
@@ -123,7 +124,7 @@ def load_encoders(arguments: argparse.Namespace, mesh: Mesh, *, text: int) -> En
     vae_config = VAEConfig.from_json(component_config(vae_folder, Component.VAE))
     text_config = Qwen2_5VLConfig.from_json(component_config(checkpoint, Component.TEXT_ENCODER))
     if vae_config.input_channels != 4:
-        raise ValueError(f"{vae_folder}: its VAE has {vae_config.input_channels} channels: --vae of a run of rgba_vae")
+        raise QilError(f"{vae_folder}: its VAE has {vae_config.input_channels} channels: --vae of a run of rgba_vae")
     load = lambda folder, abstract: load_model(folder, abstract, mesh=mesh, rules=TRAINING_RULES)
     vae = load(vae_folder / Component.VAE, nnx.eval_shape(lambda: RGBAVAE(vae_config, rngs=nnx.Rngs(0))))
     tower = load(
@@ -152,7 +153,7 @@ def encode_split(source: RecordSource, split: str, job: Job, encoders: Encoders)
         kept = shard_facts(job.out, split, number) or []
         captions = facts.captions[members].tolist()
         if [(w, h, c) for w, h, _, c in kept] != [(*s, c) for s, c in zip(sizes, captions, strict=True)]:
-            raise ValueError(f"{job.out}: shard {number} of {split} is of other records: give another --out")
+            raise QilError(f"{job.out}: shard {number} of {split} is of other records: give another --out")
         rows += kept
     index = LatentIndex(
         shards=tuple(map(len, parts)),

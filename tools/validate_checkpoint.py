@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from qil_jax.errors import QilError
 from qil_jax.weights import (
     Component,
     StructureError,
@@ -88,7 +89,7 @@ def compared(found: Mapping[str, TensorValues], file: Path, sums: Mapping[str, M
 
 
 def validate(arguments: argparse.Namespace) -> int:
-    """Check; returns 0 for a sound checkpoint, 1 for one that is not, 2 for wrong arguments."""
+    """Check as the command line says; returns 0 for a sound checkpoint, 1 for one that is not."""
     reference = arguments.reference or arguments.checkpoint
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     try:
@@ -101,9 +102,8 @@ def validate(arguments: argparse.Namespace) -> int:
     except StructureError as error:
         print(error, file=sys.stderr)
         return 1
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except ImportError as error:
+        raise QilError(f"{error}: --numerics needs torch, diffusers and transformers") from error
 
 
 def checked(arguments: argparse.Namespace, reference: Path, sums: Mapping[str, Any] | None, console: Console) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import psd_files
 
 from qil_jax.documents import prepare
+from qil_jax.programs import ended
 from tools import build_dataset
 from tools.fuzz import __main__ as fuzz
 from tools.fuzz import commands as fuzz_commands
@@ -70,7 +71,7 @@ def test_a_full_disk_during_a_build_is_told(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(prepare, "write_whole", full)
     words = [str(tmp_path / "documents"), "--out", str(tmp_path / "out")]
-    assert build_dataset.main(words) == 2
+    assert ended(build_dataset.main, words) == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert told[-2].startswith("error: [Errno 28] No space left on device: ") and str(tmp_path / "out") in told[-2]
     assert told[-1].startswith("documents that are prepared stay so; to go on: ")

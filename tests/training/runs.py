@@ -17,6 +17,7 @@ import pytest
 import train
 from qil_jax import mesh
 from qil_jax.loader.loader import Loader
+from qil_jax.programs import ended
 from qil_jax.training import loop, setup
 from qil_jax.training.experiment import Experiment, load_experiment
 from qil_jax.training.objectives import Objective, Report
@@ -79,7 +80,7 @@ class World:
         """Latents of the training split by tools/cache_latents.py, for stage 3 with changes; its exit status."""
         config = self.config_file(out.parent, Stage.IMAGE_TO_LAYERS, changes)
         given = [str(self.scenes), "--checkpoint", str(self.base), "--splits", "train", "--config", str(config)]
-        return cache_latents.main([*given, "--out", str(out), *more])
+        return ended(cache_latents.main, [*given, "--out", str(out), *more])
 
 
 def mean_square(wait: float = 0.0) -> Objective:
