@@ -21,8 +21,8 @@ demo-training: $(VENV)/.data
 	$(BIN)/python tools/demo_training.py --share $(SHARE)
 
 bench: $(VENV)/.test
-	$(BIN)/python tools/bench.py --write docs/benchmarks.md
-	$(BIN)/python tools/bench.py data --write docs/benchmarks.md
+	$(BIN)/python tools/bench models --write docs/benchmarks.md
+	$(BIN)/python tools/bench data --write docs/benchmarks.md
 
 # torch goes first and alone, pinned, so that no other package pulls in a CUDA build.
 $(VENV)/.test: pyproject.toml $(VENV)/.demo

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import demo_training
 import pytest
 
 from qil_jax.training.experiment import load_experiment
 from qil_jax.training.stages import Inputs, Stage
+from tools import demo_training
 
 EXPERIMENTS = {run.name: load_experiment(run.config) for run in demo_training.RUNS}
 

@@ -25,6 +25,7 @@ from qil_jax.inference.request import Request, Settings
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.models.lpips import LPIPSNetwork, lpips, pooled_features, weight_shapes
+from qil_jax.programs import ended
 from qil_jax.records.sources import open_source
 from tools import make_scenes
 from tools.evaluate import main
@@ -48,7 +49,7 @@ def refused(capsys, *arguments: object) -> str:
     """What a run that must not start says."""
     capsys.readouterr()
     try:
-        status = main(list(map(str, arguments)))
+        status = ended(main, list(map(str, arguments)))
     except SystemExit as stop:  # argparse
         status = stop.code
     assert status == 2
@@ -177,7 +178,7 @@ def world(tmp_path_factory) -> Iterator[Path]:
 
 def evaluate(world: Path, out: Path, *more: str) -> int:
     checkpoint = ["--checkpoint", str(world / "checkpoint")]
-    return main(["layers", str(world / "scenes"), *checkpoint, "--out", str(out), *FAST, *more])
+    return ended(main, ["layers", str(world / "scenes"), *checkpoint, "--out", str(out), *FAST, *more])
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -200,7 +201,7 @@ def test_a_run_that_was_cut_gives_the_same_files(world, tmp_path, monkeypatch, c
         patch.setattr(Pipeline, "decompose", cut_off)
         assert evaluate(world, cut) == 130
     assert calls == [2, 1] and len(list((cut / "samples").iterdir())) == 2
-    assert "goes on" in capsys.readouterr().err and not (cut / "summary.md").exists()
+    assert "to go on: " in capsys.readouterr().err and not (cut / "summary.md").exists()
     # As if it had been killed between two samples of a batch, while the second was written.
     done = sorted((cut / "samples").iterdir())
     draft = cut / "samples" / f".{done[1].name}.cut{DRAFT}"

@@ -9,10 +9,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-import demo
 import numpy as np
 import pytest
-import ship
 from PIL import Image
 
 from qil_jax.evaluation.layers import alpha_iou, rgb_l1
@@ -20,9 +18,11 @@ from qil_jax.inference.defaults import FILE, Defaults
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.programs import ended
 from qil_jax.shipped import shipped_checkpoint
 from qil_jax.weights import Component, checkpoint_problems
 from qil_jax.weights.safetensors_io import read_headers, weight_files
+from tools import demo, ship
 from tools.make_demo_checkpoint import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +89,7 @@ def test_the_demonstration_writes_layers_and_the_truth(tmp_path, capsys):
 def test_the_demonstration_may_be_seen_again_and_replaces_nothing_but_its_results(tmp_path, capsys):
     (tmp_path / "unseen").mkdir()
     (tmp_path / "unseen" / "mine.txt").write_text("mine")
-    assert demo.main(["--out", str(tmp_path)]) == 2
+    assert ended(demo.main, ["--out", str(tmp_path)]) == 2
     assert "unseen: is no result and is left alone" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "unseen")
     assert demo.main(["--out", str(tmp_path)]) == demo.main(["--out", str(tmp_path)]) == 0
@@ -160,6 +160,6 @@ def test_shipping(tmp_path, monkeypatch, capsys):
     assert "--overwrite" in capsys.readouterr().err
     monkeypatch.setattr(ship, "MOST_BYTES", 1000)
     before = (destination / FILE).stat().st_mtime_ns
-    assert ship.main([str(tmp_path / "trained"), "--overwrite"]) == 2
+    assert ended(ship.main, [str(tmp_path / "trained"), "--overwrite"]) == 2
     assert "at most" in capsys.readouterr().err and (destination / FILE).stat().st_mtime_ns == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["shipped", "trained"]

@@ -25,7 +25,7 @@ def show(args: argparse.Namespace) -> None:
     """Load the batch that the command line asks for, describe it, and write its picture.
 
     Raises:
-      ValueError, OSError: if there is no such batch, or no place for the picture.
+      QilError, OSError: if there is no such batch, or no place for the picture.
     """
     source = open_source(args.dataset, args.split)
     tokens = (args.resolution // 16) ** 2

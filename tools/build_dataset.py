@@ -5,11 +5,11 @@ python tools/build_dataset.py SOURCE --out FOLDER --runner DataflowRunner -- --p
 """
 
 import math
-import sys
 
 from qil_jax.command_line import Parser, at_dashes
 from qil_jax.documents.limits import CleaningConfig, PSDLimits
 from qil_jax.documents.sandbox import ProcessLimits
+from qil_jax.errors import ProblemsError, QilError
 from qil_jax.programs import command, run_main
 
 NO_BEAM = "none"
@@ -37,10 +37,9 @@ def parser() -> Parser:
     return parse
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Build the dataset; 0 if there is one at the end, 1 if no document is kept, 2 for what makes no sense."""
-    given = sys.argv[1:] if arguments is None else arguments
-    own, for_beam = at_dashes(given)
+def main(argv: list[str]) -> int:
+    """Build the dataset; 0 if there is one at the end, 1 if no document is kept."""
+    own, for_beam = at_dashes(argv)
     args = parser().parse_args(own)
     problems = [
         f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}"
@@ -52,20 +51,18 @@ def main(arguments: list[str] | None = None) -> int:
     if for_beam and args.runner == NO_BEAM:
         problems.append(f"--runner {NO_BEAM} takes no options of Apache Beam: leave out {' '.join(for_beam)}")
     if problems:
-        print("\n  ".join(["error: cannot start:", *problems]), file=sys.stderr)
-        return 2
-    from build_documents import BuildError, build, disk_error
+        raise ProblemsError("cannot start", problems)
+    from tools.build_documents import build, disk_error
 
     try:
         return build(args, for_beam)
-    except BuildError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except Exception as error:
-        said = disk_error(error)
-        if said is None:
+    except QilError:
+        raise
+    except Exception as error:  # Beam wraps what its workers raise in errors of its own
+        reason = disk_error(error)
+        if reason is None:
             raise
-        print(f"error: {said}\ndocuments that are prepared stay so; to go on: {command(given)}", file=sys.stderr)
-    return 2
+        raise QilError(f"{reason}\ndocuments that are prepared stay so; to go on: {command(argv)}") from error
 
 
 if __name__ == "__main__":

@@ -22,13 +22,14 @@ from qil_jax.documents.prepare import PrepareConfig, ReportRow, find_documents
 from qil_jax.documents.report import write_report
 from qil_jax.documents.runners import IN_PROCESS, beam_options
 from qil_jax.documents.sandbox import ProcessLimits
+from qil_jax.errors import QilError
 from qil_jax.files import write_whole
 from qil_jax.identity import to_json
 
 Result = TypeVar("Result")
 
 
-class BuildError(ValueError):
+class BuildError(QilError):
     """What was asked cannot be done. The message says what is wrong, where, and how to mend it."""
 
 
@@ -36,7 +37,7 @@ def _tried(problems: list[str], function: Callable[..., Result], *args: Any) -> 
     """The function's result; None if it refuses, for the reason that the list then has."""
     try:
         return function(*args)
-    except (OSError, ValueError) as error:
+    except (OSError, QilError) as error:
         problems.append(str(error))
         return None
 
@@ -107,7 +108,7 @@ def _caption(row: ReportRow, place: Workplace) -> str:
 
 
 def _make_captioner(args: argparse.Namespace, work: epath.Path) -> Callable[[], Captioner]:
-    """Raises ValueError if the file with the instruction cannot be read."""
+    """Raises QilError if the file with the instruction cannot be read."""
     if args.caption_url is None:
         return SidecarCaptioner
     config = EndpointConfig(
@@ -117,7 +118,7 @@ def _make_captioner(args: argparse.Namespace, work: epath.Path) -> Callable[[], 
         try:
             prompt = epath.Path(args.caption_prompt).read_text()
         except (OSError, ValueError) as error:
-            raise ValueError(f"--caption-prompt {args.caption_prompt}: cannot be read as UTF-8: {error}") from error
+            raise QilError(f"--caption-prompt {args.caption_prompt}: cannot be read as UTF-8: {error}") from error
         config = dataclasses.replace(config, prompt=prompt)
     return functools.partial(EndpointCaptioner, config, work / "captions")
 

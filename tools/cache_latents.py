@@ -5,10 +5,10 @@ python tools/cache_latents.py RECORDS [...] --checkpoint FOLDER [--vae FOLDER] -
 Sizes, buckets and layers are those of the config's loader. What was cut off goes on where it was.
 """
 
-import sys
 from pathlib import Path
 
 from qil_jax.command_line import Parser
+from qil_jax.errors import ProblemsError
 from qil_jax.programs import run_main
 from qil_jax.records.splits import SPLITS
 
@@ -28,23 +28,18 @@ def parser() -> Parser:
     return parse
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Encode; 2 if the input makes no sense."""
+def main(argv: list[str]) -> int:
+    """Encode what the command line names; returns 0."""
     arguments = parser().parse_args(argv)
     splits = arguments.splits.split(",")
     problems = [f"--splits: '{split}' is none of {', '.join(SPLITS)}" for split in splits if split not in SPLITS]
     if arguments.rows < 1:
         problems.append(f"--rows must be at least 1, got {arguments.rows}")
     if problems:
-        print("\n  ".join(["error: cannot start:", *problems]), file=sys.stderr)
-        return 2
-    from latent_cache import cache
+        raise ProblemsError("cannot start", problems)
+    from tools.latent_cache import cache
 
-    try:
-        cache(arguments, splits)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    cache(arguments, splits)
     return 0
 
 

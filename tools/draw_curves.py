@@ -5,13 +5,13 @@ python tools/draw_curves.py NAME=RUN/metrics.jsonl... --out FILE.svg
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 from qil_jax.command_line import Parser
+from qil_jax.errors import QilError
 from qil_jax.programs import run_main
 
 WIDE, HIGH, MARGIN, GAP = 300, 200, 46, 26
@@ -28,11 +28,14 @@ class Curves:
 
     @classmethod
     def read(cls, name: str, file: Path) -> "Curves":
-        """Raises ValueError if the file has no line with a loss."""
-        rows = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines() if text.strip()]
+        """Raises QilError if the file has no line with a loss."""
+        try:
+            rows = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines() if text.strip()]
+        except ValueError as error:
+            raise QilError(f"{file}: is not JSON line by line ({error}): give the metrics.jsonl of a run") from error
         lines = {loss: [(row["step"], row[loss]) for row in rows if row.get(loss, 0) > 0] for loss in COLOURS}
         if not lines["loss"]:
-            raise ValueError(f"{file}: no line with a loss: give the metrics.jsonl of a run")
+            raise QilError(f"{file}: no line with a loss: give the metrics.jsonl of a run")
         return cls(name=name, lines={loss: points for loss, points in lines.items() if len(points) > 1})
 
 
@@ -42,8 +45,8 @@ def panel(curves: Curves, left: int) -> list[str]:
     last = max(step for step, _ in points)
     low, high = (limit(math.log10(value) for _, value in points) for limit in (min, max))
     span = max(high - low, 1e-6)
-    x = lambda step: left + MARGIN + step / last * (WIDE - MARGIN)  # noqa: E731
-    y = lambda value: GAP + (high - math.log10(value)) / span * (HIGH - 2 * GAP)  # noqa: E731
+    x = lambda step: left + MARGIN + step / last * (WIDE - MARGIN)
+    y = lambda value: GAP + (high - math.log10(value)) / span * (HIGH - 2 * GAP)
     out = [f'<text x="{left + MARGIN}" y="14" font-weight="bold">{escape(curves.name)}</text>']
     for value in (10**low, 10 ** ((low + high) / 2), 10**high):
         out.append(f'<line x1="{x(0)}" x2="{x(last):.1f}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#ddd"/>')
@@ -67,17 +70,13 @@ def drawn(runs: Sequence[Curves]) -> str:
     return "\n".join([head, f'<rect {size} fill="white"/>', *elements, "</svg>", ""])
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Draw; 2 for files that cannot be drawn."""
+def main(argv: list[str]) -> int:
+    """Draw the runs that the command line names; returns 0."""
     parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="NAME=FILE", help="what a panel is called, and its metrics.jsonl")
     parser.add_argument("--out", type=Path, required=True, help="the picture, an SVG")
     arguments = parser.parse_args(argv)
-    try:
-        runs = [Curves.read(*_pair(run)) for run in arguments.runs]
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    runs = [Curves.read(*_pair(run)) for run in arguments.runs]
     arguments.out.write_text(drawn(runs), encoding="utf-8")
     return 0
 
@@ -85,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 def _pair(text: str) -> tuple[str, Path]:
     name, equals, file = text.partition("=")
     if not equals:
-        raise ValueError(f"'{text}': write a run as NAME=FILE")
+        raise QilError(f"'{text}': write a run as NAME=FILE")
     return name, Path(file)
 
 

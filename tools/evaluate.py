@@ -7,14 +7,14 @@ python tools/evaluate.py reconstruction RECORDS --checkpoint FOLDER --out FOLDER
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 from qil_jax.command_line import Parser
+from qil_jax.errors import ProblemsError, QilError
 from qil_jax.inference.cli import OWN
 from qil_jax.inference.defaults import Defaults
 from qil_jax.limits import MAX_LAYERS, MAX_SEED, RESOLUTION, integer_problems, resolution_problems
-from qil_jax.programs import INTERRUPTED, run_main
+from qil_jax.programs import run_main
 from qil_jax.shipped import shipped_checkpoint
 
 RESULTS = """a folder of layers that exist already: for each record a folder named by its number, counted from 0
@@ -75,7 +75,7 @@ def complete(arguments: argparse.Namespace) -> None:
     """Put the shipped model in where no other is named, and a checkpoint's defaults where nothing was said.
 
     Raises:
-      ValueError: if its qil.json cannot be used.
+      QilError: if its qil.json cannot be used.
     """
     if getattr(arguments, "results", None) is not None:
         defaults = Defaults()
@@ -109,7 +109,7 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
             found.append(f"--{name} {folder}: no such folder")
     try:
         MeshShape.parse(arguments.mesh)
-    except ValueError as error:
+    except QilError as error:
         found.append(f"--mesh {arguments.mesh}: {error}")
     return found
 
@@ -117,7 +117,7 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
 def run(arguments: argparse.Namespace) -> str:
     """The text of the summary."""
     if arguments.verb == "reconstruction":
-        from evaluate_reconstruction import Reconstruction, score_reconstructions
+        from tools.evaluate_reconstruction import Reconstruction, score_reconstructions
 
         job = Reconstruction(
             records=arguments.records,
@@ -132,7 +132,7 @@ def run(arguments: argparse.Namespace) -> str:
             mesh=arguments.mesh,
         )
         return score_reconstructions(job)
-    from evaluate_layers import Prompts, Sampling, Subset, score_results, score_sampled
+    from tools.evaluate_layers import Prompts, Sampling, Subset, score_results, score_sampled
 
     subset = Subset.open(arguments.records, arguments.split, count=arguments.count, resolution=arguments.resolution)
     if arguments.results is not None:
@@ -151,25 +151,14 @@ def run(arguments: argparse.Namespace) -> str:
     return score_sampled(subset, sampling, arguments.out)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure and print the summary; 2 for input that cannot be used."""
-    parse = parser()
-    arguments = parse.parse_args(argv)
-    try:
-        complete(arguments)
-        problems = problems_of(arguments)
-    except ValueError as error:
-        problems = [str(error)]
+def main(argv: list[str]) -> int:
+    """Measure and print the summary; returns 0."""
+    arguments = parser().parse_args(argv)
+    complete(arguments)
+    problems = problems_of(arguments)
     if problems:
-        parse.error("\n  ".join(["cannot start:", *problems]))
-    try:
-        print(run(arguments))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
+        raise ProblemsError("cannot start", problems)
+    print(run(arguments))
     print(f"The report is in {arguments.out}")
     return 0
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from progress import shown
 
+from qil_jax.errors import ProblemsError, QilError
 from qil_jax.evaluation.job import claim
 from qil_jax.evaluation.report import write_layer_report
 from qil_jax.evaluation.samples import LayerResult, TrueSample, sample_rows, scored, true_sample
@@ -25,6 +25,7 @@ from qil_jax.records.record import Record
 from qil_jax.records.sources import RecordMetadata, RecordSource, open_source
 from qil_jax.weights import Component, require_sound
 from qil_jax.weights.load import fingerprint_of
+from tools.progress import shown
 
 SAMPLES = "samples"
 NO_PROMPT = " "
@@ -56,21 +57,21 @@ class Subset:
 
     @classmethod
     def open(cls, records: str, split: str, *, count: int, resolution: int) -> "Subset":
-        """Raises ValueError if there are no such records, or listing those that cannot be decomposed."""
+        """Raises QilError if there are no such records, or listing those that cannot be decomposed."""
         source = open_source(records, split)
         subset = cls(
             source=source, facts=source.metadata(), split=split, count=min(count, len(source)), resolution=resolution
         )
         if not subset.numbers:
-            raise ValueError(f"{records}: none of the first {subset.count} records has the two layers that are needed")
+            raise QilError(f"{records}: none of the first {subset.count} records has the two layers that are needed")
         problems = []
         for number in subset.numbers:
             try:
                 check_size(subset.size(number), source.name(number), resolution)
-            except ValueError as error:
+            except QilError as error:
                 problems.append(str(error))
         if problems:
-            raise ValueError("records that cannot be decomposed:\n  " + "\n  ".join(problems))
+            raise ProblemsError("records that cannot be decomposed", problems)
         return subset
 
     @property
@@ -88,11 +89,11 @@ class Subset:
         return bucket_size(*self.size(number), self.resolution)
 
     def record(self, number: int) -> Record:
-        """Raises ValueError naming a record that cannot be read."""
+        """Raises QilError naming a record that cannot be read."""
         try:
             return self.source[number]
         except Exception as error:  # whatever a reader may raise, the user must learn of which record
-            raise ValueError(f"{self.source.name(number)} cannot be read: {error}") from error
+            raise QilError(f"{self.source.name(number)} cannot be read: {error}") from error
 
     def told(self) -> dict[str, Any]:
         """What decides the result, as JSON. Records go by all sizes, layer counts and captions' lengths, and by the
@@ -137,7 +138,7 @@ def score_sampled(subset: Subset, sampling: Sampling, out: Path) -> str:
     """Decompose the records of which OUT/samples holds nothing yet, and write the report of all of them to OUT.
 
     Raises:
-      ValueError: before any compute, if the checkpoint is not sound or OUT holds something else.
+      QilError: before any compute, if the checkpoint is not sound or OUT holds something else.
     """
     require_sound(sampling.checkpoint)
     claim(out, {**subset.told(), **sampling.told(), **sampling.fingerprints()})
@@ -156,7 +157,7 @@ def score_results(subset: Subset, results: Path, out: Path) -> str:
     """Write the report of layers that exist already to OUT.
 
     Raises:
-      ValueError: listing all results that are missing or do not fit, before any is scored.
+      QilError: listing all results that are missing or do not fit, before any is scored.
     """
     files = find_results(subset, results)
     claim(out, {**subset.told(), "results": str(results.resolve())})
@@ -165,7 +166,7 @@ def score_results(subset: Subset, results: Path, out: Path) -> str:
 
 def batches(subset: Subset, size: int) -> list[list[int]]:
     """The records' numbers, so many at a time, records of one shape together: they share a compiled program."""
-    shape = lambda number: (int(subset.facts.layers[number]), *subset.bucket(number), number)  # noqa: E731
+    shape = lambda number: (int(subset.facts.layers[number]), *subset.bucket(number), number)
     ordered = sorted(subset.numbers, key=shape)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
@@ -201,7 +202,7 @@ def find_results(subset: Subset, folder: Path) -> dict[int, list[Path]]:
     """The PNGs of each record's layers, bottom to top; only headers are read.
 
     Raises:
-      ValueError: listing all that is missing or does not fit.
+      QilError: listing all that is missing or does not fit.
     """
     problems, folders = [], {}
     for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
@@ -219,10 +220,10 @@ def find_results(subset: Subset, folder: Path) -> dict[int, list[Path]]:
         try:
             files[number] = layer_files(folders[number])
             _require_fitting(files[number], {subset.size(number), subset.bucket(number)})
-        except (ValueError, OSError) as error:
+        except (QilError, OSError) as error:
             problems.append(str(error))
     if problems:
-        raise ValueError("results do not match the records:\n  " + "\n  ".join(problems))
+        raise ProblemsError("results do not match the records", problems)
     return files
 
 
@@ -235,18 +236,18 @@ def layer_files(folder: Path) -> list[Path]:
     wrong = [file.name for digits, file in numbered if digits is None]
     if wrong or not numbered:
         what = f"names without a number: {', '.join(sorted(wrong))}" if wrong else "no PNG"
-        raise ValueError(f"{folder}: {what}: expected one PNG per layer, numbered bottom to top")
+        raise QilError(f"{folder}: {what}: expected one PNG per layer, numbered bottom to top")
     return [file for _, file in sorted((int(digits[0]), file) for digits, file in numbered if digits)]
 
 
 def _require_fitting(files: Sequence[Path], wanted: set[tuple[int, int]]) -> None:
     if len(files) < 2:
-        raise ValueError(f"{files[0].parent}: one layer: the protocol needs two or more")
+        raise QilError(f"{files[0].parent}: one layer: the protocol needs two or more")
     for file in files:
         with Image.open(file) as image:
             if image.size not in wanted:
                 sizes = " or ".join(f"{width} x {height}" for width, height in sorted(wanted))
-                raise ValueError(f"{file}: {image.width} x {image.height} pixels, but its record has {sizes}")
+                raise QilError(f"{file}: {image.width} x {image.height} pixels, but its record has {sizes}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from progress import shown
 
 from qil_jax.encoders.image_encoder import Autoencoder
+from qil_jax.errors import ProblemsError, QilError
 from qil_jax.evaluation.frechet import mean_frechet_distance
 from qil_jax.evaluation.job import claim
 from qil_jax.evaluation.reconstruction import RGB, blended_pairs, score_pairs
@@ -27,6 +27,7 @@ from qil_jax.records.sources import RecordSource, open_source
 from qil_jax.weights import Component, component_config, load_model, require_sound
 from qil_jax.weights.load import fingerprint_of
 from qil_jax.weights.lpips import load_lpips
+from tools.progress import shown
 
 GROUND, UPPER = "ground", "upper"
 """Categories: layers at the bottom, and those above."""
@@ -82,7 +83,7 @@ def score_reconstructions(job: Reconstruction) -> str:
     """Reconstruct the first layers of a split, and write the report.
 
     Raises:
-      ValueError: before any compute, if records, checkpoint or weights cannot be used, or OUT holds something else.
+      QilError: before any compute, if records, checkpoint or weights cannot be used, or OUT holds something else.
     """
     source = open_source(job.records, job.split)
     sizes = sizes_of(source, job)
@@ -116,7 +117,7 @@ def sizes_of(source: RecordSource, job: Reconstruction) -> list[tuple[int, int]]
     """Width and height at which the layers of each record are measured, of as many records as are needed.
 
     Raises:
-      ValueError: listing records that are too small or too narrow.
+      QilError: listing records that are too small or too narrow.
     """
     sizes, problems = [], []
     facts, found = source.metadata(), 0
@@ -126,13 +127,13 @@ def sizes_of(source: RecordSource, job: Reconstruction) -> list[tuple[int, int]]
         found += int(facts.layers[number])
         try:
             if job.size is None and min(width, height) < MULTIPLE:
-                raise ValueError(f"{source.name(number)}: {width} x {height} pixels: below {MULTIPLE}, give --size")
+                raise QilError(f"{source.name(number)}: {width} x {height} pixels: below {MULTIPLE}, give --size")
             own = width // MULTIPLE * MULTIPLE, height // MULTIPLE * MULTIPLE
             sizes.append(own if job.size is None else bucket_size(width, height, job.size, name=source.name(number)))
-        except ValueError as error:
+        except QilError as error:
             problems.append(str(error))
     if problems:
-        raise ValueError("records that cannot be measured:\n  " + "\n  ".join(problems))
+        raise ProblemsError("records that cannot be measured", problems)
     return sizes
 
 
@@ -152,7 +153,7 @@ def load_autoencoder(job: Reconstruction) -> Autoencoder:
     """The RGBA-VAE alone."""
     config = VAEConfig.from_json(component_config(job.checkpoint, Component.VAE))
     if config.input_channels != 4:
-        raise ValueError(f"{job.checkpoint}: its VAE has {config.input_channels} channels, not the 4 of RGBA")
+        raise QilError(f"{job.checkpoint}: its VAE has {config.input_channels} channels, not the 4 of RGBA")
     mesh = make_mesh(MeshShape.parse(job.mesh)) if job.mesh else single_device_mesh()
     abstract = nnx.eval_shape(lambda: RGBAVAE(config, rngs=nnx.Rngs(0)))
     vae = load_model(job.checkpoint / Component.VAE, abstract, mesh=mesh, rules=INFERENCE_RULES, dtype=job.dtype)

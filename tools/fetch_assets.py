@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from qil_jax.command_line import Parser
+from qil_jax.errors import QilError
 from qil_jax.programs import run_main
 from qil_jax.scenes.assets import LIST, read_list
 from qil_jax.scenes.packages import FREE, PACKAGES, FetchError, fetch
@@ -27,9 +28,9 @@ def parser() -> Parser:
     return parse
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Fetch the packages; 0 if all are there at the end."""
-    args = parser().parse_args(arguments)
+def main(argv: list[str]) -> int:
+    """Fetch the packages; 0 if all are there at the end, 1 if not."""
+    args = parser().parse_args(argv)
     known = {package.name: package for package in PACKAGES}
     if args.list:
         for package in PACKAGES:
@@ -38,9 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = [name for name in args.names if name not in known]
     no_folder = args.out is not None and args.out.exists() and not args.out.is_dir()
     if unknown or args.out is None or no_folder:
-        problem = f"no package {', '.join(unknown)}: --list names them all" if unknown else "--out must name a folder"
-        print(problem, file=sys.stderr)
-        return 2
+        raise QilError(
+            f"no package {', '.join(unknown)}: --list names them all" if unknown else "--out must name a folder"
+        )
     console, failed = Console(), 0
     for name in args.names or known:
         try:

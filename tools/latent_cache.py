@@ -142,7 +142,7 @@ def load_encoders(arguments: argparse.Namespace, mesh: Mesh, *, text: int) -> En
     text_config = Qwen2_5VLConfig.from_json(component_config(checkpoint, Component.TEXT_ENCODER))
     if vae_config.input_channels != 4:
         raise QilError(f"{vae_folder}: its VAE has {vae_config.input_channels} channels: --vae of a run of rgba_vae")
-    load = lambda folder, abstract: load_model(folder, abstract, mesh=mesh, rules=TRAINING_RULES)  # noqa: E731
+    load = lambda folder, abstract: load_model(folder, abstract, mesh=mesh, rules=TRAINING_RULES)
     vae = load(vae_folder / Component.VAE, nnx.eval_shape(lambda: RGBAVAE(vae_config, rngs=nnx.Rngs(0))))
     tower = load(
         checkpoint / Component.TEXT_ENCODER, nnx.eval_shape(lambda: TextEncoder(text_config, rngs=nnx.Rngs(0)))

@@ -4,10 +4,10 @@ python tools/make_scenes.py --count 10000 --out FOLDER [--preset rich|simple|gro
                             [--format records|psd|folders] [--assets FOLDER] [-- Apache Beam's own options]
 """
 
-import sys
 from pathlib import Path
 
 from qil_jax.command_line import Parser, at_dashes
+from qil_jax.errors import ProblemsError
 from qil_jax.limits import integer_problems
 from qil_jax.programs import run_main
 from qil_jax.records.splits import SPLITS
@@ -37,9 +37,9 @@ def parser() -> Parser:
     return parse
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Write the scenes; 0 if all went well, 2 for what makes no sense."""
-    own, for_beam = at_dashes(sys.argv[1:] if arguments is None else arguments)
+def main(argv: list[str]) -> int:
+    """Write the scenes; returns 0."""
+    own, for_beam = at_dashes(argv)
     args = parser().parse_args(own)
     problems = [
         problem
@@ -50,15 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
     if for_beam and args.format != "records":
         problems.append(f"--format {args.format} takes no options of Apache Beam: leave out {' '.join(for_beam)}")
     if problems:
-        print("\n  ".join(["error: cannot start:", *problems]), file=sys.stderr)
-        return 2
-    from scene_files import write_scenes
+        raise ProblemsError("cannot start", problems)
+    from tools.scene_files import write_scenes
 
-    try:
-        write_scenes(args, for_beam)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    write_scenes(args, for_beam)
     return 0
 
 

@@ -67,7 +67,7 @@ def compare_vae(checkpoint: Path, reference: Path) -> Iterator[Row]:
     config = VAEConfig.from_json(component_config(checkpoint, part))
     vae = nnx.eval_shape(lambda: RGBAVAE(config, rngs=nnx.Rngs(0)))
     load_model(checkpoint / part, vae, mesh=single_device_mesh(), rules=INFERENCE_RULES, dtype=jnp.float32)
-    flat = lambda x: x[:, :, 0].permute(0, 2, 3, 1)  # noqa: E731
+    flat = lambda x: x[:, :, 0].permute(0, 2, 3, 1)
     pixels = torch.rand(1, config.input_channels, 1, 64, 96, generator=_seed()) * 2 - 1
     posterior = torch_vae.encode(pixels).latent_dist
     yield _row(part, "encoder", vae.encode(_ours(flat(pixels))).mean, flat(posterior.mean))

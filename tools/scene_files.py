@@ -49,7 +49,7 @@ def write_scenes(args: argparse.Namespace, for_beam: Sequence[str]) -> None:
     """Write what the command line asks for; it appears whole.
 
     Raises:
-      ValueError, OSError: for assets that cannot be used, a folder that holds something already, and Beam's options.
+      QilError, OSError: for assets that cannot be used, a folder that holds something already, and Beam's options.
     """
     config = PRESETS[args.preset]
     config = dataclasses.replace(config, side=config.side if args.side is None else args.side)

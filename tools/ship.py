@@ -6,10 +6,10 @@ python tools/ship.py CHECKPOINT [--overwrite]     into qil_jax/shipped/demonstra
 import dataclasses
 import json
 import shutil
-import sys
 from pathlib import Path
 
 from qil_jax.command_line import Parser
+from qil_jax.errors import QilError
 from qil_jax.files import whole_folder
 from qil_jax.inference.defaults import FILE, Defaults
 from qil_jax.programs import run_main
@@ -34,7 +34,7 @@ def ship(checkpoint: Path, destination: Path) -> int:
     """Write the folder, whole; how many bytes it has.
 
     Raises:
-      ValueError: if the checkpoint is not sound, or too large to be shipped.
+      QilError: if the checkpoint is not sound, or too large to be shipped.
     """
     from qil_jax.weights import require_sound
 
@@ -42,9 +42,7 @@ def ship(checkpoint: Path, destination: Path) -> int:
     with whole_folder(destination, overwrite=True) as draft:
         size = _fill(draft, checkpoint)
         if size > MOST_BYTES:
-            raise ValueError(
-                f"{checkpoint}: {size / 1e6:.1f} MB in bf16, at most {MOST_BYTES / 1e6:.0f} MB are shipped"
-            )
+            raise QilError(f"{checkpoint}: {size / 1e6:.1f} MB in bf16, at most {MOST_BYTES / 1e6:.0f} MB are shipped")
     return size
 
 
@@ -70,8 +68,8 @@ def _fill(draft: Path, checkpoint: Path) -> int:
     return sum(file.stat().st_size for file in draft.rglob("*") if file.is_file())
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Ship; 2 for what cannot be."""
+def main(argv: list[str]) -> int:
+    """Ship the checkpoint; returns 0."""
     parser = Parser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="what a run left, in the released layout")
     parser.add_argument("--overwrite", action="store_true", help="replace what is shipped now")
@@ -81,13 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     destination = shipped_checkpoint()
     if destination.exists() and not arguments.overwrite:
         parser.error(f"{destination} exists: give --overwrite to replace what is shipped now")
-    try:
-        size = ship(arguments.checkpoint, destination)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    told = json.loads((destination / ORIGIN).read_text()) if (destination / ORIGIN).is_file() else "not of a run"
-    print(f"{destination}: {size / 1e6:.1f} MB, trained by {told}")
+    size = ship(arguments.checkpoint, destination)
+    origin = json.loads((destination / ORIGIN).read_text()) if (destination / ORIGIN).is_file() else "not of a run"
+    print(f"{destination}: {size / 1e6:.1f} MB, trained by {origin}")
     return 0
 
 

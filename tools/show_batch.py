@@ -3,10 +3,10 @@
 python tools/show_batch.py DATASET [--out batch.png] [--rows 4] [--resolution 640] [--task image-to-layers]
 """
 
-import sys
 from pathlib import Path
 
 from qil_jax.command_line import Parser
+from qil_jax.errors import ProblemsError
 from qil_jax.loader.tasks import Task
 from qil_jax.programs import run_main
 
@@ -26,9 +26,9 @@ def parser() -> Parser:
     return parse
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Load a batch and show it; 0 if there is one, 2 for what makes no sense."""
-    args = parser().parse_args(arguments)
+def main(argv: list[str]) -> int:
+    """Load a batch and show it; returns 0."""
+    args = parser().parse_args(argv)
     problems = [
         f"--{name} must be at least {least}, got {getattr(args, name)}"
         for name, least in (("rows", 1), ("resolution", 32), ("seed", 0))
@@ -39,15 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
     if args.out.suffix.lower() != ".png":
         problems.append(f"--out {args.out}: must end in .png")
     if problems:
-        print("\n  ".join(["error: cannot start:", *problems]), file=sys.stderr)
-        return 2
-    from batch_sheet import show
+        raise ProblemsError("cannot start", problems)
+    from tools.batch_sheet import show
 
-    try:
-        show(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    show(args)
     print(f"wrote {args.out}: green is what the model has to give, orange what it is given")
     return 0
 

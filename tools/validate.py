@@ -33,9 +33,9 @@ def parsed(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Check; returns 0 for a sound checkpoint, 1 for one that is not, 2 for wrong arguments."""
+    """Check; returns 0 for a sound checkpoint, 1 for one that is not."""
     arguments = parsed(argv)
-    from validate_checkpoint import validate  # heavy, so not before the arguments make sense
+    from tools.validate_checkpoint import validate  # heavy, so not before the arguments make sense
 
     return validate(arguments)
 

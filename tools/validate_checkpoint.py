@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from qil_jax.errors import QilError
 from qil_jax.weights import (
     Component,
     StructureError,
@@ -49,7 +50,7 @@ def structure(checkpoint: Path) -> Table:
 
 def numerics(checkpoint: Path, reference: Path, tolerance: float, console: Console) -> int:
     """Print the errors of every block; returns how many exceed the tolerance."""
-    from numerics import compare
+    from tools.numerics import compare
 
     console.print(f"fp32 against PyTorch with the weights of {reference}; errors relative to the block's output")
     failed = 0
@@ -88,7 +89,7 @@ def compared(found: Mapping[str, TensorValues], file: Path, sums: Mapping[str, M
 
 
 def validate(arguments: argparse.Namespace) -> int:
-    """Check; returns 0 for a sound checkpoint, 1 for one that is not, 2 for wrong arguments."""
+    """Check as the command line says; returns 0 for a sound checkpoint, 1 for one that is not."""
     reference = arguments.reference or arguments.checkpoint
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     try:
@@ -101,9 +102,8 @@ def validate(arguments: argparse.Namespace) -> int:
     except StructureError as error:
         print(error, file=sys.stderr)
         return 1
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except ImportError as error:
+        raise QilError(f"{error}: --numerics needs torch, diffusers and transformers") from error
 
 
 def checked(arguments: argparse.Namespace, reference: Path, sums: Mapping[str, Any] | None, console: Console) -> int:

@@ -30,14 +30,14 @@ class Autoencoder:
     def encode(self, pixels: Float[np.ndarray, "b y x c"]) -> Float[np.ndarray, "b h w z"]:
         """Pictures in [-1, 1] to normalised latents (the posterior's mode)."""
         scale = self.config.scale_factor
-        run = lambda x: self._encode(self._state, x)  # noqa: E731
+        run = lambda x: self._encode(self._state, x)
         tiled = pixels.shape[1] * pixels.shape[2] > PLAIN_PIXELS
         return self._by_device(functools.partial(encode_tiled, run, scale=scale) if tiled else run, pixels)
 
     def decode(self, latents: Float[np.ndarray, "b h w z"]) -> UInt8[np.ndarray, "b y x c"]:
         """Normalised latents to 8-bit pictures."""
         scale = self.config.scale_factor
-        run = lambda z: self._decode(self._state, z)  # noqa: E731
+        run = lambda z: self._decode(self._state, z)
         tiled = latents.shape[1] * latents.shape[2] * scale**2 > PLAIN_PIXELS
         pixels = self._by_device(functools.partial(decode_tiled, run, scale=scale) if tiled else run, latents)
         return np.round((pixels * 0.5 + 0.5).clip(0, 1) * 255).astype(np.uint8)

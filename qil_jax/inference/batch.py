@@ -55,8 +55,8 @@ class Batch:
 
     def place(self, put: Callable[[Array, Axes], Array]) -> "Batch":
         """The same batch with every array handed to `put` together with the names of its axes."""
-        samples = lambda x, *axes: put(x, (Axis.SAMPLE, *axes))  # noqa: E731
-        rows = lambda x: put(x, (Axis.BATCH, Axis.TOKENS, None)[: x.ndim])  # noqa: E731
+        samples = lambda x, *axes: put(x, (Axis.SAMPLE, *axes))
+        rows = lambda x: put(x, (Axis.BATCH, Axis.TOKENS, None)[: x.ndim])
         return Batch(
             tokens=samples(self.tokens, Axis.TOKENS, None),
             is_target=samples(self.is_target, Axis.TOKENS),

@@ -60,7 +60,7 @@ class Denoiser:
             sigmas = sigmas[:, :1]
         kinds = np.zeros(sigmas.size, np.int32) if self.config.use_additional_t_cond else None
         table = self._table(self._modulation[1], jnp.asarray(sigmas), kinds)
-        put = lambda x, axes: jax.device_put(x, NamedSharding(self.mesh, self.rules.spec(axes)))  # noqa: E731
+        put = lambda x, axes: jax.device_put(x, NamedSharding(self.mesh, self.rules.spec(axes)))
         report = Report.TOKENS if on_tokens else Report.STEPS if on_step else Report.NOTHING
         self._on_step, self._on_tokens, self._steps = on_step, on_tokens, steps
         try:
@@ -77,7 +77,7 @@ class Denoiser:
         backbone = nnx.merge(self._backbone[0], state)
         dtype = backbone.image_in.kernel[...].dtype
         passes, text = batch.passes, batch.text.astype(dtype)
-        twice = lambda x, axis=0: jnp.concatenate([x] * passes, axis=axis)  # noqa: E731
+        twice = lambda x, axis=0: jnp.concatenate([x] * passes, axis=axis)
 
         def velocity(x: Array, mods: ModulationTable) -> Array:
             if mods.out.shape[0] > 1:
@@ -115,7 +115,7 @@ def _table(graph: nnx.GraphDef[Modulation], state: nnx.State, sigmas: Array, kin
     """The modulation of all steps: leaves lead with the steps, then blocks, then samples."""
     steps, rows = sigmas.shape
     flat = nnx.merge(graph, state)(sigmas.reshape(-1), kinds)
-    blocks = lambda x: jnp.moveaxis(x.reshape(x.shape[0], steps, rows, *x.shape[2:]), 1, 0)  # noqa: E731
+    blocks = lambda x: jnp.moveaxis(x.reshape(x.shape[0], steps, rows, *x.shape[2:]), 1, 0)
     return ModulationTable(
         image=blocks(flat.image), text=blocks(flat.text), out=flat.out.reshape(steps, rows, *flat.out.shape[1:])
     )

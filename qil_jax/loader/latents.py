@@ -239,7 +239,7 @@ def write_shard(
     folder: Path, split: str, number: int, records: Sequence[LatentRecord], no_prompt: Float[np.ndarray, "n e"]
 ) -> None:
     """Write a shard whole; all its records have one size. States [n, e] of `no_prompt` are kept with it."""
-    ends = lambda counts: np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # noqa: E731
+    ends = lambda counts: np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     tensors = {
         "latents": np.concatenate([r.latents for r in records]).astype(np.float16),
         "states": np.concatenate([r.states for r in records]).astype(np.float16),

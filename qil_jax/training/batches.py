@@ -96,7 +96,7 @@ class RowPlacement:
 
     def put_all(self, tree: Any) -> Any:
         """Arrays [b, t, ...] of a pytree, by rows and, from the second axis on, by tokens."""
-        axes = lambda x: (Axis.BATCH, Axis.TOKENS, *(None,) * x.ndim)[: x.ndim]  # noqa: E731
+        axes = lambda x: (Axis.BATCH, Axis.TOKENS, *(None,) * x.ndim)[: x.ndim]
         return jax.tree.map(lambda x: self.put(x, axes(x)), tree)
 
     def _sharding(self, axes: Axes) -> NamedSharding:

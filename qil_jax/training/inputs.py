@@ -207,7 +207,7 @@ def flow_batch(
     kinds = np.minimum(np.repeat(batch.layer_indices, per_picture, axis=1), UPPER)
     kinds = np.where(laid.loss, kinds, NO_TARGET).astype(np.int32)
     weights = np.where(kinds >= BOTTOM, loss.layer_weight, loss.composite_weight) * laid.loss
-    up = lambda size: -(-size // shape.ways) * shape.ways  # noqa: E731
+    up = lambda size: -(-size // shape.ways) * shape.ways
     image, text = up(kinds.shape[1]), up(laid.layout.text_segments.shape[1])
 
     def padded(x: np.ndarray, length: int, value: int = 0) -> np.ndarray:

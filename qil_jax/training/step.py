@@ -61,7 +61,7 @@ def fresh_state(params: Params, config: OptimiserConfig, steps: int) -> TrainSta
     optimiser = make_optimiser(config, steps)
     layout = state_shardings(jax.eval_shape(optimiser.init, params), params)
     # One buffer per counter: the step donates them.
-    zero = lambda: jax.device_put(jnp.zeros((), jnp.int32), NamedSharding(mesh, PartitionSpec()))  # noqa: E731
+    zero = lambda: jax.device_put(jnp.zeros((), jnp.int32), NamedSharding(mesh, PartitionSpec()))
     return TrainState(
         params=params,
         ema_params=copied(params),

@@ -98,14 +98,14 @@ class Validation:
     def _decomposed(self, ema_params: Params, batch: Batch, inputs: FlowBatch, count: int) -> list[list[np.ndarray]]:
         vae, shape = self.parts.vae, self.parts.shape
         assert vae is not None
-        pick = lambda x: x[:count]  # noqa: E731
+        pick = lambda x: x[:count]
         inputs = jax.tree.map(pick, inputs)
         made = np.asarray(self._sample(ema_params, self.parts.frozen, inputs))
         high, wide = (int(s) for s in batch.pictures.shape[2:4])
         latents = batch.pictures.dtype != np.uint8
         unit = shape.patch if latents else shape.pixels
         tokens = batch.segments.shape[1] * (high // unit) * (wide // unit)
-        decode = lambda t: decoded(vae, unpack(t[:tokens], shape.patch, (high // unit, wide // unit)))  # noqa: E731
+        decode = lambda t: decoded(vae, unpack(t[:tokens], shape.patch, (high // unit, wide // unit)))
         rows = []
         for row in range(len(made)):
             shown = batch.segments[row] > 0

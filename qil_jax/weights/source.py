@@ -59,7 +59,7 @@ class SafetensorsSource:
         if first.block is None:
             return row_major(first.transform.forward(self._reader[self._names[first.name]])[index])
         blocks = target.entries[index[0]]
-        part = lambda e: e.transform.forward(self._reader[self._names[e.name]])[index[1:]]  # noqa: E731
+        part = lambda e: e.transform.forward(self._reader[self._names[e.name]])[index[1:]]
         if len(blocks) == 1:
             return row_major(part(blocks[0]))[None]
         stacked = np.empty((len(blocks), *part(blocks[0]).shape), self.dtype(target))

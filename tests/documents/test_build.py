@@ -9,8 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import build_dataset
-import make_scenes
 import numpy as np
 import psd_files
 import pytest
@@ -20,7 +18,9 @@ from apache_beam.runners.portability.prism_runner import PrismRunner
 from qil_jax.documents.limits import PSDLimits
 from qil_jax.documents.psd import read_psd
 from qil_jax.layers.compositing import composite
+from qil_jax.programs import ended
 from qil_jax.records.record import decode
+from tools import build_dataset, make_scenes
 
 TOOL = Path(build_dataset.__file__)
 
@@ -96,7 +96,7 @@ def test_building_again_changes_nothing(source, built, capsys):
     before = {f: f.stat().st_mtime_ns for f in (built / "layered_dataset").rglob("*")}
     assert build_dataset.main([str(source), "--out", str(built), "--licence", "MIT"]) == 0
     assert "up to date" in capsys.readouterr().out
-    assert build_dataset.main([str(source), "--out", str(built), "--licence", "GPL"]) == 2
+    assert ended(build_dataset.main, [str(source), "--out", str(built), "--licence", "GPL"]) == 2
     assert "remove it or choose another --out" in capsys.readouterr().err
     assert {f: f.stat().st_mtime_ns for f in (built / "layered_dataset").rglob("*")} == before
 
@@ -107,7 +107,7 @@ def test_a_changed_sidecar_is_noticed(tmp_path, capsys):
     command = [str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--runner", "none"]
     assert build_dataset.main(command) == 0 and build_dataset.main(command) == 0
     (tmp_path / "in" / "a.json").write_text(json.dumps({"licence": "CC0-1.0"}))
-    assert build_dataset.main(command) == 2
+    assert ended(build_dataset.main, command) == 2
     assert "built from other documents or settings" in capsys.readouterr().err
 
 
@@ -188,7 +188,7 @@ def test_a_document_without_end_costs_that_document(tmp_path, monkeypatch):
 )
 def test_what_makes_no_sense_is_refused_before_any_work(source, tmp_path, capsys, words, says):
     try:
-        status = build_dataset.main([str(source), "--out", str(tmp_path / "out"), *words])
+        status = ended(build_dataset.main, [str(source), "--out", str(tmp_path / "out"), *words])
     except SystemExit as end:
         status = end.code
     assert status == 2 and not (tmp_path / "out").exists()
@@ -215,7 +215,7 @@ def test_nothing_is_downloaded_to_run_beam(tmp_path, monkeypatch, runner):
 @pytest.mark.parametrize("where", ["nowhere", "empty"])
 def test_no_documents(where, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert build_dataset.main([str(tmp_path / where), "--out", str(tmp_path / "out")]) == 2
+    assert ended(build_dataset.main, [str(tmp_path / where), "--out", str(tmp_path / "out")]) == 2
     assert "no .psd or .psb there" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 

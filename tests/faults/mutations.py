@@ -1,9 +1,11 @@
-"""Seeded damage to JSON and to bytes."""
+"""Seeded damage to JSON; that to bytes is `tools.fuzz.cases.mutate`."""
 
 import copy
 import json
 import random
 from typing import Any
+
+from tools.fuzz.cases import mutate
 
 ODD = [
     *(None, True, False, 0, 1, 2, 3, -1, 7, 1.5, -0.0, 60.0, 1e308, 2**31, 2**63, 2**64, 10**40),
@@ -21,7 +23,7 @@ def damaged_json(values: Any, rng: random.Random) -> bytes:
     text = json.dumps(values)
     match rng.randrange(24):
         case 0:
-            return damaged_bytes(text.encode(), rng)
+            return mutate(text.encode(), rng)
         case 1:  # a key twice
             return text.replace("{", '{"a": 1, "a": 2, ', 1).encode()
         case 2:
@@ -71,24 +73,3 @@ def _nodes(values: Any) -> list[Any]:
         inner = node.values() if isinstance(node, dict) else node
         nodes += [child for child in inner if isinstance(child, dict | list)]
     return nodes
-
-
-def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Bytes near `data`: one to four of them flipped, removed, doubled, invented, or all after one cut off."""
-    data = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
-        spot, length = rng.randrange(len(data) + 1), rng.choice((1, 1, 2, 8, 40))
-        match rng.randrange(6):
-            case 0 if spot < len(data):
-                data[spot] ^= 1 << rng.randrange(8)
-            case 1:
-                del data[spot : spot + length]
-            case 2:
-                data[spot:spot] = data[spot : spot + length]
-            case 3:
-                data[spot:spot] = rng.randbytes(length)
-            case 4 if spot < len(data):
-                data[spot] = rng.choice(b'0123456789-.eE{}[]",: \n\x00\xff')
-            case 5 if rng.random() < 0.3:
-                del data[spot:]
-    return bytes(data)

@@ -5,8 +5,6 @@ import io
 import time
 from pathlib import Path
 
-import fuzz
-import fuzz_documents
 import psd_files
 import pytest
 from psd_tools.psd import PSD
@@ -15,6 +13,8 @@ from qil_jax.documents.limits import PSDLimits
 from qil_jax.documents.psd import read_psd
 from qil_jax.documents.reasons import Dropped, Reason
 from qil_jax.documents.sandbox import ProcessLimits, Sandbox
+from tools.fuzz import __main__ as fuzz
+from tools.fuzz import documents as fuzz_documents
 
 SMALL = PSDLimits(pixels=4_000_000)
 PATIENT = ProcessLimits(seconds=3.0, patience=10_000.0, memory=1 << 29)
@@ -43,7 +43,7 @@ def _work_and_wait(seconds: float) -> None:
 
 
 def test_broken_documents_are_survived(capsys):
-    """Two builds of the campaign of tools/fuzz.py, which has been run over thousands."""
+    """Two builds of the campaign of tools/fuzz, which has been run over thousands."""
     assert fuzz.main(["documents", "--count", str(fuzz_documents.TOGETHER + 20)]) == 0
     printed = capsys.readouterr().out
     assert "120 cases from seed 0: 0 failed" in printed

@@ -1,17 +1,18 @@
-"""Small runs of the campaigns of tools/fuzz.py, of which docs/reliability.md tells, and that they can fail."""
+"""Small runs of the campaigns of tools/fuzz, of which docs/reliability.md tells, and that they can fail."""
 
 import errno
 import os
 from pathlib import Path
 
-import build_dataset
-import fuzz
-import fuzz_commands
-import fuzz_kills
-import fuzz_pictures
 import psd_files
 
 from qil_jax.documents import prepare
+from qil_jax.programs import ended
+from tools import build_dataset
+from tools.fuzz import __main__ as fuzz
+from tools.fuzz import commands as fuzz_commands
+from tools.fuzz import kills as fuzz_kills
+from tools.fuzz import pictures as fuzz_pictures
 
 
 def test_broken_pictures_are_decomposed_or_refused_for_a_reason(capsys):
@@ -44,7 +45,7 @@ def test_broken_command_lines_are_refused_or_do_what_they_say(capsys):
 
 
 def test_the_campaign_of_command_lines_finds_tracebacks_and_losses(monkeypatch, capsys):
-    import validate
+    from tools import validate
 
     monkeypatch.setattr(fuzz_commands, "COMMANDS", {"tools/validate": ("checkpoint",)})
     monkeypatch.setattr(validate, "main", lambda words: {}["a programming error"])
@@ -70,7 +71,7 @@ def test_a_full_disk_during_a_build_is_told(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(prepare, "write_whole", full)
     words = [str(tmp_path / "documents"), "--out", str(tmp_path / "out")]
-    assert build_dataset.main(words) == 2
+    assert ended(build_dataset.main, words) == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert told[-2].startswith("error: [Errno 28] No space left on device: ") and str(tmp_path / "out") in told[-2]
     assert told[-1].startswith("documents that are prepared stay so; to go on: ")

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors
-import validate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mutations import damaged_bytes, damaged_json
+from mutations import damaged_json
 from reference import abstract
 
 from qil_jax.encoders.tokenizer import PromptTokenizer
@@ -26,6 +25,8 @@ from qil_jax.weights.structure import component_problems
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component, targets
 from qil_jax.weights.tokenizer import tokenizer_problems
+from tools import validate
+from tools.fuzz.cases import mutate
 from tools.make_demo_checkpoint import write_checkpoint
 
 HEADERS, INDEXES, CONFIGS, TOKENIZERS, ARRAYS, PROGRAMS = 4000, 3000, 3000, 150, 20, 30
@@ -72,9 +73,9 @@ def test_headers(tmp_path):
         if i % 2:
             write_tensors(file, damaged_json(HEADER, rng))
         elif i % 4:
-            write_tensors(file, damaged_bytes(whole, rng))
+            write_tensors(file, mutate(whole, rng))
         else:
-            file.write_bytes(damaged_bytes(struct.pack("<Q", len(whole)) + whole + BYTES, rng))
+            file.write_bytes(mutate(struct.pack("<Q", len(whole)) + whole + BYTES, rng))
         accepted += loads(file)
     assert HEADERS // 50 < accepted < HEADERS // 2
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import validate
 from safetensors.numpy import load_file, save_file
 
 from qil_jax.weights.convert import to_orbax
 from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan
+from tools import validate
 from tools.make_demo_checkpoint import SPECIAL, write_checkpoint
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

@@ -194,7 +194,7 @@ def test_overwriting_replaces_results_alone(pictures, tmp_path):
 def test_samples_may_become_more_and_fewer(pictures, tmp_path):
     out = tmp_path / "out"
     Image.new("RGB", (64, 48)).save(pictures / "b_sample_2.png")
-    plan = lambda samples: planned([pictures], out, JobOptions(layers=2, samples=samples))  # noqa: E731
+    plan = lambda samples: planned([pictures], out, JobOptions(layers=2, samples=samples))
     names = [task.folder.name for task in plan(2)]
     assert len(set(names)) == 8 and {"a", "a_sample_2", "b", "b_sample_2", "c"} <= set(names)
     run(plan(1), Painter())

@@ -54,7 +54,7 @@ def test_a_step_is_the_same_from_wherever_it_is_reached():
 
 def test_epochs_and_seeds_differ_and_sequential_ones_do_not():
     records = [(BUCKETS[0], 22)] * 30
-    flat = lambda plan, epoch: [  # noqa: E731
+    flat = lambda plan, epoch: [
         i for s in range(plan.steps_per_epoch) for i in plan.batch(epoch * plan.steps_per_epoch + s).records.ravel()
     ]
     plan, other, still = (

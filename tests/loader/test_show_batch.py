@@ -1,9 +1,9 @@
 """The tool that shows a first batch, and what it refuses."""
 
-import batch_sheet
-import make_scenes
-import show_batch
 from PIL import Image
+
+from qil_jax.programs import ended
+from tools import batch_sheet, make_scenes, show_batch
 
 
 def test_a_first_batch_is_shown(tmp_path, capsys):
@@ -16,6 +16,6 @@ def test_a_first_batch_is_shown(tmp_path, capsys):
     with Image.open(out) as sheet:
         assert sheet.height == 2 * batch_sheet.CELL and sheet.width % batch_sheet.CELL == 0
         assert len(sheet.getcolors(1 << 20)) > 50
-    assert show_batch.main(command) == 2 and "exists" in capsys.readouterr().err
-    assert show_batch.main([str(tmp_path / "none"), "--out", str(tmp_path / "x.png")]) == 2
+    assert ended(show_batch.main, command) == 2 and "exists" in capsys.readouterr().err
+    assert ended(show_batch.main, [str(tmp_path / "none"), "--out", str(tmp_path / "x.png")]) == 2
     assert "no records" in capsys.readouterr().err and not (tmp_path / "x.png").exists()

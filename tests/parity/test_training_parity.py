@@ -99,7 +99,7 @@ def test_losses_of_the_vae_and_their_gradients(tmp_path, kind):
 
     (value, terms), gradients = jax.value_and_grad(total, has_aux=True)(params)
 
-    first = lambda x: torch.from_numpy(np.array(x)).movedim(-1, 1)  # noqa: E731
+    first = lambda x: torch.from_numpy(np.array(x)).movedim(-1, 1)
     with torch.enable_grad():
         reference.requires_grad_(True)
         x = first(true)
@@ -166,7 +166,7 @@ def test_reference_divergence(tmp_path):
 def torch_lpips(weights, backbone, a, b):
     """The formula, with torch's own convolutions and pooling."""
     F = torch.nn.functional
-    t = lambda name: torch.from_numpy(np.array(weights[name]))  # noqa: E731
+    t = lambda name: torch.from_numpy(np.array(weights[name]))
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
 
     def features(x):

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import make_scenes
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +11,7 @@ from PIL import Image
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.records.sources import UnionSource, open_source
 from qil_jax.scenes.scene import SceneConfig, make_scene
+from tools import make_scenes
 
 COUNT, SIDE = 40, 48
 

@@ -10,17 +10,17 @@ import json
 import tarfile
 import threading
 
-import fetch_assets
-import make_scenes
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
+from qil_jax.programs import ended
 from qil_jax.records.sources import open_source
 from qil_jax.scenes import packages
 from qil_jax.scenes.assets import LIST, Kind, load_assets, read_list
 from qil_jax.scenes.packages import PUBLIC_DOMAIN, Archive, FetchError, Package, debian_licences, fetch
 from qil_jax.scenes.scene import SceneConfig, make_scene
+from tools import fetch_assets, make_scenes
 
 COPYRIGHT = """Format: x
 
@@ -203,13 +203,14 @@ def test_the_tool(known, filled, monkeypatch, capsys, tmp_path):
     assert fetch_assets.main(["--list"]) == 0 and "emoji   MIT" in capsys.readouterr().out
     assert fetch_assets.main(["emoji", "--out", str(tmp_path)]) == 0
     assert "60 objects under MIT" in capsys.readouterr().out
-    assert fetch_assets.main(["nothing", "--out", str(tmp_path)]) == 2
+    assert ended(fetch_assets.main, ["nothing", "--out", str(tmp_path)]) == 2
     assert "no package nothing" in capsys.readouterr().err
-    assert fetch_assets.main([]) == 2
+    assert ended(fetch_assets.main, []) == 2
     (tmp_path / "emoji" / LIST).write_text("[1]")
-    assert make_scenes.main(["--count", "1", "--out", str(tmp_path / "x"), "--assets", str(tmp_path)]) == 2
+    words = ["--count", "1", "--out", str(tmp_path / "x"), "--assets"]
+    assert ended(make_scenes.main, [*words, str(tmp_path)]) == 2
     assert "fetch it again" in capsys.readouterr().err
-    assert make_scenes.main(["--count", "1", "--out", str(tmp_path / "x"), "--assets", str(tmp_path / "no")]) == 2
+    assert ended(make_scenes.main, [*words, str(tmp_path / "no")]) == 2
     assert "fetch_assets.py" in capsys.readouterr().err
 
 

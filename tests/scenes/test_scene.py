@@ -1,6 +1,5 @@
 """Scenes: the same for the same seed, every layer counts, and they pass through the pipeline as documents."""
 
-import make_scenes
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -13,9 +12,11 @@ from qil_jax.documents.psd import read_psd
 from qil_jax.export.psd import write_psd
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.visibility import contributing, visible_pixels
+from qil_jax.programs import ended
 from qil_jax.records.record import decode
 from qil_jax.scenes.assets import Asset, Assets
 from qil_jax.scenes.scene import GROUPED, SIMPLE, SceneConfig, make_scene
+from tools import make_scenes
 
 CONFIG = SceneConfig(side=64)
 
@@ -110,7 +111,7 @@ def test_records_of_the_tool(tmp_path, capsys):
     assert sizes == {"train": 22, "validation": 1, "test": 2}
     made = {to_bytes(decode(x)) for split in sizes for x in builder.as_data_source(split)}
     assert made == {to_bytes(make_scene(seed, SceneConfig(side=48))) for seed in range(7, 32)}
-    assert make_scenes.main(["--count", "25", "--out", str(a)]) == 2
+    assert ended(make_scenes.main, ["--count", "25", "--out", str(a)]) == 2
     assert "exists: remove it or write elsewhere" in capsys.readouterr().err
 
 
@@ -123,7 +124,7 @@ def test_other_forms_of_the_tool(tmp_path, capsys):
     assert make_scenes.main(["--count", "2", "--out", str(tmp_path / "p"), "--side", "40", "--format", "psd"]) == 0
     assert len(list((tmp_path / "p").glob("*.psd"))) == 2
     assert (tmp_path / "p" / "scene_00000001.txt").read_text().strip() == expected.caption
-    assert make_scenes.main(["--count", "2", "--out", str(tmp_path / "p"), "--format", "psd"]) == 2
+    assert ended(make_scenes.main, ["--count", "2", "--out", str(tmp_path / "p"), "--format", "psd"]) == 2
     assert "not empty" in capsys.readouterr().err
     assert not list(tmp_path.glob(".*"))
 
@@ -142,7 +143,7 @@ def test_other_forms_of_the_tool(tmp_path, capsys):
 )
 def test_what_makes_no_sense_is_refused(tmp_path, capsys, words, says):
     try:
-        status = make_scenes.main(["--out", str(tmp_path / "out"), *words])
+        status = ended(make_scenes.main, ["--out", str(tmp_path / "out"), *words])
     except SystemExit as end:
         status = end.code
     assert status == 2 and says in capsys.readouterr().err and not (tmp_path / "out").exists()

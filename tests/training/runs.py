@@ -8,11 +8,8 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-import cache_latents
 import jax
 import jax.numpy as jnp
-import make_demo_checkpoint
-import make_scenes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -20,12 +17,14 @@ import pytest
 import train
 from qil_jax import mesh
 from qil_jax.loader.loader import Loader
+from qil_jax.programs import ended
 from qil_jax.training import loop, setup
 from qil_jax.training.experiment import Experiment, load_experiment
 from qil_jax.training.objectives import Objective, Report
 from qil_jax.training.parameters import Params, copied
 from qil_jax.training.setup import Parts
 from qil_jax.training.stages import Stage
+from tools import cache_latents, make_demo_checkpoint, make_scenes
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE, TOKENS = 32, 4
@@ -81,7 +80,7 @@ class World:
         """Latents of the training split by tools/cache_latents.py, for stage 3 with changes; its exit status."""
         config = self.config_file(out.parent, Stage.IMAGE_TO_LAYERS, changes)
         given = [str(self.scenes), "--checkpoint", str(self.base), "--splits", "train", "--config", str(config)]
-        return cache_latents.main([*given, "--out", str(out), *more])
+        return ended(cache_latents.main, [*given, "--out", str(out), *more])
 
 
 def mean_square(wait: float = 0.0) -> Objective:

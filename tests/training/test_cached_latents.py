@@ -16,8 +16,6 @@ import json
 import shutil
 from pathlib import Path
 
-import cache_latents
-import latent_cache
 import numpy as np
 import pytest
 from runs import World
@@ -26,11 +24,13 @@ from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.loader.batch import NO_RECORD, Batch
 from qil_jax.loader.latents import open_latents
 from qil_jax.mesh import single_device_mesh
+from qil_jax.programs import ended
 from qil_jax.records.sources import open_source
 from qil_jax.training.batches import FlowBatch
 from qil_jax.training.inputs import dropped_prompts
 from qil_jax.training.setup import prepare
 from qil_jax.training.stages import Stage
+from tools import cache_latents, latent_cache
 
 FLOWS = (Stage.TEXT_TO_RGBA, Stage.TEXT_TO_LAYERS, Stage.IMAGE_TO_LAYERS)
 SETTINGS = {"data.loader.max_layers": 3, "data.loader.rows": 4, "data.text_tokens": 48, "loss.caption_dropout": 0.3}
@@ -149,8 +149,7 @@ def test_a_cache_that_was_cut_off_is_continued(world: World, tmp_path, monkeypat
         return encode(records, encoders)
 
     monkeypatch.setattr(latent_cache, "encode_records", functools.partial(until, 2))
-    with pytest.raises(KeyboardInterrupt):
-        world.cache(cut, SETTINGS)
+    assert world.cache(cut, SETTINGS) == 130
     assert {*files_of(cut)} == {"job.json", "train-00000.safetensors", "train-00001.safetensors"}
     with pytest.raises(ValueError, match=r"train.json: missing: run tools/cache_latents.py to the end"):
         open_latents(cut, "train")
@@ -210,7 +209,7 @@ def test_a_cache_is_of_one_dataset(world: World, cached, tmp_path, capsys):
     config = world.config_file(tmp_path, Stage.IMAGE_TO_LAYERS, SETTINGS)
     given = ["--checkpoint", str(world.base), "--config", str(config), "--splits", "train", "--out", str(cached)]
     before = files_of(cached)
-    assert cache_latents.main([str(tmp_path / "noise"), *given]) == 2
+    assert ended(cache_latents.main, [str(tmp_path / "noise"), *given]) == 2
     assert "shard 0 of train is of other records: give another --out" in capsys.readouterr().err
     assert files_of(cached) == before
 

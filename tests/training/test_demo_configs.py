@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import demo_training
 import pytest
 from runs import ROOT
 
@@ -10,6 +9,7 @@ import train
 from qil_jax import mesh
 from qil_jax.training.experiment import load_experiment
 from qil_jax.training.stages import Inputs
+from tools import demo_training
 
 NAMES = [run.name for run in demo_training.RUNS]
 

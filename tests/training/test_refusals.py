@@ -10,7 +10,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import make_demo_checkpoint
 import numpy as np
 import pytest
 from runs import World, command, environment
@@ -21,6 +20,7 @@ from qil_jax.training import loop
 from qil_jax.training.experiment import ExperimentError
 from qil_jax.training.stages import Stage
 from qil_jax.weights.tables.entries import Component
+from tools import make_demo_checkpoint
 
 ONE, TWO, THREE = Stage.TEXT_TO_RGBA, Stage.TEXT_TO_LAYERS, Stage.IMAGE_TO_LAYERS
 MESH = {"data.loader.rows": 8, "mesh.data": 8, "steps": 1}

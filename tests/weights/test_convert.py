@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import convert
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -18,12 +17,14 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
+from qil_jax.programs import ended
 from qil_jax.weights import require_sound
 from qil_jax.weights.convert import ConversionError, to_diffusers, to_orbax
 from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan, TensorReader, read_headers, weight_files
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component, targets
-from tools.bench_convert import shallow, unlike, write_noise
+from tools import convert
+from tools.bench.convert import shallow, unlike, write_noise
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -206,7 +207,7 @@ def test_what_a_killed_conversion_left_is_put_right_at_the_next(tiny, tmp_path, 
     killed = subprocess.run([sys.executable, "-c", KILLED, moment, *words], cwd=ROOT, capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
     assert len(list(tmp_path.iterdir())) == 1 + (moment == "among the tensors")
-    assert convert.main(words[:-1]) == 2
+    assert ended(convert.main, words[:-1]) == 2
     assert "exists" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["orbax"]
     assert {f.relative_to(destination): f.read_bytes() for f in destination.rglob("*") if f.is_file()} == before
@@ -275,7 +276,7 @@ def test_wan_names_and_a_prefix_convert_to_released_names(tiny, tmp_path):
 
 def test_command_line(tiny, tmp_path):
     source, orbax, _ = tiny
-    run = lambda *words: subprocess.run(  # noqa: E731
+    run = lambda *words: subprocess.run(
         [sys.executable, ROOT / "tools" / "convert.py", *map(str, words)], capture_output=True, text=True
     )
     done = run("to-orbax", source, tmp_path / "orbax")

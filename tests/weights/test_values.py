@@ -8,11 +8,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-import validate
 from safetensors.numpy import load_file, save_file
 
+from qil_jax.programs import ended
 from qil_jax.weights.convert import to_diffusers, to_orbax
 from qil_jax.weights.tables.entries import Component
+from tools import validate
 from tools.make_demo_checkpoint import write_checkpoint
 
 FILES = {
@@ -141,14 +142,14 @@ def test_another_model_differs(tmp_path, released, capsys):
 def test_a_file_of_something_else_is_refused(tmp_path, released, text, capsys):
     file = tmp_path / "sums.json"
     file.write_text(text)
-    assert validate.main([str(released), "--against", str(file)]) == 2
+    assert ended(validate.main, [str(released), "--against", str(file)]) == 2
     assert "sums.json" in capsys.readouterr().err
 
 
 def test_a_file_of_checksums_is_never_overwritten(tmp_path, released, capsys):
     file = tmp_path / "sums.json"
     file.write_text("precious")
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as end:
         validate.main([str(released), "--checksums", str(file)])
-    assert ended.value.code == 2 and "sums.json exists" in capsys.readouterr().err
+    assert end.value.code == 2 and "sums.json exists" in capsys.readouterr().err
     assert file.read_text() == "precious"

@@ -1,6 +1,6 @@
 """Broken input for the programs, from seeds: each case must end in a result or in a clear refusal, and lose nothing.
 
-python tools/fuzz.py documents [--count 2000] [--seed 0]
+python tools/fuzz documents [--count 2000] [--seed 0]
 
 Prints how often each outcome came, and exits 1 if there was a traceback, a hang, or a byte lost of the input or of
 other files in the folder of the output. The same seed is the same input, so a failure is repeated by its seed.
@@ -23,12 +23,12 @@ CAMPAIGNS = {
     "commands": "command lines of the programs",
     "kills": "programs killed at random moments and started again",
 }
-"""Each NAME is a function NAME(seeds, folder) of the module fuzz_NAME, which yields a fuzz_cases.Case for each seed."""
+"""Each NAME is a function NAME(seeds, folder) of the module tools.fuzz.NAME, which yields a Case for each seed."""
 
 
 def parser() -> Parser:
     """The command line."""
-    parse = Parser(description=__doc__)
+    parse = Parser(prog="tools/fuzz", description=__doc__)
     campaigns = parse.add_subparsers(dest="campaign", required=True, help="what is broken")
     for name, what in CAMPAIGNS.items():
         campaign = campaigns.add_parser(name, help=what, description=what)
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse.parse_args(argv)
     if arguments.count < 1 or arguments.seed < 0:
         parse.error(f"--count must be at least 1 and --seed 0, got {arguments.count} and {arguments.seed}")
-    campaign = getattr(importlib.import_module(f"fuzz_{arguments.campaign}"), arguments.campaign)
+    campaign = getattr(importlib.import_module(f"tools.fuzz.{arguments.campaign}"), arguments.campaign)
     outcomes, failures = collections.Counter[str](), []
     seeds = range(arguments.seed, arguments.seed + arguments.count)
     with tempfile.TemporaryDirectory() as folder:

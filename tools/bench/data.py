@@ -1,4 +1,4 @@
-"""How fast records become batches: `python tools/bench.py data [--samples N] [--write docs/benchmarks.md]`.
+"""How fast records become batches.
 
 Samples are 4-layer scenes with photographs as grounds, rendered at 1024 pixels and loaded at 640. All times are of one
 thread unless a row says otherwise; what a folder of PNGs costs is measured on the same scenes, in turns.
@@ -6,8 +6,8 @@ thread unless a row says otherwise; what a folder of PNGs costs is measured on t
 
 import argparse
 import dataclasses
+import itertools
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,10 +16,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from marked import write_between
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 from qil_jax.documents.dataset import BuildInfo, Contents, write_dataset
 from qil_jax.layers.compositing import composite_8bit
@@ -34,8 +31,8 @@ from qil_jax.records.record import Record, decode, encode
 from qil_jax.records.sources import DatasetSource, FolderSource, examples, open_source
 from qil_jax.scenes.assets import Asset, Assets
 from qil_jax.scenes.scene import SceneConfig, make_scene
+from tools.bench import harness
 
-ROOT = Path(__file__).resolve().parents[1]
 SIDE, RESOLUTION, LAYERS = 1024, 640, 4
 
 CHIPS, HOSTS, CHIP_FLOPS, UTILISATION = 64, 16, 459e12, 0.4
@@ -43,7 +40,7 @@ CHIPS, HOSTS, CHIP_FLOPS, UTILISATION = 64, 16, 459e12, 0.4
 
 
 def planned_samples_per_second() -> float:
-    """What v5p-128 consumes, by arithmetic: image-to-layers at 640 pixels with 4 layers, full training.
+    """Samples per second that v5p-128 consumes, by arithmetic: image-to-layers at 640 pixels with 4 layers.
 
     A token of the image stream meets 6.8 B of the 20.4 B parameters (the text stream and the modulation have as many
     each); 6 FLOP per parameter and token, 12 per pair of tokens, width and block for attention, a third more for remat.
@@ -55,7 +52,9 @@ def planned_samples_per_second() -> float:
 
 def scenes(count: int) -> list[Record]:
     """Scenes of exactly four layers, with the repository's photographs as grounds."""
-    pictures = [np.asarray(Image.open(file).convert("RGBA")) for file in sorted((ROOT / "examples").glob("*.png"))]
+    pictures = [
+        np.asarray(Image.open(file).convert("RGBA")) for file in sorted((harness.ROOT / "examples").glob("*.png"))
+    ]
     grounds = [Asset(pixels=x, name="a photograph", package="examples", licence="CC0-1.0") for x in pictures]
     made: list[Record] = []
     seed = 0
@@ -78,14 +77,10 @@ def write_sources(records: list[Record], folder: Path) -> tuple[DatasetSource, F
 
 
 def seconds(work: Callable[[Any], Any], items: list[Any]) -> float:
-    """Median seconds that `work` takes for one item, after one that does not count."""
-    work(items[0])
-    times = []
-    for item in items:
-        began = time.perf_counter()
-        work(item)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    """Median seconds that `work` takes for one item."""
+    cycled = itertools.cycle(items)
+    (found,) = harness.alternate({"": lambda: work(next(cycled))}, len(items)).values()
+    return harness.median(found)
 
 
 def stages(dataset: DatasetSource, count: int) -> dict[str, float]:
@@ -111,17 +106,14 @@ def stages(dataset: DatasetSource, count: int) -> dict[str, float]:
     }
 
 
-def decoding(dataset: DatasetSource, pngs: FolderSource, count: int) -> list[float]:
-    """How many times faster all layers come from a record than from PNGs, sample by sample, alternating."""
-    ratios = []
-    for i in range(count + 1):
-        times = []
-        for read in (lambda i: LayeredImage.load(pngs.folders[i]), lambda i: dataset[i].to_layered_image()):
-            began = time.perf_counter()
-            read(i % count)
-            times.append(time.perf_counter() - began)
-        ratios.append(times[0] / times[1])
-    return ratios[1:]
+def decoding(dataset: DatasetSource, pngs: FolderSource, count: int) -> dict[str, list[float]]:
+    """Seconds to get all layers of a sample from a record and from PNGs, sample by sample."""
+    folders, numbers = itertools.cycle(pngs.folders[:count]), itertools.cycle(range(count))
+    sides = {
+        "PNGs": lambda: LayeredImage.load(next(folders)),
+        "record": lambda: dataset[next(numbers)].to_layered_image(),
+    }
+    return harness.alternate(sides, count)
 
 
 def loading(dataset: DatasetSource, workers: Workers, samples: int) -> float:
@@ -137,34 +129,28 @@ def loading(dataset: DatasetSource, workers: Workers, samples: int) -> float:
         return seen / (time.perf_counter() - began)
 
 
-def measure(arguments: argparse.Namespace) -> None:
-    """Print the table, and write it where told to."""
+def measure(arguments: argparse.Namespace) -> int:
+    """The benchmark `data`; returns 0."""
     count = arguments.samples
     with tempfile.TemporaryDirectory() as name:
         dataset, pngs = write_sources(scenes(count), Path(name))
         cost = stages(dataset, count)
-        ratios = decoding(dataset, pngs, count)
+        decoded = decoding(dataset, pngs, count)
         one = loading(dataset, Workers(threads=1, ahead=1), 2 * count)
         cores = len(os.sched_getaffinity(0))
         threads = loading(dataset, Workers(threads=cores, ahead=2), 4 * count)
         processes = loading(dataset, Workers(processes=cores, threads=1, ahead=2), 4 * count)
     needed = planned_samples_per_second()
-    rows = [(stage, f"{1e3 * value:.1f} ms") for stage, value in cost.items()]
-    rows += [
+    ratio, _, extent = harness.times_faster(decoded["record"], decoded["PNGs"]).partition(" ")
+    rows = [
+        *((stage, f"{1e3 * value:.1f} ms") for stage, value in cost.items()),
         ("all stages", f"{1e3 * sum(cost.values()):.1f} ms"),
         ("loader, one thread", f"{one:.1f} samples/s"),
         (f"loader, {cores} threads", f"{threads:.1f} samples/s, {threads / cores:.1f} per core"),
         (f"loader, {cores} worker processes", f"{processes:.1f} samples/s, {processes / cores:.1f} per core"),
-        (
-            "all layers from a record, against a folder of PNGs",
-            f"{statistics.median(ratios):.1f} times faster ({min(ratios):.1f} to {max(ratios):.1f})",
-        ),
+        ("all layers from a record, against a folder of PNGs", f"{ratio} times faster {extent}"),
         ("v5p-128 consumes, by arithmetic", f"{needed:.0f} samples/s, {needed / HOSTS:.1f} per host"),
         ("cores that feed it, at the rate of worker processes", f"{needed / (processes / cores):.1f} of all its hosts"),
     ]
-    table = Table("4-layer samples at 640 pixels", "")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-    if arguments.write:
-        write_between(arguments.write, "bench data", [("4-layer samples at 640 pixels", ""), *rows])
+    harness.report(("4-layer samples at 640 pixels", ""), rows, write=arguments.write, mark="bench data", note="")
+    return 0

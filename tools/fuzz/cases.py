@@ -1,4 +1,4 @@
-"""What the campaigns of fuzz.py share: a case, broken bytes, a program under watch, and what files hold."""
+"""What the campaigns share: a case, broken bytes, a program under watch, and what files hold."""
 
 import dataclasses
 import hashlib
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HANG = 4 * 3600.0
 """Seconds after which a program hangs: far more than any batch of cases takes on a slow machine."""
 BYSTANDERS = {"notes.txt": b"not ours\n", "other/picture.png": bytes(range(256)), ".hidden": b""}

@@ -1,8 +1,6 @@
-"""Convert a synthetic checkpoint of the released widths both ways; print speed against `cp`, memory, and equality.
+"""Conversion of a synthetic checkpoint of the released widths both ways: speed against `cp`, memory, and equality."""
 
-python tools/bench_convert.py [--blocks N] [--folder DIR]
-"""
-
+import argparse
 import json
 import math
 import os
@@ -10,7 +8,6 @@ import shutil
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
-from make_demo_checkpoint import small_tokenizer
 
-from qil_jax.command_line import Parser
-from qil_jax.programs import run_main
+from tools.bench import harness
+from tools.make_demo_checkpoint import small_tokenizer
 
 if TYPE_CHECKING:
     from qil_jax.weights import Component
@@ -84,8 +80,8 @@ def unlike(one: Path, other: Path) -> list[str]:
     return differing
 
 
-def peak_anonymous(work: Callable[[], object]) -> tuple[float, int]:
-    """Seconds that `work` takes, and the most anonymous memory of this process meanwhile, in bytes (Linux)."""
+def peak_anonymous(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds until the disk has all that `work` wrote, and peak anonymous memory of this process, in GB (Linux)."""
     peak, over = 0, threading.Event()
 
     def watch() -> None:
@@ -96,52 +92,47 @@ def peak_anonymous(work: Callable[[], object]) -> tuple[float, int]:
 
     with ThreadPoolExecutor(1) as pool:
         watcher = pool.submit(watch)
-        began = time.perf_counter()
-        work()
-        os.sync()
-        seconds = time.perf_counter() - began
+        seconds = harness.duration(lambda: (work(), os.sync()))
         over.set()
         watcher.result()
-    return seconds, peak
+    return seconds, peak / 1e9
 
 
-def main(argv: list[str]) -> int:
-    """Print the table; returns 1 if a tensor came back changed."""
-    parser = Parser(description=__doc__)
-    parser.add_argument("--blocks", type=int, default=3, help="of the transformer, 0.68 GB each (default %(default)s)")
-    parser.add_argument("--folder", type=Path, help="where to work; a temporary folder otherwise")
-    parser.add_argument("--repeats", type=int, default=3, help="of each direction (default %(default)s)")
-    arguments = parser.parse_args(argv)
+def measure(arguments: argparse.Namespace) -> int:
+    """The benchmark `convert`; returns 1 if a tensor came back changed."""
     from qil_jax.weights.convert import to_diffusers, to_orbax
 
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="convert-") as name:
         source, orbax, output = (Path(name) / part for part in ("source", "orbax", "output"))
         write_noise(source, shallow(arguments.blocks), shard_bytes=1 << 30)
-        size = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
+        size = sum(file.stat().st_size for file in source.rglob("*") if file.is_file()) / 1e9
         to_orbax(source, orbax)
         to_diffusers(orbax, output)
         changed = unlike(source, output)
-        works: dict[str, Callable[[], object]] = {
+
+        def measured(work: Callable[[], object]) -> tuple[float, float]:
+            shutil.rmtree(output)  # right before, so that every run finds the same warm free memory
+            os.sync()
+            return peak_anonymous(work)
+
+        sides: dict[str, Callable[[], object]] = {
             "cp": lambda: subprocess.run(["cp", "-r", source, output], check=True),
             "to-orbax": lambda: to_orbax(source, output),
             "to-diffusers": lambda: to_diffusers(orbax, output),
         }
-        rows: dict[str, list[tuple[float, int]]] = {work: [] for work in works}
-        for _ in range(arguments.repeats):
-            for work, run in works.items():
-                shutil.rmtree(output)  # right before, so that every run finds the same warm free memory
-                os.sync()
-                rows[work].append(peak_anonymous(run))
-    print(f"{size / 1e9:.2f} GB, medians of {arguments.repeats} runs; seconds include handing all data to the disk")
-    print("              seconds   GB/s   x cp  anonymous GB")
-    for name, runs in rows.items():
-        seconds = float(np.median([s for s, _ in runs]))
-        ratio = float(np.median([s for s, _ in rows["cp"]])) / seconds
-        peak = max(p for _, p in runs)
-        print(f"{name:13}{seconds:8.1f}{size / 1e9 / seconds:7.2f}{ratio:7.2f}{peak / 1e9:14.2f}")
+        found = harness.alternate(sides, arguments.repeats, warmup=0, measure=measured)
+    seconds = {side: harness.median([s for s, _ in runs]) for side, runs in found.items()}
+    rows = [
+        (
+            f"{side}, {size:.2f} GB",
+            f"{seconds[side]:.1f} s",
+            f"{size / seconds[side]:.2f} GB/s",
+            f"{seconds['cp'] / seconds[side]:.2f}",
+            f"{max(peak for _, peak in runs):.2f} GB",
+        )
+        for side, runs in found.items()
+    ]
+    head = ("", "until the disk has all data", "speed", "of the speed of cp", "anonymous memory")
+    harness.report(head, rows, write=None, mark="", note="")
     print(f"{len(changed)} tensors changed {changed[:5] if changed else ''}")
     return bool(changed)
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from fuzz_cases import ROOT, Case, hashes, lost, mutate, watched, write_bystanders
+from tools.fuzz.cases import ROOT, Case, hashes, lost, mutate, watched, write_bystanders
 
-CARRIED = ROOT / "tests" / "data" / "documents"
+CARRIED = ROOT / "tests" / "documents" / "files"
 TOGETHER = 100
 """Documents of one build: whatever one of them does, the others must get their rows."""
 LIMITS = ("--seconds", "20", "--memory-gib", "1")

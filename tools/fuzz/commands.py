@@ -10,17 +10,16 @@ import io
 import os
 import random
 import shutil
-import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from fuzz_cases import ROOT, Case, hashes, lost, write_bystanders
 from PIL import Image
 
 from qil_jax.programs import ended
+from tools.fuzz.cases import ROOT, Case, hashes, lost, write_bystanders
 
 if TYPE_CHECKING:
     from qil_jax.inference.request import Decomposition, Request
@@ -82,7 +81,7 @@ def commands(seeds: range, folder: Path) -> Iterator[Case]:
 
 def _furnish(folder: Path) -> None:
     """What a user has: pictures, a checkpoint, files of their own where programs write."""
-    from make_demo_checkpoint import write_checkpoint
+    from tools.make_demo_checkpoint import write_checkpoint
 
     (folder / "pictures").mkdir(parents=True)
     for name in ("a.png", "pictures/b.png"):
@@ -136,7 +135,7 @@ def _broken(words: list[str], rng: random.Random) -> list[str]:
 
 def _called(program: str, words: list[str]) -> tuple[object, str]:
     """Exit status of a program, or what it raised, and what it printed."""
-    name = "qil_jax.inference.__main__" if program == "infer" else program.removeprefix("tools/")
+    name = "qil_jax.inference.__main__" if program == "infer" else program.replace("/", ".")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
@@ -150,17 +149,16 @@ def _called(program: str, words: list[str]) -> tuple[object, str]:
 
 @contextlib.contextmanager
 def _painted() -> Iterator[None]:
-    """Decompositions are painted, and train.py can be imported."""
+    """Decompositions are painted."""
     from qil_jax.inference.pipeline import Pipeline
 
-    load, decompose, path = Pipeline.load, Pipeline.decompose, list(sys.path)
-    sys.path.insert(0, str(ROOT))
+    load, decompose = Pipeline.load, Pipeline.decompose
     try:
         Pipeline.load = classmethod(lambda cls, *_, **__: object.__new__(cls))  # type: ignore[method-assign]
         Pipeline.decompose = _paint  # type: ignore[method-assign]
         yield
     finally:
-        Pipeline.load, Pipeline.decompose, sys.path[:] = load, decompose, path  # type: ignore[method-assign]
+        Pipeline.load, Pipeline.decompose = load, decompose  # type: ignore[method-assign]
 
 
 def _paint(_self: Any, requests: Sequence["Request"], *_: Any, **__: Any) -> "list[Decomposition]":

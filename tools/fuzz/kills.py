@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fuzz_cases import ROOT, Case, hashes, lost, watched, write_bystanders
 from PIL import Image
+
+from tools.fuzz.cases import ROOT, Case, hashes, lost, watched, write_bystanders
 
 FASTER = "was faster"
 STAMPS = ("_CHECKPOINT_METADATA", "commit_success.txt")
@@ -97,7 +98,7 @@ def _jobs(folder: Path) -> list[Job]:
     (folder / "pictures").mkdir()
     for i in range(3):
         Image.new("RGB", (64, 48 + 16 * i), (90 * i, 10, 200)).save(folder / "pictures" / f"{i}.png")
-    at = lambda name: str(folder / name)  # noqa: E731
+    at = lambda name: str(folder / name)
     small = ("--layers", "2", "--steps", "2", "--resolution", "64")
     sets = ("steps=6", "log_every=2", "checkpoints.every=2", "mesh.data=1", "validation.every=0", "data.loader.rows=4")
     settings = [word for value in sets for word in ("--set", value)]

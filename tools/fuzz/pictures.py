@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from fuzz_cases import Case, hashes, lost, mutate, watched, write_bystanders
 from PIL import Image
+
+from tools.fuzz.cases import Case, hashes, lost, mutate, watched, write_bystanders
 
 TOGETHER = 100
 """Pictures of one run: whatever one of them is, the others must get their results."""

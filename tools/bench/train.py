@@ -1,35 +1,31 @@
 """A training step of ours against one of torch with diffusers' transformer: same config, batch and precision.
 
-python tools/bench.py train [--rows 32] [--repeats 12] [--write docs/benchmarks.md]
-
 Both sides hold their batch in memory, draw their own noise, and do the forward and backward pass, clipping, AdamW and
-the moving average. Steps alternate in one process. What the loader costs is in a run's own metrics (time/input).
+the exponential moving average of the parameters. What the loader costs is in a run's own metrics (time/input).
 """
 
 import argparse
-import os
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import torch
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
-from marked import write_between
-from rich.console import Console
-from rich.table import Table
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from tools import make_demo_checkpoint as demo
+from tools.bench import harness
+
 Step = Callable[[], float]
-"""Takes a step and returns its loss."""
+"""Makes a step and returns its loss."""
 GRID, LAYERS, WORDS = (4, 4), (0, 1, 2, 3, 4, -1), 28
 RATE, CLIP, DECAY = 1e-4, 1.0, 0.999
 
 
 def ours(folder: Path, rows: int) -> Step:
     """Our step on a batch of single samples of four layers."""
-    import jax
     import jax.numpy as jnp
     from flax import nnx
 
@@ -88,7 +84,7 @@ def reference(folder: Path, rows: int) -> Step:
     tokens, text = (torch.from_numpy(x) for x in batch_of(rows, 64, model.config["joint_attention_dim"]))
     parameters = list(model.parameters())
     optimiser = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, foreach=True)
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+    ema_params = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
     targets = tokens.shape[1] // len(LAYERS) * (len(LAYERS) - 1)
     is_target = (torch.arange(tokens.shape[1]) < targets)[None, :, None]
 
@@ -111,56 +107,32 @@ def reference(folder: Path, rows: int) -> Step:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, CLIP, foreach=True)
         optimiser.step()
-        averaged.update_parameters(model)
+        ema_params.update_parameters(model)
         return float(loss.detach())
 
     return take
 
 
 def batch_of(rows: int, channels: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image and text tokens."""
+    """Image tokens [rows, tokens, channels] and text tokens [rows, words, width]."""
     random = np.random.default_rng(0)
     count = len(LAYERS) * GRID[0] * GRID[1]
     shapes = (rows, count, channels), (rows, WORDS, width)
     return tuple(random.standard_normal(shape).astype(np.float32) for shape in shapes)  # type: ignore[return-value]
 
 
-def alternate(sides: dict[str, Step], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each step of each side, after two that do not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for i in range(repeats + 2):
-        for name, step in sides.items():
-            began = time.perf_counter()
-            step()
-            if i >= 2:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
-def measure(arguments: argparse.Namespace) -> None:
-    """Print the table, and write it where told to."""
-    import make_demo_checkpoint as demo
-
+def measure(arguments: argparse.Namespace) -> int:
+    """The benchmark `train`; returns 0."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         demo.write_component(folder, "transformer", demo.TRAIN_CONFIGS["transformer"], demo.Preset.TRAIN)
-        seconds = alternate(
-            {"ours": ours(folder, arguments.rows), "reference": reference(folder, arguments.rows)}, arguments.repeats
-        )
-    medians = {name: float(np.median(values)) for name, values in seconds.items()}
-    ratios = np.array(seconds["reference"]) / np.array(seconds["ours"])
-    rows = [
-        (
-            f"training step, {arguments.rows} samples of 4 layers at 64 pixels",
-            f"{medians['ours']:.3f} s",
-            f"{medians['reference']:.3f} s",
-            f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})",
-        ),
-    ]
+        steps = {"ours": ours(folder, arguments.rows), "reference": reference(folder, arguments.rows)}
+        seconds = harness.alternate(steps, arguments.repeats, warmup=2)
+    row = (
+        f"training step, {arguments.rows} samples of 4 layers at 64 pixels",
+        *(f"{harness.median(values):.3f} s" for values in seconds.values()),
+        harness.times_faster(seconds["ours"], seconds["reference"]),
+    )
     head = ("", "ours", "torch and diffusers", "times faster (lowest to highest)")
-    table = Table(*head)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=140).print(table)
-    if arguments.write:
-        write_between(arguments.write, "bench train", [head, *rows], f"{os.cpu_count()} cores, fp32.")
+    harness.report(head, [row], write=arguments.write, mark="bench train", note=harness.machine(jax, torch))
+    return 0

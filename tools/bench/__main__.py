@@ -1,0 +1,54 @@
+"""Measure speed and memory on this machine; docs/benchmarks.md has the figures.
+
+python tools/bench models [--case NAME]... [--write docs/benchmarks.md]     the models, against diffusers on torch
+python tools/bench train [--write docs/benchmarks.md]                       a training step, against one of torch
+python tools/bench data [--write docs/benchmarks.md]                        the loader
+python tools/bench convert                                                  conversion of weights, against cp
+"""
+
+import argparse
+import importlib
+from pathlib import Path
+
+from qil_jax.command_line import Parser
+from qil_jax.programs import run_main
+from tools.bench.cases import CASES, SIDES
+from tools.bench.harness import add_write
+
+
+def parser() -> Parser:
+    """The command line. Each benchmark NAME is `measure(arguments)` of the module tools.bench.NAME."""
+    parse = Parser(prog="tools/bench", description=__doc__)
+    benchmarks = parse.add_subparsers(dest="benchmark", required=True, help="what is measured")
+
+    models = benchmarks.add_parser("models", help="the models, against diffusers on torch")
+    models.add_argument("--case", action="append", choices=CASES, help="measure this one (default: all)")
+    models.add_argument("--repeats", type=int, default=7, help="runs of each side (default %(default)s)")
+    models.add_argument("--only", choices=SIDES, help=argparse.SUPPRESS)
+    models.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    add_write(models)
+
+    train = benchmarks.add_parser("train", help="a training step, against one of torch")
+    train.add_argument("--rows", type=int, default=32, help="samples in the batch (default %(default)s)")
+    train.add_argument("--repeats", type=int, default=12, help="steps of each side (default %(default)s)")
+    add_write(train)
+
+    data = benchmarks.add_parser("data", help="the loader, stage by stage")
+    data.add_argument("--samples", type=int, default=48, help="scenes to load (default %(default)s)")
+    add_write(data)
+
+    convert = benchmarks.add_parser("convert", help="conversion of weights both ways, against cp")
+    convert.add_argument("--blocks", type=int, default=3, help="transformer blocks, 0.68 GB each (default %(default)s)")
+    convert.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    convert.add_argument("--repeats", type=int, default=3, help="runs of each direction (default %(default)s)")
+    return parse
+
+
+def main(argv: list[str]) -> int:
+    """Measure and print a table; 1 if what was measured is wrong."""
+    arguments = parser().parse_args(argv)
+    return importlib.import_module(f"tools.bench.{arguments.benchmark}").measure(arguments)
+
+
+if __name__ == "__main__":
+    run_main(main)

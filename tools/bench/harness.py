@@ -1,0 +1,95 @@
+"""What the benchmarks share: sides that alternate, medians, and tables on the screen and in documents."""
+
+import argparse
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from qil_jax.errors import QilError
+
+ROOT = Path(__file__).resolve().parents[2]
+Work = Callable[[], Any]
+Measurement = TypeVar("Measurement")
+
+
+def duration(work: Work) -> float:
+    """Wall time of `work()`, in seconds."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def alternate(
+    sides: Mapping[str, Work], repeats: int, *, warmup: int = 1, measure: Callable[[Work], Measurement] = duration
+) -> dict[str, list[Measurement]]:
+    """Measurements of each side, which take turns so that a change of the machine's speed meets all of them.
+
+    Args:
+      sides: the work of each side, by name.
+      repeats: measurements of each side.
+      warmup: rounds before them that do not count.
+      measure: runs a work and returns its measurement.
+    """
+    found: dict[str, list[Measurement]] = {name: [] for name in sides}
+    for number in range(warmup + repeats):
+        for name, work in sides.items():
+            measurement = measure(work)
+            if number >= warmup:
+                found[name].append(measurement)
+    return found
+
+
+def median(values: Sequence[float]) -> float:
+    """As a plain float."""
+    return float(np.median(values))
+
+
+def times_faster(ours: Sequence[float], reference: Sequence[float]) -> str:
+    """Ratio of the medians, and the lowest and highest ratio of a pair of neighbouring runs."""
+    ratios = np.divide(reference, ours)
+    return f"{median(reference) / median(ours):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
+
+
+def add_write(parser: argparse.ArgumentParser) -> None:
+    """The option that every benchmark with a table in docs/benchmarks.md has."""
+    parser.add_argument("--write", type=Path, help="replace the table between the marks of this file")
+
+
+def report(head: Sequence[str], rows: Sequence[Sequence[str]], *, write: Path | None, mark: str, note: str) -> None:
+    """Print a table, and put it between the marks of a Markdown file if one is given."""
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    if write is not None:
+        write_between(write, mark, [head, *rows], note)
+
+
+def machine(*packages: Any) -> str:
+    """The note below a table: cores, versions of packages, precision."""
+    versions = [f"{package.__name__} {package.__version__.split('+')[0]}" for package in packages]
+    return f"{os.cpu_count()} {platform.machine()} cores, {', '.join(versions)}, fp32."
+
+
+def write_between(file: Path, mark: str, rows: Sequence[Sequence[str]], note: str = "") -> None:
+    """Replace what stands between `<!-- mark: begin -->` and `<!-- mark: end -->`: a table, its head first, and a note.
+
+    Raises:
+      QilError: if the file has no such marks.
+    """
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    head, *others = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = [begin, head, "|---" * len(rows[0]) + "|", *others, *(["", note] if note else []), end]
+    text = file.read_text(encoding="utf-8")
+    if begin not in text or end not in text:
+        raise QilError(f"{file}: has no marks {begin} and {end}: put them where the table belongs")
+    file.write_text(re.sub(f"{begin}.*?{end}", lambda _: "\n".join(lines), text, flags=re.DOTALL), encoding="utf-8")

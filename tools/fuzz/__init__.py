@@ -1,0 +1,1 @@
+"""Campaigns of broken input: `python tools/fuzz NAME`."""
