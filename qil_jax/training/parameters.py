@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from qil_jax.models.paths import slashed
+
 Params = dict[str, Array]
 """Parameters by slash-joined path, as in `mesh.shardings` and `weights.tables`."""
 Model = TypeVar("Model", bound=nnx.Module)
@@ -21,7 +23,7 @@ class Network(Generic[Model]):
         self._graph, state = nnx.split(model)
         self._leaves, self._tree = jax.tree.flatten(state)
         order = jax.tree.unflatten(self._tree, range(len(self._leaves)))
-        paths = {leaf.get_value(): "/".join(map(str, path)) for path, leaf in nnx.to_flat_state(order)}
+        paths = {leaf.get_value(): slashed(path) for path, leaf in nnx.to_flat_state(order)}
         self.paths = [paths[i] for i in range(len(self._leaves))]
 
     def __call__(self, params: Params, dtype: Any = None) -> Model:
@@ -32,7 +34,7 @@ class Network(Generic[Model]):
 
 def params_of(model: nnx.Module) -> Params:
     """The parameters of a model that is not abstract."""
-    return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    return {slashed(path): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 
 def copied(tree: Tree) -> Tree:
