@@ -51,7 +51,7 @@ class LatentIndex:
 
     Attributes:
       shards: number of records in each.
-      vae, text_encoder: fingerprints of what encoded, as `fingerprint_of` gives them.
+      vae, text_encoder: fingerprints of what encoded, as `weights.fingerprint` gives them.
       no_prompt: the prompt whose states stand for none.
       rows: width, height, layers and length of caption of each record.
       text: most states that a caption or `no_prompt` has.
