@@ -1,4 +1,6 @@
-"""What may be asked for, and the words in which anything else is refused."""
+"""Bounds and choices of what may be asked for, and the words in which anything else is refused."""
+
+from enum import StrEnum
 
 RESOLUTION = 640
 """The default bucket: pictures are resized to about this many pixels squared. The release also knows 1024."""
@@ -8,6 +10,13 @@ MAX_LAYERS = 20
 """Most layers seen in training (arXiv 2512.15603, section 4.2)."""
 MAX_SEED = 2**32 - 1
 """jax.random.key takes 32 bits and would drop the rest."""
+
+
+class Rescale(StrEnum):
+    """What happens to the length of a guided velocity."""
+
+    NONE = "none"
+    NORM = "norm"  # each token's guided velocity gets the length of its conditional one
 
 
 def integer_problems(name: str, value: object, *, least: int, most: int | None = None) -> list[str]:

@@ -9,29 +9,15 @@ import torch
 from flax import nnx
 
 from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
-from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
-from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
-from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
-from qil_jax.weights import component_config, load_model
+from qil_jax.weights import Component, load_component
 
 Module = TypeVar("Module", bound=torch.nn.Module)
-MODELS = {
-    "vae": (RGBAVAE, VAEConfig),
-    "transformer": (VLDMMDiT, MMDiTConfig),
-    "text_encoder": (TextEncoder, Qwen2_5VLConfig),
-}
-
-
-def abstract(component: str, config: dict) -> nnx.Module:
-    model, config_class = MODELS[component]
-    return nnx.eval_shape(lambda: model(config_class.from_json(config), rngs=nnx.Rngs(0)))
 
 
 def ours(reference, component: str, folder: Path) -> nnx.Module:
     """Our model with the weights of a reference module, by way of the files that it saves."""
     reference.save_pretrained(folder / component)
-    model = abstract(component, component_config(folder, component))
-    return load_model(folder / component, model, mesh=single_device_mesh(), rules=INFERENCE_RULES)
+    return load_component(folder, Component(component), mesh=single_device_mesh(), rules=INFERENCE_RULES)
 
 
 def error(actual, expected) -> float:

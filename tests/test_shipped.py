@@ -141,11 +141,13 @@ def test_what_is_said_outweighs_the_checkpoints_defaults(tmp_path):
     from qil_jax.inference.cli import parse_arguments
 
     arguments = parse_arguments(["a.png", "--out", "x", "--steps", "5", "--layers", "2"])
-    assert (arguments.steps, arguments.layers, arguments.resolution, arguments.guidance) == (5, 2, 64, 1.0)
+    options, settings = arguments.options, arguments.settings
+    assert (settings.steps, options.layers, options.resolution, settings.guidance) == (5, 2, 64, 1.0)
     write_checkpoint(tmp_path / "checkpoint")
     (tmp_path / "checkpoint" / FILE).write_text('{"steps": 7, "guidance": 2}')
     arguments = parse_arguments(["a.png", "--checkpoint", str(tmp_path / "checkpoint"), "--out", "x"])
-    assert (arguments.steps, arguments.layers, arguments.guidance) == (7, 4, 2)
+    options, settings = arguments.options, arguments.settings
+    assert (settings.steps, options.layers, settings.guidance) == (7, 4, 2)
 
 
 def test_shipping(tmp_path, monkeypatch, capsys):

@@ -47,7 +47,7 @@ def decompose(out: Path, checkpoint: Path | None) -> None:
     for name in PICTURES:
         require_replaceable(out / name)
     pipeline = Pipeline.load(checkpoint)
-    print(pipeline.defaults.about)
+    print(pipeline.checkpoint.defaults.about)
     requests = [Request(image=Image.open(EXAMPLES / f"{name}.png")) for name in PICTURES]
     table = Table("picture", "what it is", "PSNR of the layers put together")
     for name, made in zip(PICTURES, pipeline.decompose(requests), strict=True):

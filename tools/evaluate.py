@@ -6,14 +6,14 @@ python tools/evaluate.py reconstruction RECORDS --checkpoint FOLDER --out FOLDER
 """
 
 import argparse
-import math
 from pathlib import Path
 
 from qil_jax.command_line import Parser
 from qil_jax.errors import ProblemsError, QilError
-from qil_jax.inference.cli import OWN
 from qil_jax.inference.defaults import Defaults
-from qil_jax.limits import MAX_LAYERS, MAX_SEED, RESOLUTION, integer_problems, resolution_problems
+from qil_jax.inference.options import add_options, flag, options_of
+from qil_jax.inference.request import PictureOptions, Settings
+from qil_jax.limits import MAX_LAYERS, MAX_SEED, integer_problems, resolution_problems
 from qil_jax.programs import run_main
 from qil_jax.shipped import shipped_checkpoint
 
@@ -61,13 +61,12 @@ def _add_layers(parse: argparse.ArgumentParser) -> None:
     source.add_argument("--results", type=Path, metavar="FOLDER", help=RESULTS)
     add = parse.add_argument
     add("--count", type=int, default=200, help="the first records of the split (default 200)")
-    add("--resolution", type=int, help=f"size bucket ({OWN}{RESOLUTION})")
+    add_options(add, PictureOptions, ("resolution",))
     add = parse.add_argument_group("how a checkpoint decomposes").add_argument
     add("--layers", default="true", metavar="true|N", help="as many as the truth has, or N (default true)")
     add("--captions", action="store_true", help="prompt with the records' captions (default: no prompt)")
-    add("--steps", type=int, help=f"Euler steps ({OWN}50)")
-    add("--guidance", type=float, help=f"guidance scale; without captions it changes nothing ({OWN}4.0)")
-    add("--seed", type=int, default=777, help="of the noise; each record adds its number (default 777)")
+    add_options(add, Settings, ("steps", "guidance"), guidance="without captions it changes nothing")
+    add_options(add, PictureOptions, ("seed",), seed="each record adds its number")
     add("--batch", type=int, default=1, help="pictures at once (default 1)")
 
 
@@ -85,6 +84,8 @@ def complete(arguments: argparse.Namespace) -> None:
     for name in ("resolution", "steps", "guidance"):
         if getattr(arguments, name, 0) is None:
             setattr(arguments, name, getattr(defaults, name))
+    if getattr(arguments, "seed", 0) is None:
+        arguments.seed = PictureOptions.seed
 
 
 def problems_of(arguments: argparse.Namespace) -> list[str]:
@@ -92,14 +93,14 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
     from qil_jax.mesh import MeshShape
 
     found = []
-    for name in ("count", "batch", "steps"):
-        found += integer_problems(f"--{name}", getattr(arguments, name, 1), least=1)
-    for name in ("resolution", "size"):
-        side = getattr(arguments, name, None)
-        found += [] if side is None else resolution_problems(f"--{name}", side)
+    for name in ("count", "batch"):
+        found += integer_problems(f"--{name}", getattr(arguments, name), least=1)
     found += integer_problems("--seed", getattr(arguments, "seed", 0), least=0, most=MAX_SEED - arguments.count)
-    if not math.isfinite(getattr(arguments, "guidance", 1.0)):
-        found.append(f"--guidance must be a finite number, got {arguments.guidance}")
+    for name, option in {**options_of(PictureOptions), **options_of(Settings)}.items():
+        if name in ("resolution", "steps", "guidance"):
+            found += option.problems(flag(name), getattr(arguments, name, None))
+    if getattr(arguments, "size", None) is not None:
+        found += resolution_problems("--size", arguments.size)
     layers = getattr(arguments, "layers", "true")
     if layers != "true" and not (layers.isdecimal() and 2 <= int(layers) <= MAX_LAYERS):
         found.append(f"--layers must be 'true' or from 2 to {MAX_LAYERS}, got {layers}")

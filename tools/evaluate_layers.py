@@ -23,8 +23,8 @@ from qil_jax.layers.compositing import composite_8bit
 from qil_jax.mesh import MeshShape, make_mesh, single_device_mesh
 from qil_jax.records.record import Record
 from qil_jax.records.sources import RecordMetadata, RecordSource, open_source
-from qil_jax.weights import Component, require_sound
-from qil_jax.weights.load import fingerprint_of
+from qil_jax.weights import fingerprint, require_sound
+from qil_jax.weights.identity import PARTS
 from tools.progress import shown
 
 SAMPLES = "samples"
@@ -130,8 +130,8 @@ class Sampling:
         return Pipeline.load(self.checkpoint, mesh=mesh, dtype=self.dtype)
 
     def fingerprints(self) -> dict[str, str]:
-        """Of all that a decomposition depends on. Reads all files once."""
-        return {part: fingerprint_of(self.checkpoint / part) for part in (*Component, "scheduler", "tokenizer")}
+        """Of each part that a decomposition depends on."""
+        return {part: fingerprint(self.checkpoint, (part,)) for part in PARTS}
 
 
 def score_sampled(subset: Subset, sampling: Sampling, out: Path) -> str:

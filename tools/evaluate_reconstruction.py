@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from qil_jax.encoders.image_encoder import Autoencoder
 from qil_jax.errors import ProblemsError, QilError
@@ -22,10 +21,8 @@ from qil_jax.evaluation.samples import true_sample
 from qil_jax.inference.images import MULTIPLE, bucket_size
 from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.lpips import lpips, pooled_features
-from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
 from qil_jax.records.sources import RecordSource, open_source
-from qil_jax.weights import Component, component_config, load_model, require_sound
-from qil_jax.weights.load import fingerprint_of
+from qil_jax.weights import Component, fingerprint, load_component, require_sound
 from qil_jax.weights.lpips import load_lpips
 from tools.progress import shown
 
@@ -144,19 +141,17 @@ def told_of(job: Reconstruction, source: RecordSource) -> dict[str, Any]:
         "verb": "reconstruction",
         "records": hashlib.sha256(source.metadata().rows.tobytes()).hexdigest()[:16],
         **{name: getattr(job, name) for name in names},
-        "vae": fingerprint_of(job.checkpoint / Component.VAE),
+        "vae": fingerprint(job.checkpoint, (Component.VAE,)),
         "lpips": None if job.lpips is None else hashlib.sha256(job.lpips.read_bytes()).hexdigest()[:16],
     }
 
 
 def load_autoencoder(job: Reconstruction) -> Autoencoder:
     """The RGBA-VAE alone."""
-    config = VAEConfig.from_json(component_config(job.checkpoint, Component.VAE))
-    if config.input_channels != 4:
-        raise QilError(f"{job.checkpoint}: its VAE has {config.input_channels} channels, not the 4 of RGBA")
     mesh = make_mesh(MeshShape.parse(job.mesh)) if job.mesh else single_device_mesh()
-    abstract = nnx.eval_shape(lambda: RGBAVAE(config, rngs=nnx.Rngs(0)))
-    vae = load_model(job.checkpoint / Component.VAE, abstract, mesh=mesh, rules=INFERENCE_RULES, dtype=job.dtype)
+    vae = load_component(job.checkpoint, Component.VAE, mesh=mesh, rules=INFERENCE_RULES, dtype=job.dtype)
+    if vae.config.input_channels != 4:
+        raise QilError(f"{job.checkpoint}: its VAE has {vae.config.input_channels} channels, not the 4 of RGBA")
     return Autoencoder(vae, mesh=mesh)
 
 

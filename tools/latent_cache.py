@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from etils import epath
-from flax import nnx
 from jax.sharding import Mesh
 from rich.progress import track
 
@@ -26,15 +25,12 @@ from qil_jax.loader.samples import make_sample, resized_record
 from qil_jax.loader.tasks import Subject, Task, TaskConfig
 from qil_jax.mesh import TRAINING_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.axes import Axis
-from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
-from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
 from qil_jax.records.record import Record
 from qil_jax.records.sources import RecordSource, open_sources
 from qil_jax.training.batches import RowPlacement
 from qil_jax.training.experiment import load_experiment
 from qil_jax.training.inputs import CaptionEncoder, PictureEncoder
-from qil_jax.weights import Component, component_config, load_model, require_sound
-from qil_jax.weights.load import fingerprint_of
+from qil_jax.weights import Component, fingerprint, load_component, require_sound
 
 SHARD = 512
 """Records of a shard: an interrupted run loses at most the work on one."""
@@ -124,8 +120,8 @@ def cache(arguments: argparse.Namespace, splits: Sequence[str]) -> None:
     job = Job(
         out=arguments.out,
         config=experiment.data.loader,
-        vae=fingerprint_of((arguments.vae or arguments.checkpoint) / Component.VAE),
-        text_encoder=fingerprint_of(arguments.checkpoint / Component.TEXT_ENCODER),
+        vae=fingerprint(arguments.vae or arguments.checkpoint, (Component.VAE,)),
+        text_encoder=fingerprint(arguments.checkpoint, (Component.TEXT_ENCODER,)),
         no_prompt=experiment.loss.no_prompt if isinstance(experiment.loss, FlowLoss) else FlowLoss.no_prompt,
         text=experiment.data.text_tokens,
     )
@@ -138,15 +134,11 @@ def load_encoders(arguments: argparse.Namespace, mesh: Mesh, *, text: int) -> En
     """The VAE and the text encoder of a checkpoint, on the mesh."""
     checkpoint, vae_folder = arguments.checkpoint, arguments.vae or arguments.checkpoint
     require_sound(checkpoint)
-    vae_config = VAEConfig.from_json(component_config(vae_folder, Component.VAE))
-    text_config = Qwen2_5VLConfig.from_json(component_config(checkpoint, Component.TEXT_ENCODER))
-    if vae_config.input_channels != 4:
-        raise QilError(f"{vae_folder}: its VAE has {vae_config.input_channels} channels: --vae of a run of rgba_vae")
-    load = lambda folder, abstract: load_model(folder, abstract, mesh=mesh, rules=TRAINING_RULES)
-    vae = load(vae_folder / Component.VAE, nnx.eval_shape(lambda: RGBAVAE(vae_config, rngs=nnx.Rngs(0))))
-    tower = load(
-        checkpoint / Component.TEXT_ENCODER, nnx.eval_shape(lambda: TextEncoder(text_config, rngs=nnx.Rngs(0)))
-    )
+    place = {"mesh": mesh, "rules": TRAINING_RULES}
+    vae = load_component(vae_folder, Component.VAE, **place)
+    if vae.config.input_channels != 4:
+        raise QilError(f"{vae_folder}: its VAE has {vae.config.input_channels} channels: --vae of a run of rgba_vae")
+    tower = load_component(checkpoint, Component.TEXT_ENCODER, **place)
     return Encoders(
         pictures=PictureEncoder(vae),
         captions=CaptionEncoder(PromptTokenizer.load(checkpoint), tower, width=text),

@@ -25,12 +25,11 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.layers import layer_norm
+from qil_jax.models.paths import slashed
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
-from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
 from qil_jax.models.rope import LayerIndex, image_positions, rotary_embedding, text_offset, text_positions
 from qil_jax.models.stack import block_at
-from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
-from qil_jax.weights import Component, component_config, load_model, open_source
+from qil_jax.weights import Component, abstract, component_config, load_component, open_source
 from qil_jax.weights.names import released_names
 from qil_jax.weights.safetensors_io import weight_files
 from qil_jax.weights.source import ParameterSource
@@ -64,11 +63,9 @@ def compare_vae(checkpoint: Path, reference: Path) -> Iterator[Row]:
     with init_empty_weights():
         torch_vae: Any = AutoencoderKLQwenImage.from_config(component_config(reference, part))
     Tensors(reference, part).fill(torch_vae.eval(), "")
-    config = VAEConfig.from_json(component_config(checkpoint, part))
-    vae = nnx.eval_shape(lambda: RGBAVAE(config, rngs=nnx.Rngs(0)))
-    load_model(checkpoint / part, vae, mesh=single_device_mesh(), rules=INFERENCE_RULES, dtype=jnp.float32)
+    vae = load_component(checkpoint, part, mesh=single_device_mesh(), rules=INFERENCE_RULES, dtype=jnp.float32)
     flat = lambda x: x[:, :, 0].permute(0, 2, 3, 1)
-    pixels = torch.rand(1, config.input_channels, 1, 64, 96, generator=_seed()) * 2 - 1
+    pixels = torch.rand(1, vae.config.input_channels, 1, 64, 96, generator=_seed()) * 2 - 1
     posterior = torch_vae.encode(pixels).latent_dist
     yield _row(part, "encoder", vae.encode(_ours(flat(pixels))).mean, flat(posterior.mean))
     picture = torch_vae.decode(posterior.mean).sample
@@ -120,9 +117,9 @@ def compare_transformer(checkpoint: Path, reference: Path) -> Iterator[Row]:
     with init_empty_weights():
         torch_model: Any = QwenImageTransformer2DModel.from_config({**values, "num_layers": 1})
     tensors = Tensors(reference, part)
-    config = MMDiTConfig.from_json(component_config(checkpoint, part))
-    depth, config = config.num_layers, dataclasses.replace(config, num_layers=1)
-    model = nnx.eval_shape(lambda: VLDMMDiT(config, rngs=nnx.Rngs(0)))
+    stored = component_config(checkpoint, part)
+    depth, model = stored["num_layers"], abstract(part, {**stored, "num_layers": 1})
+    config = model.config
     parameters = Parameters(checkpoint, part)
 
     tokens = PICTURES * GRID[0] * GRID[1]
@@ -209,7 +206,7 @@ class Parameters:
         """Set the parameters of a module that sits at `path`, or of one block of a stack of one."""
         state = nnx.state(module, nnx.Param)
         for inner, parameter in nnx.to_flat_state(state):
-            target = self.targets["/".join([path, *map(str, inner)])]
+            target = self.targets[slashed([path, *inner])]
             index = [slice(0, size) for size in target.shape]
             if block is not None:
                 index[0] = slice(block, block + 1)

@@ -22,7 +22,7 @@ from qil_jax.weights import (
     require_sound,
 )
 from qil_jax.weights.convert import checkpoint_bytes
-from qil_jax.weights.released import FINGERPRINTS, fingerprint
+from qil_jax.weights.released import STRUCTURE_HASHES, structure_hash
 from qil_jax.weights.source import Layout
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import targets
@@ -36,14 +36,14 @@ def structure(checkpoint: Path) -> Table:
         entries = table_of(component, component_config(checkpoint, component))
         source = open_source(checkpoint / component, component)
         dtypes = sorted({source.dtype(target).name for target in targets(entries).values()})
-        digest = fingerprint((entry.name, entry.shape) for entry in entries)
+        digest = structure_hash((entry.name, entry.shape) for entry in entries)
         table.add_row(
             component,
             layout_of(checkpoint / component),
             f"{len(entries):,}",
             f"{sum(math.prod(entry.shape) for entry in entries):,}",
             ", ".join(dtypes),
-            FINGERPRINTS.get(digest, "no known release"),
+            STRUCTURE_HASHES.get(digest, "no known release"),
         )
     return table
 

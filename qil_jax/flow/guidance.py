@@ -1,17 +1,10 @@
 """True classifier-free guidance with the released norm rescale (checkpoint.md 7.2)."""
 
-from enum import StrEnum
-
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-
-class Rescale(StrEnum):
-    """What happens to the length of a guided velocity."""
-
-    NONE = "none"
-    NORM = "norm"  # each token's guided velocity gets the length of its conditional one
+from qil_jax.limits import Rescale
 
 
 def guide(

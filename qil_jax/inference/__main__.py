@@ -33,43 +33,48 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def decompose(arguments: Arguments, ledger: Ledger) -> None:
-    """Everything between the command line and the report; the ledger tells what was done, however it ends."""
+    """Everything between the command line and the report; the ledger holds what was done, however it ends."""
     # The heavy imports wait until the arguments make sense.
     from qil_jax.files import recover
-    from qil_jax.inference.job import JobError, plan_tasks, run_job, tasks_left
+    from qil_jax.inference.checkpoint import Checkpoint
+    from qil_jax.inference.job import JobError, plan_results, results_left, run_job
     from qil_jax.inference.pictures import find_pictures
     from qil_jax.inference.pipeline import Pipeline
+    from qil_jax.inference.request import known, result_settings
     from qil_jax.mesh import MeshShape, make_mesh, single_device_mesh
-    from qil_jax.weights import checkpoint_digest, require_sound
+    from qil_jax.weights import fingerprint
 
+    options, settings = arguments.options, arguments.settings
     with show_pictures() as on_picture:
-        found = find_pictures(arguments.inputs, resolution=arguments.resolution, on_picture=on_picture)
+        found = find_pictures(arguments.inputs, resolution=known(options.resolution), on_picture=on_picture)
     problems = found.problems + ([] if arguments.skip_bad else found.bad)
     if problems:
         hint = ["or give --skip-bad to go on without them"] if found.bad and not arguments.skip_bad else []
         raise JobError(problems + hint)
     mesh = make_mesh(MeshShape.parse(arguments.mesh)) if arguments.mesh else single_device_mesh()
-    require_sound(arguments.checkpoint)
-    options, settings = arguments.options(), arguments.settings()
-    checkpoint = {"folder": arguments.checkpoint.resolve().name, "digest": checkpoint_digest(arguments.checkpoint)}
+    checkpoint = Checkpoint.open(arguments.checkpoint, dtype=arguments.dtype)
     if arguments.out.is_dir():
         recover(arguments.out)
-    ledger.tasks = plan_tasks(
-        found.pictures, arguments.out, options, checkpoint=checkpoint, settings=arguments.deciding()
+    ledger.planned = plan_results(
+        found.pictures,
+        arguments.out,
+        options,
+        checkpoint={"folder": checkpoint.folder.resolve().name, "fingerprint": fingerprint(checkpoint.folder)},
+        settings=result_settings(options, settings, arguments.dtype),
     )
     ledger.skipped = found.bad
-    left = ledger.left = tasks_left(ledger.tasks, arguments.out, overwrite=arguments.overwrite)
+    left = ledger.left = results_left(ledger.planned, arguments.out, overwrite=arguments.overwrite)
     if not left:
         return
-    arguments.require_memory(left, mesh)
-    ledger.announce(arguments.resolution)
+    arguments.require_memory(left, checkpoint, mesh)
+    ledger.announce(known(options.resolution))
     print(f"loading {arguments.checkpoint}", flush=True)
-    pipeline = Pipeline.load(arguments.checkpoint, mesh=mesh, dtype=arguments.dtype)
+    pipeline = Pipeline.of(checkpoint, mesh=mesh)
     with show_progress(len(left), arguments.batch) as on_step:
-        for outcome in run_job(
+        for written in run_job(
             left, pipeline, settings, batch=arguments.batch, overwrite=arguments.overwrite, on_step=on_step
         ):
-            ledger.done.append(outcome)
+            ledger.done.append(written)
 
 
 def program() -> NoReturn:

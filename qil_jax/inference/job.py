@@ -10,9 +10,9 @@ import numpy as np
 
 from qil_jax.errors import ProblemsError
 from qil_jax.export.result import ResultError, read_result, recomposition_psnr, require_replaceable, write_result
-from qil_jax.inference.images import RESOLUTION, resize_layers
-from qil_jax.inference.pictures import Picture
-from qil_jax.inference.request import Decomposition, Request, Settings
+from qil_jax.inference.images import resize_layers
+from qil_jax.inference.pictures import InputImage
+from qil_jax.inference.request import Decomposition, JobOptions, OutputSize, Request, Settings
 from qil_jax.layers.layered_image import LayeredImage
 
 OnStep = Callable[[int, int], None]
@@ -41,86 +41,66 @@ class JobError(ProblemsError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class JobOptions:
-    """What the command line says about every picture.
+class PlannedResult:
+    """One decomposition that was asked for.
 
     Attributes:
-      prompt: None: what the text file beside a picture says, or nothing.
-      samples: decompositions of each picture.
-      own_size: write layers at the picture's own size instead of the model's.
+      picture: what is decomposed.
+      sample: its number among the samples of the picture.
+      folder: of the result.
+      options: what is asked of every picture.
+      made_from: what decides the result: the picture's file name and sha256, the checkpoint, the settings, the sample.
     """
 
-    layers: int = 4
-    prompt: str | None = None
-    negative_prompt: str | None = " "
-    resolution: int = RESOLUTION
-    seed: int = 777
-    samples: int = 1
-    max_layers: int = 20
-    own_size: bool = False
-
-    def prompt_of(self, picture: Picture) -> str:
-        """The prompt of one picture."""
-        return self.prompt if self.prompt is not None else picture.prompt or ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
-    """One decomposition to be made: a picture, which of its samples, the folder for it, and what decides it."""
-
-    picture: Picture
+    picture: InputImage
     sample: int
     folder: Path
     options: JobOptions
     made_from: Mapping[str, Any]
-    """The picture's file name and sha256, the checkpoint, the settings, the sample: equal ones give equal results."""
+
+    @property
+    def prompt(self) -> str:
+        """That of the options, else the picture's own."""
+        return _prompt(self.options, self.picture)
 
     def request(self) -> Request:
-        """What to ask of the pipeline."""
-        return Request(
-            image=self.picture.image(),
-            layers=self.options.layers,
-            prompt=self.options.prompt_of(self.picture),
-            negative_prompt=self.options.negative_prompt,
-            resolution=self.options.resolution,
-            seed=self.options.seed,
-            first_sample=self.sample,
-            max_layers=self.options.max_layers,
-        )
+        """What is asked of the pipeline."""
+        return self.options.request(self.picture.image(), self.prompt, self.sample)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of one task.
+class WrittenResult:
+    """A decomposition that was made and written.
 
     Attributes:
+      planned: what was asked for.
       batch_seconds: of the batch that it was made in.
       psnr: of its layers put together, in dB.
     """
 
-    task: Task
+    planned: PlannedResult
     batch_seconds: float
     psnr: float
 
 
-def plan_tasks(
-    pictures: Mapping[str, Picture],
+def plan_results(
+    pictures: Mapping[str, InputImage],
     out: Path,
     options: JobOptions,
     *,
     checkpoint: Mapping[str, str],
     settings: Mapping[str, Any],
-) -> list[Task]:
-    """A task for every sample of every picture. The first sample's folder has the picture's name, the others a number.
+) -> list[PlannedResult]:
+    """One result for every sample of every picture. The first sample's folder has the picture's name, others a number.
 
     Args:
       pictures: by the name of their folder.
       out: where the folders go.
-      options: what holds for every picture.
-      checkpoint: what identifies it: its folder's name and its digest.
-      settings: all others that decide a result, as JSON values.
+      options: what is asked of every picture.
+      checkpoint: its folder's name and its fingerprint.
+      settings: everything else that decides a result, as JSON values.
     """
-    tasks, taken = [], {name.lower() for name in pictures}
+    planned, taken = [], {name.lower() for name in pictures}
     for name, picture in pictures.items():
         for sample in range(options.samples):
             folder, number = name, 0
@@ -132,17 +112,21 @@ def plan_tasks(
                 "input": picture.path.name,
                 "input_sha256": picture.sha256,
                 "checkpoint": dict(checkpoint),
-                "settings": {**settings, "prompt": options.prompt_of(picture)},
+                "settings": {**settings, "prompt": _prompt(options, picture)},
                 "sample": sample,
             }
-            tasks.append(
-                Task(picture=picture, sample=sample, folder=out / folder, options=options, made_from=made_from)
+            planned.append(
+                PlannedResult(picture=picture, sample=sample, folder=out / folder, options=options, made_from=made_from)
             )
-    return tasks
+    return planned
 
 
-def tasks_left(tasks: Sequence[Task], out: Path, *, overwrite: bool) -> list[Task]:
-    """The tasks still to be done. A finished result of the same picture, checkpoint and settings is kept.
+def _prompt(options: JobOptions, picture: InputImage) -> str:
+    return options.prompt if options.prompt is not None else picture.prompt or ""
+
+
+def results_left(planned: Sequence[PlannedResult], out: Path, *, overwrite: bool) -> list[PlannedResult]:
+    """Those still to be made. A finished result of the same picture, checkpoint and settings is kept.
 
     Raises:
       JobError: if `out` cannot be written, or holds something else where a result should go.
@@ -154,13 +138,13 @@ def tasks_left(tasks: Sequence[Task], out: Path, *, overwrite: bool) -> list[Tas
     elif not os.access(existing, os.W_OK | os.X_OK):
         problems.append(f"{existing}: not writable; give another --out or change its permissions")
     left = []
-    for task in tasks if not problems else ():
+    for result in planned if not problems else ():
         try:
             if overwrite:
-                require_replaceable(task.folder)
-                left.append(task)
-            elif not is_finished(task):
-                left.append(task)
+                require_replaceable(result.folder)
+                left.append(result)
+            elif not is_finished(result):
+                left.append(result)
         except (ResultError, OSError) as error:
             problems.append(str(error))
     if problems:
@@ -168,69 +152,69 @@ def tasks_left(tasks: Sequence[Task], out: Path, *, overwrite: bool) -> list[Tas
     return left
 
 
-def is_finished(task: Task) -> bool:
-    """Whether the task's result is there, whole; False where nothing is.
+def is_finished(planned: PlannedResult) -> bool:
+    """Whether the result is there, whole; False where nothing is.
 
     Raises:
       ResultError: if something else is there, naming all that differs.
     """
-    record = read_result(task.folder)
+    record = read_result(planned.folder)
     if record is None:
         return False
-    there, here = _facts(record), _facts(task.made_from)
+    there, here = _identity(record), _identity(planned.made_from)
     differing = [
         f"{name} {there.get(name)!r}, now {here.get(name)!r}" for name in here if here[name] != there.get(name)
     ]
     if differing:
         made = "; ".join(differing)
-        raise ResultError(f"{task.folder}: was made with {made}; give --overwrite to replace it, or another --out")
+        raise ResultError(f"{planned.folder}: was made with {made}; give --overwrite to replace it, or another --out")
     return True
 
 
 def run_job(
-    tasks: Sequence[Task],
+    planned: Sequence[PlannedResult],
     decomposer: Decomposer,
     settings: Settings,
     *,
     batch: int,
     overwrite: bool,
     on_step: OnStep | None = None,
-) -> Iterator[Outcome]:
-    """Decompose the tasks in batches and write each result as soon as its batch is through."""
-    for start in range(0, len(tasks), batch):
-        group = tasks[start : start + batch]
-        results = decomposer.decompose([task.request() for task in group], settings, on_step=on_step)
-        for task, result in zip(group, results, strict=True):
-            yield _write(task, result, len(group), overwrite)
+) -> Iterator[WrittenResult]:
+    """Decompose in batches and write each result as soon as its batch is through."""
+    for start in range(0, len(planned), batch):
+        group = planned[start : start + batch]
+        made = decomposer.decompose([result.request() for result in group], settings, on_step=on_step)
+        for result, decomposition in zip(group, made, strict=True):
+            yield _write(result, decomposition, len(group), overwrite)
 
 
-def _write(task: Task, made: Decomposition, together: int, overwrite: bool) -> Outcome:
+def _write(planned: PlannedResult, made: Decomposition, together: int, overwrite: bool) -> WrittenResult:
     layered, original = made.layered, made.input
-    if task.options.own_size:
-        original = np.asarray(task.picture.image())
-        layers = resize_layers(layered.layers, task.picture.size)
+    if planned.options.output_size is OutputSize.INPUT:
+        original = np.asarray(planned.picture.image())
+        layers = resize_layers(layered.layers, planned.picture.size)
         layered = LayeredImage(layers=layers, names=layered.names, caption=layered.caption)
     details = {
-        **task.made_from,
+        **planned.made_from,
         "model_size": [made.input.shape[1], made.input.shape[0]],
         "batch_seconds": {phase: round(seconds, 4) for phase, seconds in made.timings.items()},
         "batch_size": together,
     }
     try:
-        psnr = write_result(task.folder, layered, original, details, overwrite=overwrite)
+        psnr = write_result(planned.folder, layered, original, details, overwrite=overwrite)
     except FileExistsError:
-        if not is_finished(task):  # another program may have made the same result meanwhile
+        if not is_finished(planned):  # another program may have made the same result meanwhile
             raise
         psnr = recomposition_psnr(layered, original)
-    return Outcome(task=task, batch_seconds=sum(made.timings.values()), psnr=psnr)
+    return WrittenResult(planned=planned, batch_seconds=sum(made.timings.values()), psnr=psnr)
 
 
-def _facts(made_from: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be equal for results to be equal. Names of files and folders do not matter, their content does."""
+def _identity(made_from: Mapping[str, Any]) -> dict[str, Any]:
+    """What equal results have in common: content and settings, never names of files and folders."""
     checkpoint, settings = made_from.get("checkpoint"), made_from.get("settings")
     return {
         "a picture of sha256": made_from.get("input_sha256"),
-        "a checkpoint of digest": checkpoint.get("digest") if isinstance(checkpoint, Mapping) else None,
+        "a checkpoint of fingerprint": checkpoint.get("fingerprint") if isinstance(checkpoint, Mapping) else None,
         **(settings if isinstance(settings, Mapping) else {}),
         "sample": made_from.get("sample"),
     }

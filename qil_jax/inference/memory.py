@@ -7,18 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from qil_jax.encoders.image_encoder import PLAIN_PIXELS
 from qil_jax.errors import QilError
+from qil_jax.inference.checkpoint import Checkpoint
 from qil_jax.inference.images import bucket_size
 from qil_jax.inference.request import Settings, known
-from qil_jax.models.rgba_vae import VAEConfig
-from qil_jax.models.vld_mmdit import MMDiTConfig
-from qil_jax.weights import Component, component_config, open_source
-from qil_jax.weights.tables import table_of
-from qil_jax.weights.tables.entries import targets
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 STREAMS = 6
@@ -29,14 +24,6 @@ MAPS = 2
 """Feature maps at full size that the VAE's last block holds at once."""
 RGBA = 4
 """Bytes of a pixel as it is handed back."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StoredSize:
-    """Bytes of all parameters of a checkpoint as they are loaded, and of one element of the transformer's."""
-
-    parameters: int
-    itemsize: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,15 +61,14 @@ class Drawing:
         return cls(size=bucket_size(*size, resolution), pictures=(layers + 2) * samples)
 
 
-def plan_memory(
-    drawings: Sequence[Drawing], settings: Settings, mmdit: MMDiTConfig, vae: VAEConfig, size: StoredSize
-) -> MemoryPlan:
-    """What one batch needs; the settings have the checkpoint's defaults filled in."""
+def plan_memory(drawings: Sequence[Drawing], settings: Settings, checkpoint: Checkpoint) -> MemoryPlan:
+    """Bytes of one batch; the settings have the checkpoint's defaults filled in."""
+    mmdit, vae, size = checkpoint.transformer, checkpoint.vae, checkpoint.size
     pixels = [math.prod(drawing.size) for drawing in drawings]
     drawn = sum(each * drawing.pictures for each, drawing in zip(pixels, drawings, strict=True))
     tokens = drawn // (vae.scale_factor * mmdit.patch_size) ** 2
     passes = 2 if known(settings.guidance) > 1 else 1
-    width = mmdit.num_attention_heads * mmdit.attention_head_dim
+    width = mmdit.width
     modulation = known(settings.steps) * mmdit.num_layers * MODULATIONS * width
     coded = min(max(pixels, default=0), PLAIN_PIXELS)
     return MemoryPlan(
@@ -90,19 +76,6 @@ def plan_memory(
         denoise=(passes * tokens * width * STREAMS + modulation) * size.itemsize,
         decode=coded * vae.base_dim * MAPS * size.itemsize + drawn * RGBA,
         tokens=tokens,
-    )
-
-
-def plan_checkpoint_memory(
-    checkpoint: Path, drawings: Sequence[Drawing], settings: Settings, *, dtype: str | None
-) -> MemoryPlan:
-    """What one batch needs with a sound checkpoint that is not loaded."""
-    return plan_memory(
-        drawings,
-        settings,
-        MMDiTConfig.from_json(component_config(checkpoint, Component.TRANSFORMER)),
-        VAEConfig.from_json(component_config(checkpoint, Component.VAE)),
-        stored_size(checkpoint, dtype),
     )
 
 
@@ -137,18 +110,6 @@ def host_bytes() -> int:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = CGROUP.read_text().strip() if CGROUP.is_file() else "max"
     return min(total, int(limit)) if limit.isdecimal() else total
-
-
-def stored_size(checkpoint: Path, dtype: str | None) -> StoredSize:
-    """What a sound checkpoint takes in memory, as stored or in another precision."""
-    total, itemsize = 0, 0
-    for component in Component:
-        source = open_source(checkpoint / component, component)
-        for target in targets(table_of(component, component_config(checkpoint, component))).values():
-            kind = source.dtype(target) if dtype is None else jnp.dtype(dtype)
-            total += math.prod(target.shape) * kind.itemsize
-            itemsize = kind.itemsize if component is Component.TRANSFORMER else itemsize
-    return StoredSize(parameters=total, itemsize=itemsize)
 
 
 def _gigabytes(count: int) -> str:

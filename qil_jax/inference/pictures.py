@@ -19,7 +19,7 @@ KEPT_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Picture:
+class InputImage:
     """One file to decompose.
 
     Attributes:
@@ -54,7 +54,7 @@ class Picture:
 class Found:
     """What a run was given: a name for each file, its picture where it can be decomposed, and all that is wrong."""
 
-    pictures: dict[str, Picture]
+    pictures: dict[str, InputImage]
     problems: list[str]
     bad: list[str]
     """Of files found in folders or named: those that are no picture that can be decomposed, with the reason."""
@@ -124,10 +124,10 @@ def _named(sources: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def _opened(source: Path, resolution: int, *, keep: bool) -> Picture:
+def _opened(source: Path, resolution: int, *, keep: bool) -> InputImage:
     data = read_bytes(source)
     image = decode_image(data, str(source), resolution=resolution)
-    return Picture(
+    return InputImage(
         path=source,
         sha256=hashlib.sha256(data).hexdigest(),
         size=image.size,

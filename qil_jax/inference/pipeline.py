@@ -8,56 +8,35 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from qil_jax.encoders.image_encoder import Autoencoder
 from qil_jax.encoders.text_encoder import PromptEncoder
 from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.errors import QilError
-from qil_jax.flow import Schedule
 from qil_jax.inference.batch import Item, Ways, build_batch
-from qil_jax.inference.defaults import Defaults
+from qil_jax.inference.checkpoint import Checkpoint
 from qil_jax.inference.denoiser import Denoiser, OnStep, OnTokens
 from qil_jax.inference.images import bucket_size, preprocess
-from qil_jax.inference.memory import Drawing, MemoryPlan, StoredSize, plan_memory, require_memory, stored_size
+from qil_jax.inference.memory import Drawing, MemoryPlan, plan_memory, require_memory
 from qil_jax.inference.request import Decomposition, Request, Settings, known
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.mesh import INFERENCE_RULES, Rules, single_device_mesh
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.axes import Axis
-from qil_jax.models.config import ConfigError
 from qil_jax.models.latents import unpack
-from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
-from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
-from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
-from qil_jax.shipped import shipped_checkpoint
-from qil_jax.weights import component_config, load_model, require_sound
-
-DTYPES = ("float32", "bfloat16")
-Model = TypeVar("Model", bound=nnx.Module)
+from qil_jax.weights import Component, load_component
 
 
 class Pipeline:
     """A loaded checkpoint that decomposes pictures."""
 
-    def __init__(
-        self,
-        *,
-        prompts: PromptEncoder,
-        autoencoder: Autoencoder,
-        denoiser: Denoiser,
-        schedule: Schedule,
-        defaults: Defaults,
-        size: StoredSize,
-    ):
-        self.prompts, self.autoencoder, self.denoiser = prompts, autoencoder, denoiser
-        self.schedule, self.defaults, self.size = schedule, defaults, size
+    def __init__(self, checkpoint: Checkpoint, *, prompts: PromptEncoder, autoencoder: Autoencoder, denoiser: Denoiser):
+        self.checkpoint, self.prompts, self.autoencoder, self.denoiser = checkpoint, prompts, autoencoder, denoiser
 
     @classmethod
     def load(
@@ -69,7 +48,7 @@ class Pipeline:
         dtype: str | None = None,
         attention: AttentionKind | None = None,
     ) -> "Pipeline":
-        """Load a released (diffusers) folder or one of ours (orbax).
+        """Load a checkpoint of the released layout (diffusers) or of ours (orbax).
 
         Args:
           checkpoint: the folder that holds model_index.json; None: the demonstration model that the package ships.
@@ -84,36 +63,29 @@ class Pipeline:
           MeshError: if the rules do not fit the mesh or the parameters.
           QilError: if `dtype` is none of float32 and bfloat16, or the parameters do not fit into memory.
         """
-        if dtype not in (None, *DTYPES):
-            raise QilError(f"dtype must be one of {', '.join(DTYPES)}, or None for what is stored; got {dtype!r}")
-        checkpoint = shipped_checkpoint() if checkpoint is None else Path(checkpoint)
+        return cls.of(Checkpoint.open(checkpoint, dtype=dtype), mesh=mesh, rules=rules, attention=attention)
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        mesh: Mesh | None = None,
+        rules: Rules = INFERENCE_RULES,
+        attention: AttentionKind | None = None,
+    ) -> "Pipeline":
+        """Load an opened checkpoint; arguments and errors as for `load`."""
         mesh = single_device_mesh() if mesh is None else mesh
         one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
         kind = attention or (AttentionKind.XLA_BY_HEAD if one_cpu else AttentionKind.XLA_CHUNKED)
-        require_sound(checkpoint)
-        defaults = Defaults.of(checkpoint)
-        vae_config = VAEConfig.from_json(component_config(checkpoint, "vae"))
-        mmdit_config = MMDiTConfig.from_json(component_config(checkpoint, "transformer"))
-        text_config = Qwen2_5VLConfig.from_json(component_config(checkpoint, "text_encoder"))
-        schedule = Schedule.from_json(component_config(checkpoint, "scheduler"))
-        _require_layered(mmdit_config, vae_config)
-        size = stored_size(checkpoint, dtype)
-        require_memory(MemoryPlan(parameters=size.parameters), mesh)
-        tokenizer = PromptTokenizer.load(checkpoint)
-
-        def load(component: str, abstract: Model) -> Model:
-            return load_model(checkpoint / component, abstract, mesh=mesh, rules=rules, dtype=dtype)
-
-        text = load("text_encoder", nnx.eval_shape(lambda: TextEncoder(text_config, rngs=nnx.Rngs(0))))
-        vae = load("vae", nnx.eval_shape(lambda: RGBAVAE(vae_config, rngs=nnx.Rngs(0))))
-        mmdit = load("transformer", nnx.eval_shape(lambda: VLDMMDiT(mmdit_config, rngs=nnx.Rngs(0))))
+        require_memory(MemoryPlan(parameters=checkpoint.size.parameters), mesh)
+        tokenizer = PromptTokenizer.load(checkpoint.folder)
+        load = functools.partial(load_component, checkpoint.folder, mesh=mesh, rules=rules, dtype=checkpoint.dtype)
         return cls(
-            prompts=PromptEncoder(tokenizer, text, mesh=mesh),
-            autoencoder=Autoencoder(vae, mesh=mesh),
-            denoiser=Denoiser(mmdit, mesh=mesh, rules=rules, kind=kind),
-            schedule=schedule,
-            defaults=defaults,
-            size=size,
+            checkpoint,
+            prompts=PromptEncoder(tokenizer, load(Component.TEXT_ENCODER), mesh=mesh),
+            autoencoder=Autoencoder(load(Component.VAE), mesh=mesh),
+            denoiser=Denoiser(load(Component.TRANSFORMER), mesh=mesh, rules=rules, kind=kind),
         )
 
     def decompose(
@@ -140,7 +112,8 @@ class Pipeline:
         Raises:
           QilError: listing all that is wrong with the requests and settings, before any compute.
         """
-        requests, settings = [r.filled(self.defaults) for r in requests], settings.filled(self.defaults)
+        defaults = self.checkpoint.defaults
+        requests, settings = [r.filled(defaults) for r in requests], settings.filled(defaults)
         self._check(requests, settings)
         timings: dict[str, float] = {}
         inputs = [preprocess(request.image, known(request.resolution)) for request in requests]
@@ -192,8 +165,7 @@ class Pipeline:
             Drawing.of(r.image.size, resolution=known(r.resolution), layers=known(r.layers), samples=r.samples)
             for r in requests
         ]
-        plan = plan_memory(drawings, settings, self.denoiser.config, self.autoencoder.config, self.size)
-        require_memory(plan, self.denoiser.mesh)
+        require_memory(plan_memory(drawings, settings, self.checkpoint), self.denoiser.mesh)
 
     def _latent_problems(self, request: Request) -> list[str]:
         if request.latents is None:
@@ -219,27 +191,12 @@ class Pipeline:
             condition=condition,
             prompt=states[request.prompt],
             negative=None if request.negative_prompt is None else states[request.negative_prompt],
-            sigmas=self.schedule.sigmas(known(settings.steps), tokens=rows * cols),
+            sigmas=self.checkpoint.schedule.sigmas(known(settings.steps), tokens=rows * cols),
         )
 
     def _ways(self) -> Ways:
         ways = functools.partial(self.denoiser.rules.ways, mesh=self.denoiser.mesh)
         return Ways(samples=ways(Axis.SAMPLE), rows=ways(Axis.BATCH), tokens=ways(Axis.TOKENS))
-
-
-def _require_layered(mmdit: MMDiTConfig, vae: VAEConfig) -> None:
-    if not (mmdit.use_layer3d_rope and mmdit.use_additional_t_cond):
-        raise ConfigError(
-            "transformer/config.json: use_layer3d_rope and use_additional_t_cond must be true to decompose pictures; "
-            "this is Qwen-Image's text-to-image transformer. Point --checkpoint at Qwen-Image-Layered"
-        )
-    if vae.input_channels != 4:
-        raise ConfigError(f"vae/config.json: input_channels must be 4 (RGBA), got {vae.input_channels}")
-    if mmdit.in_channels != vae.z_dim * mmdit.patch_size**2:
-        raise ConfigError(
-            f"transformer/config.json: in_channels {mmdit.in_channels} does not hold {vae.z_dim} latent channels "
-            f"of {mmdit.patch_size}x{mmdit.patch_size} patches: the transformer and the VAE do not belong together"
-        )
 
 
 def _names(count: int) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ class LatentIndex:
 
     Attributes:
       shards: number of records in each shard.
-      vae: fingerprint of the VAE, as `weights.load.fingerprint_of` gives it.
+      vae: fingerprint of the VAE, as `weights.fingerprint` gives it.
       text_encoder: fingerprint of the text encoder.
       no_prompt: the prompt whose states stand for none.
       rows: width and height in pixels, number of layers and length of the caption in characters, of each record.

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from qil_jax.mesh.rules import MeshError, Rules
 from qil_jax.models.axes import Axes, Constrain
+from qil_jax.models.paths import slashed
 
 
 def shardings(model: nnx.Module, mesh: Mesh, rules: Rules) -> dict[str, NamedSharding]:
@@ -22,7 +23,7 @@ def shardings(model: nnx.Module, mesh: Mesh, rules: Rules) -> dict[str, NamedSha
     if problems:
         raise MeshError(problems)
     for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        name = "/".join(map(str, path))
+        name = slashed(path)
         axes: Axes = parameter.get_metadata()["axes"]
         try:
             spec = rules.spec(axes)
@@ -50,7 +51,7 @@ def place(model: nnx.Module, mesh: Mesh, rules: Rules) -> None:
     by_path = shardings(model, mesh, rules)
     state = nnx.state(model, nnx.Param)
     for path, parameter in nnx.to_flat_state(state):
-        parameter.set_value(jax.device_put(parameter[...], by_path["/".join(map(str, path))]))
+        parameter.set_value(jax.device_put(parameter[...], by_path[slashed(path)]))
     nnx.update(model, state)
 
 
@@ -71,7 +72,7 @@ def describe(model: nnx.Module, mesh: Mesh, rules: Rules) -> str:
     total = 0
     by_path = shardings(model, mesh, rules)
     for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        name = "/".join(map(str, path))
+        name = slashed(path)
         axes = parameter.get_metadata()["axes"]
         sharding = by_path[name]
         size = math.prod(sharding.shard_shape(parameter.shape)) * parameter.dtype.itemsize

@@ -9,6 +9,7 @@ from jax import Array
 from jaxtyping import Float, Float32
 
 from qil_jax.models.axes import Axis
+from qil_jax.models.paths import slashed
 from qil_jax.models.products import MatMul, Pads, convolution, matmul
 
 Width = int | tuple[int, Axis | None]
@@ -131,4 +132,4 @@ def layer_norm(x: Float[Array, "... d"], eps: float = 1e-6) -> Float[Array, "...
 
 def parameter_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter by slash-joined path; works on abstract models too."""
-    return {"/".join(map(str, path)): tuple(v.shape) for path, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    return {slashed(path): tuple(v.shape) for path, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from jax import Array
 
 from qil_jax.errors import QilError
+from qil_jax.models.paths import dotted
 from qil_jax.training.disk import CHECKPOINTS
 from qil_jax.training.experiment import CheckpointConfig
 from qil_jax.training.parameters import Params, copied
@@ -182,7 +183,7 @@ def _tree(state: TrainState) -> dict[str, Any]:
 
 def _dotted(params: Params) -> Params:
     """Names that are names of files."""
-    return {path.replace("/", "."): value for path, value in params.items()}
+    return {dotted(path): value for path, value in params.items()}
 
 
 def _state(tree: dict[str, Any], like: TrainState) -> TrainState:

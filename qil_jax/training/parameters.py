@@ -8,6 +8,7 @@ from flax import nnx
 from jax import Array
 
 from qil_jax.models.layers import use_matmul
+from qil_jax.models.paths import slashed
 from qil_jax.models.products import matmul_by_rows
 
 Params = dict[str, Array]
@@ -24,7 +25,7 @@ class Network(Generic[Model]):
         self._graph, state = nnx.split(model)
         self._leaves, self._tree = jax.tree.flatten(state)
         order = jax.tree.unflatten(self._tree, range(len(self._leaves)))
-        paths = {leaf.get_value(): "/".join(map(str, path)) for path, leaf in nnx.to_flat_state(order)}
+        paths = {leaf.get_value(): slashed(path) for path, leaf in nnx.to_flat_state(order)}
         self.paths = [paths[i] for i in range(len(self._leaves))]
 
     def __call__(self, params: Params, dtype: Any = None) -> Model:
@@ -45,7 +46,7 @@ def training_network(model: Model) -> Network[Model]:
 
 def params_of(model: nnx.Module) -> Params:
     """The parameters of a model that is not abstract."""
-    return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    return {slashed(path): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 
 def copied(tree: Tree) -> Tree:

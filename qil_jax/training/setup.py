@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax.numpy as jnp
 from etils import epath
@@ -42,13 +42,11 @@ from qil_jax.training.objectives import Compute, Objective, flow_objective, vae_
 from qil_jax.training.parameters import Network, Params, copied, params_of, training_network
 from qil_jax.training.stages import Inputs, Stage
 from qil_jax.training.vae_loss import Perception, VAELoss
-from qil_jax.weights import Component, StructureError, component_config, load_model, require_sound
-from qil_jax.weights.load import fingerprint_of
+from qil_jax.weights import Component, StructureError, component_config, fingerprint, load_component, require_sound
 from qil_jax.weights.lpips import load_lpips
 
 ORIGIN = "training.json"
 """File of a checkpoint folder that says which stage wrote it."""
-Model = TypeVar("Model", bound=nnx.Module)
 StepBatch = FlowBatch | PictureBatch
 
 
@@ -186,8 +184,8 @@ def origin_of(folder: Path) -> Stage | None:
         ) from error
 
 
-def _load(folder: str, component: Component, abstract: Model, mesh: Mesh, dtype: Any) -> Model:
-    return load_model(Path(folder) / component, abstract, mesh=mesh, rules=TRAINING_RULES, dtype=dtype)
+def _load(folder: str, component: Component, abstract: Any, mesh: Mesh, dtype: Any) -> Any:
+    return load_component(Path(folder), component, mesh=mesh, rules=TRAINING_RULES, dtype=dtype)
 
 
 def _split(experiment: Experiment, params: Params) -> tuple[Params, Params]:
@@ -265,8 +263,8 @@ def _flow_parts(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sou
         vae_folder, text_folder = Path(start.folder(Component.VAE)), Path(start.checkpoint)
         with refusing():
             source.require_encoders(
-                vae=fingerprint_of(vae_folder / Component.VAE),
-                text_encoder=fingerprint_of(text_folder / Component.TEXT_ENCODER),
+                vae=fingerprint(vae_folder, (Component.VAE,)),
+                text_encoder=fingerprint(text_folder, (Component.TEXT_ENCODER,)),
                 no_prompt=loss.no_prompt,
                 text=shape.text,
             )

@@ -1,7 +1,7 @@
 """Checkpoints: key tables, streaming safetensors and orbax, checks, conversion."""
 
-from qil_jax.weights.identity import checkpoint_digest
-from qil_jax.weights.load import load_model, open_source
+from qil_jax.weights.identity import fingerprint
+from qil_jax.weights.load import abstract, load_component, open_source
 from qil_jax.weights.source import Layout, layout_of
 from qil_jax.weights.strict import WeightsError
 from qil_jax.weights.structure import StructureError, checkpoint_problems, component_config, require_sound
@@ -12,11 +12,12 @@ __all__ = [
     "Layout",
     "StructureError",
     "WeightsError",
-    "checkpoint_digest",
+    "abstract",
     "checkpoint_problems",
     "component_config",
+    "fingerprint",
     "layout_of",
-    "load_model",
+    "load_component",
     "open_source",
     "require_sound",
 ]

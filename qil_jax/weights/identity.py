@@ -1,6 +1,7 @@
-"""Which checkpoint it is: a digest of its content, whatever its folder is called."""
+"""Which checkpoint it is: a fingerprint of its content, whatever its folder is called."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from qil_jax.weights.tables.entries import Component
@@ -8,23 +9,27 @@ from qil_jax.weights.tables.entries import Component
 PARTS = (*Component, "scheduler", "tokenizer", "processor")
 """The folders of a checkpoint that decide what it computes."""
 WHOLE = 64 << 20
-"""Files up to so many bytes are digested whole."""
+"""Files up to so many bytes are hashed whole."""
 STRIDE, PIECE = 4 << 20, 4 << 10
-"""Of larger files, the first PIECE bytes of every STRIDE: a training step alters every tensor, so this tells apart."""
+"""Of larger files, the first PIECE bytes of every STRIDE: a training step alters every tensor, so these differ."""
 
 
-def checkpoint_digest(checkpoint: Path) -> str:
-    """16 hexadecimal digits that change with the weights, configs and tokenizer, and not with names of folders.
+def fingerprint(checkpoint: Path, parts: Sequence[str] = PARTS) -> str:
+    """16 hexadecimal digits that change with weights, configs and tokenizer, and not with names of folders.
 
-    Reads a thousandth of large files: it says which checkpoint this is, not whether a byte of it is damaged.
+    Reads a thousandth of large files: it says which checkpoint this is, not whether a byte of it is damaged. A
+    conversion to the other layout changes it.
+
+    Args:
+      checkpoint: the folder that holds model_index.json.
+      parts: folders in it that count; those that are absent are left out.
 
     Raises:
       OSError: if a file cannot be read.
     """
     digest = hashlib.sha256()
-    for part in PARTS:
-        folder = checkpoint / part
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for part in parts:
+        for file in sorted(path for path in (checkpoint / part).rglob("*") if path.is_file()):
             inside = file.relative_to(checkpoint)
             if not any(name.startswith(".") for name in inside.parts):
                 digest.update(f"{inside.as_posix()}\0{file.stat().st_size}\0".encode())

@@ -1,8 +1,8 @@
 """Stored parameters onto a mesh: each device gets its own part, read straight from the files."""
 
-import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, overload
 
 import jax
 import numpy as np
@@ -10,6 +10,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from qil_jax.mesh import Rules, shardings
+from qil_jax.models.paths import slashed
+from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
+from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
+from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
 from qil_jax.weights.names import released_names
 from qil_jax.weights.safetensors_io import TensorReader, stored_tensors
 from qil_jax.weights.source import Layout, OrbaxSource, ParameterSource, SafetensorsSource, layout_of
@@ -17,7 +21,12 @@ from qil_jax.weights.structure import component_config
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component, Target, targets
 
-Model = TypeVar("Model", bound=nnx.Module)
+MODELS: Mapping[Component, tuple[Any, Any]] = {
+    Component.TRANSFORMER: (VLDMMDiT, MMDiTConfig),
+    Component.VAE: (RGBAVAE, VAEConfig),
+    Component.TEXT_ENCODER: (TextEncoder, Qwen2_5VLConfig),
+}
+"""The module and the config class of each component."""
 
 
 def open_source(folder: Path, component: Component) -> ParameterSource:
@@ -33,32 +42,65 @@ def open_source(folder: Path, component: Component) -> ParameterSource:
     return SafetensorsSource(reader, names)
 
 
-def load_model(folder: Path, model: Model, *, mesh: Mesh, rules: Rules, dtype: Any | None = None) -> Model:
-    """Fill an abstract model with the parameters of a component folder, placed on the mesh.
+@overload
+def abstract(component: Literal[Component.TRANSFORMER], config: Mapping[str, Any]) -> VLDMMDiT: ...
+@overload
+def abstract(component: Literal[Component.VAE], config: Mapping[str, Any]) -> RGBAVAE: ...
+@overload
+def abstract(component: Literal[Component.TEXT_ENCODER], config: Mapping[str, Any]) -> TextEncoder: ...
+def abstract(component: Component, config: Mapping[str, Any]) -> nnx.Module:
+    """The module that a parsed config.json describes, with shapes in place of parameters.
 
-    Only what the model holds is read; host memory stays near one parameter.
+    Raises:
+      ConfigError: if the config is not one that the models support.
+    """
+    module, config_class = MODELS[component]
+    parsed = config_class.from_json(config)
+    return nnx.eval_shape(lambda: module(parsed, rngs=nnx.Rngs(0)))
+
+
+@overload
+def load_component(
+    checkpoint: Path, component: Literal[Component.TRANSFORMER], *, mesh: Mesh, rules: Rules, dtype: Any = None
+) -> VLDMMDiT: ...
+@overload
+def load_component(
+    checkpoint: Path, component: Literal[Component.VAE], *, mesh: Mesh, rules: Rules, dtype: Any = None
+) -> RGBAVAE: ...
+@overload
+def load_component(
+    checkpoint: Path, component: Literal[Component.TEXT_ENCODER], *, mesh: Mesh, rules: Rules, dtype: Any = None
+) -> TextEncoder: ...
+def load_component(
+    checkpoint: Path, component: Component, *, mesh: Mesh, rules: Rules, dtype: Any = None
+) -> nnx.Module:
+    """The module of one component of a checkpoint of either layout, its parameters placed on the mesh.
+
+    Only what the module holds is read; host memory stays near one parameter.
 
     Args:
-      folder: a component folder, such as CHECKPOINT/transformer, of either layout.
-      model: an abstract model (`nnx.eval_shape`); it is filled in place and returned.
+      checkpoint: the folder that holds model_index.json.
+      component: which of its parts.
       mesh: the devices.
       rules: how logical axes map to the mesh.
       dtype: of the parameters; None: as stored.
 
     Raises:
-      MeshError: if rules, mesh and shapes do not fit, before anything is read.
+      ConfigError: if its config is missing, or not one that the models support.
+      MeshError: if rules, mesh and shapes do not fit, before any tensor is read.
       WeightsError: if the files cannot be read.
     """
-    component = Component(folder.name)
-    placements = shardings(model, mesh, rules)
-    wanted = targets(table_of(component, component_config(folder.parent, component)))
-    source = open_source(folder, component)
-    state = nnx.state(model, nnx.Param)
+    config = component_config(checkpoint, component)
+    module = abstract(component, config)
+    placements = shardings(module, mesh, rules)
+    wanted = targets(table_of(component, config))
+    source = open_source(checkpoint / component, component)
+    state = nnx.state(module, nnx.Param)
     for path, parameter in nnx.to_flat_state(state):
-        name = "/".join(map(str, path))
+        name = slashed(path)
         parameter.set_value(_load(source, wanted[name], placements[name], dtype))
-    nnx.update(model, state)
-    return model
+    nnx.update(module, state)
+    return module
 
 
 def _load(source: ParameterSource, target: Target, sharding: jax.sharding.Sharding, dtype: Any | None) -> jax.Array:
@@ -69,16 +111,3 @@ def _load(source: ParameterSource, target: Target, sharding: jax.sharding.Shardi
         return source.read(target, index).astype(wanted, copy=False)
 
     return jax.make_array_from_callback(target.shape, sharding, part)
-
-
-def fingerprint_of(folder: Path) -> str:
-    """A short digest of a component's config and stored bytes: equal for equal weights in one layout.
-
-    Cost: reads all files once.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(str(file.relative_to(folder)).encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]

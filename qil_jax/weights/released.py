@@ -77,17 +77,17 @@ CONFIGS: Mapping[Component, Mapping[str, Any]] = {
 }
 """Parsed config.json of each part (checkpoint.md 2)."""
 
-FINGERPRINTS: Mapping[str, str] = {
+STRUCTURE_HASHES: Mapping[str, str] = {
     "8dc8cda05de16c73afa755e2c1ce2839": "Qwen-Image-Layered transformer",
     "44b39ddc499e027cfb24f7878d7416b9": "Qwen-Image-Layered RGBA-VAE",
     "8004730443f55db63092006dd9f7110e": "Qwen2.5-VL-7B text encoder",
     "0319a1cb19835fb510907dd3367c95ff": "Qwen-Image transformer",
     "ed4ea5824d55ec3107b09815e318123a": "Qwen-Image RGB VAE",
 }
-"""Digests of the names and shapes in released files, as DiffSynth-Studio publishes them (checkpoint.md 3)."""
+"""Hashes of the names and shapes in released files, as DiffSynth-Studio publishes them (checkpoint.md 3)."""
 
 
-def fingerprint(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:
+def structure_hash(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:
     """md5 of the sorted names, each once bare and once with its shape, as in `name:3072_256`."""
     words = [word for name, shape in tensors for word in (name, f"{name}:{'_'.join(map(str, shape))}")]
     return hashlib.md5(",".join(sorted(words)).encode(), usedforsecurity=False).hexdigest()

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import tensorstore as ts
 
+from qil_jax.models.paths import dotted
 from qil_jax.weights.safetensors_io import TensorReader
 from qil_jax.weights.strict import WeightsError, read_json
 from qil_jax.weights.tables.entries import Target
@@ -107,7 +108,7 @@ def zarr_spec(folder: Path, path: str) -> dict[str, Any]:
     """Where orbax keeps a parameter: one folder, named by its dotted path."""
     return {
         "driver": "zarr",
-        "kvstore": {"driver": "file", "path": str((folder / path.replace("/", ".")).absolute())},
+        "kvstore": {"driver": "file", "path": str((folder / dotted(path)).absolute())},
         "context": {"file_io_sync": False, "cache_pool": {"total_bytes_limit": 0}},
     }
 

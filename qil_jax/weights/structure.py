@@ -11,6 +11,7 @@ import numpy as np
 from qil_jax.errors import ProblemsError
 from qil_jax.flow import Schedule
 from qil_jax.models.config import ConfigError, shown
+from qil_jax.models.paths import dotted
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig
 from qil_jax.models.rgba_vae import VAEConfig
 from qil_jax.models.vld_mmdit import MMDiTConfig
@@ -191,8 +192,8 @@ def _orbax_problems(folder: Path, component: Component, config: Mapping[str, Any
         elif dtype.name not in FLOATS:
             problems.append(f"{params}: {target.path} has dtype {dtype.name}, supported are {', '.join(FLOATS)}")
         else:
-            problems += _chunk_problems(params / target.path.replace("/", "."), array)
-    names = {path.replace("/", ".") for path in expected}
+            problems += _chunk_problems(params / dotted(target.path), array)
+    names = {dotted(path) for path in expected}
     stored = sorted(p.name for p in params.iterdir() if p.is_dir())
     problems += [f"{params}: {n} is not in the model that config.json describes" for n in stored if n not in names]
     kept = {e.name: e.shape for e in table if e.transform is Transform.SIDECAR}

@@ -12,12 +12,11 @@ import safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import damaged_json
-from reference import abstract
 
 from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.flow import Schedule
 from qil_jax.models.config import ConfigError
-from qil_jax.weights import checkpoint_problems, component_config, open_source
+from qil_jax.weights import abstract, checkpoint_problems, component_config, open_source
 from qil_jax.weights.convert import to_orbax
 from qil_jax.weights.safetensors_io import TensorReader, read_headers, stored_tensors
 from qil_jax.weights.strict import WeightsError

@@ -12,9 +12,9 @@ from PIL import Image
 from qil_jax.export.result import ResultError
 from qil_jax.inference import pictures as pictures_module
 from qil_jax.inference.images import ImageError, resize_layers
-from qil_jax.inference.job import JobError, JobOptions, plan_tasks, run_job, tasks_left
+from qil_jax.inference.job import JobError, plan_results, results_left, run_job
 from qil_jax.inference.pictures import find_pictures
-from qil_jax.inference.request import Decomposition, Request, Settings
+from qil_jax.inference.request import Decomposition, JobOptions, OutputSize, Request, Settings
 from qil_jax.layers.layered_image import LayeredImage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,18 +48,18 @@ class Painter:
 
 
 OPTIONS = JobOptions(layers=2)
-CHECKPOINT = {"folder": "checkpoint", "digest": "0123456789abcdef"}
+CHECKPOINT = {"folder": "checkpoint", "fingerprint": "0123456789abcdef"}
 SETTINGS = {"layers": 2, "steps": 3}
 
 
 def planned(inputs, out, options=OPTIONS, *, checkpoint=CHECKPOINT, settings=SETTINGS):
     found = find_pictures(inputs)
     assert not found.problems and not found.bad
-    return plan_tasks(found.pictures, out, options, checkpoint=checkpoint, settings=settings)
+    return plan_results(found.pictures, out, options, checkpoint=checkpoint, settings=settings)
 
 
-def run(tasks, painter, *, overwrite=False, batch=2):
-    return list(run_job(tasks, painter, Settings(), batch=batch, overwrite=overwrite))
+def run(results, painter, *, overwrite=False, batch=2):
+    return list(run_job(results, painter, Settings(), batch=batch, overwrite=overwrite))
 
 
 def test_folders_are_read_in_order_and_names_never_clash(pictures, tmp_path):
@@ -113,16 +113,16 @@ def test_a_prompt_lies_beside_its_picture(pictures, tmp_path):
 
 def test_an_interrupted_run_continues_where_it_stopped(pictures, tmp_path):
     out = tmp_path / "out"
-    tasks = planned([pictures], out)
+    results = planned([pictures], out)
     with pytest.raises(KeyboardInterrupt):
-        run(tasks, Painter(fails_at=2))
-    left = tasks_left(tasks, out, overwrite=False)
+        run(results, Painter(fails_at=2))
+    left = results_left(results, out, overwrite=False)
     assert [t.picture.path.name for t in left] == ["c.jpg"]
     first = (out / "a" / "result.json").stat().st_mtime_ns
     painter = Painter()
     assert len(run(left, painter)) == 1 and len(painter.seen) == 1
     assert (out / "a" / "result.json").stat().st_mtime_ns == first
-    assert tasks_left(tasks, out, overwrite=False) == []
+    assert results_left(results, out, overwrite=False) == []
 
 
 @pytest.mark.parametrize(
@@ -130,18 +130,21 @@ def test_an_interrupted_run_continues_where_it_stopped(pictures, tmp_path):
     [
         ({"settings": {"layers": 3, "steps": 3}}, "layers 2, now 3"),
         ({"settings": {"layers": 2, "steps": 3, "seed": 1}}, "seed None, now 1"),
-        ({"checkpoint": {**CHECKPOINT, "digest": "f" * 16}}, "checkpoint of digest '0123456789abcdef', now 'fff"),
+        (
+            {"checkpoint": {**CHECKPOINT, "fingerprint": "f" * 16}},
+            "checkpoint of fingerprint '0123456789abcdef', now 'fff",
+        ),
     ],
 )
 def test_results_of_anything_else_are_not_touched_unasked(pictures, tmp_path, change, says):
     out = tmp_path / "out"
     run(planned([pictures], out), Painter())
     moved = planned([pictures], out, checkpoint={**CHECKPOINT, "folder": "renamed"})
-    assert tasks_left(moved, out, overwrite=False) == []
+    assert results_left(moved, out, overwrite=False) == []
     with pytest.raises(JobError, match="was made with") as caught:
-        tasks_left(planned([pictures], out, **change), out, overwrite=False)
+        results_left(planned([pictures], out, **change), out, overwrite=False)
     assert len(caught.value.problems) == 3 and says in str(caught.value)
-    assert len(tasks_left(planned([pictures], out, **change), out, overwrite=True)) == 3
+    assert len(results_left(planned([pictures], out, **change), out, overwrite=True)) == 3
 
 
 def test_a_result_of_another_picture_of_the_same_name_is_not_its_own(pictures, tmp_path):
@@ -149,31 +152,31 @@ def test_a_result_of_another_picture_of_the_same_name_is_not_its_own(pictures, t
     run(planned([pictures / "b.png"], out), Painter())
     Image.new("RGB", (64, 48), "blue").save(pictures / "b.png")
     with pytest.raises(JobError, match="a picture of sha256"):
-        tasks_left(planned([pictures / "b.png"], out), out, overwrite=False)
+        results_left(planned([pictures / "b.png"], out), out, overwrite=False)
 
 
 @pytest.mark.parametrize("name", ["01_Layer_0.png", "layers.psd", "sheet.png", "result.json"])
 def test_a_result_that_lacks_a_file_or_has_an_altered_one_is_not_finished(pictures, tmp_path, name):
     out = tmp_path / "out"
-    tasks = planned([pictures / "b.png"], out)
-    run(tasks, Painter())
+    results = planned([pictures / "b.png"], out)
+    run(results, Painter())
     file = out / "b" / name
     whole = file.read_bytes()
     file.write_bytes(whole[:-2])
     with pytest.raises(JobError, match="was altered" if name != "result.json" else "is no result"):
-        tasks_left(tasks, out, overwrite=False)
+        results_left(results, out, overwrite=False)
     file.unlink()
     with pytest.raises(JobError, match="is missing" if name != "result.json" else "is no result"):
-        tasks_left(tasks, out, overwrite=False)
+        results_left(results, out, overwrite=False)
     if name != "result.json":
-        run(tasks_left(tasks, out, overwrite=True), Painter(), overwrite=True)
+        run(results_left(results, out, overwrite=True), Painter(), overwrite=True)
         assert file.read_bytes() == whole
 
 
 def test_overwriting_replaces_results_alone(pictures, tmp_path):
     out = tmp_path / "out"
-    tasks = planned([pictures], out)
-    run(tasks, Painter())
+    results = planned([pictures], out)
+    run(results, Painter())
     (out / "b" / "notes.txt").write_text("mine")
     for name in "ac":
         shutil.rmtree(out / name)
@@ -182,12 +185,12 @@ def test_overwriting_replaces_results_alone(pictures, tmp_path):
     (out / "a").symlink_to(tmp_path / "elsewhere")
     for overwrite in (False, True):
         with pytest.raises(JobError) as caught:
-            tasks_left(tasks, out, overwrite=overwrite)
+            results_left(results, out, overwrite=overwrite)
         assert [problem.rsplit(": ", 1)[1].split(" and")[0] for problem in caught.value.problems][-1] == "is a file"
         assert ("also holds notes.txt" in str(caught.value)) == overwrite
         assert "a: is a link and is left alone" in str(caught.value)
     with pytest.raises(ResultError, match=r"notes\.txt"):
-        run(tasks[1:2], Painter(), overwrite=True)
+        run(results[1:2], Painter(), overwrite=True)
     assert (out / "b" / "notes.txt").read_text() == "mine"
 
 
@@ -195,29 +198,31 @@ def test_samples_may_become_more_and_fewer(pictures, tmp_path):
     out = tmp_path / "out"
     Image.new("RGB", (64, 48)).save(pictures / "b_sample_2.png")
     plan = lambda samples: planned([pictures], out, JobOptions(layers=2, samples=samples))
-    names = [task.folder.name for task in plan(2)]
+    names = [result.folder.name for result in plan(2)]
     assert len(set(names)) == 8 and {"a", "a_sample_2", "b", "b_sample_2", "c"} <= set(names)
     run(plan(1), Painter())
-    left = tasks_left(plan(2), out, overwrite=False)
-    assert [task.sample for task in left] == [1] * 4
+    left = results_left(plan(2), out, overwrite=False)
+    assert [result.sample for result in left] == [1] * 4
     run(left, Painter())
     for samples in (1, 2):
-        assert tasks_left(plan(samples), out, overwrite=False) == []
+        assert results_left(plan(samples), out, overwrite=False) == []
     assert all(json.loads((out / name / "result.json").read_text())["sample"] == 1 for name in names[1::2])
 
 
 def test_two_programs_that_make_the_same_result_agree(pictures, tmp_path):
-    tasks = planned([pictures / "b.png"], tmp_path / "out")
-    run(tasks, Painter())
-    assert run(tasks, Painter())[0].psnr == pytest.approx(run(tasks, Painter())[0].psnr)
+    results = planned([pictures / "b.png"], tmp_path / "out")
+    run(results, Painter())
+    assert run(results, Painter())[0].psnr == pytest.approx(run(results, Painter())[0].psnr)
     with pytest.raises(ResultError, match="layers 2, now 3"):
         run(planned([pictures / "b.png"], tmp_path / "out", settings={"layers": 3, "steps": 3}), Painter())
 
 
 def test_layers_at_the_size_of_the_picture(pictures, tmp_path):
     Image.effect_noise((200, 120), 90).save(pictures / "b.png")
-    (outcome,) = run(planned([pictures / "b.png"], tmp_path / "out", JobOptions(layers=2, own_size=True)), Painter())
-    folder = outcome.task.folder
+    (written,) = run(
+        planned([pictures / "b.png"], tmp_path / "out", JobOptions(layers=2, output_size=OutputSize.INPUT)), Painter()
+    )
+    folder = written.planned.folder
     assert json.loads((folder / "result.json").read_text())["size"] == [200, 120]
     with Image.open(folder / "01_Layer_0.png") as layer:
         assert layer.size == (200, 120)
@@ -242,10 +247,10 @@ def test_every_bad_input_is_told(pictures, tmp_path):
 
 
 def test_an_output_that_cannot_be_written(pictures, tmp_path, monkeypatch):
-    tasks = planned([pictures], tmp_path / "out")
+    results = planned([pictures], tmp_path / "out")
     (tmp_path / "file").write_text("mine")
     with pytest.raises(JobError, match="is a file; give --out a folder"):
-        tasks_left(tasks, tmp_path / "file" / "deeper", overwrite=False)
+        results_left(results, tmp_path / "file" / "deeper", overwrite=False)
     monkeypatch.setattr(os, "access", lambda *a: False)  # permissions do not bind root, who may run this test
     with pytest.raises(JobError, match="not writable; give another --out"):
-        tasks_left(tasks, tmp_path / "out", overwrite=False)
+        results_left(results, tmp_path / "out", overwrite=False)

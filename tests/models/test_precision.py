@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from checkpoints import TEXT, TRANSFORMER, VAE
 from flax import nnx
-from reference import abstract
 
 from qil_jax.models.vld_mmdit import ModulationTable, TokenLayout
+from qil_jax.weights import Component, abstract
 
 WIDE = ("exp", "rsqrt", "sqrt", "cos", "sin")
 """Softmax, norms, rotary embedding: all that these primitives are used for here, beside the sinusoid of the level."""
@@ -51,7 +51,7 @@ def carried(jaxpr: Any, length: int) -> set[Any]:
 
 def traced(component: str, config: dict, call: Any, *arguments: Any) -> tuple[Any, set[Any]]:
     """The program of a model whose parameters are bf16, and the dtypes of what it gives."""
-    graph, state = nnx.split(abstract(component, config))
+    graph, state = nnx.split(abstract(Component(component), config))
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, BF16), state)
     program = jax.make_jaxpr(lambda state, *given: call(nnx.merge(graph, state), *given))(state, *arguments)
     return program.jaxpr, {aval.dtype for aval in program.out_avals}

@@ -1,4 +1,4 @@
-"""The key tables against the release: every name and shape, counts, fingerprints, and the names' other spellings."""
+"""The key tables against the release: every name and shape, counts, hashes, and the names' other spellings."""
 
 import csv
 import math
@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from flax import nnx
-from reference import abstract
 
+from qil_jax.models.paths import slashed
+from qil_jax.weights import abstract
 from qil_jax.weights.names import released_names
-from qil_jax.weights.released import CONFIGS, FINGERPRINTS, fingerprint
+from qil_jax.weights.released import CONFIGS, STRUCTURE_HASHES, structure_hash
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component, Transform, targets
 
@@ -41,11 +42,11 @@ def shapes(component: Component, **changes) -> dict[str, tuple[int, ...]]:
         (Component.VAE, {"input_channels": 3}, 194, 126_892_531, "Qwen-Image RGB VAE"),
     ],
 )
-def test_counts_and_published_fingerprints(component, changes, tensors, parameters, name):
+def test_counts_and_published_hashes(component, changes, tensors, parameters, name):
     found = shapes(component, **changes)
     assert len(found) == tensors
     assert sum(map(math.prod, found.values())) == parameters
-    assert FINGERPRINTS[fingerprint(found.items())] == name
+    assert STRUCTURE_HASHES[structure_hash(found.items())] == name
 
 
 @pytest.mark.parametrize("component", PARTS)
@@ -68,7 +69,7 @@ def test_names_and_shapes_of_the_specification(component):
 @pytest.mark.parametrize("component", PARTS)
 def test_the_table_fills_the_model_exactly(component):
     state = nnx.to_flat_state(nnx.state(abstract(component, dict(CONFIGS[component])), nnx.Param))
-    model = {"/".join(map(str, path)): parameter.get_value().shape for path, parameter in state}
+    model = {slashed(path): parameter.get_value().shape for path, parameter in state}
     made = {path: target.shape for path, target in targets(table_of(component, CONFIGS[component])).items()}
     if component is Component.TEXT_ENCODER:  # the vision tower and the output matrix serve captions
         made = {path: shape for path, shape in made.items() if path.startswith("language/")}

@@ -82,11 +82,11 @@ def ours(name: str, folder: Path) -> Case:
     from qil_jax.inference.request import Request, Settings
     from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
     from qil_jax.models.attention import AttentionKind
-    from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
     from qil_jax.models.rope import LayerIndex, image_positions, text_offset, text_positions
-    from qil_jax.models.vld_mmdit import MMDiTConfig, TokenLayout, VLDMMDiT
-    from qil_jax.weights import Component, load_model
-    from qil_jax.weights.released import CONFIGS
+    from qil_jax.models.vld_mmdit import TokenLayout
+    from qil_jax.weights import Component, load_component
+
+    place = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
 
     def compiled(model: Any, call: Callable[..., Any]) -> Callable[..., np.ndarray]:
         graph, state = nnx.split(model)
@@ -98,8 +98,7 @@ def ours(name: str, folder: Path) -> Case:
         request = Request(image=photograph(), layers=LAYERS, prompt="a cat", resolution=RESOLUTION)
         return lambda: pipeline.decompose([request], Settings(steps=STEPS))[0].layered.layers
     if name == "MMDiT":
-        config = MMDiTConfig.from_json(mmdit_config())
-        model = nnx.eval_shape(lambda: VLDMMDiT(config, rngs=nnx.Rngs(0)))
+        model = load_component(folder / "mmdit", Component.TRANSFORMER, **place)
         targets = PICTURES - 1
         layers = (LayerIndex.COMPOSITE, *range(1, targets), LayerIndex.CONDITION)
         positions = image_positions(GRID, layers)
@@ -109,13 +108,11 @@ def ours(name: str, folder: Path) -> Case:
             image_segments=jnp.ones((1, len(positions)), jnp.int32),
             text_segments=jnp.ones((1, WORDS), jnp.int32),
         )
-        load_model(folder / "mmdit/transformer", model, mesh=single_device_mesh(), rules=INFERENCE_RULES)
         arguments = {"sigma": jnp.full(1, 0.6), "target_kind": jnp.zeros(1, jnp.int32)}
         kind = AttentionKind.XLA_BY_HEAD
         run = compiled(model, lambda m, *a: m(*a, layout, kind=kind, **arguments))
         return lambda: run(*tokens())
-    vae = nnx.eval_shape(lambda: RGBAVAE(VAEConfig.from_json(CONFIGS[Component.VAE]), rngs=nnx.Rngs(0)))
-    load_model(folder / "vae/vae", vae, mesh=single_device_mesh(), rules=INFERENCE_RULES)
+    vae = load_component(folder / "vae", Component.VAE, **place)
     if name == "VAE encode":
         run = compiled(vae, lambda vae, x: vae.encode(x).mean)
         return lambda: run(pixels())

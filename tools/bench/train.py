@@ -27,24 +27,21 @@ RATE, CLIP, DECAY = 1e-4, 1.0, 0.999
 def ours(folder: Path, rows: int) -> Step:
     """Our step on a batch of single samples of four layers."""
     import jax.numpy as jnp
-    from flax import nnx
 
     from qil_jax.flow.loss import FlowLoss
     from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
     from qil_jax.models.rope import image_positions, text_offset, text_positions
     from qil_jax.models.stack import Scan
-    from qil_jax.models.vld_mmdit import MMDiTConfig, TokenLayout, VLDMMDiT
+    from qil_jax.models.vld_mmdit import TokenLayout
     from qil_jax.training.batches import COMPOSITE, NO_TARGET, UPPER, FlowBatch
     from qil_jax.training.objectives import Compute, flow_objective
     from qil_jax.training.optimiser import OptimiserConfig
     from qil_jax.training.parameters import params_of, training_network
     from qil_jax.training.step import fresh_state, make_step
-    from qil_jax.weights import component_config, load_model
+    from qil_jax.weights import Component, load_component
 
-    config = MMDiTConfig.from_json(component_config(folder, "transformer"))
-    model = nnx.eval_shape(lambda: VLDMMDiT(config, rngs=nnx.Rngs(0)))
-    network = training_network(model)
-    model = load_model(folder / "transformer", model, mesh=single_device_mesh(), rules=INFERENCE_RULES)
+    model = load_component(folder, Component.TRANSFORMER, mesh=single_device_mesh(), rules=INFERENCE_RULES)
+    network, config = training_network(model), model.config
     positions = image_positions(GRID, LAYERS)
     kinds = np.repeat([COMPOSITE, *[UPPER] * (len(LAYERS) - 2), NO_TARGET], GRID[0] * GRID[1]).astype(np.int32)
     words = text_positions(WORDS, offset=text_offset(GRID, targets=len(LAYERS) - 1))

@@ -1,0 +1,113 @@
+"""A checkpoint before any tensor is read: checked, its configs parsed, the bytes of its parameters counted."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from qil_jax.errors import QilError
+from qil_jax.flow import Schedule
+from qil_jax.inference.defaults import Defaults
+from qil_jax.models.config import ConfigError
+from qil_jax.models.rgba_vae import VAEConfig
+from qil_jax.models.vld_mmdit import MMDiTConfig
+from qil_jax.shipped import shipped_checkpoint
+from qil_jax.weights import Component, component_config, open_source, require_sound
+from qil_jax.weights.tables import table_of
+from qil_jax.weights.tables.entries import targets
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredSize:
+    """Size of a checkpoint's parameters once they are loaded.
+
+    Attributes:
+      parameters: bytes of all of them.
+      itemsize: bytes of one element of the transformer's.
+    """
+
+    parameters: int
+    itemsize: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A sound checkpoint that can decompose pictures.
+
+    Attributes:
+      folder: that of model_index.json.
+      dtype: of parameters and activations; None: as stored.
+      defaults: what its qil.json says of options.
+      transformer: config of the VLD-MMDiT.
+      vae: config of the RGBA-VAE.
+      schedule: of the noise levels.
+      size: of its parameters in `dtype`.
+    """
+
+    folder: Path
+    dtype: str | None
+    defaults: Defaults
+    transformer: MMDiTConfig
+    vae: VAEConfig
+    schedule: Schedule
+    size: StoredSize
+
+    @classmethod
+    def open(cls, folder: Path | str | None = None, *, dtype: str | None = None) -> "Checkpoint":
+        """Check a folder of the released layout (diffusers) or of ours (orbax).
+
+        Args:
+          folder: holds model_index.json; None: the demonstration model that the package ships.
+          dtype: of parameters and activations, float32 or bfloat16; None: as stored.
+
+        Raises:
+          StructureError: listing everything wrong with the checkpoint.
+          ConfigError: if it is not one that decomposes pictures.
+          QilError: if `dtype` or qil.json cannot be used.
+        """
+        if dtype not in (None, *DTYPES):
+            raise QilError(f"dtype must be one of {', '.join(DTYPES)}, or None for what is stored; got {dtype!r}")
+        folder = shipped_checkpoint() if folder is None else Path(folder)
+        require_sound(folder)
+        transformer = MMDiTConfig.from_json(component_config(folder, Component.TRANSFORMER))
+        vae = VAEConfig.from_json(component_config(folder, Component.VAE))
+        _require_layered(transformer, vae)
+        return cls(
+            folder=folder,
+            dtype=dtype,
+            defaults=Defaults.of(folder),
+            transformer=transformer,
+            vae=vae,
+            schedule=Schedule.from_json(component_config(folder, "scheduler")),
+            size=_stored_size(folder, dtype),
+        )
+
+
+def _require_layered(transformer: MMDiTConfig, vae: VAEConfig) -> None:
+    if not (transformer.use_layer3d_rope and transformer.use_additional_t_cond):
+        raise ConfigError(
+            "transformer/config.json: use_layer3d_rope and use_additional_t_cond must be true to decompose pictures; "
+            "this is Qwen-Image's text-to-image transformer. Point --checkpoint at Qwen-Image-Layered"
+        )
+    if vae.input_channels != 4:
+        raise ConfigError(f"vae/config.json: input_channels must be 4 (RGBA), got {vae.input_channels}")
+    if transformer.in_channels != vae.z_dim * transformer.patch_size**2:
+        raise ConfigError(
+            f"transformer/config.json: in_channels {transformer.in_channels} does not hold {vae.z_dim} latent channels "
+            f"of {transformer.patch_size}x{transformer.patch_size} patches: the transformer and the VAE do not belong "
+            "together"
+        )
+
+
+def _stored_size(folder: Path, dtype: str | None) -> StoredSize:
+    total, itemsize = 0, 0
+    for component in Component:
+        source = open_source(folder / component, component)
+        for target in targets(table_of(component, component_config(folder, component))).values():
+            kind = source.dtype(target) if dtype is None else jnp.dtype(dtype)
+            total += math.prod(target.shape) * kind.itemsize
+            itemsize = kind.itemsize if component is Component.TRANSFORMER else itemsize
+    return StoredSize(parameters=total, itemsize=itemsize)

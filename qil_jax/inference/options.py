@@ -1,0 +1,114 @@
+"""Fields of dataclasses as options: default, bounds and help are said once, for calls and for command lines."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from qil_jax.inference.defaults import Defaults
+from qil_jax.limits import integer_problems, resolution_problems
+
+KEY = "option"
+"""Key of an `Option` in the metadata of its field."""
+Named = Callable[[str], str]
+"""A field's name to the one that a message calls it by."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Option:
+    """What a field accepts.
+
+    Attributes:
+      kind: of its values: int, float, str or a StrEnum.
+      help: one line, without the default.
+      least: lower bound of an integer.
+      most: upper bound of an integer; None: there is none.
+      bucket: whether the integer is the side of a size bucket, in pixels.
+      optional: whether None is a value.
+      unset: what None stands for, in words, where `Defaults` has no such field.
+      decides: whether results of unlike values are unlike results.
+    """
+
+    kind: type
+    help: str
+    least: int = 0
+    most: int | None = None
+    bucket: bool = False
+    optional: bool = False
+    unset: str = ""
+    decides: bool = True
+
+    def problems(self, name: str, value: object) -> list[str]:
+        """What is wrong with a value, in words; empty where nothing is."""
+        if value is None and self.optional:
+            return []
+        if self.bucket:
+            return resolution_problems(name, value)
+        if self.kind is int:
+            return integer_problems(name, value, least=self.least, most=self.most)
+        if self.kind is float:
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            return [] if number else [f"{name} must be a finite number, got {value!r}"]
+        if isinstance(value, self.kind):
+            return []
+        if issubclass(self.kind, StrEnum):
+            where = f"{self.kind.__module__}.{self.kind.__name__}"
+            return [f"{name} must be one of {', '.join(self.kind)} of {where}, got {value!r}"]
+        return [f"{name} must be text{' or None' if self.optional else ''}, got {value!r}"]
+
+
+def option(default: Any, kind: type, help: str, **says: Any) -> Any:
+    """A dataclass field that is an option; `says` are further attributes of `Option`."""
+    says = {"optional": default is None, **says}
+    return dataclasses.field(default=default, metadata={KEY: Option(kind=kind, help=help, **says)})
+
+
+def options_of(given: Any) -> dict[str, Option]:
+    """The options of a dataclass, or of an instance of one, by name."""
+    return {field.name: field.metadata[KEY] for field in dataclasses.fields(given) if KEY in field.metadata}
+
+
+def option_problems(given: Any, named: Named = str) -> list[str]:
+    """Everything that is wrong with the options of an instance, each taken for itself."""
+    return [
+        problem
+        for name, option in options_of(given).items()
+        for problem in option.problems(named(name), getattr(given, name))
+    ]
+
+
+def deciding(given: Any) -> dict[str, Any]:
+    """The values of those options that decide a result, as JSON has them."""
+    found = {name: getattr(given, name) for name, option in options_of(given).items() if option.decides}
+    return {name: str(value) if isinstance(value, StrEnum) else value for name, value in found.items()}
+
+
+def flag(name: str) -> str:
+    """The name of an option on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def add_options(add: Callable[..., Any], cls: type, names: Sequence[str], **notes: str) -> None:
+    """Add options of a dataclass to a command line. What is not said there stays None.
+
+    Args:
+      add: `add_argument` of a parser or of a group.
+      cls: the dataclass.
+      names: which of its options.
+      notes: what a program adds to the help of an option, by name.
+    """
+    options = options_of(cls)
+    for name in names:
+        option = options[name]
+        note = f"; {notes[name]}" if name in notes else ""
+        says: Mapping[str, Any] = {"choices": tuple(option.kind)} if issubclass(option.kind, StrEnum) else {}
+        kind = str if says else option.kind
+        add(flag(name), type=kind, help=f"{option.help}{note} (default{_default(cls, name, option)})", **says)
+
+
+def _default(cls: type, name: str, option: Option) -> str:
+    value = getattr(cls, name)
+    if value is not None:
+        return " a space" if value == " " else f" {value}"
+    return f": {option.unset or 'what the checkpoint says in qil.json, else ' + str(getattr(Defaults, name))}"
