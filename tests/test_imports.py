@@ -13,17 +13,18 @@ ROOT = Path(__file__).resolve().parents[1]
 HOUSE = "qil_jax"
 
 BASE = {"flow", "mesh", "models"}
-PLAIN = {"command_line", "errors", "files", "limits", "programs"}
+PLAIN = {"command_line", "errors", "files", "identity", "limits", "programs"}
 """Modules of the root that know nothing of the rooms."""
 MAY_IMPORT = {
     "errors": set(),
     "command_line": set(),
     "limits": set(),
     "files": {"errors"},
+    "identity": set(),
     "programs": {"errors"},
     "shipped": set(),
     "models": {"errors"},
-    "flow": {"errors", "models"},
+    "flow": {"errors", "limits", "models"},
     "mesh": {"errors", "models"},
     "layers": PLAIN,
     "records": {*PLAIN, "layers"},
