@@ -135,7 +135,11 @@ def prepare(data: bytes, config: PrepareConfig) -> tuple[dict[str, Any], bytes]:
 
 
 def thumbnail(data: bytes, limits: PSDLimits) -> bytes:
-    """The image that a document stores, reduced to THUMBNAIL, as PNG. Runs in the sandbox."""
+    """The image that a document stores, reduced to THUMBNAIL, as PNG. Runs in the sandbox.
+
+    Raises:
+      QilError: if it stores none.
+    """
     picture = PSDImage.open(io.BytesIO(data), max_alloc_bytes=limits.max_alloc_bytes).topil()
     if picture is None:
         raise QilError("the document stores no picture")

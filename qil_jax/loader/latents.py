@@ -1,10 +1,10 @@
-"""The source of samples whose images and captions have been encoded, see `latent_files.py`."""
+"""The source of samples whose images and captions are cached in encoded form (`latent_files.py`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 
 from qil_jax.errors import QilError
 from qil_jax.loader.buckets import Bucket
@@ -130,7 +130,7 @@ class LatentSource:
             lengths=np.array([len(text), len(shard.no_prompt)]),
         )
 
-    def empty(self, shape: Shape, rows: int) -> dict[str, np.ndarray]:
+    def empty(self, shape: Shape, rows: int) -> dict[str, Shaped[np.ndarray, "rows ..."]]:
         """Zeros for latents [rows, pictures, h, w, z], states [rows, samples, 2, n, e] and their lengths."""
         shard = open_shard(self.folder, self.split, 0)
         _, high, _, channels = shard.latents.get_shape()
