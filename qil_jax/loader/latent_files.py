@@ -56,7 +56,7 @@ class LatentIndex:
 
     Attributes:
       shards: number of records in each shard.
-      vae: fingerprint of the VAE, as `weights.load.fingerprint_of` gives it.
+      vae: fingerprint of the VAE, as `weights.fingerprint` gives it.
       text_encoder: fingerprint of the text encoder.
       no_prompt: the prompt whose states stand for none.
       rows: width and height in pixels, number of layers and length of the caption in characters, of each record.
@@ -101,16 +101,20 @@ def write_shard(
     folder: Path, split: str, number: int, records: Sequence[LatentRecord], no_prompt: Float[np.ndarray, "n e"]
 ) -> None:
     """Write a shard whole; all its records have one size. States [n, e] of `no_prompt` are kept with it."""
-    ends = lambda counts: np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # noqa: E731
     tensors = {
         "latents": np.concatenate([r.latents for r in records]).astype(np.float16),
         "states": np.concatenate([r.states for r in records]).astype(np.float16),
-        "starts": ends([len(r.latents) for r in records]),
-        "state_starts": ends([len(r.states) for r in records]),
+        "starts": _starts([len(r.latents) for r in records]),
+        "state_starts": _starts([len(r.states) for r in records]),
         "no_prompt": no_prompt.astype(np.float16),
     }
     rows = [(*r.size, r.layers, r.caption) for r in records]
     write_whole(epath.Path(_shard_file(folder, split, number)), save(tensors, {"records": json.dumps(rows)}))
+
+
+def _starts(counts: Sequence[int]) -> Int[np.ndarray, " r"]:
+    """Where each of several runs of these lengths starts, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 def shard_records(folder: Path, split: str, number: int) -> list[tuple[int, int, int, int]] | None:
