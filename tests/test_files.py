@@ -1,4 +1,4 @@
-"""Folders that appear whole, and what a killed program leaves of them."""
+"""Folders that are written atomically, and what a killed program leaves of them."""
 
 import json
 import os

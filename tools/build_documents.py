@@ -18,8 +18,9 @@ from qil_jax.documents.build import WORK, Workplace, caption_all, contents_of, p
 from qil_jax.documents.captions import Captioner, EndpointCaptioner, EndpointConfig, SidecarCaptioner
 from qil_jax.documents.dataset import NAME, VERSION, BuildInfo, write_dataset
 from qil_jax.documents.limits import CleaningConfig, PSDLimits
-from qil_jax.documents.prepare import PrepareConfig, ReportRow, find_documents
+from qil_jax.documents.prepare import PrepareConfig
 from qil_jax.documents.report import write_report
+from qil_jax.documents.rows import ReportRow, find_documents
 from qil_jax.documents.runners import IN_PROCESS, beam_options
 from qil_jax.documents.sandbox import ProcessLimits
 from qil_jax.errors import QilError

@@ -19,7 +19,7 @@ from qil_jax.flow.loss import FlowLoss
 from qil_jax.identity import to_json
 from qil_jax.loader.buckets import Bucket
 from qil_jax.loader.config import LoaderConfig
-from qil_jax.loader.latents import LatentIndex, LatentRecord, shard_records, write_index, write_shard
+from qil_jax.loader.latent_files import LatentIndex, LatentRecord, shard_records, write_index, write_shard
 from qil_jax.loader.loader import fitted
 from qil_jax.loader.samples import make_sample, resized_record
 from qil_jax.loader.tasks import Subject, Task, TaskConfig
@@ -153,8 +153,8 @@ def encode_split(source: RecordSource, split: str, job: Job, encoders: Encoders)
     buckets, _, limits = fitted(metadata, job.config)
     (nothing,) = encoders.states([job.no_prompt])
     rows: list[tuple[int, int, int, int]] = []
-    parts = shards_of(buckets)
-    for number, members in enumerate(track(parts, description=f"encoding {split}", disable=not sys.stdout.isatty())):
+    shards = shards_of(buckets)
+    for number, members in enumerate(track(shards, description=f"encoding {split}", disable=not sys.stdout.isatty())):
         sizes = [(buckets[i].width, buckets[i].height) for i in members]
         if shard_records(job.out, split, number) is None:
             records = [resized_record(source[i], s, int(limits[i])) for i, s in zip(members, sizes, strict=True)]
@@ -165,7 +165,7 @@ def encode_split(source: RecordSource, split: str, job: Job, encoders: Encoders)
             raise QilError(f"{job.out}: shard {number} of {split} is of other records: give another --out")
         rows += kept
     index = LatentIndex(
-        shards=tuple(map(len, parts)),
+        shards=tuple(map(len, shards)),
         vae=job.vae,
         text_encoder=job.text_encoder,
         no_prompt=job.no_prompt,
@@ -173,7 +173,7 @@ def encode_split(source: RecordSource, split: str, job: Job, encoders: Encoders)
         text=job.text,
     )
     write_index(job.out, split, index)
-    print(f"{split}: {len(rows)} records in {len(parts)} shards of {job.out}", flush=True)
+    print(f"{split}: {len(rows)} records in {len(shards)} shards of {job.out}", flush=True)
 
 
 def shards_of(buckets: Sequence[Bucket]) -> list[list[int]]:

@@ -15,15 +15,9 @@ from etils import epath
 
 from qil_jax.documents.captions import Captioner
 from qil_jax.documents.dataset import BuildInfo, Contents
-from qil_jax.documents.prepare import (
-    PrepareConfig,
-    Preparer,
-    ReportRow,
-    document_names,
-    load_record,
-    without_duplicates,
-)
+from qil_jax.documents.prepare import PrepareConfig, Preparer, load_record, without_duplicates
 from qil_jax.documents.reasons import Dropped
+from qil_jax.documents.rows import ReportRow, document_names
 from qil_jax.documents.runners import PipelineOptions, beam
 from qil_jax.documents.sidecars import sidecar_fields
 from qil_jax.files import write_whole

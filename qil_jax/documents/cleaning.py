@@ -68,26 +68,42 @@ def clean(
 
 
 def require_size(size: Size, config: CleaningConfig) -> None:
-    """Refuse a canvas that is too small."""
+    """Refuse a canvas that is too small.
+
+    Raises:
+      Dropped: with the figures.
+    """
     if min(size) < config.min_side:
         raise Dropped(Reason.TOO_SMALL, f"{size[0]} x {size[1]} pixels, each side needs {config.min_side}")
 
 
 def require_contrast(picture: UInt8[np.ndarray, "y x 4"], config: CleaningConfig) -> None:
-    """Refuse a composite of almost one colour."""
+    """Refuse a composite of almost one colour.
+
+    Raises:
+      Dropped: with the figures.
+    """
     deviation = float(over_white(picture)[..., :3].std(axis=(0, 1), dtype=np.float64).max())
     if deviation < config.min_deviation:
         raise Dropped(Reason.TOO_FLAT, f"standard deviation {deviation:.2f} of 255, {config.min_deviation:g} needed")
 
 
 def require_no_anomaly(layers: Sequence[BoxedLayer], size: Size, detectors: Sequence[AnomalyDetector]) -> None:
-    """Refuse a document in which a detector finds something."""
+    """Refuse a document in which a detector finds something.
+
+    Raises:
+      Dropped: with the first detection.
+    """
     for detector in detectors:
         for found in detector(layers, size):
             raise Dropped(Reason.ANOMALY, f"{found.kind} at {found.box}")
 
 
 def require_layers(count: int, config: CleaningConfig) -> None:
-    """Refuse a document with too few layers left."""
+    """Refuse a document with too few layers left.
+
+    Raises:
+      Dropped: with the figures.
+    """
     if count < config.min_layers:
         raise Dropped(Reason.TOO_FEW_LAYERS, f"{count} after cleaning and merging, {config.min_layers} needed")

@@ -31,7 +31,7 @@ class BuildInfo:
 
 
 def features() -> tfds.features.FeaturesDict:
-    """The fields of an example, as `records.encode` gives them."""
+    """The fields of an example, as `records.record.encode` gives them."""
     text = tfds.features.Text
     return tfds.features.FeaturesDict(
         {

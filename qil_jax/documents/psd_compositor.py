@@ -4,6 +4,7 @@ Everything here depends on psd-tools 1.26; `tests/documents/test_psd.py` fails w
 """
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 from psd_tools import PSDImage
 from psd_tools.api.layers import Layer
@@ -68,8 +69,8 @@ def pixels(layer: Layer, canvas: Box) -> Piece | None:
     return piece_of(Raster(colour=colour[cut], alpha=alpha[cut], box=common), layer.name)
 
 
-def to_rgba(piece: Piece, psd: PSDImage) -> np.ndarray:
-    """A piece in sRGB, straight uint8 (y, x, 4), through the document's colour profile if it has one."""
+def to_rgba(piece: Piece, psd: PSDImage) -> UInt8[np.ndarray, "y x 4"]:
+    """A piece as straight 8-bit RGBA in sRGB, converted by the document's colour profile if it has one."""
     profile = None
     if Resource.ICC_PROFILE in psd.image_resources:
         profile = psd.image_resources.get_data(Resource.ICC_PROFILE)

@@ -11,7 +11,8 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from qil_jax.documents.prepare import THUMBNAIL, ReportRow, load_record
+from qil_jax.documents.prepare import THUMBNAIL, load_record
+from qil_jax.documents.rows import ReportRow
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.layers.sheets import png_bytes
 
@@ -46,7 +47,7 @@ def write_report(rows: Sequence[ReportRow], done: epath.Path, out: epath.Path) -
     gone = [row for row in rows if row.reason is not None]
     counts = [("documents", len(rows)), ("kept", len(kept)), *counted["dropped"].items()]
     categories = Counter(row.category for row in kept if row.category)
-    parts = [
+    sections = [
         "<h1>Documents to layers</h1>",
         _table(["", "documents"], counts),
         "<h2>Layers per kept document</h2>",
@@ -63,7 +64,7 @@ def write_report(rows: Sequence[ReportRow], done: epath.Path, out: epath.Path) -
         _table(["document", "outcome", "layers", "PSNR dB", "notes"], [_cells(row) for row in rows]),
     ]
     page = f"<!doctype html><meta charset=utf-8><title>Documents to layers</title><style>{STYLE}</style>"
-    (out / "report.html").write_text(page + "\n".join(parts))
+    (out / "report.html").write_text(page + "\n".join(sections))
     return counted
 
 

@@ -43,8 +43,8 @@ def overlap(a: BoxedLayer, b: BoxedLayer) -> bool:
     common = intersection(a.box, b.box)
     if common is None:
         return False
-    parts = [x.pixels[window(x.box, common)][..., 3] for x in (a, b)]
-    return bool(np.logical_and(*parts).any())
+    alphas = [x.pixels[window(x.box, common)][..., 3] for x in (a, b)]
+    return bool(np.logical_and(*alphas).any())
 
 
 def cheapest_merges(visible: Float[np.ndarray, " l"], count: int) -> Groups:

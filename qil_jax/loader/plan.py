@@ -125,8 +125,8 @@ class Plan:
                 records[layout.rooms == room] = self._ordered(members, rng)
             records = records[self._ordered(np.arange(len(records)), rng)]
             empty = np.full((-len(records) % self.rows, records.shape[1]), NO_RECORD)
-            parts = np.concatenate([records, empty]).reshape(-1, self.rows, records.shape[1])
-            batches += [(layout.shape, part) for part in parts]
+            full = np.concatenate([records, empty]).reshape(-1, self.rows, records.shape[1])
+            batches += [(layout.shape, part) for part in full]
         return [batches[j] for j in self._ordered(np.arange(len(batches)), rng)]
 
     def _ordered(self, numbers: np.ndarray, rng: np.random.Generator) -> np.ndarray:

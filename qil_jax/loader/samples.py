@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 
 from qil_jax.errors import QilError
 from qil_jax.layers.boxed_layer import BoxedLayer
@@ -92,7 +92,7 @@ class SampleSource(Protocol):
         """
         ...
 
-    def empty(self, shape: Shape, rows: int) -> dict[str, np.ndarray]:
+    def empty(self, shape: Shape, rows: int) -> dict[str, Shaped[np.ndarray, "rows ..."]]:
         """Zeros for the images of `rows` rows of a batch, and for the other arrays that only this source fills."""
         ...
 
@@ -116,13 +116,21 @@ class RecordSamples:
         return self.records.metadata()
 
     def require(self, config: LoaderConfig, buckets: Sequence[Bucket], limits: Int[np.ndarray, " n"]) -> None:
-        """Records can be resized and merged as needed: only the config must be the one given to the constructor."""
+        """Check that the config is the one given to the constructor; records can be resized and merged as needed.
+
+        Raises:
+          ValueError: if it is another.
+        """
         del buckets, limits
         if (config.tasks, config.order) != (self.tasks, self.order):
             raise ValueError("the loader and its RecordSamples were given different configs")
 
     def sample(self, index: int, task: Task, *, size: tuple[int, int], limit: int, rng: np.random.Generator) -> Sample:
-        """The sample of a record for a task; see `SampleSource.sample`."""
+        """The sample of a record for a task; see `SampleSource.sample`.
+
+        Raises:
+          RecordError: if the record cannot be read.
+        """
         try:
             record = self.records[index]
         except Exception as error:  # whatever a reader may raise, the user must learn of which record
@@ -130,7 +138,7 @@ class RecordSamples:
         crop_rng = rng if self.order is Order.SHUFFLED else None
         return make_sample(task, resized_record(record, size, limit, crop_rng), self.tasks, rng)
 
-    def empty(self, shape: Shape, rows: int) -> dict[str, np.ndarray]:
+    def empty(self, shape: Shape, rows: int) -> dict[str, Shaped[np.ndarray, "rows ..."]]:
         """Zeros for the pixels: uint8 [rows, pictures, height, width, 4]."""
         return {"pictures": np.zeros((rows, shape.pictures, shape.height, shape.width, 4), np.uint8)}
 

@@ -229,9 +229,9 @@ def last_number(file: Path) -> tuple[int, str]:
 class UnionSource:
     """The concatenation of several sources."""
 
-    def __init__(self, parts: Sequence[RecordSource]):
-        self.parts = list(parts)
-        self.ends = np.cumsum([len(part) for part in self.parts])
+    def __init__(self, sources: Sequence[RecordSource]):
+        self.sources = list(sources)
+        self.ends = np.cumsum([len(part) for part in self.sources])
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -246,12 +246,12 @@ class UnionSource:
         return part.name(at)
 
     def metadata(self) -> RecordMetadata:
-        """Metadata of the records of all parts."""
-        return RecordMetadata.from_rows(np.concatenate([part.metadata().rows for part in self.parts]))
+        """Metadata of the records of all sources."""
+        return RecordMetadata.from_rows(np.concatenate([part.metadata().rows for part in self.sources]))
 
     def _find(self, index: int) -> tuple[RecordSource, int]:
         which = int(np.searchsorted(self.ends, index, side="right"))
-        return self.parts[which], index - int(self.ends[which - 1] if which else 0)
+        return self.sources[which], index - int(self.ends[which - 1] if which else 0)
 
 
 def _with_progress(items: Any, what: str) -> Iterable[Any]:

@@ -65,13 +65,13 @@ def design(seed: int = 0) -> bytes:
 
 
 def prepare_slowly(data: bytes, config: Any) -> Any:
-    """In place of `prepare`, as on a busy machine: long on the clock, without CPU time."""
+    """Replaces `prepare` by one that sleeps, as on a busy machine: much wall-clock time, little CPU time."""
     time.sleep(3)
     return prepare(data, config)
 
 
 def prepare_for_ever(data: bytes, config: Any) -> Any:
-    """In place of `prepare`, as for a document that never comes to an end, if it says so."""
+    """Replaces `prepare` by one that never ends for documents that contain `for ever`."""
     while data.endswith(b"for ever"):
         pass
     return prepare(data, config)

@@ -44,7 +44,7 @@ def source(tmp_path_factory) -> Path:
 
 
 def count(folder: Path) -> int:
-    """Files below a folder that another program is at work on."""
+    """Files below a folder that another program is writing."""
     return sum(len(files) for _, _, files in os.walk(folder))
 
 
@@ -156,7 +156,7 @@ def test_a_bad_file_beside_a_document_costs_that_document(tmp_path, runner):
 
 
 def test_a_busy_machine_drops_nothing(tmp_path, monkeypatch):
-    """What waits is not at work: three seconds on the clock are within two of CPU time."""
+    """Waiting is no CPU time: three seconds on the clock are within two of CPU time."""
     (tmp_path / "a.psd").write_bytes(psd_files.design())
     monkeypatch.setattr("qil_jax.documents.prepare.prepare", psd_files.prepare_slowly)
     command = [str(tmp_path), "--out", str(tmp_path / "out"), "--runner", "none", "--seconds", "2"]

@@ -1,4 +1,4 @@
-"""Captioners, the endpoint against a real HTTP server on this machine."""
+"""Captioners; the endpoint is tested against a local HTTP server."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ PICTURE = np.full((30, 60, 4), (200, 10, 30, 128), np.uint8)
 
 
 class Server(ThreadingHTTPServer):
-    """Answers with the statuses it is told to, then with a caption."""
+    """Answers with given statuses, then with a caption."""
 
     def __init__(self, *statuses: int, text: str = "a red card"):
         self.statuses, self.text, self.requests, self.times = list(statuses), text, [], []
@@ -115,7 +115,7 @@ def test_no_server(tmp_path):
 
 
 def test_the_rate_is_kept(serve, tmp_path, monkeypatch):
-    """Five threads ask at the same moment: each waits for its turn."""
+    """Five threads ask at the same moment: their requests are spaced by the rate limit."""
     server, pauses = serve(), []
     monkeypatch.setattr(captions, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=pauses.append))
     ask = captioner(server, tmp_path, requests_per_minute=600.0)

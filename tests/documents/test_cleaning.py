@@ -1,4 +1,4 @@
-"""Each rule of cleaning on its own, and the promise of all: the composite stays."""
+"""Each rule of cleaning by itself, and that all together leave the composite unchanged."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A stack is bent to any picture, and left alone where it already gives it."""
+"""A stack is adjusted until it reproduces any image, and unchanged where it already does."""
 
 import copy
 

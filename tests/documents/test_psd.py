@@ -1,4 +1,4 @@
-"""Documents against psd-tools' own composite, measured here anew."""
+"""The layers of documents reproduce psd-tools' own composite, by a measure implemented here."""
 
 import io
 import struct
@@ -45,7 +45,7 @@ DROPPED = {
 
 
 def decibels(document: PSDDocument, picture: Image.Image) -> float:
-    """Of premultiplied RGBA in double precision."""
+    """PSNR of premultiplied RGBA in double precision."""
     wanted = np.asarray(picture.convert("RGBA"), np.float64) / 255
     wanted[..., :3] *= wanted[..., 3:]
     error = np.mean(np.square(composite(document.layers, document.size) - wanted))

@@ -1,4 +1,4 @@
-"""Grouping and merging: the rule of LayerD by hand, and a composite that stays (hypothesis)."""
+"""Grouping and merging: the rule of LayerD by hand, and a composite that does not change (hypothesis)."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from qil_jax.layers.grouping import cheapest_merges, front_to_back_groups, merge
 
 
 def reference_groups(layers: list[BoxedLayer]) -> list[list[int]]:
-    """The rule word for word, on whole canvases (LayerD, arXiv 2509.25134)."""
+    """The rule, literally, on whole canvases (LayerD, arXiv 2509.25134)."""
     masks = []
     for layer in layers:
         mask = np.zeros(SIZE[::-1], bool)

@@ -1,4 +1,4 @@
-"""LayeredImage: the recursion of the paper, and what it refuses."""
+"""LayeredImage: the compositing recursion of the paper, and the arrays that are refused."""
 
 import numpy as np
 import pytest

@@ -69,7 +69,7 @@ def test_an_opaque_ground_stays_opaque_and_its_colour_the_same(size, target, see
 
 @pytest.mark.parametrize("target", [(24, 24), (96, 96), (41, 37)])
 def test_no_fringe_and_no_haze(target):
-    """A white disc over black that is hidden under alpha 0: no dark edge, and nothing outside its own reach."""
+    """A white disc over black that is hidden under alpha 0: no dark edge, and nothing outside the filter's support."""
     y, x = np.mgrid[:64, :64] - 31.5
     pixels = np.zeros((64, 64, 4), np.uint8)
     pixels[np.hypot(x, y) < 20] = 255

@@ -1,4 +1,4 @@
-"""Sizes of buckets, and which one a record goes to."""
+"""The sizes of buckets, and the bucket of a record."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The loader: every record once, the same bits wherever and however it runs, and nothing but samples in the rows."""
+"""The loader: every record once, the same bits for any processes and workers, and rows of whole samples."""
 
 import collections
 import dataclasses
@@ -79,7 +79,7 @@ def test_processes_share_every_record_exactly_once_an_epoch(source, whole, count
 
 
 def test_processes_of_the_system_agree(folder, whole, tmp_path):
-    """Three real processes, each with its share, hash what they get."""
+    """Three real processes, each with its share, hash their batches."""
     code = (
         "import hashlib, sys; sys.path[:0] = sys.argv[3:]\n"
         "from test_loader import *\n"

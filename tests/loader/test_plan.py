@@ -1,4 +1,4 @@
-"""Every record once an epoch, whatever the packing; a function of the step alone."""
+"""The plan: every record once an epoch, whatever the packing, as a function of the step alone."""
 
 import collections
 

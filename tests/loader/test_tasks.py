@@ -1,4 +1,4 @@
-"""What the model sees and has to give, task by task."""
+"""The images that the model is given and those that it generates, for each task."""
 
 import numpy as np
 import pytest

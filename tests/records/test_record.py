@@ -1,4 +1,4 @@
-"""Records lose nothing that shows, and say what is wrong with broken ones."""
+"""Records keep all visible pixels, and broken ones are refused with the reason."""
 
 import numpy as np
 import pytest

@@ -18,7 +18,7 @@ COUNT, SIDE = 40, 48
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory) -> Path:
-    """Scenes as a dataset and, the training split of it, as folders and as LayerD lays them out."""
+    """Scenes as a dataset, and its training split as folders and in LayerD's layout."""
     out = tmp_path_factory.mktemp("scenes")
     for form in ("records", "folders"):
         command = ["--count", str(COUNT), "--side", str(SIDE), "--format", form, "--out", str(out / form)]
@@ -84,13 +84,13 @@ def test_more_than_a_hundred_layers_keep_their_order(tmp_path):
 
 
 def test_unions(scenes):
-    parts = [open_source(scenes / "records", split) for split in ("validation", "train", "test")]
-    union = UnionSource(parts)
+    opened = [open_source(scenes / "records", split) for split in ("validation", "train", "test")]
+    union = UnionSource(opened)
     assert len(union) == COUNT
     sources = [record.source for record in all_of(union)]
-    assert sources == [record.source for part in parts for record in all_of(part)] and len({*sources}) == COUNT
+    assert sources == [record.source for part in opened for record in all_of(part)] and len({*sources}) == COUNT
     np.testing.assert_array_equal(union.metadata().rows, [row_of(record) for record in all_of(union)])
-    assert union.name(2) == parts[1].name(0) and union.name(39) == parts[2].name(1)
+    assert union.name(2) == opened[1].name(0) and union.name(39) == opened[2].name(1)
 
 
 def test_datasets_need_no_tensorflow(scenes):

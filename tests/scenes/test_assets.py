@@ -1,4 +1,4 @@
-"""Packages are checked, unpacked and split by asset; only what is free is taken; scenes say what they are made of."""
+"""Packages are checked, unpacked and split by asset; only free licences are used; scenes name their assets."""
 
 import dataclasses
 import functools
@@ -61,11 +61,11 @@ def tgz(files: dict[str, bytes], mode: str = "w:gz") -> bytes:
 
 def deb(files: dict[str, bytes]) -> bytes:
     members = {"debian-binary": b"2.0", "control.tar.xz": b"123", "data.tar.xz": tgz(files, "w:xz")}
-    parts = [b"!<arch>\n"]
+    chunks = [b"!<arch>\n"]
     for name, data in members.items():
         header = f"{name + '/':<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(data):<10}`\n"
-        parts.append(header.encode() + data + b"\n" * (len(data) % 2))
-    return b"".join(parts)
+        chunks.append(header.encode() + data + b"\n" * (len(data) % 2))
+    return b"".join(chunks)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -153,8 +153,8 @@ def test_what_is_there_is_not_fetched_again(known, filled):
 
 def test_every_asset_is_in_one_split(filled):
     whole = load_assets(filled)
-    parts = [load_assets(filled, split) for split in ("train", "validation", "test")]
-    names = [[asset.name for asset in part.objects] for part in parts]
+    loaded = [load_assets(filled, split) for split in ("train", "validation", "test")]
+    names = [[asset.name for asset in part.objects] for part in loaded]
     assert sorted(itertools.chain(*names)) == sorted(asset.name for asset in whole.objects)
     assert len(whole.objects) == 60 and all(names)
     assert (whole.objects[0].pixels[..., 3] == 255).all() and whole.objects[0].pixels.shape == (35, 53, 4)

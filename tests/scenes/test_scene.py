@@ -1,4 +1,4 @@
-"""Scenes: the same for the same seed, every layer counts, and they pass through the pipeline as documents."""
+"""Scenes: the same for the same seed, every layer contributes, and they pass through the pipeline as documents."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_a_seed_is_a_scene(seed):
 
 @given(st.integers(0, 10_000))
 def test_the_picture_tells_the_order(seed):
-    """Of simple scenes: what ends lower lies in front, each thing is a layer and still shows enough."""
+    """In simple scenes things with lower edges are in front, and each is a layer that is visible enough."""
     scene = make_scene(seed, SIMPLE)
     ends = [layer.box[3] for layer in scene.layers[1:]]
     assert ends == sorted(ends) and 2 <= len(scene.layers) <= 5

@@ -1,0 +1,99 @@
+"""The documents of a build, and the outcome for each as a row of the report."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from qil_jax.documents.reasons import Reason
+
+SUFFIXES = {".psd", ".psb"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportRow:
+    """The outcome for one document.
+
+    Attributes:
+      document: its path, without the folder that all documents share.
+      digest: SHA-256 of its bytes, empty if it could not be read.
+      reason: for which it is dropped; None if it is kept.
+      detail: what exactly was wrong.
+      mode: colour mode and bits per channel, as "RGB 8".
+      size: width and height of the canvas in pixels.
+      source: where it comes from, from its sidecar.
+      licence: of the document, from its sidecar.
+      category: of the document, from its sidecar.
+      layers_before: number of layers before cleaning.
+      layers_after: number of layers after cleaning and merging.
+      psnr_compositor: of the layers' composite against psd-tools' composite, in dB.
+      psnr_stored: of the layers' composite against the stored image, in dB; None if there is none.
+      picture_hash: 64-bit perceptual hash of the composite.
+      notes: what reading changed or could not draw.
+      decisions: what cleaning changed.
+    """
+
+    document: str
+    digest: str
+    reason: Reason | None = None
+    detail: str = ""
+    mode: str = ""
+    size: tuple[int, int] = (0, 0)
+    source: str = ""
+    licence: str = ""
+    category: str = ""
+    layers_before: int = 0
+    layers_after: int = 0
+    psnr_compositor: float | None = None
+    psnr_stored: float | None = None
+    picture_hash: int = 0
+    notes: tuple[str, ...] = ()
+    decisions: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "ReportRow":
+        """The inverse of `to_json`."""
+        lists = {key: tuple(values[key]) for key in ("size", "notes", "decisions")}
+        reason = None if values["reason"] is None else Reason(values["reason"])
+        return cls(**{**values, **lists, "reason": reason})
+
+
+def find_documents(source: str) -> list[epath.Path]:
+    """Photoshop documents of a folder (with its subfolders), a glob, a bucket, or one file, sorted by path.
+
+    Raises:
+      FileNotFoundError: if there is none.
+    """
+    path = epath.Path(source)
+    if path.is_dir():
+        found = list(_below(path))
+    elif any(sign in source for sign in "*?["):
+        fixed = next(parent for parent in path.parents if not any(sign in str(parent) for sign in "*?["))
+        found = list(fixed.glob(str(path.relative_to(fixed))))
+    else:
+        found = [path] if path.exists() else []
+    if not found:
+        raise FileNotFoundError(f"{source}: no .psd or .psb there: give a folder, a glob or a file")
+    return sorted(found)
+
+
+def _below(folder: epath.Path) -> Iterator[epath.Path]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _below(entry)
+        elif entry.suffix.lower() in SUFFIXES:
+            yield entry
+
+
+def document_names(documents: Sequence[epath.Path]) -> list[str]:
+    """Names for reports: the paths relative to the folder that all documents share."""
+    paths = [file.parts for file in documents]
+    shared = 0
+    while all(len(p) > shared + 1 and p[shared] == paths[0][shared] for p in paths):
+        shared += 1
+    return ["/".join(p[shared:]) for p in paths]
