@@ -1,4 +1,4 @@
-"""True classifier-free guidance with the released norm rescale (checkpoint.md 7.2)."""
+"""Classifier-free guidance with the released norm rescale (docs/specification.md, 6)."""
 
 from enum import StrEnum
 
@@ -8,10 +8,10 @@ from jaxtyping import Float
 
 
 class Rescale(StrEnum):
-    """What happens to the length of a guided velocity."""
+    """How the length of a guided velocity is rescaled."""
 
     NONE = "none"
-    NORM = "norm"  # each token's guided velocity gets the length of its conditional one
+    NORM = "norm"  # to the length of the conditional velocity, token by token
 
 
 def guide(
@@ -22,7 +22,7 @@ def guide(
 ) -> Float[Array, "b t c"]:
     """unconditional + scale (conditional - unconditional), optionally rescaled; a scale of 1 returns `conditional`.
 
-    A token whose guided velocity is zero stays zero (the reference divides 0 by 0 there).
+    A token whose guided velocity is zero stays zero, where diffusers divides 0 by 0.
     """
     wide = scale[:, None, None].astype(conditional.dtype)
     guided = unconditional + wide * (conditional - unconditional)

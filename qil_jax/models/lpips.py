@@ -1,7 +1,7 @@
-"""LPIPS v0.1: a learned distance between RGB pictures (Zhang et al., arXiv 1801.03924), on AlexNet or VGG16.
+"""LPIPS v0.1: a learned distance between RGB pictures (arXiv 1801.03924), on features of AlexNet or VGG16.
 
-Features after five ReLUs, each pixel's vector brought to length 1, squared differences weighted per channel by a
-learned head, averaged over pixels, summed over the five.
+Features after five ReLUs are normalised to length 1 at each pixel; their squared differences are weighted per channel
+by a learned head, averaged over pixels and summed over the five layers.
 """
 
 from collections.abc import Mapping
@@ -13,20 +13,22 @@ from jax import Array
 from jaxtyping import Float
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-"""Of pictures in [-1, 1], per colour."""
+"""Mean and deviation of each colour, for pictures in [-1, 1]."""
 TINY = 1e-10
+"""Added to a feature vector's length."""
 TAPS = 5
+"""Layers whose features are compared."""
 
 
 class LPIPSNetwork(StrEnum):
-    """Whose features are compared: AlexNet to measure, VGG16 to train."""
+    """The network whose features are compared: AlexNet for evaluation, VGG16 for training."""
 
     ALEXNET = "alexnet"
     VGG16 = "vgg16"
 
 
 Weights = Mapping[str, Array]
-"""conv_I/kernel [y, x, in, out], conv_I/bias [out], head_J [channels]."""
+"""Arrays conv_I/kernel [y, x, in, out], conv_I/bias [out] and head_J [channels]."""
 
 _ALEXNET = ((11, 4, 2, 64), None, (5, 1, 2, 192), None, (3, 1, 1, 384), (3, 1, 1, 256), (3, 1, 1, 256))
 """Kernel side, stride, padding, channels of each convolution; None is 3x3 max pooling with stride 2."""
@@ -60,7 +62,7 @@ def lpips(
 
 
 def pooled_features(weights: Weights, backbone: LPIPSNetwork, pictures: Float[Array, "b y x 3"]) -> Float[Array, "b d"]:
-    """The last features of pictures in [-1, 1], averaged over pixels: d is 256 for AlexNet, 512 for VGG16."""
+    """Mean over pixels of the last features of pictures in [-1, 1]; d is 256 for AlexNet, 512 for VGG16."""
     return jnp.mean(_features(weights, backbone, pictures)[-1], axis=(1, 2))
 
 
