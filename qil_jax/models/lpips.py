@@ -36,39 +36,39 @@ _VGG16 = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512, None
 _VGG_TAPS = (1, 3, 6, 9, 12)
 
 
-def weight_shapes(backbone: LPIPSNetwork) -> dict[str, tuple[int, ...]]:
+def weight_shapes(network: LPIPSNetwork) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all weights."""
-    layers = [layer for layer in (_ALEXNET if backbone is LPIPSNetwork.ALEXNET else _VGG16) if layer is not None]
+    layers = [layer for layer in (_ALEXNET if network is LPIPSNetwork.ALEXNET else _VGG16) if layer is not None]
     sizes = [(3, 1, 1, layer) if isinstance(layer, int) else layer for layer in layers]
     shapes: dict[str, tuple[int, ...]] = {}
     before = 3
     for i, (side, _, _, channels) in enumerate(sizes):
         shapes[f"conv_{i}/kernel"], shapes[f"conv_{i}/bias"] = (side, side, before, channels), (channels,)
         before = channels
-    taps = range(TAPS) if backbone is LPIPSNetwork.ALEXNET else _VGG_TAPS
+    taps = range(TAPS) if network is LPIPSNetwork.ALEXNET else _VGG_TAPS
     return shapes | {f"head_{j}": (sizes[tap][3],) for j, tap in enumerate(taps)}
 
 
 def lpips(
-    weights: Weights, backbone: LPIPSNetwork, first: Float[Array, "b y x 3"], second: Float[Array, "b y x 3"]
+    weights: Weights, network: LPIPSNetwork, first: Float[Array, "b y x 3"], second: Float[Array, "b y x 3"]
 ) -> Float[Array, " b"]:
     """The distance of each pair of pictures in [-1, 1]; at least 32 pixels a side."""
     total = jnp.zeros(first.shape[0], first.dtype)
-    for j, feature in enumerate(_features(weights, backbone, jnp.concatenate([first, second]))):
+    for j, feature in enumerate(_features(weights, network, jnp.concatenate([first, second]))):
         length = jnp.sqrt(jnp.sum(jnp.square(feature), axis=-1, keepdims=True) + TINY**2)
         a, b = jnp.split(feature / (length + TINY), 2)
         total += jnp.mean(jnp.square(a - b) @ weights[f"head_{j}"], axis=(1, 2))
     return total
 
 
-def pooled_features(weights: Weights, backbone: LPIPSNetwork, pictures: Float[Array, "b y x 3"]) -> Float[Array, "b d"]:
+def pooled_features(weights: Weights, network: LPIPSNetwork, pictures: Float[Array, "b y x 3"]) -> Float[Array, "b d"]:
     """Mean over pixels of the last features of pictures in [-1, 1]; d is 256 for AlexNet, 512 for VGG16."""
-    return jnp.mean(_features(weights, backbone, pictures)[-1], axis=(1, 2))
+    return jnp.mean(_features(weights, network, pictures)[-1], axis=(1, 2))
 
 
-def _features(weights: Weights, backbone: LPIPSNetwork, pictures: Float[Array, "b y x 3"]) -> list[Array]:
+def _features(weights: Weights, network: LPIPSNetwork, pictures: Float[Array, "b y x 3"]) -> list[Array]:
     scaled = (pictures - jnp.asarray(SHIFT, pictures.dtype)) / jnp.asarray(SCALE, pictures.dtype)
-    return _alexnet(weights, scaled) if backbone is LPIPSNetwork.ALEXNET else _vgg16(weights, scaled)
+    return _alexnet(weights, scaled) if network is LPIPSNetwork.ALEXNET else _vgg16(weights, scaled)
 
 
 def _alexnet(weights: Weights, x: Array) -> list[Array]:
