@@ -1,4 +1,4 @@
-"""What a decomposition has to beat."""
+"""Decompositions without a model, which a model has to surpass."""
 
 from enum import StrEnum
 
@@ -6,21 +6,22 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-Picture = UInt8[np.ndarray, "y x 4"]
+RGBA = UInt8[np.ndarray, "y x 4"]
+"""A straight 8-bit picture."""
 
 
 class Baseline(StrEnum):
     """Ways to make layers without a model."""
 
     INPUT = "input"  # the picture as every layer
-    COLOURS = "colours"  # k-means on colours; the largest cluster is the ground
+    COLOURS = "colours"  # k-means of colours; the largest cluster is the bottom layer
 
 
-def baseline_layers(picture: Picture, count: int, kind: Baseline) -> list[Picture]:
+def baseline_layers(picture: RGBA, count: int, kind: Baseline) -> list[RGBA]:
     """`count` layers of a picture, bottom to top.
 
-    The protocol wants two layers or more. For COLOURS, a picture of fewer colours gets clear layers on top: they are
-    grouped with what they do not touch, so that they change no score.
+    With COLOURS a picture of fewer colours than layers gets transparent layers on top. They overlap nothing, so that
+    grouping merges them with other layers and no score changes.
     """
     if kind is Baseline.INPUT:
         return [picture] * count
@@ -28,8 +29,8 @@ def baseline_layers(picture: Picture, count: int, kind: Baseline) -> list[Pictur
     return layers + [np.zeros_like(picture)] * (count - len(layers))
 
 
-def _colour_layers(picture: Picture, count: int) -> list[Picture]:
-    """The ground fills the canvas with its mean colour where other layers lie on it; the others follow by area."""
+def _colour_layers(picture: RGBA, count: int) -> list[RGBA]:
+    """The largest cluster, its mean colour filled in below the others, and the other clusters by falling area."""
     rgb = Image.fromarray(np.ascontiguousarray(picture[..., :3]))
     clusters = np.asarray(rgb.quantize(count, Image.Quantize.MEDIANCUT, kmeans=10, dither=Image.Dither.NONE))
     by_area = np.argsort(-np.bincount(clusters.ravel()), kind="stable")

@@ -7,10 +7,10 @@ from qil_jax.errors import QilError
 
 
 def frechet_distance(first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"]) -> float:
-    """Squared distance of the normal distributions that fit two sets of features.
+    """Squared Frechet distance between the normal distributions fitted to two sets of features.
 
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), covariances over n - 1. The product's root is taken of this
-    symmetric form, by eigenvalues, so that it stays real where covariances are singular, as with few features.
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), covariances over n - 1. The matrix root is taken of this
+    symmetric form, by eigenvalues, so that it is real where covariances are singular, as with few features.
 
     Raises:
       QilError: if a set has fewer than two rows.
@@ -27,5 +27,5 @@ def frechet_distance(first: Float[np.ndarray, "n d"], second: Float[np.ndarray, 
 
 
 def mean_frechet_distance(first: Float[np.ndarray, "n g d"], second: Float[np.ndarray, "m g d"]) -> float:
-    """The mean of the distances of each of g groups, such as backgrounds."""
+    """The mean Frechet distance over g groups of features, such as one per background."""
     return float(np.mean([frechet_distance(first[:, g], second[:, g]) for g in range(first.shape[1])]))

@@ -1,4 +1,4 @@
-"""Faults of a stack of layers that need no truth: empty layers, copies, layers that hide all others, and overlap."""
+"""Faults of a stack of layers that show without a reference: empty, duplicate and full-canvas layers, and overlap."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,25 +8,25 @@ from jaxtyping import UInt8
 
 Layer = UInt8[np.ndarray, "_ _ 4"]
 EMPTY, FULL = 0.001, 0.95
-"""Coverage (the mean alpha over the canvas) below which a layer is empty, and above which it fills the canvas."""
+"""Coverage (mean alpha over the canvas) below which a layer counts as empty, and above which as full-canvas."""
 SAME = 0.05
-"""Mean difference of premultiplied RGBA in [0, 1] below which two layers are one picture: what a decoder adds to two
-equal pictures stays below it, and so do two copies of one thing that are a fraction of a pixel apart."""
+"""Mean difference of premultiplied RGBA in [0, 1] below which two layers are duplicates: more than a decoder's error,
+and than the difference of two copies that are a fraction of a pixel apart."""
 SOLID = 127
-"""A layer covers a pixel where its alpha is above this: more than half."""
+"""Alpha of 255 above which a layer covers a pixel: more than half."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """What is wrong with the layers above the bottom one.
+    """Faults among the layers above the bottom one.
 
     Attributes:
-      upper: how many there are.
-      empty: of them, how many cover less than 0.1 % of the canvas.
-      duplicates: how many are nearly the picture of a layer below, the bottom one included. Of n equal layers n - 1
-        count, as many as could go. Empty layers are no duplicates.
-      full_canvas: how many cover more than 95 % of the canvas.
-      overlap: of the pixels that any upper layer covers with more than half alpha, the share that two or more do.
+      upper: number of layers above the bottom one.
+      empty: number of them that cover less than 0.1 % of the canvas.
+      duplicates: number of them that nearly equal a layer below, the bottom one included: n - 1 of n equal layers.
+        Empty layers are no duplicates.
+      full_canvas: number of them that cover more than 95 % of the canvas.
+      overlap: share of the pixels covered by any upper layer that two or more cover, in [0, 1].
     """
 
     upper: int
@@ -38,7 +38,14 @@ class Health:
 
 @dataclass(frozen=True, kw_only=True)
 class HealthRates:
-    """Over a dataset: shares of all upper layers, and the mean overlap of the stacks."""
+    """Rates of faults over a dataset, each in [0, 1].
+
+    Attributes:
+      empty: share of upper layers that are empty.
+      duplicates: share of upper layers that are duplicates.
+      full_canvas: share of upper layers that cover the canvas.
+      overlap: mean overlap of the stacks.
+    """
 
     empty: float
     duplicates: float
@@ -47,7 +54,7 @@ class HealthRates:
 
 
 def health(layers: Sequence[Layer]) -> Health:
-    """The health of one stack of equally large layers, bottom to top. Time: compares all pairs."""
+    """Faults of one stack of layers of one size, bottom to top. Time is quadratic in the layers."""
     coverage = [float(layer[..., 3].mean(dtype=np.float64)) / 255 for layer in layers]
     shown = [i for i, share in enumerate(coverage) if share >= EMPTY]
     copies = [i for i in shown if any(difference(layers[i], layers[j]) < SAME for j in shown if j < i)]
@@ -74,7 +81,7 @@ def difference(first: Layer, second: Layer) -> float:
 
 
 def health_rates(stacks: Sequence[Health]) -> HealthRates:
-    """The rates of a dataset; 0 where no stack has a layer above its bottom."""
+    """Rates of faults over all stacks; 0 if none has a layer above its bottom one."""
     upper = max(1, sum(stack.upper for stack in stacks))
     return HealthRates(
         empty=sum(stack.empty for stack in stacks) / upper,

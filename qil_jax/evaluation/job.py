@@ -1,4 +1,4 @@
-"""What a folder of an evaluation was made from: noted when it is begun, and asked for when it is gone on with."""
+"""The identity of an evaluation: its settings are written to its folder and must be the same when it is resumed."""
 
 import json
 from collections.abc import Mapping
@@ -11,16 +11,17 @@ from qil_jax.errors import QilError
 from qil_jax.files import write_whole
 
 JOB = "job.json"
+"""File of an evaluation's folder that holds its settings."""
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Note in the folder what it is made from; a folder of the same is gone on with.
+    """Write the settings of an evaluation to its folder, or check that a folder to be resumed has the same ones.
 
     Args:
       settings: everything that decides the result; compared as JSON.
 
     Raises:
-      QilError: naming what differs, or if the folder holds something else.
+      QilError: naming the settings that differ, or if the folder holds something else.
     """
     if folder.exists() and not folder.is_dir():
         raise QilError(f"{folder} is a file: give --out a folder")

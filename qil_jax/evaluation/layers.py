@@ -1,8 +1,8 @@
-"""The LayerD protocol: how near a stack of layers is to the true one (paper.md 7, all of it).
+"""The LayerD protocol: a stack of layers against the true one (docs/specification.md, 10; arXiv 2509.25134).
 
-Both stacks are grouped by depth, aligned in order by dynamic time warping, and scored on the aligned pairs; then up to
-five times the two neighbours of either stack are merged whose merging helps most, and all is scored again. So a stack
-that splits an object in two is not worthless, and how many merges were allowed is always said.
+Both stacks are grouped by depth, aligned in order by dynamic time warping, and scored on the aligned pairs. Then, up to
+five times, the neighbours of either stack whose merging gains most are merged and all is scored again, so that a stack
+that splits an object in two still scores. Every score is given with the number of merges allowed.
 """
 
 import dataclasses
@@ -17,20 +17,20 @@ from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.grouping import front_to_back_groups
 
 LEVELS = 6
-"""Scores are given for 0 to 5 merges."""
+"""Number of scores of a sample: for 0 to 5 merges."""
 Layer = UInt8[np.ndarray, "_ _ 4"]
 Path = list[tuple[int, int]]
-"""Aligned pairs: indices of the one stack and of the other."""
+"""Aligned pairs, as indices into the predicted and the reference stack."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Means over the aligned pairs.
+    """Scores of a pair of layers, or their means over aligned pairs.
 
     Attributes:
-      l1: of the colours where the reference shows, in [0, 1]; less is better.
-      iou: soft intersection over union of the alphas, in [0, 1]; more is better.
-      cost: what the alignment minimises, (l1 + 1 - iou) / 2.
+      l1: mean absolute difference of colours where the reference shows, in [0, 1]; lower is better.
+      iou: soft intersection over union of the alphas, in [0, 1]; higher is better.
+      cost: the cost that the alignment minimises, (l1 + 1 - iou) / 2.
     """
 
     l1: float
@@ -41,7 +41,7 @@ class Scores:
 def rgb_l1(prediction: Layer, reference: Layer) -> float:
     """Mean absolute difference of straight colours over the pixels where the reference's alpha is not 0.
 
-    Summed in integers, a pixel's four bytes cleared as one number: nearly all of the protocol's time goes here.
+    Summed in integers, with the four bytes of a pixel masked as one number, because this takes most of the time.
     """
     shows = reference[..., 3] > 0
     difference = np.maximum(prediction, reference) - np.minimum(prediction, reference)
@@ -51,7 +51,7 @@ def rgb_l1(prediction: Layer, reference: Layer) -> float:
 
 
 def alpha_iou(prediction: Layer, reference: Layer) -> float:
-    """Sum of the smaller alphas over sum of the larger ones; 0 if both are clear."""
+    """Sum of the smaller alphas over the sum of the larger ones; 0 if both layers are transparent."""
     union = float(np.maximum(prediction[..., 3], reference[..., 3]).sum(dtype=np.float64))
     return float(np.minimum(prediction[..., 3], reference[..., 3]).sum(dtype=np.float64)) / union if union else 0.0
 
@@ -63,14 +63,14 @@ def pair_scores(prediction: Layer, reference: Layer) -> Scores:
 
 
 def grouped(layers: Sequence[Layer]) -> list[Layer]:
-    """Layers of one depth as one, bottom to top (paper.md 7.1)."""
+    """Layers of one depth blended to one, bottom to top."""
     boxed = [BoxedLayer(pixels=layer, left=0, top=0, name="") for layer in layers]
     groups = front_to_back_groups(boxed)
     return [_flat([layers[i] for i in group]) for group in groups]
 
 
 def align(costs: Float[np.ndarray, "p g"]) -> Path:
-    """The cheapest path from the first pair to the last that goes on in one stack or both at every step.
+    """The cheapest path from the first pair to the last that advances in one stack or both at every step.
 
     Of equally cheap steps back the diagonal one is taken, then the one in the first stack.
     """
@@ -119,12 +119,12 @@ def score_stacks(prediction: Sequence[Layer], reference: Sequence[Layer]) -> lis
 
 
 def at_level(scores: Sequence[Scores], level: int) -> Scores:
-    """The scores with so many merges allowed: the last ones, if fewer were made."""
+    """The scores with `level` merges allowed: the last ones, if fewer were made."""
     return scores[min(level, len(scores) - 1)]
 
 
 def mean_scores(samples: Sequence[Sequence[Scores]]) -> list[Scores]:
-    """Per level, the mean over samples (paper.md 7.5)."""
+    """The mean over samples at each level."""
     fields = [field.name for field in dataclasses.fields(Scores)]
     levels = [[at_level(sample, level) for sample in samples] for level in range(LEVELS)]
     return [Scores(**{name: float(np.mean([getattr(s, name) for s in level])) for name in fields}) for level in levels]
@@ -141,8 +141,9 @@ def _aligned(prediction: list[Layer], reference: list[Layer]) -> tuple[Path, Sco
 def _best_merge(edited: list[Layer], other: list[Layer], path: Path) -> tuple[float, int]:
     """The largest gain of merging two neighbours of `edited`, and the lower of them; no gain below three layers.
 
-    The gain is a guess from the pairs of today (paper.md 7.4), including its term of the merged layer with the upper
-    neighbour's pairs. The edited side stands in for the prediction, whichever it is.
+    The gain is estimated from the current pairs, as in LayerD's code: with the merged layer on the lower neighbour's
+    pairs, and on the upper one's the best of the merged layer and the next one. `edited` is scored as the prediction,
+    whichever stack it is.
     """
     if len(edited) < 3:
         return 0.0, 0

@@ -1,7 +1,7 @@
-"""How well an RGBA-VAE gives pictures back: AlphaVAE's protocol (paper.md 1.5).
+"""Reconstruction by an RGBA-VAE, scored by AlphaVAE's protocol (docs/specification.md, 10; arXiv 2507.09308, 3.1).
 
-Both pictures are blended over nine solid colours, cut to 8 bits, saved as JPEG as Pillow does by default, and compared
-as RGB; a picture's score is the mean over the colours, a dataset's the mean over its categories' means.
+Both pictures are blended over nine solid colours, truncated to 8 bits, saved as JPEG with Pillow's defaults, and
+compared as RGB. A picture's score is the mean over the colours, a dataset's the mean over its categories' means.
 """
 
 import io
@@ -20,7 +20,7 @@ BACKGROUNDS = {
     "blue": (0, 0, 255), "yellow": (255, 255, 0), "cyan": (0, 255, 255), "magenta": (255, 0, 255),
 }  # fmt: skip
 WINDOW, SIGMA = 11, 1.5
-"""Side and deviation of SSIM's Gaussian window."""
+"""Side and standard deviation of SSIM's Gaussian window in pixels."""
 RGB = UInt8[np.ndarray, "y x 3"]
 Metric = Callable[[RGB, RGB], float]
 """The score of a picture against the true one."""
@@ -32,19 +32,19 @@ def truncated_blend(picture: UInt8[np.ndarray, "y x 4"], background: Sequence[in
 
 
 def as_jpeg(picture: RGB) -> RGB:
-    """What is left of a picture after saving it as JPEG with Pillow's defaults."""
+    """A picture saved as JPEG with Pillow's defaults and read again."""
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, "JPEG")
     return np.asarray(Image.open(stream))
 
 
 def psnr(picture: RGB, true: RGB) -> float:
-    """In dB on RGB; 80 for equal pictures, because 1e-8 is added to the mean squared error."""
+    """PSNR of RGB in dB; 80 for equal pictures, because 1e-8 is added to the mean squared error."""
     return decibels(float(np.mean(np.square(picture.astype(np.float64) - true) / 255**2)) + 1e-8)
 
 
 def luma_ssim(picture: RGB, true: RGB) -> float:
-    """Structural similarity of the luma rounded to 8 bits, in an 11-pixel Gaussian window that stays inside.
+    """Mean structural similarity of the luma, rounded to 8 bits, over all Gaussian windows that lie inside.
 
     Raises:
       QilError: if a side is shorter than the window.
@@ -62,7 +62,7 @@ def luma_ssim(picture: RGB, true: RGB) -> float:
 
 
 def _windowed(values: Float[np.ndarray, "y x"]) -> Float[np.ndarray, "v u"]:
-    """Gaussian means of all windows that lie inside."""
+    """Gaussian-weighted means of all windows that lie inside."""
     places = np.arange(WINDOW) - WINDOW // 2
     weights = np.exp(-(places**2) / (2 * SIGMA**2))
     weights /= weights.sum()
@@ -77,7 +77,7 @@ METRICS: dict[str, Metric] = {"psnr": psnr, "ssim": luma_ssim}
 def blended_pairs(
     picture: UInt8[np.ndarray, "_ _ 4"], true: UInt8[np.ndarray, "_ _ 4"]
 ) -> list[tuple[UInt8[np.ndarray, "y x 3"], UInt8[np.ndarray, "y x 3"]]]:
-    """A picture and the true one over each of the nine backgrounds, as JPEG leaves them.
+    """A picture and the true one over each of the nine backgrounds, after JPEG.
 
     Raises:
       QilError: if sizes differ.
@@ -89,12 +89,12 @@ def blended_pairs(
 
 
 def score_pairs(pairs: Sequence[tuple[RGB, RGB]], metrics: Mapping[str, Metric] = METRICS) -> dict[str, float]:
-    """Every metric's mean over pairs of a picture and the true one."""
+    """The mean of each metric over pairs of a picture and the true one."""
     return {name: float(np.mean([metric(*pair) for pair in pairs])) for name, metric in metrics.items()}
 
 
 def by_category(rows: Sequence[tuple[str, Mapping[str, float]]]) -> dict[str, list[Mapping[str, float]]]:
-    """Rows of (category, scores) as the scores of each category."""
+    """Scores grouped by category, from rows of (category, scores)."""
     categories: dict[str, list[Mapping[str, float]]] = {}
     for category, scores in rows:
         categories.setdefault(category, []).append(scores)
@@ -107,5 +107,5 @@ def plain_mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def macro_average(rows: Sequence[tuple[str, Mapping[str, float]]]) -> dict[str, float]:
-    """Rows of (category, scores) to the mean over categories of each category's mean."""
+    """The mean over categories of each category's mean, from rows of (category, scores)."""
     return plain_mean([plain_mean(group) for group in by_category(rows).values()])

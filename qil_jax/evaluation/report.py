@@ -1,4 +1,4 @@
-"""A protocol's result as files: every sample in a table, the means beside the paper's, and pictures of some samples."""
+"""Reports of evaluations: a table of all samples, means beside published ones, and pictures of some samples."""
 
 import csv
 import dataclasses
@@ -12,11 +12,11 @@ import numpy as np
 from etils import epath
 
 from qil_jax.errors import QilError
-from qil_jax.evaluation.baselines import Baseline
+from qil_jax.evaluation.baselines import RGBA, Baseline
 from qil_jax.evaluation.health import Health, health_rates
 from qil_jax.evaluation.layers import LEVELS, Scores, at_level, mean_scores
 from qil_jax.evaluation.reconstruction import by_category, macro_average, plain_mean
-from qil_jax.evaluation.samples import LayerResult, Picture
+from qil_jax.evaluation.samples import LayerResult
 from qil_jax.files import write_whole
 from qil_jax.layers.sheets import arranged, grid
 
@@ -34,7 +34,7 @@ PAPER_LAYERS = {
         (0.0594, 0.0490, 0.0393, 0.0377, 0.0364, 0.0363), (0.8705, 0.8863, 0.9105, 0.9121, 0.9156, 0.9160)
     ),
 }  # fmt: skip
-"""RGB L1 and alpha soft IoU on Crello for 0 to 5 merges (paper.md 5.1). The last was fine-tuned on Crello."""
+"""RGB L1 and alpha soft IoU on Crello for 0 to 5 merges (arXiv 2512.15603, table 1). The last is tuned on Crello."""
 _UNKNOWN = (None,) * (LEVELS - 2)
 NEWER_LAYERS = {
     "Qwen-Image-Layered as released, 640 (third party, read off a picture)": (
@@ -44,7 +44,7 @@ NEWER_LAYERS = {
         (0.0574, *_UNKNOWN, 0.0314), (0.8923, *_UNKNOWN, 0.9424)
     ),
 }  # fmt: skip
-"""The same from elsewhere (paper.md 5.1, peers.md D1): only 0 and 5 merges are known."""
+"""The same from other sources, where only 0 and 5 merges are known."""
 PUBLISHED_LAYERS = {**PAPER_LAYERS, **NEWER_LAYERS}
 BASELINES = {Baseline.INPUT: "the picture as every layer", Baseline.COLOURS: "k-means of colours"}
 METRICS = {"l1": "RGB L1, lower is better", "iou": "Alpha soft IoU, higher is better"}
@@ -55,21 +55,21 @@ PAPER_RECONSTRUCTION = {
     "AlphaVAE, FLUX (paper)": {"psnr": 36.9439, "ssim": 0.9737, "lpips": 0.0283},
     "RGBA-VAE, Qwen-Image (paper)": {"psnr": 38.8252, "ssim": 0.9802, "lpips": 0.0123},
 }
-"""On AIM-500 (paper.md 1.5)."""
+"""Reconstruction on AIM-500 (arXiv 2512.15603, table 3)."""
 
 
 def write_layer_report(
     folder: Path,
     title: str,
     results: Sequence[LayerResult],
-    show: Callable[[str], Sequence[Sequence[Picture]]],
-    facts: Mapping[str, Any],
+    show: Callable[[str], Sequence[Sequence[RGBA]]],
+    settings: Mapping[str, Any],
 ) -> str:
     """Write samples.csv, summary.json, summary.md, and best.png, median.png, worst.png, together as report.png.
 
     Args:
-      show: the rows of pictures of a sample by name; called for three of them.
-      facts: how it was measured, for the summary.
+      show: from a sample's name to rows of pictures of it; called for three samples.
+      settings: how the samples were made and measured, for the summary.
 
     Returns:
       the text of summary.md.
@@ -84,9 +84,9 @@ def write_layer_report(
     for count in sorted({r.layers for r in results}):
         groups[f"{count} layers"] = [r for r in results if r.layers == count]
     summary = {name: _layer_summary(group) for name, group in groups.items()}
-    text = _layer_text(title, summary, facts)
+    text = _layer_text(title, summary, settings)
     published = {name: dict(zip(METRICS, rows, strict=True)) for name, rows in PUBLISHED_LAYERS.items()}
-    _write_summary(folder, text, {"title": title, **facts, "groups": summary, "published on Crello": published})
+    _write_summary(folder, text, {"title": title, **settings, "groups": summary, "published on Crello": published})
     by_cost = sorted(results, key=lambda r: at_level(r.scores, 0).cost)
     chosen = [by_cost[0], by_cost[len(by_cost) // 2], by_cost[-1]]
     sheets = [grid(show(result.name)) for result in chosen]
@@ -97,19 +97,19 @@ def write_layer_report(
 
 
 def _layer_row(result: LayerResult) -> dict[str, Any]:
-    """One row of samples.csv."""
+    """The row of samples.csv of one sample."""
     row: dict[str, Any] = {"name": result.name, "layers": result.layers}
     for metric in METRICS:
         row |= {f"{metric}_{k}": round(getattr(at_level(result.scores, k), metric), 5) for k in range(LEVELS)}
     row["recomposition_db"] = round(result.recomposition, 3)
     for kind, scores in result.baselines.items():
         row |= {f"{kind}_{metric}_0": round(getattr(scores[0], metric), 5) for metric in METRICS}
-    told = dataclasses.asdict(result.health)
-    return row | {name: round(told[name], 5) for name in ("empty", "duplicates", "full_canvas", "overlap")}
+    faults = dataclasses.asdict(result.health)
+    return row | {name: round(faults[name], 5) for name in ("empty", "duplicates", "full_canvas", "overlap")}
 
 
 def _layer_summary(group: Sequence[LayerResult]) -> dict[str, Any]:
-    """The means of a group of samples."""
+    """Means over a group of samples, for summary.json."""
     return {
         "samples": len(group),
         **_levels([r.scores for r in group]),
@@ -129,11 +129,10 @@ def _rates(stacks: Sequence[Health]) -> dict[str, float]:
     return {name: round(rate, 4) for name, rate in dataclasses.asdict(health_rates(stacks)).items()}
 
 
-def _layer_text(title: str, summary: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    told = [f"{name}: {value}" for name, value in facts.items()]
+def _layer_text(title: str, summary: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     head = "| | samples | " + " | ".join(f"{k} merges" for k in range(LEVELS)) + " | recomposition dB |"
     rule = "|---" * (LEVELS + 3) + "|"
-    lines = [f"# {title}", "", *(f"- {line}" for line in told), ""]
+    lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in settings.items()), ""]
     every = summary["all"]
     for place, (metric, heading) in enumerate(METRICS.items()):
         lines += [f"## {heading}", "", head, rule]
@@ -149,19 +148,19 @@ def _layer_text(title: str, summary: Mapping[str, Any], facts: Mapping[str, Any]
         "",
     ]
     rates = every["health"]
-    lines += ["## Health of the layers above the bottom one", "", "| | " + " | ".join(_said(n) for n in rates) + " |"]
+    lines += ["## Health of the layers above the bottom one", "", "| | " + " | ".join(_spaced(n) for n in rates) + " |"]
     lines += ["|---" * (len(rates) + 1) + "|", _line("made", *rates.values())]
     lines += [_line("truth", *every["health of the truth"].values()), ""]
     return "\n".join(lines)
 
 
 def _line(*cells: Any) -> str:
-    """A row of a table: floats with four places, nothing for None."""
+    """A row of a Markdown table; floats have four places, None is an empty cell."""
     shown = ["" if x is None else f"{x:.4f}" if isinstance(x, float) else str(x) for x in cells]
     return f"| {' | '.join(shown)} |"
 
 
-def _said(name: str) -> str:
+def _spaced(name: str) -> str:
     return name.replace("_", " ")
 
 
@@ -169,13 +168,15 @@ def write_reconstruction_report(
     folder: Path,
     title: str,
     rows: Sequence[tuple[str, str, Mapping[str, float]]],
-    facts: Mapping[str, Any],
+    settings: Mapping[str, Any],
     frechet: Mapping[str, float] | None = None,
 ) -> str:
     """Write samples.csv of (name, category, scores), summary.json and summary.md, whose text is returned.
 
     Args:
-      frechet: a Frechet distance of each category, where one was measured.
+      rows: name, category and scores of each picture.
+      settings: how they were made and measured, for the summary.
+      frechet: Frechet distance of each category, if measured.
 
     Raises:
       QilError: if there is no row.
@@ -195,13 +196,13 @@ def write_reconstruction_report(
         if frechet.keys() == categories.keys():
             means["macro average"]["frechet"] = float(np.mean(list(frechet.values())))
     metrics = list(dict.fromkeys(metric for mean in means.values() for metric in mean))
-    lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
+    lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in settings.items()), ""]
     lines += ["| | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
     published = {f"{name}, on AIM-500": values for name, values in PAPER_RECONSTRUCTION.items()}
     for name, values in {**means, **published}.items():
         lines.append(_line(name, *(values.get(metric) for metric in metrics)))
     text = "\n".join(lines) + "\n"
-    _write_summary(folder, text, {"title": title, **facts, **means})
+    _write_summary(folder, text, {"title": title, **settings, **means})
     return text
 
 

@@ -1,13 +1,12 @@
-"""A record as the LayerD protocol sees it, and what is found out about one decomposition of it."""
+"""A record as the sample of the LayerD protocol, and the scores of one decomposition of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
-from qil_jax.evaluation.baselines import Baseline, baseline_layers
+from qil_jax.evaluation.baselines import RGBA, Baseline, baseline_layers
 from qil_jax.evaluation.health import Health, health
 from qil_jax.evaluation.layers import Scores, score_stacks
 from qil_jax.layers.boxed_layer import BoxedLayer
@@ -15,27 +14,32 @@ from qil_jax.layers.compositing import composite_8bit, psnr
 from qil_jax.layers.resize import FILTER
 from qil_jax.records.record import Record
 
-Picture = UInt8[np.ndarray, "y x 4"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrueSample:
-    """What a decomposition should give: the picture, and its layers bottom to top, all of one size, straight RGBA."""
+    """The reference of a decomposition, all pictures of one size.
 
-    picture: Picture
-    layers: Sequence[Picture]
+    Attributes:
+      picture: the composite.
+      layers: its layers, bottom to top.
+    """
+
+    picture: RGBA
+    layers: Sequence[RGBA]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerResult:
-    """One scored decomposition.
+    """The scores of one decomposition.
 
     Attributes:
-      layers: how many the truth has.
-      scores: after 0, 1, ... merges.
-      recomposition: dB of the blended layers against the picture, over black or white, whichever is lower.
-      baselines: the scores of layers made without a model, as many as the truth has.
-      health, true_health: of what was made, and of the truth.
+      name: name of the sample.
+      layers: number of true layers.
+      scores: scores after 0, 1, ... merges.
+      recomposition: PSNR in dB of the blended layers against the picture, over black or white, whichever is lower.
+      baselines: scores of as many layers made without a model.
+      health: faults of the decomposition.
+      true_health: faults of the true layers.
     """
 
     name: str
@@ -48,10 +52,10 @@ class LayerResult:
 
 
 def true_sample(record: Record, size: tuple[int, int]) -> TrueSample:
-    """A record at (width, height), stretched as inference stretches pictures, uncropped; at its own size unchanged.
+    """A record stretched to (width, height) as inference stretches pictures, without cropping.
 
-    The picture is resized by inference's LANCZOS; layers by the filter of training, which leaves no haze around shapes.
-    Layers of which nothing is left are dropped. Memory: layers times canvas.
+    The picture is resized by LANCZOS as in inference, layers by the filter of training, which leaves no faint alpha
+    around shapes. Layers of which nothing is left are dropped. Memory: layers times canvas.
     """
     picture = Image.fromarray(composite_8bit(record.layers, record.size))
     layers = (np.asarray(Image.fromarray(x).resize(size, FILTER)) for x in record.to_layered_image().layers)
@@ -61,14 +65,14 @@ def true_sample(record: Record, size: tuple[int, int]) -> TrueSample:
     )
 
 
-def flattened(layers: Sequence[Picture]) -> Picture:
-    """Layers blended, bottom to top."""
+def flattened(layers: Sequence[RGBA]) -> RGBA:
+    """The blend of layers given bottom to top."""
     boxed = [BoxedLayer(pixels=layer, left=0, top=0, name="") for layer in layers]
     return composite_8bit(boxed, layers[0].shape[1::-1])
 
 
-def scored(name: str, true: TrueSample, made: Sequence[Picture]) -> LayerResult:
-    """Score a decomposition and what it has to beat.
+def scored(name: str, true: TrueSample, made: Sequence[RGBA]) -> LayerResult:
+    """The scores of a decomposition and of the baselines.
 
     Raises:
       ValueError: if either has fewer than two layers, or sizes differ.
@@ -85,6 +89,6 @@ def scored(name: str, true: TrueSample, made: Sequence[Picture]) -> LayerResult:
     )
 
 
-def sample_rows(true: TrueSample, made: Sequence[Picture]) -> list[list[Picture]]:
-    """Two rows to look at: the picture and its layers, and below them what was made, blended and by layer."""
+def sample_rows(true: TrueSample, made: Sequence[RGBA]) -> list[list[RGBA]]:
+    """Two rows of pictures: the picture and its true layers; the blend of the decomposition and its layers."""
     return [[true.picture, *true.layers], [flattened(made), *made]]

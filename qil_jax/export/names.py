@@ -1,4 +1,4 @@
-"""File names that are safe on every system, whatever a layer is called."""
+"""Layer names to file names that are valid on every system."""
 
 import re
 import unicodedata

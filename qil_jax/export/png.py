@@ -9,7 +9,7 @@ from qil_jax.layers.layered_image import LayeredImage
 
 
 def write_pngs(layered: LayeredImage, folder: Path) -> list[Path]:
-    """Straight-alpha RGBA PNGs on the whole canvas, bottom first: `01_name.png`, `02_name.png`, ...
+    """Write straight RGBA PNGs of the whole canvas, bottom first: `01_name.png`, `02_name.png`, ...
 
     Raises:
       FileExistsError: if one of them exists.

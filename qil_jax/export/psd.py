@@ -18,9 +18,9 @@ LONGEST_NAME = 255
 
 
 def write_psd(layered: LayeredImage, file: Path) -> None:
-    """Layers in tight boxes with their names, and our own composite as merged preview.
+    """Write layers in tight boxes with their names, and their composite as the merged preview.
 
-    An empty layer stays a layer: one transparent pixel. Colour under alpha 0 is kept inside a layer's box.
+    An empty layer is one transparent pixel. Colour under alpha 0 is kept inside a layer's box.
 
     Raises:
       QilError: if the canvas is larger than the format allows.
@@ -36,7 +36,7 @@ def write_psd(layered: LayeredImage, file: Path) -> None:
         # Non-Latin names fail at creation; assigned afterwards they are written as Unicode.
         layer = document.create_pixel_layer(picture, name="layer", top=top, left=left)
         layer.name = name[:LONGEST_NAME]
-    record = document._record  # saving through the document would replace the preview by the library's own composite
+    record = document._record  # saving by the document would replace the preview by the library's own composite
     composite = layered.composite_8bit()
     # The format's convention for a merged picture with transparency: colour over white, alpha beside it.
     preview = np.concatenate([over_white(composite)[..., :3], composite[..., 3:]], axis=-1)
@@ -49,6 +49,6 @@ def write_psd(layered: LayeredImage, file: Path) -> None:
 
 
 def alpha_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right of what is not wholly transparent; one pixel where everything is."""
+    """Top, left, bottom, right of the visible pixels; one pixel if there are none."""
     left, top, right, bottom = visible_box(pixels[..., 3] > 0) or (0, 0, 1, 1)
     return top, left, bottom, right

@@ -1,4 +1,4 @@
-"""One finished decomposition as a folder: layer PNGs, a PSD, a contact sheet, and a JSON of how it was made."""
+"""The folder of one decomposition: layer PNGs, a PSD, a contact sheet, and a JSON of settings and checksums."""
 
 import hashlib
 import json
@@ -19,26 +19,26 @@ from qil_jax.layers.compositing import blended, decibels
 from qil_jax.layers.layered_image import LayeredImage
 
 RECORD = "result.json"
-"""The file that makes a folder a result: how it was made, and the sha256 of every other file of it."""
-OF_DESKTOPS = (".DS_Store", "Thumbs.db", "desktop.ini")
-"""Files that file managers leave in folders and that nobody misses."""
+"""The file that identifies a folder as a result: its settings, and the SHA-256 of every other file."""
+DESKTOP_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")
+"""Files that file managers leave in folders; they are lost with a result that is replaced."""
 
 
 class ResultError(QilError):
-    """Something stands where a result should go. The message names the folder, the reason and the fix."""
+    """A result's folder cannot be used; the message names the folder, the reason and the fix."""
 
 
 def write_result(
     folder: Path, layered: LayeredImage, original: np.ndarray, record: Mapping[str, Any], *, overwrite: bool = False
 ) -> float:
-    """Write everything about one decomposition; the folder appears complete or not at all.
+    """Write the folder of one decomposition, which appears complete or not at all.
 
     Args:
-      folder: where to; its parent is made if needed.
+      folder: the new folder; its parent is created if needed.
       layered: the layers.
-      original: 8-bit RGBA input on the same canvas.
+      original: the 8-bit RGBA input, of the layers' size.
       record: settings and timings for the JSON; names, checksums and recomposition PSNR are added.
-      overwrite: replace a result that is there.
+      overwrite: whether an existing result is replaced.
 
     Returns:
       PSNR of the recomposition in dB (infinite if exact).
@@ -56,19 +56,19 @@ def write_result(
         write_sheet(layered, original, draft / "sheet.png")
         layers = [{"name": n, "file": f.name} for n, f in zip(layered.names, files, strict=True)]
         exact = math.isinf(psnr)
-        facts = {
+        fields = {
             "size": list(layered.size),
             "layers": layers,
             "recomposition_psnr_db": None if exact else round(psnr, 4),
             "recomposition_exact": exact,
             "files": {file.name: _sha256(file) for file in sorted(draft.iterdir())},
         }
-        (draft / RECORD).write_text(json.dumps({**record, **facts}, indent=2) + "\n", encoding="utf-8")
+        (draft / RECORD).write_text(json.dumps({**record, **fields}, indent=2) + "\n", encoding="utf-8")
     return psnr
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The JSON of a result; None where there is none that can be read."""
+    """The JSON of a result; None if there is none that can be read."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -77,7 +77,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The record of a result, every file of which is as it was written; None where there is nothing.
+    """The JSON of a result whose files are all as they were written; None if there is no such folder.
 
     Raises:
       ResultError: if something else is there, or a file of the result is missing or altered.
@@ -93,15 +93,15 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def require_replaceable(folder: Path) -> None:
-    """Make sure that replacing a folder loses nothing but a result.
+    """Check that a folder holds nothing but a result, so that replacing it loses nothing else.
 
     Raises:
-      ResultError: if there is anything else at its place or in it.
+      ResultError: if there is anything else in it or in its place.
     """
     record = _result_at(folder)
     if record is None:
         return
-    own = {RECORD, *record["files"], *OF_DESKTOPS}
+    own = {RECORD, *record["files"], *DESKTOP_FILES}
     others = sorted(path.name for path in folder.iterdir() if path.name not in own or path.is_dir())
     if others:
         raise ResultError(f"{folder}: also holds {', '.join(others[:5])}, which would be lost; move it elsewhere")

@@ -1,4 +1,4 @@
-"""A contact sheet: the input, every layer on a checkerboard, and what the layers give when put together again."""
+"""A contact sheet: the input, every layer on a checkerboard, and the layers' composite."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.sheets import arranged
 
 CELL = 320
-"""Longest side of a picture on the sheet, in pixels. Of much smaller ones each pixel becomes a square."""
+"""Longest side of a picture on the sheet, in pixels. Smaller pictures are enlarged by a whole factor."""
 CAPTION = 26
 """Height of the caption below a picture, in pixels."""
 GAP = 12
@@ -21,12 +21,12 @@ BACKGROUND, INK = (250, 250, 250), (40, 40, 40)
 
 
 def write_sheet(layered: LayeredImage, original: np.ndarray, file: Path) -> None:
-    """Write the sheet as PNG: input, layers bottom to top, recomposition, each with its name below.
+    """Write the sheet as PNG: input, layers bottom to top, recomposition, each with its caption below.
 
     Args:
       layered: the layers.
-      original: 8-bit RGBA input on the same canvas.
-      file: where to; must not exist.
+      original: the 8-bit RGBA input, of the layers' size.
+      file: the new file.
 
     Raises:
       FileExistsError: if the file exists.
@@ -43,7 +43,7 @@ def write_sheet(layered: LayeredImage, original: np.ndarray, file: Path) -> None
 
 
 def checkerboard(width: int, height: int) -> Image.Image:
-    """The usual picture of nothing: light and darker gray squares."""
+    """Light and dark gray squares, the background of transparent pictures."""
     y, x = np.mgrid[:height, :width] // SQUARE
     return Image.fromarray(np.where((x + y) % 2, 204, 255).astype(np.uint8), "L").convert("RGBA")
 
@@ -63,7 +63,7 @@ def _cell(pixels: np.ndarray, caption: str) -> Image.Image:
 
 
 def _columns(count: int, width: int, height: int) -> int:
-    """As many columns as make the sheet nearest to 3:2."""
+    """The number of columns that makes the sheet's aspect ratio nearest to 3:2."""
     shapes = {n: (n * width) / (-(-count // n) * height) for n in range(1, count + 1)}
     return min(shapes, key=lambda n: abs(np.log(shapes[n] / 1.5)))
 

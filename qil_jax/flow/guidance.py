@@ -1,4 +1,4 @@
-"""True classifier-free guidance with the released norm rescale (checkpoint.md 7.2)."""
+"""Classifier-free guidance with the released norm rescale (docs/specification.md, 6)."""
 
 import jax.numpy as jnp
 from jax import Array

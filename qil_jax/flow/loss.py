@@ -1,7 +1,7 @@
-"""The training loss of rectified flow: noise levels, noised tokens, and the error of the velocity (paper.md 3.1).
+"""The loss of rectified flow: noise levels, noised tokens, error of the velocity (docs/specification.md, 8).
 
 sigma is 1 at noise and 0 at data, as in diffusers: x = (1 - sigma) x0 + sigma noise, and the velocity is noise - x0.
-The paper counts time the other way round.
+arXiv 2512.15603, 3.2, counts time the other way round.
 """
 
 import dataclasses
@@ -16,15 +16,16 @@ from qil_jax.errors import QilError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowLoss:
-    """What the paper leaves open of its loss (paper.md 8).
+    """Settings of the flow loss that arXiv 2512.15603 leaves open.
 
     Attributes:
-      logit_mean, logit_std: of the normal variable whose sigmoid is the noise level.
-      shift: bends noise levels as the sampler does, s u / (1 + (s - 1) u); None: by the tokens of one picture,
-        sqrt(tokens / 256).
-      composite_weight, layer_weight: weight of the composite's tokens, and of a layer's.
-      caption_dropout: share of samples whose prompt is replaced by `no_prompt`, for guidance.
-      no_prompt: what the sampler gives as negative prompt.
+      logit_mean: mean of the normal variable whose sigmoid is the unshifted noise level.
+      logit_std: standard deviation of that variable; not negative.
+      shift: s in the shifted noise level s u / (1 + (s - 1) u), positive; None: sqrt(tokens / 256) of one picture.
+      composite_weight: weight of the composite's tokens; not negative.
+      layer_weight: weight of a layer's tokens; not negative.
+      caption_dropout: share of samples whose prompt is replaced by `no_prompt`, in [0, 1].
+      no_prompt: the prompt of dropped captions, and the sampler's negative prompt.
     """
 
     logit_mean: float = 0.0
@@ -49,7 +50,7 @@ class FlowLoss:
 def draw_sigma(
     normal: Float[Array, " b"], config: FlowLoss, *, shift: Float[Array, "..."] | float
 ) -> Float[Array, " b"]:
-    """Noise levels from standard normal draws: logit-normal, then shifted (by one number, or one per row)."""
+    """Logit-normal noise levels from standard normal draws, shifted by one number or by one per row."""
     u = jax.nn.sigmoid(config.logit_mean + config.logit_std * normal)
     return shift * u / (1 + (shift - 1) * u)
 
@@ -57,7 +58,7 @@ def draw_sigma(
 def noised(
     clean: Float[Array, "b t c"], noise: Float[Array, "b t c"], sigma: Float[Array, " b"], is_target: Bool[Array, "b t"]
 ) -> Float[Array, "b t c"]:
-    """Clean tokens and noise mixed where `is_target`; conditions and padding stay as they are."""
+    """(1 - sigma) clean + sigma noise where `is_target`; conditions and padding stay as they are."""
     level = sigma[:, None, None]
     return jnp.where(is_target[..., None], (1 - level) * clean + level * noise, clean)
 

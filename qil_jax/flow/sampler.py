@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 Velocity = Callable[[Float[Array, "b t c"], Any], Float[Array, "b t c"]]
-"""Tokens and the inputs of one step to the velocity of each token."""
+"""The velocity of each token, from all tokens and the inputs of one step."""
 
 
 def euler(
@@ -20,11 +20,11 @@ def euler(
     step_inputs: Any,
     after_step: Callable[[Array, Array], None] | None = None,
 ) -> Float[Array, "b t c"]:
-    """x <- x + (sigma_next - sigma) v, over all steps; tokens that do not move (condition, padding) keep their value.
+    """x <- x + (sigma_next - sigma) v over all steps; conditions and padding keep their values.
 
     Args:
-      velocity: the field; sees the whole sequence.
-      tokens: noise where `is_target`, clean elsewhere. Kept in its own precision (fp32) throughout.
+      velocity: the velocity field of the whole sequence.
+      tokens: noise where `is_target`, clean elsewhere; their dtype is that of the integration.
       sigmas: decreasing noise levels per sample, ending in 0.
       is_target: which tokens are integrated.
       step_inputs: pytree whose leaves lead with the steps, handed to `velocity` one step at a time.

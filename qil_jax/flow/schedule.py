@@ -1,4 +1,4 @@
-"""Noise levels of rectified flow: the sigma grid, its shifts, and how the release chooses them (checkpoint.md 7.1)."""
+"""Noise levels of the sampler (docs/specification.md, 6; diffusers `scheduling_flow_match_euler_discrete.py`)."""
 
 import dataclasses
 import math
@@ -13,11 +13,11 @@ from qil_jax.errors import QilError
 from qil_jax.models.config import read_fields, require_none, shown
 
 CLASS = "FlowMatchEulerDiscreteScheduler"
-"""The scheduler of diffusers that this is."""
+"""The diffusers scheduler that is implemented here."""
 
 
 class TimeShift(StrEnum):
-    """How mu bends a uniform grid u towards noise: mu u / (1 + (mu - 1) u), with e^mu for mu in EXPONENTIAL."""
+    """How mu shifts a uniform grid u towards noise: mu u / (1 + (mu - 1) u), with e^mu for mu in EXPONENTIAL."""
 
     LINEAR = "linear"
     EXPONENTIAL = "exponential"
@@ -25,10 +25,17 @@ class TimeShift(StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The parts of scheduler/scheduler_config.json that act."""
+    """Keys of scheduler/scheduler_config.json that have an effect.
+
+    Attributes:
+      time_shift_type: how mu shifts the grid.
+      use_dynamic_shifting: whether mu follows from the picture's size; else `shift` is used.
+      shift: constant mu where `use_dynamic_shifting` is off; positive.
+      shift_terminal: the last noise level before 0, to which the grid is stretched, in (0, 1); None: not stretched.
+    """
 
     time_shift_type: TimeShift = TimeShift.LINEAR
-    use_dynamic_shifting: bool = True  # the file's own switch: mu from the picture's size, or the constant `shift`
+    use_dynamic_shifting: bool = True
     shift: float = 1.0
     shift_terminal: float | None = None
 
@@ -47,7 +54,7 @@ class Schedule:
             if values.get(key, supported) != supported:
                 problems.append(f"{key} = {shown(values[key])} is not supported (only {supported!r})")
         acting = {"time_shift_type": TimeShift.EXPONENTIAL, "use_dynamic_shifting": False, **values}
-        if acting.get("shift_terminal") is False:  # so the release says that there is none
+        if acting.get("shift_terminal") is False:  # in the release false means that there is none
             acting["shift_terminal"] = None
         found = read_fields(cls, acting, problems)
         if found.get("shift", 1.0) <= 0:
@@ -62,7 +69,7 @@ class Schedule:
 
         Args:
           steps: number of Euler steps.
-          tokens: tokens of the condition picture, which set mu = sqrt(tokens / 256).
+          tokens: tokens of one picture, which set mu = sqrt(tokens / 256).
 
         Raises:
           QilError: if steps < 1.

@@ -1,4 +1,4 @@
-"""The calls whose spelling depends on the version of jax."""
+"""Calls that depend on the version of jax."""
 
 from collections.abc import Sequence
 

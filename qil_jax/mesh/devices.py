@@ -13,7 +13,15 @@ from qil_jax.mesh.rules import MeshAxis, MeshError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshShape:
-    """How many devices lie along each mesh axis."""
+    """The number of devices along each mesh axis.
+
+    Attributes:
+      cfg: conditional and unconditional pass of guidance; 1 or 2.
+      data: shards of the samples.
+      fsdp: shards of the samples and of the parameters' residual width.
+      context: shards of a sequence's tokens.
+      tensor: shards of heads and feed-forward width.
+    """
 
     cfg: int = 1
     data: int = 1
@@ -46,7 +54,7 @@ class MeshShape:
 
     @property
     def devices(self) -> int:
-        """Product of all sizes."""
+        """The number of devices of the mesh."""
         return math.prod(dataclasses.astuple(self))
 
 
@@ -55,7 +63,7 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
 
     Args:
       shape: devices along each axis.
-      devices: what to use; None: all there are.
+      devices: the devices to use; None: all there are.
 
     Raises:
       MeshError: if the sizes do not multiply to the number of devices.

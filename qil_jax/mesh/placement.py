@@ -56,7 +56,7 @@ def place(model: nnx.Module, mesh: Mesh, rules: Rules) -> None:
 
 
 def constrain(mesh: Mesh, rules: Rules) -> Constrain:
-    """The function that models call to pin an activation to its logical axes. Sizes must divide."""
+    """The function by which models constrain activations to the sharding of their logical axes. Sizes must divide."""
     if mesh.size == 1:
         return lambda x, axes: x
 

@@ -1,4 +1,4 @@
-"""Which mesh axes split which logical axes (design.md 3.5)."""
+"""The mesh axes that split each logical axis."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -11,14 +11,14 @@ from qil_jax.models.axes import Axes, Axis
 
 
 class MeshError(ProblemsError):
-    """Devices, mesh axes, rules and shapes do not fit together. The message lists every problem."""
+    """Devices, mesh axes, rules and shapes do not fit together; lists every problem."""
 
     def __init__(self, problems: Iterable[str]):
         super().__init__("the mesh does not fit", problems)
 
 
 class MeshAxis(StrEnum):
-    """The axes of every mesh of ours, outermost first; unused ones have size 1."""
+    """The axes of a mesh, outermost first; unused ones have size 1."""
 
     CFG = "cfg"  # conditional and unconditional pass of guidance
     DATA = "data"  # samples
@@ -29,7 +29,11 @@ class MeshAxis(StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Logical axis to the mesh axes that split it. Absent ones are whole on every device."""
+    """The mesh axes that split each logical axis.
+
+    Attributes:
+      table: logical axis to its mesh axes; an absent axis is whole on every device.
+    """
 
     table: Mapping[Axis, tuple[MeshAxis, ...]]
 
@@ -55,14 +59,14 @@ class Rules:
         return PartitionSpec(*(None if not p else p[0] if len(p) == 1 else p for p in parts))
 
     def ways(self, axis: Axis, mesh: Mesh) -> int:
-        """Into how many parts the mesh splits a logical axis."""
+        """The number of shards into which the mesh splits a logical axis."""
         ways = 1
         for mesh_axis in self.table.get(axis, ()):
             ways *= mesh.shape[mesh_axis]
         return ways
 
     def problems(self, mesh: Mesh) -> list[str]:
-        """Logical axes mapped to what is no axis of the mesh, or twice to the same one."""
+        """Problems of logical axes that are mapped to no axis of the mesh, or twice to the same one."""
         found = []
         for axis, mesh_axes in self.table.items():
             if axis not in tuple(Axis):
@@ -95,4 +99,4 @@ INFERENCE_RULES = Rules({**_PARAMETERS, Axis.BATCH: (MeshAxis.CFG, MeshAxis.DATA
 """Both guidance passes and all samples over cfg, data and fsdp; parameters over fsdp and tensor; the VAE whole."""
 
 TRAINING_RULES = Rules({**_PARAMETERS, Axis.BATCH: (MeshAxis.DATA, MeshAxis.FSDP)})
-"""As for inference, without a guidance axis."""
+"""Those of inference, without an axis for guidance."""

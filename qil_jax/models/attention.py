@@ -1,4 +1,4 @@
-"""The one door to attention (design.md 3.6)."""
+"""Attention of all three networks, by one of several programs that give the same numbers up to rounding."""
 
 from enum import StrEnum
 
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 
 class AttentionKind(StrEnum):
-    """Which program computes attention. All give the same numbers up to rounding."""
+    """The program that computes attention."""
 
     XLA = "xla"  # one matrix of scores, b * n * t * s values
     XLA_CHUNKED = "xla_chunked"  # scores of a few queries of all heads at a time: memory stays bounded
@@ -17,14 +17,14 @@ class AttentionKind(StrEnum):
 
 
 class Mask(StrEnum):
-    """Which keys of its own segment a query sees."""
+    """The keys of its own segment that a query attends to."""
 
     FULL = "full"
     CAUSAL = "causal"  # keys at or before the query's index; needs as many queries as keys
 
 
 SCORES_PER_CHUNK = 1 << 23
-"""Upper bound of scores held at once by XLA_CHUNKED (32 MiB in fp32)."""
+"""Upper bound of the scores that XLA_CHUNKED holds at once (32 MiB in fp32)."""
 QUERIES_PER_CHUNK = 512
 """Queries whose scores XLA_BY_HEAD holds at once: few enough for the cache, enough for a fast product."""
 Ids = tuple[Array, Array]
@@ -44,13 +44,16 @@ def attention(
 
     Args:
       q, k, v: queries, keys and values; softmax in fp32.
-      segments: ids of the queries' and keys' segments. Tokens attend within equal ids only; padding is segment 0 and
-        sees padding, so nothing is ever divided by zero. None: all tokens see all.
+      segments: segment ids of queries and keys. Tokens attend within equal ids; padding is segment 0 and attends to
+        padding, so that no sum of weights is zero. None: every token attends to every token.
       mask: whether later keys are hidden.
-      kind: the program. Those in chunks take Mask.FULL only.
+      kind: the program. Programs in chunks take Mask.FULL only.
 
     Returns:
-      The mixed values, in q's dtype.
+      weighted sums of the values, in q's dtype.
+
+    Raises:
+      ValueError: if a program in chunks is asked for a causal mask.
     """
     if mask is Mask.CAUSAL and kind is not AttentionKind.XLA:
         raise ValueError(f"{kind} attention has no causal mask: use AttentionKind.XLA")
@@ -88,7 +91,7 @@ def _mix_chunks(q: Array, k: Array, v: Array, ids: Ids | None, *, rows: int) -> 
 
 
 def _split(x: Array, chunks: int, rows: int, *, axis: int) -> Array:
-    """`axis` padded and cut into chunks, which come first."""
+    """`axis` padded and split into chunks, which become the leading axis."""
     widths = [(0, chunks * rows - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
     return jnp.moveaxis(jnp.pad(x, widths).reshape(*x.shape[:axis], chunks, rows, *x.shape[axis + 1 :]), axis, 0)
 

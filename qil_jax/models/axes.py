@@ -1,4 +1,4 @@
-"""Names for the dimensions of parameters and activations, the only thing the models know of sharding."""
+"""Names of the dimensions of parameters and activations: all that the models know of sharding."""
 
 from collections.abc import Callable
 from enum import StrEnum
@@ -7,7 +7,7 @@ from jax import Array
 
 
 class Axis(StrEnum):
-    """One logical dimension. `qil_jax.mesh.Rules` says which mesh axes, if any, each is split over."""
+    """A logical dimension. `qil_jax.mesh.Rules` maps each to the mesh axes that it is split over, if any."""
 
     SAMPLE = "sample"  # pictures of a batch
     BATCH = "batch"  # rows of the transformer: samples, twice as many under guidance
@@ -24,10 +24,10 @@ class Axis(StrEnum):
 
 Axes = tuple[Axis | None, ...]
 Constrain = Callable[[Array, Axes], Array]
-"""Pins an activation to the sharding of its logical axes. `mesh` supplies one; `unconstrained` is the default."""
+"""Constrains an activation to the sharding of its logical axes. `mesh.constrain` makes such a function."""
 
 
 def unconstrained(x: Array, axes: Axes) -> Array:
-    """The identity: leave the choice of sharding to the compiler."""
+    """Return `x` as it is: the compiler chooses its sharding."""
     del axes
     return x

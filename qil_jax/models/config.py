@@ -1,4 +1,4 @@
-"""Reading a released config JSON into a frozen dataclass, refusing what the models do not support."""
+"""Released config JSON to frozen dataclasses; what the models do not support is refused."""
 
 import dataclasses
 import types
@@ -15,14 +15,14 @@ MOST_BLOCKS = 1000
 MOST_VALUES = 4096
 MOST_SIZE = 1 << 24
 MOST_FLOAT = 3e38
-"""Bounds far above any model, so that a wrong digit is an error and not a table that fills the memory."""
+"""Bounds far above any model, so that a wrong digit is an error instead of an exhausted memory."""
 
 Blocks = Annotated[int, MOST_BLOCKS]
 """The type of a field that says how often a block repeats."""
 
 
 class ConfigError(QilError):
-    """A component's config.json asks for something that is missing, unknown or unsupported."""
+    """A config.json lacks a key, or holds one that is unknown or not supported."""
 
 
 def parse_config(
@@ -71,7 +71,7 @@ def read_fields(cls: type, values: Mapping[str, Any], problems: list[str], *, pr
       cls: its annotations say what fits: Blocks and int (at least 1), float, bool, a StrEnum, tuples of these, None.
       values: the parsed JSON; other keys are skipped.
       problems: gets one line for each field that does not fit.
-      prefix: before the names in these lines.
+      prefix: put before the names in these lines.
     """
     kinds = typing.get_type_hints(cls, include_extras=True)
     found = {}
@@ -88,10 +88,10 @@ def read_fields(cls: type, values: Mapping[str, Any], problems: list[str], *, pr
 
 
 def fitted(value: Any, kind: Any) -> Any:
-    """A value of a JSON file as a field of type `kind` takes it (`read_fields` lists the types).
+    """A JSON value converted to the type `kind` of a field (`read_fields` lists the types).
 
     Raises:
-      ConfigError: saying what it should have been, such as "a number".
+      ConfigError: naming what is expected, such as "a number".
     """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
@@ -130,7 +130,7 @@ def _fitted_list(value: Any, inner: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def shown(value: Any) -> str:
-    """A value as an error message shows it: its beginning."""
+    """The representation of a value for an error message, at most 60 characters of it."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
 

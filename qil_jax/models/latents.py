@@ -1,4 +1,4 @@
-"""Latents of pictures to tokens of a sequence and back (checkpoint.md 5). For arrays of numpy and of jax."""
+"""Latents of pictures to tokens of a sequence and back, for arrays of numpy and of jax (docs/specification.md, 2)."""
 
 from typing import TypeVar
 
@@ -9,7 +9,7 @@ AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)
 
 
 def pack(latents: AnyArray, patch: int) -> AnyArray:
-    """Each patch x patch square to one token, pictures one after the other, rows first.
+    """Each patch x patch square of latents becomes one token; pictures follow one another, each row-major.
 
     Feature index is z * patch^2 + dy * patch + dx.
 

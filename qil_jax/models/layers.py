@@ -1,4 +1,4 @@
-"""The few layers that all three networks share: linear, convolution, norms; logical axes on all parameters."""
+"""Layers that the networks share: linear maps, convolutions, norms. Every parameter carries its logical axes."""
 
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ Arrays = TypeVar("Arrays", bound=tuple[Any, ...])
 
 
 class Linear(nnx.Linear):
-    """x @ kernel + bias, rounded to x's dtype once, at the end. `matmul` may be replaced: see `use_matmul`."""
+    """x @ kernel + bias, summed in fp32 and rounded to x's dtype once. `use_matmul` replaces `matmul`."""
 
     def __init__(self, *sizes: int, **options: Any):
         super().__init__(*sizes, **options)
@@ -29,7 +29,7 @@ class Linear(nnx.Linear):
 
 
 def linear(features_in: Width, features_out: Width, *, bias: bool = True, rngs: nnx.Rngs) -> Linear:
-    """An affine map whose kernel `[in, out]` carries logical axes; a width is a size or (size, axis)."""
+    """An affine map with kernel [in, out]; a width is a size, or a size and its logical axis."""
     size_in, axis_in = features_in if isinstance(features_in, tuple) else (features_in, None)
     size_out, axis_out = features_out if isinstance(features_out, tuple) else (features_out, None)
     return Linear(
@@ -50,9 +50,9 @@ def use_matmul(model: nnx.Module, function: MatMul) -> None:
 
 
 def embedding(count: int, width: int, *, axes: tuple[Axis | None, Axis | None], rngs: nnx.Rngs) -> nnx.Embed:
-    """A table `[count, width]` whose rows come out in the dtype that it has when it is read.
+    """A table [count, width] whose rows have the dtype of the table when it is read.
 
-    nnx.Embed by itself goes on giving the dtype that it was built with, whatever its table has been cast to.
+    nnx.Embed by itself casts rows to the dtype that it was built with, whatever its table has been cast to since.
     """
     return nnx.Embed(count, width, promote_dtype=_as_stored, embedding_metadata={"axes": axes}, rngs=rngs)
 
@@ -62,12 +62,12 @@ def _as_stored(arrays: Arrays, /, **_: Any) -> Arrays:
 
 
 def pointwise(channels_in: int, channels_out: int, *, rngs: nnx.Rngs) -> Linear:
-    """A 1x1 convolution, which on channels-last arrays is a linear map."""
+    """A 1x1 convolution: on channels-last arrays a linear map."""
     return linear((channels_in, Axis.CHANNELS_IN), (channels_out, Axis.CHANNELS_OUT), rngs=rngs)
 
 
 class Conv(nnx.Conv):
-    """A convolution with a bias, rounded to x's dtype once, at the end."""
+    """A convolution with a bias, summed in fp32 and rounded to x's dtype once."""
 
     def __call__(self, inputs: Float[Array, "b y x i"]) -> Float[Array, "b y2 x2 o"]:  # type: ignore[override]
         (stride, _), padding = self.strides, self.padding  # type: ignore[misc]
@@ -75,7 +75,7 @@ class Conv(nnx.Conv):
         return self.biased(out, inputs.dtype)
 
     def biased(self, out: Float32[Array, "... o"], dtype: Any) -> Float[Array, "... o"]:
-        """A result of `convolution` with the bias added, rounded."""
+        """A result of `convolution` plus the bias, rounded to `dtype`."""
         assert self.bias is not None
         return (out + self.bias[...]).astype(dtype)
 
@@ -111,7 +111,7 @@ class RMSNorm(nnx.Module):
 
 
 class ChannelNorm(nnx.Module):
-    """x / max(|x|_2, 1e-12) * sqrt(C) * scale over channels: the VAE's norm (checkpoint.md 6), taken in fp32."""
+    """x / max(|x|_2, 1e-12) * sqrt(C) * scale over channels, in fp32 (docs/specification.md, 1)."""
 
     def __init__(self, channels: int):
         self.scale = nnx.Param(jnp.ones((channels,)), axes=(None,))

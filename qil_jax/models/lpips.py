@@ -1,7 +1,7 @@
-"""LPIPS v0.1: a learned distance between RGB pictures (Zhang et al., arXiv 1801.03924), on AlexNet or VGG16.
+"""LPIPS v0.1: a learned distance between RGB pictures (arXiv 1801.03924), on features of AlexNet or VGG16.
 
-Features after five ReLUs, each pixel's vector brought to length 1, squared differences weighted per channel by a
-learned head, averaged over pixels, summed over the five.
+Features after five ReLUs are normalised to length 1 at each pixel; their squared differences are weighted per channel
+by a learned head, averaged over pixels and summed over the five layers.
 """
 
 from collections.abc import Mapping
@@ -13,20 +13,22 @@ from jax import Array
 from jaxtyping import Float
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-"""Of pictures in [-1, 1], per colour."""
+"""Mean and deviation of each colour, for pictures in [-1, 1]."""
 TINY = 1e-10
+"""Added to a feature vector's length."""
 TAPS = 5
+"""Layers whose features are compared."""
 
 
 class LPIPSNetwork(StrEnum):
-    """Whose features are compared: AlexNet to measure, VGG16 to train."""
+    """The network whose features are compared: AlexNet for evaluation, VGG16 for training."""
 
     ALEXNET = "alexnet"
     VGG16 = "vgg16"
 
 
 Weights = Mapping[str, Array]
-"""conv_I/kernel [y, x, in, out], conv_I/bias [out], head_J [channels]."""
+"""Arrays conv_I/kernel [y, x, in, out], conv_I/bias [out] and head_J [channels]."""
 
 _ALEXNET = ((11, 4, 2, 64), None, (5, 1, 2, 192), None, (3, 1, 1, 384), (3, 1, 1, 256), (3, 1, 1, 256))
 """Kernel side, stride, padding, channels of each convolution; None is 3x3 max pooling with stride 2."""
@@ -34,39 +36,39 @@ _VGG16 = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512, None
 _VGG_TAPS = (1, 3, 6, 9, 12)
 
 
-def weight_shapes(backbone: LPIPSNetwork) -> dict[str, tuple[int, ...]]:
+def weight_shapes(network: LPIPSNetwork) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all weights."""
-    layers = [layer for layer in (_ALEXNET if backbone is LPIPSNetwork.ALEXNET else _VGG16) if layer is not None]
+    layers = [layer for layer in (_ALEXNET if network is LPIPSNetwork.ALEXNET else _VGG16) if layer is not None]
     sizes = [(3, 1, 1, layer) if isinstance(layer, int) else layer for layer in layers]
     shapes: dict[str, tuple[int, ...]] = {}
     before = 3
     for i, (side, _, _, channels) in enumerate(sizes):
         shapes[f"conv_{i}/kernel"], shapes[f"conv_{i}/bias"] = (side, side, before, channels), (channels,)
         before = channels
-    taps = range(TAPS) if backbone is LPIPSNetwork.ALEXNET else _VGG_TAPS
+    taps = range(TAPS) if network is LPIPSNetwork.ALEXNET else _VGG_TAPS
     return shapes | {f"head_{j}": (sizes[tap][3],) for j, tap in enumerate(taps)}
 
 
 def lpips(
-    weights: Weights, backbone: LPIPSNetwork, first: Float[Array, "b y x 3"], second: Float[Array, "b y x 3"]
+    weights: Weights, network: LPIPSNetwork, first: Float[Array, "b y x 3"], second: Float[Array, "b y x 3"]
 ) -> Float[Array, " b"]:
     """The distance of each pair of pictures in [-1, 1]; at least 32 pixels a side."""
     total = jnp.zeros(first.shape[0], first.dtype)
-    for j, feature in enumerate(_features(weights, backbone, jnp.concatenate([first, second]))):
+    for j, feature in enumerate(_features(weights, network, jnp.concatenate([first, second]))):
         length = jnp.sqrt(jnp.sum(jnp.square(feature), axis=-1, keepdims=True) + TINY**2)
         a, b = jnp.split(feature / (length + TINY), 2)
         total += jnp.mean(jnp.square(a - b) @ weights[f"head_{j}"], axis=(1, 2))
     return total
 
 
-def pooled_features(weights: Weights, backbone: LPIPSNetwork, pictures: Float[Array, "b y x 3"]) -> Float[Array, "b d"]:
-    """The last features of pictures in [-1, 1], averaged over pixels: d is 256 for AlexNet, 512 for VGG16."""
-    return jnp.mean(_features(weights, backbone, pictures)[-1], axis=(1, 2))
+def pooled_features(weights: Weights, network: LPIPSNetwork, pictures: Float[Array, "b y x 3"]) -> Float[Array, "b d"]:
+    """Mean over pixels of the last features of pictures in [-1, 1]; d is 256 for AlexNet, 512 for VGG16."""
+    return jnp.mean(_features(weights, network, pictures)[-1], axis=(1, 2))
 
 
-def _features(weights: Weights, backbone: LPIPSNetwork, pictures: Float[Array, "b y x 3"]) -> list[Array]:
+def _features(weights: Weights, network: LPIPSNetwork, pictures: Float[Array, "b y x 3"]) -> list[Array]:
     scaled = (pictures - jnp.asarray(SHIFT, pictures.dtype)) / jnp.asarray(SCALE, pictures.dtype)
-    return _alexnet(weights, scaled) if backbone is LPIPSNetwork.ALEXNET else _vgg16(weights, scaled)
+    return _alexnet(weights, scaled) if network is LPIPSNetwork.ALEXNET else _vgg16(weights, scaled)
 
 
 def _alexnet(weights: Weights, x: Array) -> list[Array]:

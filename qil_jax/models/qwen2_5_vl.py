@@ -1,7 +1,6 @@
-"""The language model of Qwen2.5-VL as text encoder (checkpoint.md 2.4 and 8.1).
+"""The language model of Qwen2.5-VL as text encoder: token ids to the last hidden state after the final norm.
 
-Ids to the last hidden state after the final norm. Generation, the output head and the vision tower are separate parts
-of the same checkpoint and are loaded only where they are needed.
+The equations are in docs/specification.md, 5. Output head and vision tower of the checkpoint are not loaded.
 """
 
 import dataclasses
@@ -24,7 +23,19 @@ from qil_jax.models.stack import scan_blocks, stack_blocks
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """The sizes of the vision tower, under `vision_config` of text_encoder/config.json."""
+    """Sizes of the vision tower: `vision_config` of text_encoder/config.json.
+
+    Attributes:
+      depth: blocks.
+      hidden_size: width of the residual stream.
+      intermediate_size: feed-forward width.
+      num_heads: attention heads.
+      in_channels: colours of a picture.
+      out_hidden_size: width of the tokens handed to the language model.
+      patch_size: side of a patch in pixels.
+      temporal_patch_size: frames of a patch.
+      spatial_merge_size: patches merged into one token, along a side.
+    """
 
     depth: Blocks = 32
     hidden_size: int = 1280
@@ -39,7 +50,19 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
-    """Keys of text_encoder/config.json that shape the language model, and its vision tower's."""
+    """Keys of text_encoder/config.json that determine the parameters' shapes.
+
+    Attributes:
+      hidden_size: width of the residual stream.
+      num_hidden_layers: decoder layers.
+      num_attention_heads: heads of the queries.
+      num_key_value_heads: heads of keys and values; divides `num_attention_heads`.
+      intermediate_size: feed-forward width.
+      vocab_size: rows of the embedding.
+      rms_norm_eps: added to the mean square in every norm; positive.
+      rope_theta: base of the rotary embedding's wavelengths; positive.
+      vision: sizes of the vision tower.
+    """
 
     hidden_size: int = 3584
     num_hidden_layers: Blocks = 28
@@ -53,7 +76,7 @@ class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str = "text_encoder/config.json") -> "Qwen2_5VLConfig":
-        """Parse the released JSON: language keys at the top level, or under `text_config` as newer files have them.
+        """Parse the released JSON, whose language keys stand at the top level or, in newer files, under `text_config`.
 
         Raises:
           ConfigError: on a missing size, a value of a wrong type, heads that do not divide, a sliding window, a tied
@@ -82,7 +105,7 @@ class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
 
 
 def _inner(values: Mapping[str, Any], key: str, problems: list[str]) -> Mapping[str, Any]:
-    """An object within the JSON, empty where there is none."""
+    """The object at `key`, empty if there is none."""
     inner = values.get(key)
     if inner is not None and not isinstance(inner, Mapping):
         problems.append(f"{key} = {shown(inner)}: must be an object")
@@ -96,7 +119,7 @@ def _vision_fields(values: Mapping[str, Any], problems: list[str]) -> dict[str, 
 
 
 def _uneven(config: Qwen2_5VLConfig) -> list[str]:
-    """Widths and heads that do not divide."""
+    """Problems of widths and heads that do not divide."""
     problems = []
     width, heads, groups = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
     if width % (2 * heads):
@@ -131,7 +154,7 @@ class DecoderLayer(nnx.Module):
         self.down = linear(hidden, (d, Axis.EMBED), bias=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b t d"], rotary: Rotary, segments: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        """One layer; `segments` are 1 on tokens and 0 on padding."""
+        """The residual stream after this layer. `segments` are 1 on tokens and 0 on padding."""
         split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)
         y = self.input_norm(x)
         q, k = rotate_half(split(self.q(y)), rotary), rotate_half(split(self.k(y)), rotary)
@@ -144,7 +167,7 @@ class DecoderLayer(nnx.Module):
 
 
 class Language(nnx.Module):
-    """Embedding, the scanned layers, and the final norm."""
+    """Token embedding, decoder layers and final norm."""
 
     def __init__(self, config: Qwen2_5VLConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -155,7 +178,7 @@ class Language(nnx.Module):
     def __call__(
         self, embedded: Float[Array, "b t d"], mask: Bool[Array, "b t"], constrain: Constrain = unconstrained
     ) -> Float[Array, "b t d"]:
-        """Embedded tokens, padded on the right, to the last hidden state. Positions count from 0."""
+        """The last hidden state of embedded tokens, which are padded on the right; positions count from 0."""
         head_dim = self.config.head_dim
         positions = jnp.broadcast_to(jnp.arange(mask.shape[1])[None, :, None], (*mask.shape, 1))
         rotary = rotary_embedding(positions, (head_dim,), self.config.rope_theta)
@@ -168,7 +191,7 @@ class Language(nnx.Module):
 
 
 class TextEncoder(nnx.Module):
-    """Prompt ids to hidden states. 7.07 B of the text encoder's 8.29 B parameters in the release."""
+    """Token ids to hidden states: 7.07 B of the text encoder's 8.29 B parameters in the release."""
 
     def __init__(self, config: Qwen2_5VLConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -177,7 +200,7 @@ class TextEncoder(nnx.Module):
     def __call__(
         self, ids: Int[Array, "b t"], mask: Bool[Array, "b t"], *, constrain: Constrain = unconstrained
     ) -> Float[Array, "b t d"]:
-        """Last hidden state after the final norm.
+        """The last hidden state, after the final norm.
 
         Args:
           ids: token ids, padded on the right.

@@ -1,7 +1,7 @@
-"""RGBA-VAE: the Qwen-Image autoencoder on single pictures, as a 2-D network (checkpoint.md 6, paper.md 1).
+"""RGBA-VAE: the Qwen-Image autoencoder on single pictures, as a 2-D network (docs/specification.md, 1).
 
-The released network is a causal video VAE. With one picture only the last temporal tap of each 3-D convolution
-sees data, so conversion keeps that tap and everything here is two-dimensional and channels last.
+The released network is a causal video VAE. On one picture only the last temporal tap of each 3-D convolution
+sees data, so conversion keeps that tap, and all convolutions here are two-dimensional, on channels-last arrays.
 
     pixels [b, 8h, 8w, c] in [-1, 1]  --encode-->  Posterior(mean, logvar) [b, h, w, z]
     latents [b, h, w, z]              --decode-->  pixels [b, 8h, 8w, c], clamped to [-1, 1]
@@ -23,12 +23,23 @@ from qil_jax.models.layers import ChannelNorm, Conv, conv3x3, pointwise
 from qil_jax.models.products import convolution
 
 MOST_LEVELS = 8
-"""Sizes of the picture inside the network: 128 pixels a latent, where the release has 8."""
+"""Most resolutions inside the network: 8 of them give 128 pixels per latent, where the release has 8 pixels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-    """Keys of the released vae/config.json. `latents_mean` and `latents_std` have no default on purpose."""
+    """Keys of the released vae/config.json. The latents' statistics have no default: checkpoints may differ in them.
+
+    Attributes:
+      latents_mean: mean of each latent channel, `z_dim` numbers.
+      latents_std: standard deviation of each latent channel, `z_dim` positive numbers.
+      base_dim: channels after the first convolution.
+      z_dim: channels of the latents.
+      dim_mult: channels of each resolution in units of `base_dim`; sides halve from one to the next.
+      num_res_blocks: residual blocks per resolution of the encoder; the decoder has one more.
+      temperal_downsample: whether time is halved with each resolution (the release's spelling); no effect on a picture.
+      input_channels: 3 for RGB, 4 for RGBA.
+    """
 
     latents_mean: tuple[float, ...]
     latents_std: tuple[float, ...]
@@ -36,7 +47,7 @@ class VAEConfig:
     z_dim: int = 16
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: Blocks = 2
-    temperal_downsample: tuple[bool, ...] = (False, True, True)  # spelled so in the release; no effect on one picture
+    temperal_downsample: tuple[bool, ...] = (False, True, True)
     input_channels: int = 3
 
     @classmethod
@@ -67,17 +78,22 @@ class VAEConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Posterior:
-    """The diagonal Gaussian q(z | x). Both fields are [b, h, w, z]; logvar is clipped to [-30, 20]."""
+    """The diagonal Gaussian q(z | x).
+
+    Attributes:
+      mean: its mean, and mode.
+      logvar: logarithm of its variance, in [-30, 20].
+    """
 
     mean: Float[Array, "b h w c"]
     logvar: Float[Array, "b h w c"]
 
     def mode(self) -> Float[Array, "b h w c"]:
-        """The mean: what inference uses for the condition picture."""
+        """The most likely latents: the mean."""
         return self.mean
 
     def sample(self, key: Array) -> Float[Array, "b h w c"]:
-        """One reparametrised draw."""
+        """A reparametrised sample, mean + deviation * noise."""
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + jnp.exp(0.5 * self.logvar) * noise
 
@@ -115,7 +131,7 @@ class AttentionBlock(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Zero-pad right and bottom by one, then a 3x3 convolution with stride 2."""
+    """One line of zeros at the right and at the bottom, then a 3x3 convolution of stride 2."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.conv = conv3x3(channels, channels, stride=2, padding=((0, 1), (0, 1)), rngs=rngs)
@@ -125,7 +141,7 @@ class Downsample(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """Residual blocks, then (except in the last block) nearest doubling and a 3x3 convolution that halves channels."""
+    """Residual blocks, then (but for the last block) nearest doubling and a 3x3 convolution that halves channels."""
 
     def __init__(self, channels_in: int, channels_out: int, *, blocks: int, upsample: bool, rngs: nnx.Rngs):
         widths = [channels_in] + [channels_out] * blocks
@@ -140,10 +156,10 @@ class UpBlock(nnx.Module):
 
 
 def doubled_conv3x3(conv: Conv, x: Float[Array, "b y x c"]) -> Float[Array, "b y2 x2 d"]:
-    """`conv` applied to `x` repeated twice along both sides, without the repeated picture.
+    """`conv` applied to `x` repeated twice along both sides, without making the repeated picture.
 
-    An output pixel of parity (i, j) sees only 2x2 distinct input pixels: a 3x3 kernel on doubled pixels is, for each
-    parity, a 2x2 kernel whose taps are sums of the original ones. 16 multiplications per input pixel instead of 36.
+    An output pixel of parity (i, j) depends on 2x2 distinct input pixels: for each parity the 3x3 kernel on doubled
+    pixels is a 2x2 kernel whose taps are sums of the original ones. 16 multiplications per input pixel instead of 36.
     """
     kernel = conv.kernel[...].astype(jnp.float32)  # sums of taps in full precision
     b, height, width, _ = x.shape
@@ -169,7 +185,7 @@ def _mid(channels: int, *, rngs: nnx.Rngs) -> nnx.List:
 
 
 class Encoder(nnx.Module):
-    """Pixels to the 2 z_dim channels of the posterior, before `quant_conv`."""
+    """Pixels to the 2 z_dim channels that `quant_conv` maps to mean and logvar."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         widths = [config.base_dim * m for m in (1, *config.dim_mult)]
@@ -217,7 +233,7 @@ class Decoder(nnx.Module):
 
 
 class RGBAVAE(nnx.Module):
-    """One latent space for RGB and RGBA pictures. Parameters: 126.9 M on disk, 44.6 M of them active here."""
+    """The autoencoder of RGB and RGBA pictures: 126.9 M parameters as stored, of which 44.6 M act on one picture."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -227,16 +243,16 @@ class RGBAVAE(nnx.Module):
         self.decoder = Decoder(config, rngs=rngs)
 
     def encode(self, pixels: Float[Array, "b y x c"]) -> Posterior:
-        """Pixels in [-1, 1] to the posterior over raw (not normalised) latents, scale_factor times smaller."""
+        """The posterior over raw (not normalised) latents of pixels in [-1, 1]."""
         mean, logvar = jnp.split(self.quant_conv(self.encoder(pixels)), 2, axis=-1)
         return Posterior(mean=mean, logvar=jnp.clip(logvar, -30.0, 20.0))
 
     def decode(self, latents: Float[Array, "b h w z"]) -> Float[Array, "b y x c"]:
-        """Raw latents to pixels, clamped to [-1, 1]."""
+        """Pixels of raw latents, clamped to [-1, 1]."""
         return jnp.clip(self.decoder(self.post_quant_conv(latents)), -1.0, 1.0)
 
     def normalise(self, latents: Float[Array, "... z"]) -> Float[Array, "... z"]:
-        """Raw latents to the zero-mean, unit-variance latents that the transformer sees."""
+        """Raw latents brought to zero mean and unit variance per channel, as the transformer takes them."""
         mean, std = (jnp.asarray(v, latents.dtype) for v in (self.config.latents_mean, self.config.latents_std))
         return (latents - mean) / std
 
@@ -247,9 +263,9 @@ class RGBAVAE(nnx.Module):
 
 
 def extend_rgb_to_rgba(vae: RGBAVAE) -> RGBAVAE:
-    """A four-channel VAE that starts as the given RGB one with constant, opaque alpha (paper.md 1.1).
+    """A four-channel VAE that equals the given RGB one with opaque alpha (arXiv 2512.15603, 3.1).
 
-    New input column 0, new output row 0 with bias 1; every other parameter is shared with `vae`.
+    The new input column is 0, the new output row 0 with bias 1; every other parameter is shared with `vae`.
 
     Raises:
       ValueError: if `vae` does not take three channels.

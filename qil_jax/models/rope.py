@@ -1,7 +1,8 @@
-"""Rotary embeddings. Tokens carry integer positions (layer, row, col); shapes of pictures play no part (design.md 3.1).
+"""Rotary embeddings of integer token positions (layer, row, column).
 
-Layer3D RoPE (checkpoint.md 4.3): the composite is layer 0, layers are 1..L, the condition is -1; rows and columns are
-centred, so that all pictures of a sample align; text runs along the diagonal beyond the largest image position.
+Layer3D RoPE (docs/specification.md, 3; arXiv 2512.15603, 3.2): the composite is layer 0, layers are 1..L, the
+condition is -1; rows and columns are centred, so that all pictures of a sample align; text lies on the diagonal beyond
+all image positions.
 """
 
 import dataclasses
@@ -17,14 +18,14 @@ Positions = Int[np.ndarray, "t 3"]
 
 
 class LayerIndex(IntEnum):
-    """Positions on the layer axis that are not layers. Layers themselves, bottom to top, are 1..L."""
+    """Positions on the layer axis of pictures that are not layers. Layers are 1..L, bottom to top."""
 
     CONDITION = -1
     COMPOSITE = 0
 
 
 def image_positions(grid: tuple[int, int], layer_indices: tuple[int, ...]) -> Positions:
-    """Positions of whole pictures, one after the other, each row-major over the same grid.
+    """Positions of the tokens of pictures that follow one another, each row-major over the same grid.
 
     Args:
       grid: rows and columns in tokens (16 pixels each in the release).
@@ -39,12 +40,12 @@ def image_positions(grid: tuple[int, int], layer_indices: tuple[int, ...]) -> Po
 
 
 def text_positions(count: int, *, offset: int) -> Positions:
-    """Positions of `count` text tokens: offset + j on all three axes."""
+    """Positions of `count` text tokens, offset + j on all three axes."""
     return np.repeat(np.arange(offset, offset + count, dtype=np.int32)[:, None], 3, axis=1)
 
 
 def text_offset(grid: tuple[int, int], *, targets: int = 1) -> int:
-    """First text position: beyond half the grid, and beyond the layer index of every denoised picture.
+    """The first text position: beyond half the grid, and beyond the layer index of every denoised picture.
 
     Args:
       grid: rows and columns in tokens.
@@ -56,7 +57,7 @@ def text_offset(grid: tuple[int, int], *, targets: int = 1) -> int:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rotary:
-    """Cosine and sine of every pair's angle, fp32: computed once for all blocks and heads."""
+    """Cosine and sine of the angle of every feature pair in fp32, the same for all blocks and heads."""
 
     cos: Float[Array, "b t half"]
     sin: Float[Array, "b t half"]
@@ -65,7 +66,7 @@ class Rotary:
 def rotary_embedding(
     positions: Int[Array | np.ndarray, "b t axes"], axes_dims: tuple[int, ...], theta: float = 10000.0
 ) -> Rotary:
-    """Rotations of a head's feature pairs: the angle is position times theta^(-2k/dim) radians, axis by axis."""
+    """Rotations of a head's feature pairs, axis by axis, by position times theta^(-2k/dim) radians."""
     angles = [
         positions[..., axis, None].astype(jnp.float32) * jnp.asarray(_frequencies(dim, theta))
         for axis, dim in enumerate(axes_dims)
@@ -75,7 +76,7 @@ def rotary_embedding(
 
 
 def rotate_interleaved(x: Float[Array, "b t n d"], by: Rotary) -> Float[Array, "b t n d"]:
-    """Rotate the adjacent pairs (x[2k], x[2k+1]): the convention of the transformer."""
+    """Rotate the pairs (x[2k], x[2k+1]): the convention of the transformer."""
     cos, sin = by.cos[:, :, None], by.sin[:, :, None]
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]

@@ -1,4 +1,4 @@
-"""Equal blocks held as one, their parameters stacked on a leading axis, and applied by one scan (design.md 3.4)."""
+"""Equal blocks held as one module, parameters stacked on a leading axis, and applied by one scan."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,20 +15,21 @@ Carry = TypeVar("Carry")
 
 
 class Remat(StrEnum):
-    """What of a block is kept for the backward pass; the rest is computed again."""
+    """What a block keeps for the backward pass; the rest is computed again."""
 
-    NONE = "none"  # all is kept: fastest
+    NONE = "none"  # everything is kept: fastest
     DOTS = "dots"  # the products with parameters are kept
-    BLOCK = "block"  # only what goes from block to block: least memory, a third more compute
+    BLOCK = "block"  # only what passes from block to block is kept: least memory, a third more compute
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scan:
-    """How a stack is applied.
+    """How a stack of blocks is applied.
 
     Attributes:
       remat: what is kept for the backward pass.
-      unroll: compile every block by itself: compile time grows with depth, but a CPU copies no block out of the stack.
+      unroll: whether every block is compiled by itself: compile time grows with depth, but a CPU copies no block out of
+        the stack.
     """
 
     remat: Remat = Remat.NONE
@@ -49,7 +50,7 @@ def stack_blocks(make: Callable[[nnx.Rngs], Block], count: int, *, rngs: nnx.Rng
 
 
 def block_at(stacked: Block, index: int) -> Block:
-    """One block of a stack, as a module of its own."""
+    """The block of a stack at `index`, as a module of its own."""
     graph, state = nnx.split(stacked)
     return nnx.merge(graph, jax.tree.map(lambda x: x[index], state))
 

@@ -1,4 +1,4 @@
-"""The RGBA-VAE on pictures too large for one pass: overlapping tiles, blended linearly, clamped like a plain pass."""
+"""The RGBA-VAE on pictures too large for one pass: overlapping tiles, blended linearly (docs/specification.md, 1)."""
 
 from collections.abc import Callable
 
@@ -10,13 +10,14 @@ from jaxtyping import Float
 TILE = 256
 """Side of a tile in pixels."""
 STRIDE = 192
-"""Distance between tiles in pixels: they overlap, and are blended, over TILE - STRIDE pixels."""
+"""Distance between tiles in pixels; they are blended over TILE - STRIDE pixels."""
 
 Pass = Callable[[Array], Array]
+"""Encoding or decoding of one tile."""
 
 
 def encode_tiled(encode: Pass, pixels: Float[Array, "b y x c"], *, scale: int) -> Float[Array, "b h w z"]:
-    """Latent means of a picture of any size; memory is that of one tile.
+    """Latent means of pictures of any size; needs the memory of one tile.
 
     Args:
       encode: pixels of one tile to its latents, `scale` times smaller.
@@ -27,7 +28,7 @@ def encode_tiled(encode: Pass, pixels: Float[Array, "b y x c"], *, scale: int) -
 
 
 def decode_tiled(decode: Pass, latents: Float[Array, "b h w z"], *, scale: int) -> Float[Array, "b y x c"]:
-    """Pixels of latents of any size, clamped to [-1, 1]; memory is that of one tile."""
+    """Pixels of latents of any size, clamped to [-1, 1] in every tile; needs the memory of one tile."""
     stride, tile = STRIDE // scale, TILE // scale
     out = _tiled(decode, latents, stride=stride, tile=tile, out_stride=STRIDE, out_tile=TILE)
     return jnp.clip(out, -1.0, 1.0)
@@ -51,7 +52,7 @@ def _tiled(run: Pass, x: Array, *, stride: int, tile: int, out_stride: int, out_
 
 
 def _fade(before: np.ndarray, after: np.ndarray, extent: int, *, axis: int) -> None:
-    """Mix the first `extent` lines of `after` with the lines of `before` that cover the same place."""
+    """Blend the first `extent` lines of `after` with the lines of `before` that cover the same place, in place."""
     extent = min(extent, before.shape[axis], after.shape[axis])
     shape = [1] * after.ndim
     shape[axis] = extent

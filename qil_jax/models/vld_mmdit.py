@@ -1,7 +1,8 @@
-"""VLD-MMDiT: the dual-stream transformer that denoises a variable number of layers at once (checkpoint.md 4).
+"""VLD-MMDiT: the dual-stream transformer that denoises a variable number of layers at once.
 
-Two networks (design.md 3.2). `Modulation` sees the noise level only and owns a third of the parameters; `Backbone` sees
-the tokens. Inference computes the modulation of all its steps first and may then free those parameters.
+The equations are in docs/specification.md, 4 (arXiv 2512.15603, 3.2; diffusers `transformer_qwenimage.py`).
+`Modulation` depends on the noise level only and has a third of the parameters; `Backbone` maps tokens to velocities.
+Inference computes the modulation of all steps first and may then free its parameters.
 
     sigma [b], target kind [b]  --Modulation-->  ModulationTable
     image tokens, text tokens, their TokenLayout, the table  --Backbone-->  velocity of the image tokens
@@ -28,7 +29,20 @@ from qil_jax.models.stack import PLAIN, Scan, scan_blocks, stack_blocks
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MMDiTConfig:
-    """Keys of the released transformer/config.json. `use_layer3d_rope` decides how positions are laid out."""
+    """Keys of the released transformer/config.json.
+
+    Attributes:
+      num_layers: blocks.
+      num_attention_heads: heads of each block's joint attention.
+      attention_head_dim: width of a head; the sum of `axes_dims_rope`.
+      joint_attention_dim: features of a text token.
+      in_channels: features of an image token.
+      out_channels: channels of the latents; a token's velocity has patch_size^2 as many features.
+      patch_size: side of the square of latents that one token covers.
+      axes_dims_rope: features of a head that are rotated by layer, row and column; even.
+      use_additional_t_cond: whether the kind of target is embedded beside the noise level.
+      use_layer3d_rope: whether the condition has layer index -1 (Layer3D RoPE).
+    """
 
     num_layers: Blocks = 60
     num_attention_heads: int = 24
@@ -62,7 +76,9 @@ class MMDiTConfig:
                 f"attention_head_dim {config.attention_head_dim}"
             )
         if any(dim % 2 for dim in config.axes_dims_rope):
-            raise ConfigError(f"{where}: axes_dims_rope {config.axes_dims_rope} must be even: they turn in pairs")
+            raise ConfigError(
+                f"{where}: axes_dims_rope {config.axes_dims_rope} must be even: features are rotated in pairs"
+            )
         return config
 
     @property
@@ -74,14 +90,16 @@ class MMDiTConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModulationTable:
-    """All that the backbone knows of the noise level: shift, scale, gate (attention), shift, scale, gate (MLP).
+    """The modulation of k blocks at m noise levels: the batch, or 1 where all samples share level and target kind.
 
-    m is the batch, or 1 where all samples share a noise level and a target kind.
+    Attributes:
+      image, text: shift, scale, gate of the attention, then shift, scale, gate of the MLP, of each block's stream.
+      out: scale, then shift of the output.
     """
 
     image: Float[Array, "*steps k m 6 d"]
     text: Float[Array, "*steps k m 6 d"]
-    out: Float[Array, "*steps m 2 d"]  # scale, shift
+    out: Float[Array, "*steps m 2 d"]
 
 
 class AdaLN(NamedTuple):
@@ -93,7 +111,7 @@ class AdaLN(NamedTuple):
 
     @classmethod
     def of_block(cls, vectors: Float[Array, "m 6 d"]) -> tuple["AdaLN", "AdaLN"]:
-        """A block's six vectors as the modulation of its attention and that of its MLP."""
+        """The modulations of a block's attention and of its MLP, from its six vectors."""
         parts = [vectors[:, i, None] for i in range(6)]
         return cls(*parts[:3]), cls(*parts[3:])
 
@@ -101,9 +119,11 @@ class AdaLN(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenLayout:
-    """Where every token of a batch sits. Tokens attend within equal segment ids; 0 marks padding.
+    """Position and segment of every token of a batch. On the host the arrays are numpy's.
 
-    On the host the arrays are numpy's.
+    Attributes:
+      image_positions, text_positions: (layer, row, column) of each token (docs/specification.md, 3).
+      image_segments, text_segments: segment ids; tokens attend within equal ids, 0 is padding.
     """
 
     image_positions: Int[Array | np.ndarray, "b t 3"]
@@ -113,7 +133,7 @@ class TokenLayout:
 
 
 class Modulation(nnx.Module):
-    """Noise level (and target kind) to the modulation of every block. 6.8 B parameters in the release."""
+    """Noise level (and target kind) to the modulation of every block: 6.8 B parameters in the release."""
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -128,14 +148,14 @@ class Modulation(nnx.Module):
         self.out = linear((d, Axis.EMBED), (2 * d, Axis.MODULATION), rngs=rngs)
 
     def __call__(self, sigma: Float[Array, " b"], target_kind: Int[Array, " b"] | None = None) -> ModulationTable:
-        """The table for one noise level per sample.
+        """The modulation table of one noise level per sample.
 
         Args:
           sigma: noise level in [0, 1].
-          target_kind: row of the addition embedding. Inference always uses 0 (checkpoint.md 4.1).
+          target_kind: row of the addition embedding; 0 at inference.
 
         Raises:
-          ValueError: if target_kind is given and the config has no such embedding, or the reverse.
+          ValueError: unless target_kind is given exactly where the config has such an embedding.
         """
         hidden = jax.nn.silu(self.embed(sigma, target_kind))
         per_block = lambda stacked: _stacked_linear(stacked, hidden)
@@ -146,7 +166,7 @@ class Modulation(nnx.Module):
         )
 
     def embed(self, sigma: Float[Array, " b"], target_kind: Int[Array, " b"] | None = None) -> Float[Array, "b d"]:
-        """The noise level (and target kind) as one vector, which all blocks share. Arguments as of the call."""
+        """The vector of a noise level (and target kind) that all blocks share; arguments as of `__call__`."""
         if self.config.use_additional_t_cond != (target_kind is not None):
             raise ValueError("target_kind must be given exactly when the config sets use_additional_t_cond")
         dtype = self.time_in.kernel[...].dtype
@@ -155,7 +175,7 @@ class Modulation(nnx.Module):
 
 
 class Stream(nnx.Module):
-    """One side (image or text) of a block: projections of the joint attention and a feed-forward network."""
+    """The parameters of one stream (image or text) of a block: attention projections and MLP."""
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs):
         d, heads = config.width, (config.width, Axis.HEADS)
@@ -170,7 +190,7 @@ class Stream(nnx.Module):
         self.mlp_out = linear((4 * d, Axis.MLP), (d, Axis.EMBED), rngs=rngs)
 
     def qkv(self, x: Float[Array, "b t d"], rotary: Rotary) -> tuple[Array, Array, Array]:
-        """Queries and keys, normalised and rotated, and values: each [b, t, n, head_dim]."""
+        """Normalised and rotated queries and keys, and values, each [b, t, n, head_dim]."""
         split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)
         q = rotate_interleaved(self.q_norm(split(self.q(x))), rotary)
         k = rotate_interleaved(self.k_norm(split(self.k(x))), rotary)
@@ -182,7 +202,7 @@ class Stream(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Joint attention of both streams, then a feed-forward network in each (checkpoint.md 4.2)."""
+    """Joint attention of both streams, then an MLP in each (docs/specification.md, 4)."""
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs):
         self.image = Stream(config, rngs=rngs)
@@ -198,7 +218,7 @@ class Block(nnx.Module):
         kind: AttentionKind,
         constrain: Constrain = unconstrained,
     ) -> tuple[Float[Array, "b s d"], Float[Array, "b t d"]]:
-        """One block on (text, image). All pairs are in that order, and so is the joint sequence."""
+        """Both streams after this block. Pairs are in the order text, image, and so is the joint sequence."""
         sides = (self.text, self.image)
         adaln = [AdaLN.of_block(vectors) for vectors in modulation]
         heads = [
@@ -221,7 +241,7 @@ class Block(nnx.Module):
 
 
 class Backbone(nnx.Module):
-    """Tokens to velocities, given a modulation table."""
+    """Image and text tokens to velocities, given a modulation table."""
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -243,7 +263,7 @@ class Backbone(nnx.Module):
         constrain: Constrain = unconstrained,
         scan: Scan = PLAIN,
     ) -> Float[Array, "b t c_out"]:
-        """Velocity of every image token; the caller drops those of the condition and of padding."""
+        """The velocity of every image token, of which those of conditions and padding mean nothing."""
         axes = self.config.axes_dims_rope
         rotary = (rotary_embedding(layout.text_positions, axes), rotary_embedding(layout.image_positions, axes))
         segments = jnp.concatenate([layout.text_segments, layout.image_segments], axis=1)
@@ -277,13 +297,13 @@ class VLDMMDiT(nnx.Module):
         constrain: Constrain = unconstrained,
         scan: Scan = PLAIN,
     ) -> Float[Array, "b t c_out"]:
-        """`Backbone` on the table of `Modulation`, as training runs it."""
+        """Velocities by `Backbone` with the table of `Modulation`, both in one program."""
         table = self.modulation(sigma, target_kind)
         return self.backbone(image, text, layout, table, kind=kind, constrain=constrain, scan=scan)
 
 
 SINUSOID = 256
-"""Features of the noise level before the first linear map."""
+"""Features of the noise level's sinusoidal embedding."""
 
 
 def _sinusoid(sigma: Float[Array, " b"]) -> Float[Array, "b 256"]:

@@ -22,7 +22,7 @@ def test_guidance_with_and_without_rescale():
 
 
 def test_a_zero_token_stays_finite():
-    """The reference divides 0 by 0 here (checkpoint.md 11)."""
+    """The reference divides 0 by 0 here (diffusers `pipeline_qwenimage_layered.py`)."""
     c, u = np.array(velocities(0)), np.array(velocities(1))
     c[0, 2] = u[0, 2] = 0  # guided is zero and so is its target
     u[1, 3] = c[1, 3] * 4 / 3  # guided is (nearly) zero, its target is not

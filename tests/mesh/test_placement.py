@@ -109,14 +109,14 @@ def test_placement_splits_bytes_and_keeps_values(text, rules):
 
 @ON_EVERY_MESH
 @WITH_BOTH_PRESETS
-def test_describe_tells_the_bytes_that_devices_hold(text, rules):
+def test_describe_gives_the_bytes_that_devices_hold(text, rules):
     mesh, model = mesh_of(text), small_model()
     place(model, mesh, rules)
-    told, held = described(describe(model, mesh, rules)), parameters(model)
-    assert told.keys() == {*held, "total"}
+    table, held = described(describe(model, mesh, rules)), parameters(model)
+    assert table.keys() == {*held, "total"}
     for device in mesh.devices.flat:
         here = {name: bytes_on(value, device) for name, value in held.items()}
-        assert {**here, "total": sum(here.values())} == told
+        assert {**here, "total": sum(here.values())} == table
 
 
 def test_describe_needs_no_arrays():

@@ -1,4 +1,4 @@
-"""The RGB VAE extended to RGBA starts as the RGB VAE on opaque pictures (paper.md 1.1)."""
+"""The RGB VAE extended to RGBA starts as the RGB VAE on opaque pictures (docs/specification.md, 1)."""
 
 import jax.numpy as jnp
 import numpy as np

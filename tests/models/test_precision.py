@@ -1,4 +1,4 @@
-"""Which numbers are bf16 and which fp32 when parameters are bf16, read off the traced programs (checkpoint.md 7.3)."""
+"""Which numbers are bf16 and which fp32 with bf16 parameters, by the traced programs (docs/specification.md, 4)."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""bf16, the released precision: no further from fp32 than diffusers and transformers are in bf16 (checkpoint.md 7.3).
+"""bf16, the released precision: no further from fp32 than diffusers and transformers are in bf16.
 
 All three sides have the same weights and inputs, rounded to bf16. What is compared is the mean error, because a largest
 one is the luck of a single rounding.

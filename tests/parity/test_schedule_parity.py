@@ -35,7 +35,7 @@ def test_constant_shift():
 
 
 def test_released_grid_is_not_qwen_images():
-    """The mistake detector of checkpoint.md 7.1, at 640x640."""
+    """The released noise levels at 640x640 (docs/specification.md, 6), which other shifts and spacings miss."""
     sigmas = Schedule.from_json(SCHEDULER).sigmas(50, tokens=1600)
     assert mu(1600) == 2.5
     assert sigmas[[0, 1, 10, 25, 40, 49, 50]] == pytest.approx(
