@@ -16,7 +16,7 @@ from tools.fuzz import pictures as fuzz_pictures
 
 
 def test_broken_pictures_are_decomposed_or_refused_for_a_reason(capsys):
-    assert fuzz.main(["pictures", "--count", "40"]) == 0
+    assert fuzz.main(["pictures", "--count", "24"]) == 0
     told = capsys.readouterr().out
     assert "decomposed" in told and "refused: cannot be read as a picture" in told
 
@@ -37,7 +37,7 @@ def test_the_campaign_of_pictures_finds_what_is_lost(monkeypatch, capsys):
 
 
 def test_broken_command_lines_are_refused_or_do_what_they_say(capsys):
-    assert fuzz.main(["commands", "--count", "150"]) == 0
+    assert fuzz.main(["commands", "--count", "80"]) == 0
     told = capsys.readouterr().out
     for program in ("infer", "train", "tools/convert", "tools/validate", "tools/make_scenes"):
         assert f"{program}: refused" in told
