@@ -152,8 +152,10 @@ def python(*arguments: object) -> None:
 def main(argv: list[str]) -> int:
     """Train everything and show how the losses fell; 1 if one did not."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--share", type=float, default=0.05, help="of all scenes and steps (default 0.05)")
-    parser.add_argument("--out", type=Path, default=Path(WRITTEN_FOR), help="of everything (default %(default)s)")
+    parser.add_argument("--share", type=float, default=0.05, help="share of all scenes and steps (default 0.05)")
+    parser.add_argument(
+        "--out", type=Path, default=Path(WRITTEN_FOR), help="folder of everything (default %(default)s)"
+    )
     arguments = parser.parse_args(argv)
     if not 0 < arguments.share <= 1:
         parser.error(f"--share must be above 0 and at most 1, got {arguments.share}")

@@ -62,7 +62,7 @@ def test_kills_cost_nothing(monkeypatch):
     assert fuzz.main(["kills", "--count", "4"]) == 0
 
 
-def test_a_full_disk_during_a_build_is_told(monkeypatch, tmp_path, capsys):
+def test_a_full_disk_during_a_build_is_reported(monkeypatch, tmp_path, capsys):
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "a.psd").write_bytes(psd_files.design())
 
@@ -72,10 +72,8 @@ def test_a_full_disk_during_a_build_is_told(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(prepare, "write_whole", full)
     words = [str(tmp_path / "documents"), "--out", str(tmp_path / "out")]
     assert ended(build_dataset.main, words) == 2
-    printed = capsys.readouterr().err.strip().splitlines()
-    assert (
-        printed[-2].startswith("error: [Errno 28] No space left on device: ") and str(tmp_path / "out") in printed[-2]
-    )
-    assert printed[-1].startswith("documents that are prepared stay so; to go on: ")
+    *_, error, advice = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("error: [Errno 28] No space left on device: ") and str(tmp_path / "out") in error
+    assert advice.startswith("documents that are prepared stay so; to go on: ")
     monkeypatch.undo()
     assert build_dataset.main(words) == 0
