@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: test lint demo demo-training bench clean
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

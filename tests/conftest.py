@@ -1,7 +1,10 @@
 """Tests run on eight simulated devices, so that every sharding rule is exercised on a CPU."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 
 from hypothesis import settings
 
@@ -9,6 +12,12 @@ FLAG = "--xla_force_host_platform_device_count=8"
 if FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}".strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# What one process of the tests has compiled, the others find: workers, and the programs that they start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="qil-compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 # A shell that starts the tests in the background ignores Ctrl-C for them, and they would pass that on to the programs.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""What show_batch.py shows: a batch in words, and as a picture."""
+"""The work of show_batch.py: a batch in words, and as a picture."""
 
 import argparse
 import io
@@ -18,7 +18,7 @@ from qil_jax.records.sources import open_source
 
 CELL, EDGE = 96, 4
 GROUND, FRAME = (0.8, 0.8, 0.8), {True: (30, 120, 60), False: (200, 120, 0)}
-"""What shows through; and the colour around what the model has to give, and around what it is given."""
+"""Colours: behind the layers; around the targets (True) and around the conditions (False) of the model."""
 
 
 def show(args: argparse.Namespace) -> None:
@@ -45,7 +45,7 @@ def show(args: argparse.Namespace) -> None:
 
 
 def describe(batch: Batch) -> None:
-    """Say what lies where."""
+    """Print shapes, tasks, layer indices and captions of a batch."""
     rows, pictures, height, width, _ = batch.pictures.shape
     print(f"{rows} rows of {pictures} pictures of {width} x {height}; {(batch.segments == 0).mean():.0%} padding")
     for row in range(rows):
@@ -57,7 +57,7 @@ def describe(batch: Batch) -> None:
 
 
 def sheet(batch: Batch) -> Image.Image:
-    """A row of cells per row of the batch."""
+    """The pictures of a batch, one row of cells for each of its rows."""
     rows, pictures = batch.segments.shape
     whole = Image.new("RGB", (pictures * CELL, rows * CELL), "white")
     draw = ImageDraw.Draw(whole)

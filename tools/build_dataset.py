@@ -21,18 +21,18 @@ def parser() -> Parser:
     add = parse.add_argument
     add("source", help="a folder (with subfolders), glob, bucket or file of .psd and .psb documents")
     add("--out", required=True, help="folder for the dataset, report.json and report.html")
-    add("--runner", help="of Apache Beam (default: in this process); 'none' is a plain loop without Beam")
+    add("--runner", help="runner of Apache Beam (default: in this process); 'none' is a plain loop without Beam")
     layers, side, psnr = CleaningConfig.max_layers, CleaningConfig.min_side, PSDLimits.recomposition_psnr
-    add("--max-layers", type=int, default=layers, help="of a record; more are merged (default %(default)s)")
-    add("--min-side", type=int, default=side, help="of a canvas, in pixels (default %(default)s)")
-    add("--min-psnr", type=float, default=psnr, help="of the layers' composite, in dB (default %(default)g)")
+    add("--max-layers", type=int, default=layers, help="most layers of a record; more are merged (default %(default)s)")
+    add("--min-side", type=int, default=side, help="shortest side of a canvas, in pixels (default %(default)s)")
+    add("--min-psnr", type=float, default=psnr, help="least PSNR of the layers' composite, in dB (default %(default)g)")
     seconds, memory = ProcessLimits.seconds, ProcessLimits.memory / 2**30
-    add("--seconds", type=float, default=seconds, help="of CPU time for a document (default %(default)g)")
-    add("--memory-gib", type=float, default=memory, help="for a document (default %(default)g)")
+    add("--seconds", type=float, default=seconds, help="seconds of CPU time for a document (default %(default)g)")
+    add("--memory-gib", type=float, default=memory, help="GiB of memory for a document (default %(default)g)")
     add("--caption-url", help="an OpenAI-compatible address; else captions are NAME.txt beside NAME.psd")
-    add("--caption-model", default="Qwen/Qwen2.5-VL-7B-Instruct", help="its name there (default %(default)s)")
-    add("--caption-prompt", metavar="FILE", help="with the instruction that is sent with each picture")
-    add("--licence", default="", help="of the documents, where NAME.json does not say")
+    add("--caption-model", default="Qwen/Qwen2.5-VL-7B-Instruct", help="name of the model there (default %(default)s)")
+    add("--caption-prompt", metavar="FILE", help="file with the instruction that is sent with each picture")
+    add("--licence", default="", help="licence of the documents, where NAME.json does not say")
     add("--source-name", default="", help="where the documents come from, likewise")
     return parse
 

@@ -21,7 +21,7 @@ def parser() -> Parser:
     add("--checkpoint", type=Path, required=True, help="gives text encoder, tokenizer and RGBA-VAE")
     add("--vae", type=Path, help="gives the RGBA-VAE instead")
     add("--out", type=Path, required=True, help="folder of the latents")
-    add("--config", type=Path, required=True, help="of the stage that will read them")
+    add("--config", type=Path, required=True, help="config of the stage that will read them")
     add("--splits", default=",".join(SPLITS), help="those to encode (default %(default)s)")
     add("--mesh", default="", help="such as data=8 (default: one device)")
     add("--rows", type=int, default=64, help="pictures or captions at a time (default %(default)s)")

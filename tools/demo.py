@@ -23,7 +23,9 @@ PICTURES = {
 def main(argv: list[str]) -> int:
     """Write a result folder for each picture, and say what is in them."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("build/demo"), help="of the results (default %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/demo"), help="folder of the results (default %(default)s)"
+    )
     parser.add_argument("--checkpoint", type=Path, help="instead of the shipped model")
     arguments = parser.parse_args(argv)
     decompose(arguments.out, arguments.checkpoint)

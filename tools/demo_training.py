@@ -37,7 +37,8 @@ class Run:
     """A file of configs/demo/ without its ending.
 
     Attributes:
-      shipped: its step whose averaged weights are shipped, if that is not its last; smaller shares are of it.
+      name: of the file.
+      shipped: step whose EMA weights are shipped; None is the last. A smaller share is a share of it.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Run:
         return CONFIGS / f"{self.name}.py"
 
     def steps(self, whole: int, share: float) -> int:
-        """So many of the config's steps."""
+        """Steps of a run that takes a share of the `whole` steps of its config."""
         return whole if share == 1 else max(LEAST_STEPS, round((self.shipped or whole) * share))
 
 
@@ -74,18 +75,18 @@ ENVIRONMENT = {
 
 
 def datasets() -> dict[str, tuple[str, int]]:
-    """As the configs name them: each one's preset of tools/make_scenes.py, and its number of scenes."""
+    """Name of each dataset to its preset of tools/make_scenes.py and its number of scenes."""
     return runpy.run_path(str(CONFIGS / "common.py"))["DATA"]
 
 
 class Recipe:
-    """Everything in its order, in a folder."""
+    """The steps of the demonstration, in a folder; `share` is that of all scenes and steps."""
 
     def __init__(self, out: Path, share: float):
         self.out, self.share = out, share
 
     def scenes(self, assets: Path) -> None:
-        """All datasets."""
+        """Make all datasets."""
         for data, (preset, count) in datasets().items():
             folder = self.out / f"scenes_{data}"
             if not list(folder.glob("layered_dataset/*/dataset_info.json")):
@@ -93,14 +94,14 @@ class Recipe:
                 call("make_scenes", "--count", wanted, "--preset", preset, "--assets", assets, "--out", folder)
 
     def base(self) -> Path:
-        """The checkpoint that training begins with."""
+        """Make the checkpoint that training begins with, and return its folder."""
         folder = self.out / "base"
         if not folder.is_dir():
             call("make_demo_checkpoint", folder, "--preset", "train", "--captions", self.out / "scenes_grouped")
         return folder
 
     def latents(self, experiment: "Experiment", config: Path) -> None:
-        """Those that a run reads, if they are not there."""
+        """Encode the latents that a run reads; what is encoded already is kept."""
         (source,) = experiment.data.sources
         name = Path(source).name.removeprefix("latents_")
         vae = self.out / "rgba_vae" / "checkpoint"
@@ -108,7 +109,7 @@ class Recipe:
         call("cache_latents", self.out / f"scenes_{name}", "--checkpoint", self.out / "base", *where)
 
     def train(self, run: Run) -> list[float]:
-        """A run, whole or its share; its losses, line by line."""
+        """Train a run, whole or a share of it, and return the losses of its metrics."""
         from qil_jax.training.experiment import load_experiment
         from qil_jax.training.stages import Inputs
 
@@ -132,7 +133,7 @@ class Recipe:
         return [line["loss"] for line in lines if "loss" in line]
 
     def moved(self, path: str) -> str:
-        """A path of the configs, in this folder."""
+        """A path that the configs name, in the folder of this demonstration."""
         return str(self.out / Path(path).relative_to(WRITTEN_FOR))
 
 
@@ -151,8 +152,10 @@ def python(*arguments: object) -> None:
 def main(argv: list[str]) -> int:
     """Train everything and show how the losses fell; 1 if one did not."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--share", type=float, default=0.05, help="of all scenes and steps (default 0.05)")
-    parser.add_argument("--out", type=Path, default=Path(WRITTEN_FOR), help="of everything (default %(default)s)")
+    parser.add_argument("--share", type=float, default=0.05, help="share of all scenes and steps (default 0.05)")
+    parser.add_argument(
+        "--out", type=Path, default=Path(WRITTEN_FOR), help="folder of everything (default %(default)s)"
+    )
     arguments = parser.parse_args(argv)
     if not 0 < arguments.share <= 1:
         parser.error(f"--share must be above 0 and at most 1, got {arguments.share}")

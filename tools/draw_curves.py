@@ -16,12 +16,17 @@ from qil_jax.programs import run_main
 
 WIDE, HIGH, MARGIN, GAP = 300, 200, 46, 26
 COLOURS = {"loss": "#1f1f1f", "loss/upper": "#c0392b", "loss/bottom": "#2471a3", "loss/composite": "#1e8449"}
-"""What is drawn of each run, if its lines have it."""
+"""Losses that are drawn where a run has them, and their colours."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """One run: (step, value) of each loss."""
+    """The losses of one run.
+
+    Attributes:
+      name: title of its panel.
+      lines: (step, value) pairs by the name of the loss.
+    """
 
     name: str
     lines: dict[str, list[tuple[int, float]]]
@@ -40,7 +45,7 @@ class Curves:
 
 
 def panel(curves: Curves, left: int) -> list[str]:
-    """Elements of one run, its corner at (left, 0): steps to the right, losses up by their logarithm."""
+    """SVG elements of one run, with its corner at (left, 0): steps on a linear axis, losses on a logarithmic one."""
     points = [point for line in curves.lines.values() for point in line]
     last = max(step for step, _ in points)
     low, high = (limit(math.log10(value) for _, value in points) for limit in (min, max))
@@ -59,7 +64,7 @@ def panel(curves: Curves, left: int) -> list[str]:
 
 
 def drawn(runs: Sequence[Curves]) -> str:
-    """The picture as SVG text, with its legend below."""
+    """The panels of all runs side by side, with the legend below, as SVG text."""
     width, height = len(runs) * (WIDE + GAP), HIGH + GAP
     elements = [element for i, run in enumerate(runs) for element in panel(run, i * (WIDE + GAP))]
     used = [loss for loss in COLOURS if any(loss in run.lines for run in runs)]

@@ -89,7 +89,7 @@ def complete(arguments: argparse.Namespace) -> None:
 
 
 def problems_of(arguments: argparse.Namespace) -> list[str]:
-    """All that is wrong with the command line, in words."""
+    """Everything that is wrong with the command line, one sentence each."""
     from qil_jax.mesh import MeshShape
 
     found = []
@@ -116,7 +116,7 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """The text of the summary."""
+    """Measure as the command line says, and return the text of the summary."""
     if arguments.verb == "reconstruction":
         from tools.evaluate_reconstruction import Reconstruction, score_reconstructions
 

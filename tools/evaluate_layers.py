@@ -29,12 +29,12 @@ from tools.progress import shown
 
 SAMPLES = "samples"
 NO_PROMPT = " "
-"""What guidance leads away from when nothing is said, and what training puts in place of a dropped caption."""
+"""The negative prompt, and the prompt that training puts in place of a dropped caption."""
 TITLE = "Decomposition, by the LayerD protocol"
 
 
 class Prompts(StrEnum):
-    """What a picture is decomposed with."""
+    """The prompt of a decomposition."""
 
     NONE = "none"
     CAPTIONS = "captions"  # of the records; none where a record has none
@@ -95,18 +95,30 @@ class Subset:
         except Exception as error:  # whatever a reader may raise, the user must learn of which record
             raise QilError(f"{self.source.name(number)} cannot be read: {error}") from error
 
-    def told(self) -> dict[str, Any]:
-        """What decides the result, as JSON. Records go by all sizes, layer counts and captions' lengths, and by the
-        first one's pixels."""
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the result, as JSON values. The records are identified by all sizes, layer counts and
+        lengths of captions, and by the pixels of the first one."""
         first = self.record(self.numbers[0])
         digest = hashlib.sha256(self.facts.rows.tobytes() + composite_8bit(first.layers, first.size).tobytes())
-        told = {"split": self.split, "count": self.count, "resolution": self.resolution}
-        return {"verb": "layers", "records": digest.hexdigest()[:16], **told}
+        settings = {"split": self.split, "count": self.count, "resolution": self.resolution}
+        return {"verb": "layers", "records": digest.hexdigest()[:16], **settings}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a checkpoint decomposes. `layers` None: as many as the truth has."""
+    """How a checkpoint decomposes.
+
+    Attributes:
+      checkpoint: its folder.
+      layers: number of layers; None is as many as the truth has.
+      prompts: none, or the records' captions.
+      steps: Euler steps.
+      guidance: guidance scale; 1 is none.
+      seed: of the noise; each record adds its number.
+      batch: pictures decomposed together.
+      dtype: compute precision; None is as stored.
+      mesh: sizes of mesh axes, such as "data=2"; empty is the first device.
+    """
 
     checkpoint: Path
     layers: int | None
@@ -118,14 +130,14 @@ class Sampling:
     dtype: str | None
     mesh: str
 
-    def told(self) -> dict[str, Any]:
-        """What decides the result, up to rounding, as JSON: batch and mesh do not."""
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the result up to rounding, as JSON values; batch and mesh do not."""
         layers = "true" if self.layers is None else self.layers
         names = ("prompts", "steps", "guidance", "seed", "dtype")
         return {"layers": layers, **{name: getattr(self, name) for name in names}}
 
     def load(self) -> Pipeline:
-        """The one place where weights are loaded."""
+        """The checkpoint on the mesh."""
         mesh = make_mesh(MeshShape.parse(self.mesh)) if self.mesh else single_device_mesh()
         return Pipeline.load(self.checkpoint, mesh=mesh, dtype=self.dtype)
 
@@ -141,13 +153,13 @@ def score_sampled(subset: Subset, sampling: Sampling, out: Path) -> str:
       QilError: before any compute, if the checkpoint is not sound or OUT holds something else.
     """
     require_sound(sampling.checkpoint)
-    claim(out, {**subset.told(), **sampling.told(), **sampling.fingerprints()})
+    claim(out, {**subset.identity(), **sampling.identity(), **sampling.fingerprints()})
     left = [group for group in batches(subset, sampling.batch) if any(not _folder(out, n).exists() for n in group)]
     if left:
         made = decomposed(left, subset, sampling, out)
         for _ in shown(made, sum(map(len, left)), "decomposing"):
             pass
-    facts = {"checkpoint": sampling.checkpoint.resolve().name, **sampling.told()}
+    facts = {"checkpoint": sampling.checkpoint.resolve().name, **sampling.identity()}
     facts["layers"] = f"as many as the truth has, at most {MAX_LAYERS}" if sampling.layers is None else sampling.layers
     facts["dtype"] = sampling.dtype or "as stored"
     return _report(subset, {n: layer_files(_folder(out, n)) for n in subset.numbers}, out, facts)
@@ -160,7 +172,7 @@ def score_results(subset: Subset, results: Path, out: Path) -> str:
       QilError: listing all results that are missing or do not fit, before any is scored.
     """
     files = find_results(subset, results)
-    claim(out, {**subset.told(), "results": str(results.resolve())})
+    claim(out, {**subset.identity(), "results": str(results.resolve())})
     return _report(subset, files, out, {"results": results.resolve().name})
 
 
@@ -184,7 +196,7 @@ def decomposed(groups: Sequence[Sequence[int]], subset: Subset, sampling: Sampli
 
 
 def request_for(number: int, subset: Subset, sampling: Sampling) -> Request:
-    """What is asked for a record."""
+    """The request that decomposes a record's composite."""
     record = subset.record(number)
     shows = len(true_sample(record, subset.bucket(number)).layers)
     prompt = (record.caption if sampling.prompts is Prompts.CAPTIONS else "") or NO_PROMPT
@@ -228,7 +240,7 @@ def find_results(subset: Subset, folder: Path) -> dict[int, list[Path]]:
 
 
 def layer_files(folder: Path) -> list[Path]:
-    """The PNGs of a folder of layers, bottom to top: those that its result.json tells of, or all, by number."""
+    """The PNGs of a folder of layers, bottom to top: those that its result.json lists, or all, by number."""
     record = read_record(folder)
     if record is not None:
         return [folder / layer["file"] for layer in record["layers"]]
@@ -272,9 +284,13 @@ class _Pairs:
 def _report(subset: Subset, files: Mapping[int, Sequence[Path]], out: Path, facts: Mapping[str, Any]) -> str:
     pairs = _Pairs(subset=subset, files=files)
     every = [result for result in shown(pairs.results(), len(files), "scoring") if result is not None]
-    told = {"split": subset.split, "records": subset.count, "skipped, fewer than two layers": subset.count - len(every)}
-    told |= {**facts, "resolution": subset.resolution}
-    return write_layer_report(out, TITLE, every, lambda name: sample_rows(*pairs.read(int(name))), told)
+    settings = {
+        "split": subset.split,
+        "records": subset.count,
+        "skipped, fewer than two layers": subset.count - len(every),
+    }
+    settings |= {**facts, "resolution": subset.resolution}
+    return write_layer_report(out, TITLE, every, lambda name: sample_rows(*pairs.read(int(name))), settings)
 
 
 def _folder(out: Path, number: int) -> Path:

@@ -34,7 +34,20 @@ NOT_RFID = "of mean-pooled last features of LPIPS's backbone: not the paper's rF
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """What is measured, and how. `size` None: at the records' own sizes."""
+    """What is measured, and how.
+
+    Attributes:
+      records: a dataset, or folders of PNGs.
+      split: of the dataset.
+      out: folder of the report.
+      checkpoint: its RGBA-VAE is measured.
+      count: layers, of the first records.
+      size: bucket resolution in pixels; None is the records' own sizes.
+      batch: layers coded together.
+      lpips: file of LPIPS weights; None leaves LPIPS out.
+      dtype: compute precision; None is as stored.
+      mesh: sizes of mesh axes, such as "data=2"; empty is the first device.
+    """
 
     records: str
     split: str
@@ -50,14 +63,20 @@ class Reconstruction:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TrueLayer:
-    """A layer on its whole canvas, straight RGBA."""
+    """A layer of a record.
+
+    Attributes:
+      name: number of the record and of the layer in it.
+      category: ground or upper.
+      pixels: straight RGBA [height, width, 4] of the whole canvas, uint8.
+    """
 
     name: str
     category: str
     pixels: np.ndarray
 
 
-class Perception:
+class PerceptualMetric:
     """LPIPS, and the features for the Frechet distance, from one file of weights."""
 
     def __init__(self, file: Path):
@@ -85,8 +104,8 @@ def score_reconstructions(job: Reconstruction) -> str:
     source = open_source(job.records, job.split)
     sizes = sizes_of(source, job)
     require_sound(job.checkpoint)
-    perception = None if job.lpips is None else Perception(job.lpips)
-    claim(job.out, told_of(job, source))
+    perceptual = None if job.lpips is None else PerceptualMetric(job.lpips)
+    claim(job.out, identity(job, source))
     autoencoder = load_autoencoder(job)
     rows, features = [], {}
     layers = reconstructed(true_layers(source, sizes, job.count), job.batch, autoencoder)
@@ -94,14 +113,14 @@ def score_reconstructions(job: Reconstruction) -> str:
     for layer, made in shown(layers, total, "reconstructing"):
         pairs = blended_pairs(made, layer.pixels)
         scores = score_pairs(pairs)
-        if perception is not None:
-            scores["lpips"], found = perception(pairs)
+        if perceptual is not None:
+            scores["lpips"], found = perceptual(pairs)
             features.setdefault(layer.category, []).append(found)
         rows.append((layer.name, layer.category, scores))
     facts = {"checkpoint": job.checkpoint.resolve().name, "split": job.split, "layers": len(rows)}
     facts |= {"size": job.size or "the records' own", "dtype": job.dtype or "as stored"}
-    if perception is not None:
-        facts |= {"lpips": perception.backbone.value, "frechet": NOT_RFID}
+    if perceptual is not None:
+        facts |= {"lpips": perceptual.backbone.value, "frechet": NOT_RFID}
     distances = {
         category: mean_frechet_distance(*np.stack(found).transpose(2, 0, 1, 3))
         for category, found in features.items()
@@ -134,8 +153,8 @@ def sizes_of(source: RecordSource, job: Reconstruction) -> list[tuple[int, int]]
     return sizes
 
 
-def told_of(job: Reconstruction, source: RecordSource) -> dict[str, Any]:
-    """What decides the result, as JSON."""
+def identity(job: Reconstruction, source: RecordSource) -> dict[str, Any]:
+    """Everything that decides the result, as JSON values."""
     names = ("split", "count", "size", "dtype")
     return {
         "verb": "reconstruction",

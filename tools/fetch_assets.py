@@ -19,7 +19,7 @@ from qil_jax.scenes.packages import FREE, PACKAGES, FetchError, fetch
 def parser() -> Parser:
     """The command line."""
     parse = Parser(description=__doc__)
-    parse.add_argument("names", nargs="*", help="of packages; all of them otherwise")
+    parse.add_argument("names", nargs="*", help="names of packages (default: all)")
     parse.add_argument("--out", type=Path, help="folder to fill: a folder per package")
     parse.add_argument(
         "--also", action="append", default=[], metavar="LICENCE", help=f"besides {', '.join(sorted(FREE))}"

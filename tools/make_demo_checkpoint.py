@@ -82,14 +82,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
     },
 }
-"""By component."""
+"""Configs of the random checkpoint by component."""
 TRAIN_CONFIGS: dict[str, dict[str, Any]] = {
     "transformer": CONFIGS["transformer"]
     | {"attention_head_dim": 64, "axes_dims_rope": [16, 24, 24], "num_attention_heads": 4, "num_layers": 6},
     "vae": CONFIGS["vae"] | {"base_dim": 8, "dim_mult": [1, 4, 8, 8]},
     "text_encoder": CONFIGS["text_encoder"] | {"vocab_size": 4096},
 }
-"""The demonstration model's sizes."""
+"""Configs of the demonstration model."""
 SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "num_train_timesteps": 1000,
@@ -111,7 +111,7 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 class Preset(StrEnum):
-    """What the random weights are for."""
+    """Purpose of the random weights."""
 
     TRY = "try"  # every weight acts
     TRAIN = "train"  # blocks begin as the identity and the velocity as 0, as diffusion transformers are trained
@@ -119,7 +119,7 @@ class Preset(StrEnum):
 
 QUIET = ("_mod.1.weight", "norm_out.linear.weight", "proj_out.weight", "addition_t_embedding.weight")
 QUIET_IN_VAE = (".conv2.weight", "attentions.0.proj.weight")
-"""Weights that begin at 0 for training: what a block adds to what goes past it."""
+"""Ends of the names of weights that begin at 0 for training: the output projections of residual branches."""
 
 
 def random_tensor(entry: "Entry", generator: np.random.Generator, preset: Preset) -> np.ndarray:
@@ -136,7 +136,7 @@ def random_tensor(entry: "Entry", generator: np.random.Generator, preset: Preset
 
 
 def small_tokenizer(texts: Sequence[str] = (), vocabulary: int = 500) -> Tokenizer:
-    """A byte-level BPE tokenizer of Qwen's kind that has read the prompt template and these texts."""
+    """A byte-level BPE tokenizer of Qwen's kind, trained on the prompt template and these texts."""
     from qil_jax.encoders.tokenizer import PREFIX, SUFFIX
     from qil_jax.weights.tokenizer import SPLIT
 
@@ -155,7 +155,7 @@ def small_tokenizer(texts: Sequence[str] = (), vocabulary: int = 500) -> Tokeniz
 
 
 def write_component(folder: Path, component: str, config: Mapping[str, Any], preset: Preset) -> None:
-    """One component's config and random weights."""
+    """Write config and random weights of one component."""
     from qil_jax.weights.tables import table_of
     from qil_jax.weights.tables.entries import Component
 

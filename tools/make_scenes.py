@@ -19,12 +19,12 @@ def parser() -> Parser:
     """The command line."""
     parse = Parser(description=__doc__, elsewhere="; options of Apache Beam go behind --")
     add = parse.add_argument
-    add("--count", type=int, required=True, help="of scenes, all splits together")
+    add("--count", type=int, required=True, help="number of scenes, all splits together")
     add("--out", type=Path, required=True, help="folder to write")
     few = "simple: few large opaque things; grouped: the same, merged (default %(default)s)"
     add("--preset", choices=PRESETS, default="rich", help=few)
-    add("--side", type=int, help="of the canvas in pixels, 32 at least; the preset's own if not given")
-    add("--seed", type=int, default=0, help="of the first scene; the next have the next seeds (default 0)")
+    add("--side", type=int, help="side of the canvas in pixels, 32 at least (default: the preset's)")
+    add("--seed", type=int, default=0, help="seed of the first scene, counted up from there (default 0)")
     shapes = "a dataset, a Photoshop document each, or a folder of PNGs each (default %(default)s)"
     add("--format", choices=("records", "psd", "folders"), default="records", help=shapes)
     add("--assets", type=Path, help="what fetch_assets.py filled; else all is drawn")

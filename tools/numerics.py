@@ -1,4 +1,4 @@
-"""A checkpoint pushed block by block through the PyTorch reference and through ours, on the same activations, in fp32.
+"""A checkpoint compared with the PyTorch reference block by block, on the same activations, in fp32.
 
 Each block reads the reference's output of the one before, so an error stays where it arises. One block is in memory at
 a time on either side: the released 41 GB need about 4 GB. Needs torch, diffusers, transformers and accelerate.
@@ -40,8 +40,15 @@ GRID, PICTURES, WORDS, SIGMA = (4, 6), 3, 9, 0.6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """Errors of one block: the largest absolute error over the largest absolute value, and the same of the means."""
+class BlockError:
+    """Errors of one block.
+
+    Attributes:
+      component: that the block belongs to.
+      block: its name.
+      largest: largest absolute error over the largest absolute value of the reference.
+      mean: mean absolute error over the mean absolute value of the reference.
+    """
 
     component: Component
     block: str
@@ -49,15 +56,15 @@ class Row:
     mean: float
 
 
-def compare(checkpoint: Path, reference: Path) -> Iterator[Row]:
-    """Rows of all components. `checkpoint` may have either layout, `reference` has the released one."""
+def compare(checkpoint: Path, reference: Path) -> Iterator[BlockError]:
+    """Errors of the blocks of all components. `checkpoint` may have either layout, `reference` has the released one."""
     with torch.no_grad():
         yield from compare_vae(checkpoint, reference)
         yield from compare_text_encoder(checkpoint, reference)
         yield from compare_transformer(checkpoint, reference)
 
 
-def compare_vae(checkpoint: Path, reference: Path) -> Iterator[Row]:
+def compare_vae(checkpoint: Path, reference: Path) -> Iterator[BlockError]:
     """Encoder and decoder at 64 x 96 pixels."""
     part = Component.VAE
     with init_empty_weights():
@@ -72,7 +79,7 @@ def compare_vae(checkpoint: Path, reference: Path) -> Iterator[Row]:
     yield _row(part, "decoder", vae.decode(_ours(flat(posterior.mean))), flat(picture))
 
 
-def compare_text_encoder(checkpoint: Path, reference: Path) -> Iterator[Row]:
+def compare_text_encoder(checkpoint: Path, reference: Path) -> Iterator[BlockError]:
     """The language model: embedding, every layer, the final norm."""
     part = Component.TEXT_ENCODER
     values = component_config(reference, part)
@@ -110,7 +117,7 @@ def compare_text_encoder(checkpoint: Path, reference: Path) -> Iterator[Row]:
     yield _row(part, "norm", model.norm(_ours(x)), torch_model.norm(x))
 
 
-def compare_transformer(checkpoint: Path, reference: Path) -> Iterator[Row]:
+def compare_transformer(checkpoint: Path, reference: Path) -> Iterator[BlockError]:
     """VLD-MMDiT: the embeddings, every block with its modulation, the output."""
     part = Component.TRANSFORMER
     values = component_config(reference, part)
@@ -141,7 +148,7 @@ def compare_transformer(checkpoint: Path, reference: Path) -> Iterator[Row]:
     our_kind = None if kind is None else jnp.zeros(1, jnp.int32)
     yield _row(part, "noise level", modulation.embed(jnp.asarray([SIGMA]), our_kind), noise)
 
-    torch_turns = torch_model.pos_embed([[(1, *GRID)] * PICTURES], max_txt_seq_len=WORDS, device=torch.device("cpu"))
+    torch_rotary = torch_model.pos_embed([[(1, *GRID)] * PICTURES], max_txt_seq_len=WORDS, device=torch.device("cpu"))
     layers = (LayerIndex.COMPOSITE, 1, LayerIndex.CONDITION if config.use_layer3d_rope else 2)
     places = text_positions(WORDS, offset=text_offset(GRID, targets=2)), image_positions(GRID, layers)
     rotary = tuple(rotary_embedding(jnp.asarray(p)[None], config.axes_dims_rope) for p in places)
@@ -156,7 +163,7 @@ def compare_transformer(checkpoint: Path, reference: Path) -> Iterator[Row]:
     run = _compiled(step)
     for k in range(depth):
         tensors.fill(torch_model.transformer_blocks[0], f"transformer_blocks.{k}.")
-        y_next, x_next = torch_model.transformer_blocks[0](x, y, None, noise, torch_turns)
+        y_next, x_next = torch_model.transformer_blocks[0](x, y, None, noise, torch_rotary)
         block = parameters.block(backbone.blocks, "backbone/blocks", k)
         mods = [parameters.block(getattr(modulation, s), f"modulation/{s}", k) for s in ("text", "image")]
         ours = run(nnx.List([block, *mods]), _ours(y), _ours(x), _ours(noise))
@@ -190,7 +197,7 @@ class Tensors:
             return torch.cat([matrix[int(row) : int(row) + 1] for row in rows]).float()
 
     def fill(self, module: torch.nn.Module, prefix: str) -> None:
-        """Give a module its tensors, every one of them."""
+        """Set all tensors of a module."""
         found = {n.removeprefix(prefix): self[n] for n in self._files if n.startswith(prefix)}
         module.load_state_dict(found, strict=True, assign=True)
 
@@ -232,11 +239,11 @@ def _ours(x: torch.Tensor) -> Array:
     return jnp.asarray(x.numpy())
 
 
-def _row(component: Component, block: str, ours: Array | np.ndarray, expected: torch.Tensor) -> Row:
+def _row(component: Component, block: str, ours: Array | np.ndarray, expected: torch.Tensor) -> BlockError:
     a, b = np.asarray(ours, np.float64), expected.double().numpy()
     assert a.shape == b.shape, (block, a.shape, b.shape)
     error = np.abs(a - b)
-    return Row(
+    return BlockError(
         component=component,
         block=block,
         largest=float(error.max() / np.abs(b).max()),

@@ -1,4 +1,4 @@
-"""How far a program is: a bar on a terminal, a line every tenth otherwise."""
+"""Progress of a program: a bar on a terminal, a line every tenth otherwise."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 def shown(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """The items, counted as they come."""
+    """Yield the items and report how many of `total` have passed."""
     if sys.stdout.isatty():
         yield from track(items, description=what, total=total)
         return

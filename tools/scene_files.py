@@ -25,7 +25,12 @@ PRESETS = {"rich": SceneConfig(), "simple": SIMPLE, "grouped": GROUPED}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What the scenes of a run share."""
+    """How all scenes are made.
+
+    Attributes:
+      config: of the scenes.
+      assets: folder of pictures and fonts; None draws everything.
+    """
 
     config: SceneConfig
     assets: Path | None
@@ -36,7 +41,7 @@ class Recipe:
         return make_scene(seed, self.config, assets)
 
     def example(self, seed: int, split: str) -> dict[str, Any]:
-        """That scene as a flat example."""
+        """The scene of a seed as a flat example of a dataset."""
         return encode(self.scene(seed, split))
 
 

@@ -17,7 +17,7 @@ from qil_jax.shipped import shipped_checkpoint
 
 MOST_BYTES = 40_000_000
 SHIFT = 3.0
-"""Of the sampler, as the noise levels of stage 3 are drawn."""
+"""Shift of the sampler's noise levels, that of stage 3 in training."""
 DEFAULTS = Defaults(
     layers=3,
     resolution=64,
@@ -31,7 +31,7 @@ DEFAULTS = Defaults(
 
 
 def ship(checkpoint: Path, destination: Path) -> int:
-    """Write the folder, whole; how many bytes it has.
+    """Write the checkpoint into the folder, whole, and return its size in bytes.
 
     Raises:
       QilError: if the checkpoint is not sound, or too large to be shipped.

@@ -16,13 +16,13 @@ def parser() -> Parser:
     parse = Parser(description=__doc__)
     add = parse.add_argument
     add("dataset", help="what build_dataset.py or make_scenes.py wrote, or folders of PNGs")
-    add("--split", default="train", help="of the dataset (default %(default)s)")
+    add("--split", default="train", help="split of the dataset (default %(default)s)")
     add("--out", type=Path, default=Path("batch.png"), help="the picture, a .png (default %(default)s)")
-    add("--rows", type=int, default=4, help="of the batch (default %(default)s)")
+    add("--rows", type=int, default=4, help="rows of the batch (default %(default)s)")
     add("--resolution", type=int, default=640, help="size bucket in pixels (default %(default)s)")
     tasks = [task.value for task in Task]
-    add("--task", choices=tasks, default=Task.IMAGE_TO_LAYERS.value, help="of all samples (default %(default)s)")
-    add("--seed", type=int, default=0, help="of the order, the crops and the colours (default %(default)s)")
+    add("--task", choices=tasks, default=Task.IMAGE_TO_LAYERS.value, help="task of all samples (default %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the order, the crops and the colours (default %(default)s)")
     return parse
 
 

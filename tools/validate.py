@@ -25,7 +25,9 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--reference", type=Path, help="released folder whose weights PyTorch runs; CHECKPOINT otherwise"
     )
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="of the largest error of a block")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, help="largest relative error of a block (default %(default)g)"
+    )
     arguments = parser.parse_args(argv)
     if arguments.checksums is not None and os.path.lexists(arguments.checksums):
         parser.error(f"{arguments.checksums} exists: give another file, or remove it")

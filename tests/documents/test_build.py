@@ -112,11 +112,11 @@ def test_a_changed_sidecar_is_noticed(tmp_path, capsys):
 
 
 def test_kills_cost_nothing(source, built, tmp_path):
-    """Ten kills after random numbers of files, then a run to the end: the same bytes, and nothing half-written."""
+    """Four kills after random numbers of files, then a run to the end: the same bytes, and nothing half-written."""
     out = tmp_path / "out"
     command = [sys.executable, str(TOOL), str(source), "--out", str(out), "--licence", "MIT"]
     rng = random.Random(0)
-    for _ in range(10):
+    for _ in range(4):
         enough = count(out) + rng.randrange(1, 8)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and count(out) < enough:

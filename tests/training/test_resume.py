@@ -13,8 +13,8 @@ from runs import World, assert_same_bits, command, environment, finish, saved
 
 from qil_jax.training.stages import Precision, Stage
 
-KILLS = int(os.environ.get("QIL_KILLS", "2"))
-"""Kills of a run. The tests make few, for every one is a start of the program; QIL_KILLS=10 makes ten."""
+KILLS = int(os.environ.get("QIL_KILLS", "1"))
+"""Kills of a run. The tests make one, for every one is a start of the program; QIL_KILLS=10 makes ten."""
 STEPS = 12
 
 

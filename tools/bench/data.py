@@ -1,7 +1,7 @@
 """How fast records become batches.
 
 Samples are 4-layer scenes with photographs as grounds, rendered at 1024 pixels and loaded at 640. All times are of one
-thread unless a row says otherwise; what a folder of PNGs costs is measured on the same scenes, in turns.
+thread unless a row says otherwise; what a folder of PNGs costs is measured on the same scenes, alternating.
 """
 
 import argparse

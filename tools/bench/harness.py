@@ -31,7 +31,7 @@ def duration(work: Work) -> float:
 def alternate(
     sides: Mapping[str, Work], repeats: int, *, warmup: int = 1, measure: Callable[[Work], Measurement] = duration
 ) -> dict[str, list[Measurement]]:
-    """Measurements of each side, which take turns so that a change of the machine's speed meets all of them.
+    """Measurements of each side, which alternate so that a change of the machine's speed meets all of them.
 
     Args:
       sides: the work of each side, by name.

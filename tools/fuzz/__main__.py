@@ -32,8 +32,8 @@ def parser() -> Parser:
     campaigns = parse.add_subparsers(dest="campaign", required=True, help="what is broken")
     for name, what in CAMPAIGNS.items():
         campaign = campaigns.add_parser(name, help=what, description=what)
-        campaign.add_argument("--count", type=int, default=2000, help="of cases (default %(default)s)")
-        campaign.add_argument("--seed", type=int, default=0, help="of the first case (default %(default)s)")
+        campaign.add_argument("--count", type=int, default=2000, help="number of cases (default %(default)s)")
+        campaign.add_argument("--seed", type=int, default=0, help="seed of the first case (default %(default)s)")
     return parse
 
 

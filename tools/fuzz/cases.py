@@ -18,7 +18,13 @@ BYSTANDERS = {"notes.txt": b"not ours\n", "other/picture.png": bytes(range(256))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """What became of a seed: its outcome in a word or two, and what went wrong, if anything did."""
+    """The result of one seed.
+
+    Attributes:
+      seed: of the case.
+      outcome: in a word or two.
+      failure: what went wrong; empty if nothing did.
+    """
 
     seed: int
     outcome: str

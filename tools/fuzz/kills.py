@@ -18,7 +18,14 @@ from tools.fuzz.cases import ROOT, Case, hashes, lost, watched, write_bystanders
 
 FASTER = "was faster"
 STAMPS = ("_CHECKPOINT_METADATA", "commit_success.txt")
-"""Files in which orbax notes the time."""
+"""Files in which orbax stores times."""
+SCENES = ("tools/make_scenes.py", "--side", "64")
+INPUTS = {
+    "checkpoint": ("tools/make_demo_checkpoint.py",),
+    "documents": (*SCENES, "--count", "3", "--format", "psd", "--out"),
+    "scenes": (*SCENES, "--count", "40", "--preset", "simple", "--out"),
+}
+"""Command lines that make the inputs; the folder comes last."""
 VARYING = ("batch_seconds", "created", "time")
 """Keys of JSON files whose values say when or how fast something was made."""
 
@@ -31,12 +38,14 @@ class Job:
       name: of the program.
       words: its command line; OUT stands for the folder of the output.
       share: of all kills.
+      needs: names of INPUTS.
       kept: ending of the files that are compared; all where it is empty.
     """
 
     name: str
     words: Sequence[str]
     share: float
+    needs: Sequence[str]
     kept: str = ""
 
     def call(self, out: Path) -> list[str]:
@@ -53,6 +62,13 @@ class Job:
 def kills(seeds: range, folder: Path) -> Iterator[Case]:
     """A case for each seed: a kill."""
     jobs = _jobs(folder)
+    for name in sorted({name for job in jobs for name in job.needs}):
+        code, printed, _ = watched([*INPUTS[name], str(folder / name)])
+        if code:
+            raise RuntimeError(f"no input to work on: {printed}")
+    (folder / "pictures").mkdir()
+    for i in range(3):
+        Image.new("RGB", (64, 48 + 16 * i), (90 * i, 10, 200)).save(folder / "pictures" / f"{i}.png")
     wholes, seconds = {}, {}
     for job in jobs:
         out = folder / "whole" / job.name
@@ -76,28 +92,7 @@ def kills(seeds: range, folder: Path) -> Iterator[Case]:
 
 
 def _jobs(folder: Path) -> list[Job]:
-    """Small inputs, and what the four programs make of them."""
-    for words in (
-        ["tools/make_demo_checkpoint.py", str(folder / "checkpoint")],
-        ["tools/make_scenes.py", "--count", "3", "--side", "64", "--format", "psd", "--out", str(folder / "documents")],
-        [
-            "tools/make_scenes.py",
-            "--count",
-            "40",
-            "--side",
-            "64",
-            "--preset",
-            "simple",
-            "--out",
-            str(folder / "scenes"),
-        ],
-    ):
-        code, printed, _ = watched(words)
-        if code:
-            raise RuntimeError(f"no input to work on: {printed}")
-    (folder / "pictures").mkdir()
-    for i in range(3):
-        Image.new("RGB", (64, 48 + 16 * i), (90 * i, 10, 200)).save(folder / "pictures" / f"{i}.png")
+    """The four programs on small inputs in the folder."""
     at = lambda name: str(folder / name)
     small = ("--layers", "2", "--steps", "2", "--resolution", "64")
     sets = ("steps=6", "log_every=2", "checkpoints.every=2", "mesh.data=1", "validation.every=0", "data.loader.rows=4")
@@ -108,13 +103,25 @@ def _jobs(folder: Path) -> list[Job]:
             name="infer",
             words=("infer.py", at("pictures"), "--checkpoint", at("checkpoint"), "--out", "OUT", *small),
             share=0.35,
+            needs=("checkpoint",),
         ),
-        Job(name="convert", words=("tools/convert.py", "to-orbax", at("checkpoint"), "OUT"), share=0.35),
-        Job(name="build_dataset", words=("tools/build_dataset.py", at("documents"), "--out", "OUT"), share=0.15),
+        Job(
+            name="convert",
+            words=("tools/convert.py", "to-orbax", at("checkpoint"), "OUT"),
+            share=0.35,
+            needs=("checkpoint",),
+        ),
+        Job(
+            name="build_dataset",
+            words=("tools/build_dataset.py", at("documents"), "--out", "OUT"),
+            share=0.15,
+            needs=("documents",),
+        ),
         Job(
             name="train",
             words=("train.py", "configs/demo/rgba_vae.py", "--out", "OUT", *settings),
             share=0.15,
+            needs=("checkpoint", "scenes"),
             kept=".safetensors",
         ),
     ]
