@@ -54,7 +54,7 @@ def write_noise(folder: Path, configs: "Mapping[Component, Mapping[str, Any]]", 
         part.mkdir(parents=True)
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         plans = [TensorPlan(name=e.name, dtype=BF16, shape=e.shape) for e in table_of(component, config)]
-        stem = "model" if component is Component.TEXT_ENCODER else "diffusion_pytorch_model"
+        stem = component.stem
         writer = ShardedWriter(part, stem, plans, shard_bytes=shard_bytes)
         for plan in plans:
             bits = generator.integers(0, 1 << 16, math.prod(plan.shape), np.uint16)

@@ -37,7 +37,7 @@ class Item:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Batch:
+class SequenceBatch:
     """Arrays of one run of the sampler. With guidance, arrays of gb rows hold all samples with their
     prompts, then all samples with their negative prompts."""
 
@@ -53,15 +53,17 @@ class Batch:
         """Rows per sample: 2 with guidance."""
         return self.text.shape[0] // self.tokens.shape[0]
 
-    def place(self, put: Callable[[Array, Axes], Array]) -> "Batch":
+    def place(self, put: Callable[[Array, Axes], Array]) -> "SequenceBatch":
         """The same batch with every array handed to `put` together with the names of its axes."""
-        samples = lambda x, *axes: put(x, (Axis.SAMPLE, *axes))  # noqa: E731
-        rows = lambda x: put(x, (Axis.BATCH, Axis.TOKENS, None)[: x.ndim])  # noqa: E731
-        return Batch(
-            tokens=samples(self.tokens, Axis.TOKENS, None),
-            is_target=samples(self.is_target, Axis.TOKENS),
+
+        def rows(x: Array) -> Array:
+            return put(x, (Axis.BATCH, Axis.TOKENS, None)[: x.ndim])
+
+        return SequenceBatch(
+            tokens=put(self.tokens, (Axis.SAMPLE, Axis.TOKENS, None)),
+            is_target=put(self.is_target, (Axis.SAMPLE, Axis.TOKENS)),
             sigmas=put(self.sigmas, (None, Axis.SAMPLE)),
-            scales=samples(self.scales),
+            scales=put(self.scales, (Axis.SAMPLE,)),
             text=rows(self.text),
             layout=jax.tree.map(rows, self.layout),
         )
@@ -76,7 +78,7 @@ class Ways:
     tokens: int = 1
 
 
-def build_batch(items: list[Item], *, patch: int, guidance: float, ways: Ways) -> Batch:
+def build_batch(items: list[Item], *, patch: int, guidance: float, ways: Ways) -> SequenceBatch:
     """Lay out `items`, padding samples, image tokens and text tokens to what divides on the mesh.
 
     Added rows repeat the last item, so that they hold no odd values; the caller drops them.
@@ -92,7 +94,7 @@ def build_batch(items: list[Item], *, patch: int, guidance: float, ways: Ways) -
     width = _up(max(len(text) for text in texts), math.lcm(TEXT_BUCKET, ways.tokens))
     passes = len(texts) // len(items)
     offsets = [text_offset(item.grid(patch), targets=len(item.noise)) for item in items] * passes
-    return Batch(
+    return SequenceBatch(
         tokens=_stack([tokens for tokens, _, _ in sequences], longest),
         is_target=_stack([is_target for _, is_target, _ in sequences], longest),
         sigmas=jnp.stack([item.sigmas for item in items], axis=1),

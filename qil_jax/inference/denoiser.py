@@ -13,10 +13,10 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
 from qil_jax.flow import Rescale, euler, guide
-from qil_jax.inference.batch import Batch
+from qil_jax.inference.batch import SequenceBatch
 from qil_jax.mesh import Rules, constrain
 from qil_jax.models.attention import AttentionKind
-from qil_jax.models.axes import Axis
+from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.vld_mmdit import Modulation, ModulationTable, VLDMMDiT
 
 OnStep = Callable[[int, int], None]
@@ -47,7 +47,12 @@ class Denoiser:
         self._loop = jax.jit(self._denoise, static_argnames=("rescale", "report"))
 
     def __call__(
-        self, batch: Batch, *, rescale: Rescale, on_step: OnStep | None = None, on_tokens: OnTokens | None = None
+        self,
+        batch: SequenceBatch,
+        *,
+        rescale: Rescale,
+        on_step: OnStep | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> np.ndarray:
         """Integrate the batch from noise to data.
 
@@ -60,29 +65,33 @@ class Denoiser:
             sigmas = sigmas[:, :1]
         kinds = np.zeros(sigmas.size, np.int32) if self.config.use_additional_t_cond else None
         table = self._table(self._modulation[1], jnp.asarray(sigmas), kinds)
-        put = lambda x, axes: jax.device_put(x, NamedSharding(self.mesh, self.rules.spec(axes)))  # noqa: E731
         report = Report.TOKENS if on_tokens else Report.STEPS if on_step else Report.NOTHING
         self._on_step, self._on_tokens, self._steps = on_step, on_tokens, steps
         try:
-            tokens = self._loop(self._backbone[1], table, batch.place(put), rescale, report)
+            tokens = self._loop(self._backbone[1], table, batch.place(self._put), rescale, report)
             jax.effects_barrier()
             return np.asarray(tokens)
         finally:
             self._on_step = self._on_tokens = None
 
+    def _put(self, x: Array, axes: Axes) -> Array:
+        return jax.device_put(x, NamedSharding(self.mesh, self.rules.spec(axes)))
+
     def _denoise(
-        self, state: nnx.State, table: ModulationTable, batch: Batch, rescale: Rescale, report: Report
+        self, state: nnx.State, table: ModulationTable, batch: SequenceBatch, rescale: Rescale, report: Report
     ) -> Array:
         """The whole loop, as it is traced."""
         backbone = nnx.merge(self._backbone[0], state)
         dtype = backbone.image_in.kernel[...].dtype
         passes, text = batch.passes, batch.text.astype(dtype)
-        twice = lambda x, axis=0: jnp.concatenate([x] * passes, axis=axis)  # noqa: E731
+
+        def for_passes(x: Array, axis: int = 0) -> Array:
+            return jnp.concatenate([x] * passes, axis=axis)
 
         def velocity(x: Array, mods: ModulationTable) -> Array:
             if mods.out.shape[0] > 1:
-                mods = jax.tree.map(lambda m: twice(m, m.ndim - 3), mods)
-            x = self._pin(twice(x.astype(dtype)), (Axis.BATCH, Axis.TOKENS, None))
+                mods = jax.tree.map(lambda m: for_passes(m, m.ndim - 3), mods)
+            x = self._pin(for_passes(x.astype(dtype)), (Axis.BATCH, Axis.TOKENS, None))
             v = backbone(x, text, batch.layout, mods, kind=self._kind, constrain=self._pin).astype(jnp.float32)
             if passes == 1:
                 return v
@@ -115,7 +124,10 @@ def _table(graph: nnx.GraphDef[Modulation], state: nnx.State, sigmas: Array, kin
     """The modulation of all steps: leaves lead with the steps, then blocks, then samples."""
     steps, rows = sigmas.shape
     flat = nnx.merge(graph, state)(sigmas.reshape(-1), kinds)
-    blocks = lambda x: jnp.moveaxis(x.reshape(x.shape[0], steps, rows, *x.shape[2:]), 1, 0)  # noqa: E731
+
+    def by_step(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(x.shape[0], steps, rows, *x.shape[2:]), 1, 0)
+
     return ModulationTable(
-        image=blocks(flat.image), text=blocks(flat.text), out=flat.out.reshape(steps, rows, *flat.out.shape[1:])
+        image=by_step(flat.image), text=by_step(flat.text), out=flat.out.reshape(steps, rows, *flat.out.shape[1:])
     )

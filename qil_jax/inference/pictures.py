@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from qil_jax.errors import QilError
 from qil_jax.export.names import safe_name
 from qil_jax.files import text_beside
 from qil_jax.inference.images import LARGEST_SIDE, RESOLUTION, SUFFIXES, ImageError, decode_image, read_bytes
@@ -142,7 +143,7 @@ def _prompt_beside(source: Path) -> str | None:
         return None
     try:
         text = (text_beside(source, PROMPT) or "").strip()
-    except ValueError as error:
+    except QilError as error:
         raise ImageError(f"{file}: the prompt of {source.name} is no UTF-8 text ({error}); mend or move it") from error
     if len(text) > LONGEST_PROMPT:
         raise ImageError(f"{file}: {len(text)} characters, a prompt has at most {LONGEST_PROMPT}; shorten or move it")

@@ -205,9 +205,8 @@ def _write_diffusers(source: Path, folder: Path, table: list[Entry], on_bytes: O
     dtypes = {e.name: reader.dtype(t) for t in wanted.values() for e in t.entries}
     dtypes |= {e.name: sidecar.tensors[e.name].dtype for e in table if e.transform is Transform.SIDECAR}
     plans = [TensorPlan(name=e.name, dtype=dtypes[e.name], shape=e.shape) for e in table]
-    stem = "model" if component is Component.TEXT_ENCODER else "diffusion_pytorch_model"
     pieces = [(target, index) for target in wanted.values() for index in pieces_of(target, reader.dtype(target))]
-    with closing(ShardedWriter(folder, stem, plans)) as writer:
+    with closing(ShardedWriter(folder, component.stem, plans)) as writer:
         for entry in table:
             if entry.transform is Transform.SIDECAR:
                 writer.write(entry.name, sidecar[entry.name])

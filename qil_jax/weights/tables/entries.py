@@ -17,6 +17,11 @@ class Component(StrEnum):
     VAE = "vae"
     TEXT_ENCODER = "text_encoder"
 
+    @property
+    def stem(self) -> str:
+        """Name of its weight files without the ending, as transformers and diffusers call them."""
+        return "model" if self is Component.TEXT_ENCODER else "diffusion_pytorch_model"
+
 
 class Transform(StrEnum):
     """How a stored tensor becomes a parameter."""
