@@ -25,16 +25,16 @@ OnTokens = Callable[[int, np.ndarray], None]
 """Called with (steps done, tokens [b, t, c]) after every Euler step; costs a copy to the host each time."""
 
 
-class Report(StrEnum):
-    """What the compiled loop tells the host while it runs."""
+class StepOutput(StrEnum):
+    """What the compiled loop sends to the host after each step."""
 
-    NOTHING = "nothing"
+    NONE = "none"
     STEPS = "steps"
     TOKENS = "tokens"
 
 
 class Denoiser:
-    """A VLD-MMDiT placed on a mesh. One program is compiled per shape of batch and number of steps."""
+    """A VLD-MMDiT on a mesh. One program is compiled per shape of batch and number of steps."""
 
     def __init__(self, model: VLDMMDiT, *, mesh: Mesh, rules: Rules, kind: AttentionKind):
         self.config, self.mesh, self.rules = model.config, mesh, rules
@@ -44,7 +44,7 @@ class Denoiser:
         self._on_tokens: OnTokens | None = None
         self._table = jax.jit(functools.partial(_table, self._modulation[0]))
         self._kind, self._pin = kind, constrain(mesh, rules)
-        self._loop = jax.jit(self._denoise, static_argnames=("rescale", "report"))
+        self._loop = jax.jit(self._denoise, static_argnames=("rescale", "output"))
 
     def __call__(
         self,
@@ -65,10 +65,10 @@ class Denoiser:
             sigmas = sigmas[:, :1]
         kinds = np.zeros(sigmas.size, np.int32) if self.config.use_additional_t_cond else None
         table = self._table(self._modulation[1], jnp.asarray(sigmas), kinds)
-        report = Report.TOKENS if on_tokens else Report.STEPS if on_step else Report.NOTHING
+        output = StepOutput.TOKENS if on_tokens else StepOutput.STEPS if on_step else StepOutput.NONE
         self._on_step, self._on_tokens, self._steps = on_step, on_tokens, steps
         try:
-            tokens = self._loop(self._backbone[1], table, batch.place(self._put), rescale, report)
+            tokens = self._loop(self._backbone[1], table, batch.place(self._put), rescale, output)
             jax.effects_barrier()
             return np.asarray(tokens)
         finally:
@@ -78,7 +78,7 @@ class Denoiser:
         return jax.device_put(x, NamedSharding(self.mesh, self.rules.spec(axes)))
 
     def _denoise(
-        self, state: nnx.State, table: ModulationTable, batch: SequenceBatch, rescale: Rescale, report: Report
+        self, state: nnx.State, table: ModulationTable, batch: SequenceBatch, rescale: Rescale, output: StepOutput
     ) -> Array:
         """The whole loop, as it is traced."""
         backbone = nnx.merge(self._backbone[0], state)
@@ -99,10 +99,10 @@ class Denoiser:
             return guide(conditional, unconditional, batch.scales, rescale)
 
         def after_step(index: Array, x: Array) -> None:
-            if report is Report.STEPS:
-                jax.debug.callback(self._tell, index)
-            elif report is Report.TOKENS:
-                jax.debug.callback(self._tell, index, x)
+            if output is StepOutput.STEPS:
+                jax.debug.callback(self._after_step, index)
+            elif output is StepOutput.TOKENS:
+                jax.debug.callback(self._after_step, index, x)
 
         return euler(
             velocity,
@@ -113,7 +113,7 @@ class Denoiser:
             after_step=after_step,
         )
 
-    def _tell(self, index: Any, tokens: Any = None) -> None:
+    def _after_step(self, index: Any, tokens: Any = None) -> None:
         if self._on_tokens is not None and tokens is not None:
             self._on_tokens(int(index) + 1, np.asarray(tokens))
         if self._on_step is not None:

@@ -1,4 +1,4 @@
-"""Pictures from files to what the VAE reads, exactly as the released pipeline prepares them (checkpoint.md 8.3)."""
+"""Picture files to the input of the VAE, prepared exactly as diffusers' `pipeline_qwenimage_layered.py` does."""
 
 import io
 import warnings

@@ -1,4 +1,4 @@
-"""From pictures to layers: the whole journey of inference (design.md 2).
+"""From pictures to layers: all stages of inference.
 
 RGBA picture -> bucket -> RGBA-VAE -> tokens and positions -> Euler with VLD-MMDiT -> RGBA-VAE -> LayeredImage
 """
@@ -33,7 +33,14 @@ from qil_jax.weights import Component, load_component
 
 
 class Pipeline:
-    """A loaded checkpoint that decomposes pictures."""
+    """A loaded checkpoint that decomposes pictures.
+
+    Attributes:
+      checkpoint: its folder, configs and defaults.
+      prompts: tokenizer and text encoder.
+      autoencoder: the RGBA-VAE.
+      denoiser: the VLD-MMDiT.
+    """
 
     def __init__(self, checkpoint: Checkpoint, *, prompts: PromptEncoder, autoencoder: Autoencoder, denoiser: Denoiser):
         self.checkpoint, self.prompts, self.autoencoder, self.denoiser = checkpoint, prompts, autoencoder, denoiser
@@ -98,7 +105,7 @@ class Pipeline:
     ) -> list[Decomposition]:
         """Decompose pictures of any mix of sizes, layer counts and prompts as one batch.
 
-        A picture's result does not depend on its neighbours, up to rounding.
+        The result of a picture depends on its neighbours by rounding only.
 
         Args:
           requests: the pictures.

@@ -1,4 +1,4 @@
-"""Whole checkpoints from the released layout to orbax and back, one piece of a tensor at a time (design.md 3.8).
+"""Whole checkpoints from the released layout to orbax and back, one piece of a tensor at a time.
 
 Nothing is computed: bytes are only moved and transposed, so a checkpoint that went both ways is the one that left.
 """

@@ -1,4 +1,4 @@
-"""The stored parameters of one component, in either layout, read piece by piece (design.md 3.8)."""
+"""The stored parameters of one component, in either layout, read piece by piece."""
 
 from enum import StrEnum
 from pathlib import Path

@@ -52,7 +52,14 @@ class WeightsError(ProblemsError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """Where one tensor lies. Offsets are from the start of the file, in bytes."""
+    """Where one tensor lies.
+
+    Attributes:
+      file: that holds it.
+      dtype: of its elements.
+      shape: as stored.
+      start, stop: of its bytes, from the start of the file.
+    """
 
     file: Path
     dtype: np.dtype
@@ -63,7 +70,12 @@ class TensorInfo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """What a *.safetensors.index.json says: tensor name to file name, and the bytes of all tensors if told."""
+    """The content of a *.safetensors.index.json.
+
+    Attributes:
+      weight_map: name of the file by name of the tensor.
+      total_size: bytes of all tensors; None: not given.
+    """
 
     weight_map: Mapping[str, str]
     total_size: int | float | None

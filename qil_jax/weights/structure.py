@@ -108,9 +108,9 @@ def _pipeline_problems(file: Path) -> list[str]:
     if not isinstance(name, str) or not name.startswith("QwenImage"):
         problems.append(f"{file}: _class_name is {shown(name)}, not a pipeline of Qwen-Image; {COPY}")
     for part, classes in CLASSES.items():
-        told = values.get(part, [None, classes[0]])
-        if not isinstance(told, list) or len(told) != 2 or told[1] not in classes:
-            problems.append(f"{file}: {part} is {shown(told)}, supported is {' or '.join(classes)}")
+        named = values.get(part, [None, classes[0]])
+        if not isinstance(named, list) or len(named) != 2 or named[1] not in classes:
+            problems.append(f"{file}: {part} is {shown(named)}, supported is {' or '.join(classes)}")
     return problems
 
 

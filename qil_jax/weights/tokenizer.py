@@ -1,4 +1,4 @@
-"""The checkpoint's own tokenizer: read from its files, and checked (checkpoint.md 2.6)."""
+"""The checkpoint's own tokenizer: read from its files, and checked (docs/specification.md, 5)."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
