@@ -4,7 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from qil_jax.errors import QilError
+from qil_jax.errors import ProblemsError, QilError
 from qil_jax.limits import RESOLUTION
 
 FILE = "qil.json"
@@ -51,5 +51,5 @@ class Defaults:
             fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
             problems += [] if fits else [f"'{name}' is {value!r}, which is not {kind.__name__}"]
         if problems:
-            raise QilError(f"{file}:\n  " + "\n  ".join(problems))
+            raise ProblemsError(str(file), problems)
         return cls(**{name: kinds[name](value) for name, value in values.items()})

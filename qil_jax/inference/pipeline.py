@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from qil_jax.encoders.image_encoder import Autoencoder
 from qil_jax.encoders.text_encoder import PromptEncoder
 from qil_jax.encoders.tokenizer import PromptTokenizer
-from qil_jax.errors import QilError
+from qil_jax.errors import ProblemsError
 from qil_jax.inference.batch import Item, Ways, build_batch
 from qil_jax.inference.checkpoint import Checkpoint
 from qil_jax.inference.denoiser import Denoiser, OnStep, OnTokens
@@ -98,7 +98,7 @@ class Pipeline:
     def decompose(
         self,
         requests: Sequence[Request],
-        settings: Settings = Settings(),  # noqa: B008 (frozen)
+        settings: Settings = Settings(),
         *,
         on_step: OnStep | None = None,
         on_tokens: OnTokens | None = None,
@@ -117,7 +117,8 @@ class Pipeline:
           `samples` decompositions per request, in order.
 
         Raises:
-          QilError: listing all that is wrong with the requests and settings, before any compute.
+          ProblemsError: listing all that is wrong with the requests and settings, before any compute.
+          QilError: if the batch does not fit into memory.
         """
         defaults = self.checkpoint.defaults
         requests, settings = [r.filled(defaults) for r in requests], settings.filled(defaults)
@@ -167,7 +168,7 @@ class Pipeline:
             found = request.problems() or self._latent_problems(request)
             problems += [f"request {i}: {problem}" for problem in found]
         if problems:
-            raise QilError("cannot decompose:\n  " + "\n  ".join(problems))
+            raise ProblemsError("cannot decompose", problems)
         drawings = [
             Drawing.of(r.image.size, resolution=known(r.resolution), layers=known(r.layers), samples=r.samples)
             for r in requests

@@ -27,7 +27,7 @@ class Painter:
         self.seen: list[str] = []
         self._fails_at = fails_at
 
-    def decompose(self, requests, settings=Settings(), *, on_step=None):  # noqa: B008 (frozen)
+    def decompose(self, requests, settings=Settings(), *, on_step=None):
         if self._fails_at is not None and len(self.seen) >= self._fails_at:
             raise KeyboardInterrupt
         self.seen += [request.prompt for request in requests]

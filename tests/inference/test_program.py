@@ -182,7 +182,7 @@ def test_what_is_no_request_is_told_at_once():
     done = subprocess.run([sys.executable, "-c", WRONG_REQUESTS], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     for words in (
-        "QilError cannot decompose:",
+        "ProblemsError cannot decompose:",
         "request 0: layers must be an integer, got '3'",
         "seed must be from 0 to 4294967295, got -1",
         "samples must be an integer, got 1.5",
