@@ -39,8 +39,8 @@ def test_what_a_program_says_when_it_is_stopped_or_the_disk_fails(monkeypatch, c
     assert ended(stopped, ["to-orbax", "a b", "c"]) == INTERRUPTED
     assert capsys.readouterr().err == "\nstopped; to go on: python tools/convert.py to-orbax 'a b' c\n"
     assert ended(full, ["x"]) == UNUSABLE
-    told = capsys.readouterr().err
-    assert told.startswith("error: [Errno 28] No space left on device: 'out/a'; to go on: python tools/convert.py x")
+    said = capsys.readouterr().err
+    assert said.startswith("error: [Errno 28] No space left on device: 'out/a'; to go on: python tools/convert.py x")
     assert ended(lambda argv: len(argv), ["x"]) == 1
     with pytest.raises(KeyError):
         ended(lambda argv: {}["a programming error"], [])

@@ -77,10 +77,10 @@ def test_infer_without_a_checkpoint_says_whose_layers_they_are(tmp_path):
 
 def test_the_demonstration_writes_layers_and_the_truth(tmp_path, capsys):
     assert demo.main(["--out", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert "python infer.py PICTURE --out results" in told
+    said = capsys.readouterr().out
+    assert "python infer.py PICTURE --out results" in said
     for name in demo.PICTURES:
-        assert name in told
+        assert name in said
         files = {file.name for file in (tmp_path / name).iterdir()}
         assert {"01_Layer_1.png", "03_Layer_3.png", "layers.psd", "sheet.png", "result.json"} <= files
         assert (tmp_path / f"{name}_truth.png").exists() == (name == "scene")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qil_jax.encoders.image_encoder import Autoencoder
+from qil_jax.encoders.pixels import to_float
 from qil_jax.errors import ProblemsError, QilError
 from qil_jax.evaluation.frechet import mean_frechet_distance
 from qil_jax.evaluation.job import claim
@@ -21,8 +22,9 @@ from qil_jax.evaluation.samples import true_sample
 from qil_jax.inference.images import MULTIPLE, bucket_size
 from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.lpips import lpips, pooled_features
+from qil_jax.models.rgba_vae import VAEConfig
 from qil_jax.records.sources import RecordSource, open_source
-from qil_jax.weights import Component, fingerprint, load_component, require_sound
+from qil_jax.weights import Component, component_config, fingerprint, load_component, require_sound
 from qil_jax.weights.lpips import load_lpips
 from tools.progress import shown
 
@@ -85,7 +87,7 @@ class PerceptualMetric:
 
     def __call__(self, pairs: Sequence[tuple[RGB, RGB]]) -> tuple[float, np.ndarray]:
         """Mean distance of pairs, and the features [pairs, 2, d] of both sides."""
-        pictures = np.asarray(pairs, np.float32).swapaxes(0, 1) / 127.5 - 1
+        pictures = to_float(np.asarray(pairs)).swapaxes(0, 1)
         distances, features = self._measure(pictures)
         return float(np.mean(distances)), np.asarray(features).swapaxes(0, 1)
 
@@ -167,10 +169,11 @@ def identity(job: Reconstruction, source: RecordSource) -> dict[str, Any]:
 
 def load_autoencoder(job: Reconstruction) -> Autoencoder:
     """The RGBA-VAE alone."""
+    channels = VAEConfig.from_json(component_config(job.checkpoint, Component.VAE)).input_channels
+    if channels != 4:
+        raise QilError(f"{job.checkpoint}: its VAE has {channels} channels, not the 4 of RGBA")
     mesh = make_mesh(MeshShape.parse(job.mesh)) if job.mesh else single_device_mesh()
     vae = load_component(job.checkpoint, Component.VAE, mesh=mesh, rules=INFERENCE_RULES, dtype=job.dtype)
-    if vae.config.input_channels != 4:
-        raise QilError(f"{job.checkpoint}: its VAE has {vae.config.input_channels} channels, not the 4 of RGBA")
     return Autoencoder(vae, mesh=mesh)
 
 
@@ -191,7 +194,7 @@ def reconstructed(
 ) -> Iterator[tuple[TrueLayer, np.ndarray]]:
     """Each layer and what the autoencoder makes of it; layers of one size are coded together."""
     for group in grouped(layers, batch):
-        pixels = np.stack([layer.pixels for layer in group]).astype(np.float32) / 127.5 - 1
+        pixels = to_float(np.stack([layer.pixels for layer in group]))
         yield from zip(group, autoencoder.decode(autoencoder.encode(pixels)), strict=True)
 
 

@@ -12,6 +12,8 @@ from etils import epath
 from jax.sharding import Mesh
 from rich.progress import track
 
+from qil_jax.encoders.image_encoder import Autoencoder
+from qil_jax.encoders.text_encoder import PromptEncoder
 from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.errors import QilError
 from qil_jax.files import write_whole
@@ -25,12 +27,12 @@ from qil_jax.loader.samples import make_sample, resized_record
 from qil_jax.loader.tasks import Subject, Task, TaskConfig
 from qil_jax.mesh import TRAINING_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.axes import Axis
+from qil_jax.models.rgba_vae import VAEConfig
 from qil_jax.records.record import Record
 from qil_jax.records.sources import RecordSource, open_sources
 from qil_jax.training.batches import RowPlacement
 from qil_jax.training.experiment import load_experiment
-from qil_jax.training.inputs import CaptionEncoder, PictureEncoder
-from qil_jax.weights import Component, fingerprint, load_component, require_sound
+from qil_jax.weights import Component, component_config, fingerprint, load_component, require_sound
 
 SHARD = 512
 """Records of a shard: an interrupted run loses at most the work on one."""
@@ -47,8 +49,8 @@ class Encoders:
       width: most tokens of a prompt.
     """
 
-    pictures: PictureEncoder
-    captions: CaptionEncoder
+    autoencoder: Autoencoder
+    prompts: PromptEncoder
     placement: RowPlacement
     width: int
 
@@ -60,7 +62,7 @@ class Encoders:
             part = pictures[start : start + rows]
             filled = np.concatenate([part, np.zeros((rows - len(part), *part.shape[1:]), np.uint8)])[:, None]
             placed = self.placement.put(filled, (Axis.BATCH, None, None, None, None))
-            found.append(np.asarray(self.pictures(placed))[: len(part), 0])
+            found.append(np.asarray(self.autoencoder.encode_rows(placed))[: len(part), 0])
         return np.concatenate(found)
 
     def states(self, prompts: list[str]) -> list[np.ndarray]:
@@ -69,10 +71,10 @@ class Encoders:
         found = []
         for start in range(0, len(prompts), rows):
             part = prompts[start : start + rows]
-            ids, lengths = self.captions.ids(part + [""] * (rows - len(part)))
+            ids, lengths = self.prompts.padded_ids(part + [""] * (rows - len(part)), max_tokens=self.width)
             placed = self.placement.put(ids, (Axis.BATCH, None)), self.placement.put(lengths, (Axis.BATCH,))
-            states = np.asarray(self.captions(*placed))
-            found += [s[: n - self.captions.drop] for s, n in zip(states, lengths[: len(part)].tolist(), strict=False)]
+            states = np.asarray(self.prompts.encode_rows(*placed))
+            found += [s[: n - self.prompts.drop] for s, n in zip(states, lengths[: len(part)].tolist(), strict=False)]
         return found
 
 
@@ -135,13 +137,14 @@ def load_encoders(arguments: argparse.Namespace, mesh: Mesh, *, text: int) -> En
     checkpoint, vae_folder = arguments.checkpoint, arguments.vae or arguments.checkpoint
     require_sound(checkpoint)
     place = {"mesh": mesh, "rules": TRAINING_RULES}
+    channels = VAEConfig.from_json(component_config(vae_folder, Component.VAE)).input_channels
+    if channels != 4:
+        raise QilError(f"{vae_folder}: its VAE has {channels} channels: --vae of a run of rgba_vae")
     vae = load_component(vae_folder, Component.VAE, **place)
-    if vae.config.input_channels != 4:
-        raise QilError(f"{vae_folder}: its VAE has {vae.config.input_channels} channels: --vae of a run of rgba_vae")
     tower = load_component(checkpoint, Component.TEXT_ENCODER, **place)
     return Encoders(
-        pictures=PictureEncoder(vae),
-        captions=CaptionEncoder(PromptTokenizer.load(checkpoint), tower, width=text),
+        autoencoder=Autoencoder(vae, mesh=mesh),
+        prompts=PromptEncoder(PromptTokenizer.load(checkpoint), tower, mesh=mesh),
         placement=RowPlacement(mesh, TRAINING_RULES, arguments.rows),
         width=text,
     )

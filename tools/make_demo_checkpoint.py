@@ -163,7 +163,7 @@ def write_component(folder: Path, component: str, config: Mapping[str, Any], pre
     part.mkdir(parents=True)
     (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tensors = {entry.name: random_tensor(entry, generator, preset) for entry in table_of(Component(component), config)}
-    stem = "model" if component == Component.TEXT_ENCODER else "diffusion_pytorch_model"
+    stem = Component(component).stem
     save_file(tensors, part / f"{stem}.safetensors", metadata={"format": "pt"})
 
 

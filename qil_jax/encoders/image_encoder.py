@@ -1,13 +1,17 @@
-"""The RGBA-VAE on a mesh: pictures in and out of latents, as many at a time as there are devices."""
+"""The RGBA-VAE on a mesh: pictures in and out of latents, for inference, training and caches of latents."""
 
 import functools
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8
 
+from qil_jax.encoders.pixels import to_float, to_uint8
 from qil_jax.models.rgba_vae import RGBAVAE
 from qil_jax.models.tiling import decode_tiled, encode_tiled
 
@@ -16,7 +20,7 @@ PLAIN_PIXELS = 1440 * 1440
 
 
 class Autoencoder:
-    """Encode and decode with bounded memory: one picture per device at a time, tiles where a picture is large."""
+    """Encodes and decodes with bounded memory. Latents are normalised, and of pictures the posterior's mode."""
 
     def __init__(self, vae: RGBAVAE, *, mesh: Mesh):
         self.config = vae.config
@@ -25,24 +29,29 @@ class Autoencoder:
         graph, self._state = nnx.split(vae)
         self._dtype = vae.quant_conv.kernel[...].dtype
         self._encode = jax.jit(functools.partial(_encode, graph))
+        self._encode_rows = jax.jit(functools.partial(_encode_rows, graph))
         self._decode = jax.jit(functools.partial(_decode, graph))
 
     def encode(self, pixels: Float[np.ndarray, "b y x c"]) -> Float[np.ndarray, "b h w z"]:
-        """Pictures in [-1, 1] to normalised latents (the posterior's mode)."""
-        scale = self.config.scale_factor
-        run = lambda x: self._encode(self._state, x)
-        tiled = pixels.shape[1] * pixels.shape[2] > PLAIN_PIXELS
-        return self._by_device(functools.partial(encode_tiled, run, scale=scale) if tiled else run, pixels)
+        """Latents of pictures in [-1, 1]: one picture per device at a time, tiles where a picture is large."""
+        run = functools.partial(self._encode, self._state)
+        if pixels.shape[1] * pixels.shape[2] > PLAIN_PIXELS:
+            run = functools.partial(encode_tiled, run, scale=self.config.scale_factor)
+        return self._by_device(run, pixels)
 
     def decode(self, latents: Float[np.ndarray, "b h w z"]) -> UInt8[np.ndarray, "b y x c"]:
-        """Normalised latents to 8-bit pictures."""
+        """8-bit pictures of latents, in steps as `encode`."""
         scale = self.config.scale_factor
-        run = lambda z: self._decode(self._state, z)
-        tiled = latents.shape[1] * latents.shape[2] * scale**2 > PLAIN_PIXELS
-        pixels = self._by_device(functools.partial(decode_tiled, run, scale=scale) if tiled else run, latents)
-        return np.round((pixels * 0.5 + 0.5).clip(0, 1) * 255).astype(np.uint8)
+        run = functools.partial(self._decode, self._state)
+        if latents.shape[1] * latents.shape[2] * scale**2 > PLAIN_PIXELS:
+            run = functools.partial(decode_tiled, run, scale=scale)
+        return to_uint8(self._by_device(run, latents))
 
-    def _by_device(self, run, x: np.ndarray) -> np.ndarray:
+    def encode_rows(self, pixels: UInt8[Array, "b p y x c"]) -> Float[Array, "b p h w z"]:
+        """Latents in fp32 of a batch that is sharded by rows and stays so: one picture of each row at a time."""
+        return self._encode_rows(self._state, pixels)
+
+    def _by_device(self, run: Callable[[Array], Array], x: np.ndarray) -> np.ndarray:
         outs = []
         for start in range(0, len(x), self._devices):
             rows = x[start : start + self._devices]
@@ -52,11 +61,21 @@ class Autoencoder:
         return np.concatenate(outs)
 
 
-def _encode(graph: nnx.GraphDef[RGBAVAE], state: nnx.State, pixels: jax.Array) -> jax.Array:
+def _encode(graph: nnx.GraphDef[RGBAVAE], state: nnx.State, pixels: Array) -> Array:
     vae = nnx.merge(graph, state)
     return vae.normalise(vae.encode(pixels).mode())
 
 
-def _decode(graph: nnx.GraphDef[RGBAVAE], state: nnx.State, latents: jax.Array) -> jax.Array:
+def _encode_rows(graph: nnx.GraphDef[RGBAVAE], state: nnx.State, pixels: Array) -> Array:
+    vae = nnx.merge(graph, state)
+    dtype = vae.quant_conv.kernel[...].dtype
+
+    def one_of_each(pictures: Array) -> Array:
+        return vae.normalise(vae.encode(to_float(pictures).astype(dtype)).mode()).astype(jnp.float32)
+
+    return jnp.moveaxis(jax.lax.map(one_of_each, jnp.moveaxis(pixels, 1, 0)), 0, 1)
+
+
+def _decode(graph: nnx.GraphDef[RGBAVAE], state: nnx.State, latents: Array) -> Array:
     vae = nnx.merge(graph, state)
     return vae.decode(vae.denormalise(latents))

@@ -1,12 +1,14 @@
-"""Prompts to the hidden states that the transformer attends to (checkpoint.md 8.1)."""
+"""Prompts to the hidden states that the transformer attends to (docs/specification.md, 5)."""
 
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.models.qwen2_5_vl import TextEncoder
@@ -16,13 +18,18 @@ TEXT_BUCKET = 32
 
 
 class PromptEncoder:
-    """A tokenizer and a language model on a mesh."""
+    """A tokenizer and a language model on a mesh: prompts one by one, or batches of them sharded by rows."""
 
     def __init__(self, tokenizer: PromptTokenizer, model: TextEncoder, *, mesh: Mesh):
         self._tokenizer = tokenizer
         self._whole = NamedSharding(mesh, PartitionSpec())
         graph, self._state = nnx.split(model)
         self._run = jax.jit(functools.partial(_hidden_states, graph))
+
+    @property
+    def drop(self) -> int:
+        """Tokens of the template before the prompt, whose states are dropped."""
+        return self._tokenizer.drop
 
     def __call__(self, prompts: list[str], *, max_tokens: int) -> dict[str, Float[np.ndarray, "n e"]]:
         """Hidden states of each distinct prompt, without the template's prefix and without padding, fp32.
@@ -35,15 +42,32 @@ class PromptEncoder:
         """
         return {prompt: self._encode(prompt)[:max_tokens] for prompt in dict.fromkeys(prompts)}
 
+    def padded_ids(
+        self, prompts: list[str], *, max_tokens: int
+    ) -> tuple[Int[np.ndarray, "n s"], Int[np.ndarray, " n"]]:
+        """Ids of the template and each prompt, padded to drop + `max_tokens` or cut there, and how many there are."""
+        longest = self.drop + max_tokens
+        out, lengths = np.zeros((len(prompts), longest), np.int32), np.zeros(len(prompts), np.int32)
+        for i, prompt in enumerate(prompts):
+            ids = self._tokenizer.ids(prompt)[:longest]
+            out[i, : len(ids)], lengths[i] = ids, len(ids)
+        return out, lengths
+
+    def encode_rows(self, ids: Int[Array, "n s"], lengths: Int[Array, " n"]) -> Float[Array, "n t e"]:
+        """Hidden states of `padded_ids`, sharded alike, without the template's prefix; zero beyond their ends, fp32."""
+        return self._run(self._state, ids, lengths)[:, self.drop :]
+
     def _encode(self, prompt: str) -> np.ndarray:
         ids = self._tokenizer.ids(prompt)
         length = -(-len(ids) // TEXT_BUCKET) * TEXT_BUCKET
         padded = np.zeros((1, length), np.int32)
         padded[0, : len(ids)] = ids
-        mask = np.arange(length)[None] < len(ids)
-        states = self._run(self._state, jax.device_put(padded, self._whole), jax.device_put(mask, self._whole))
-        return np.asarray(states[0, self._tokenizer.drop : len(ids)], np.float32)
+        placed = jax.device_put((padded, np.array([len(ids)], np.int32)), self._whole)
+        return np.asarray(self._run(self._state, *placed)[0, self.drop : len(ids)])
 
 
-def _hidden_states(graph: nnx.GraphDef[TextEncoder], state: nnx.State, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    return nnx.merge(graph, state)(ids, mask)
+def _hidden_states(graph: nnx.GraphDef[TextEncoder], state: nnx.State, ids: Array, lengths: Array) -> Array:
+    """Hidden states [n, s, e] in fp32, zero beyond `lengths`."""
+    mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]
+    states = nnx.merge(graph, state)(ids, mask).astype(jnp.float32)
+    return jnp.where(mask[..., None], states, 0)

@@ -1,4 +1,4 @@
-"""Prompts to token ids by the checkpoint's own tokenizer files (checkpoint.md 8.1)."""
+"""Prompts to token ids by the checkpoint's own tokenizer files (docs/specification.md, 5)."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ class PromptTokenizer:
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self.drop = len(self._encode(PREFIX))
-        """Tokens of the template before the prompt, whose hidden states are dropped (34 with Qwen's vocabulary)."""
+        """Number of the template's tokens before the prompt, whose states are dropped: 34 with Qwen's vocabulary."""
 
     @classmethod
     def load(cls, checkpoint: Path) -> "PromptTokenizer":

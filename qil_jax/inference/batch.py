@@ -22,12 +22,20 @@ from qil_jax.models.vld_mmdit import TokenLayout
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Item:
-    """One picture of the batch, ready to be denoised. Latents are normalised; n is tokens of a prompt."""
+    """One picture of the batch, ready to be denoised. Latents are normalised.
+
+    Attributes:
+      noise: where sampling starts: composite first, then the layers from the bottom to the top.
+      condition: latent of the picture that is decomposed.
+      prompt: hidden states of its tokens.
+      negative: hidden states that guidance leads away from; None: no guidance.
+      sigmas: noise levels from 1 to 0, one more than there are steps.
+    """
 
     noise: Float[np.ndarray, "l1 h w z"]
     condition: Float[np.ndarray, "h w z"]
     prompt: Float[np.ndarray, "n e"]
-    negative: Float[np.ndarray, "m e"] | None  # None: no guidance
+    negative: Float[np.ndarray, "m e"] | None
     sigmas: Float[np.ndarray, " steps1"]
 
     def grid(self, patch: int) -> tuple[int, int]:
@@ -37,31 +45,41 @@ class Item:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Arrays of one run of the sampler. With guidance, arrays of gb rows hold all samples with their
-    prompts, then all samples with their negative prompts."""
+class SequenceBatch:
+    """Arrays of one run of the sampler: b samples, and g = 2 passes of each with guidance, else 1.
+
+    Attributes:
+      tokens: noise of the layers and latents of the conditions; zeros at the end.
+      is_target: whether a token is denoised.
+      sigmas: noise levels of each sample.
+      scales: of guidance; 1 for samples without it.
+      text: states of all prompts, then those of all negative prompts.
+      layout: positions and segments of the gb rows.
+    """
 
     tokens: Float[Array, "b t c"]
     is_target: Bool[Array, "b t"]
     sigmas: Float[Array, "steps1 b"]
     scales: Float[Array, " b"]
     text: Float[Array, "gb s e"]
-    layout: TokenLayout  # of gb rows
+    layout: TokenLayout
 
     @property
     def passes(self) -> int:
         """Rows per sample: 2 with guidance."""
         return self.text.shape[0] // self.tokens.shape[0]
 
-    def place(self, put: Callable[[Array, Axes], Array]) -> "Batch":
-        """The same batch with every array handed to `put` together with the names of its axes."""
-        samples = lambda x, *axes: put(x, (Axis.SAMPLE, *axes))
-        rows = lambda x: put(x, (Axis.BATCH, Axis.TOKENS, None)[: x.ndim])
-        return Batch(
-            tokens=samples(self.tokens, Axis.TOKENS, None),
-            is_target=samples(self.is_target, Axis.TOKENS),
+    def place(self, put: Callable[[Array, Axes], Array]) -> "SequenceBatch":
+        """The same batch with every array replaced by what `put` makes of it and the names of its axes."""
+
+        def rows(x: Array) -> Array:
+            return put(x, (Axis.BATCH, Axis.TOKENS, None)[: x.ndim])
+
+        return SequenceBatch(
+            tokens=put(self.tokens, (Axis.SAMPLE, Axis.TOKENS, None)),
+            is_target=put(self.is_target, (Axis.SAMPLE, Axis.TOKENS)),
             sigmas=put(self.sigmas, (None, Axis.SAMPLE)),
-            scales=samples(self.scales),
+            scales=put(self.scales, (Axis.SAMPLE,)),
             text=rows(self.text),
             layout=jax.tree.map(rows, self.layout),
         )
@@ -69,14 +87,20 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ways:
-    """Into how many parts the mesh splits samples, rows of the transformer (samples times passes), and tokens."""
+    """Into how many parts the mesh splits each axis of a batch.
+
+    Attributes:
+      samples: parts of the samples.
+      rows: parts of the rows of the transformer, samples times passes.
+      tokens: parts of a sequence.
+    """
 
     samples: int = 1
     rows: int = 1
     tokens: int = 1
 
 
-def build_batch(items: list[Item], *, patch: int, guidance: float, ways: Ways) -> Batch:
+def build_batch(items: list[Item], *, patch: int, guidance: float, ways: Ways) -> SequenceBatch:
     """Lay out `items`, padding samples, image tokens and text tokens to what divides on the mesh.
 
     Added rows repeat the last item, so that they hold no odd values; the caller drops them.
@@ -92,7 +116,7 @@ def build_batch(items: list[Item], *, patch: int, guidance: float, ways: Ways) -
     width = _up(max(len(text) for text in texts), math.lcm(TEXT_BUCKET, ways.tokens))
     passes = len(texts) // len(items)
     offsets = [text_offset(item.grid(patch), targets=len(item.noise)) for item in items] * passes
-    return Batch(
+    return SequenceBatch(
         tokens=_stack([tokens for tokens, _, _ in sequences], longest),
         is_target=_stack([is_target for _, is_target, _ in sequences], longest),
         sigmas=jnp.stack([item.sigmas for item in items], axis=1),

@@ -1,10 +1,10 @@
-"""How a checkpoint is best asked: `qil.json` beside its model_index.json. One without it is asked as the release is."""
+"""Default options of a checkpoint: `qil.json` beside its model_index.json; without that file, those of the release."""
 
 import dataclasses
 import json
 from pathlib import Path
 
-from qil_jax.errors import QilError
+from qil_jax.errors import ProblemsError, QilError
 from qil_jax.limits import RESOLUTION
 
 FILE = "qil.json"
@@ -12,13 +12,13 @@ FILE = "qil.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What holds where a request or the command line says nothing; the values here are the release's.
+    """Options where neither a request nor the command line says anything; the values here are the release's.
 
     Attributes:
-      layers: to make of a picture.
-      resolution: size bucket, in pixels along a side.
-      steps: of the sampler.
-      guidance: scale; 1 is none.
+      layers: number of layers to make of a picture.
+      resolution: side of the size bucket in pixels, a multiple of 32.
+      steps: number of Euler steps.
+      guidance: scale of classifier-free guidance; 1 turns it off.
       about: in one line, what the checkpoint is and what it is not.
     """
 
@@ -30,7 +30,7 @@ class Defaults:
 
     @classmethod
     def of(cls, checkpoint: Path) -> "Defaults":
-        """Those of a checkpoint.
+        """Read the defaults of a checkpoint.
 
         Raises:
           QilError: naming the file and everything in it that is no default.
@@ -51,5 +51,5 @@ class Defaults:
             fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
             problems += [] if fits else [f"'{name}' is {value!r}, which is not {kind.__name__}"]
         if problems:
-            raise QilError(f"{file}:\n  " + "\n  ".join(problems))
+            raise ProblemsError(str(file), problems)
         return cls(**{name: kinds[name](value) for name, value in values.items()})

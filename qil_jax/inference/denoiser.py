@@ -13,10 +13,10 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
 from qil_jax.flow import Rescale, euler, guide
-from qil_jax.inference.batch import Batch
+from qil_jax.inference.batch import SequenceBatch
 from qil_jax.mesh import Rules, constrain
 from qil_jax.models.attention import AttentionKind
-from qil_jax.models.axes import Axis
+from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.vld_mmdit import Modulation, ModulationTable, VLDMMDiT
 
 OnStep = Callable[[int, int], None]
@@ -25,16 +25,16 @@ OnTokens = Callable[[int, np.ndarray], None]
 """Called with (steps done, tokens [b, t, c]) after every Euler step; costs a copy to the host each time."""
 
 
-class Report(StrEnum):
-    """What the compiled loop tells the host while it runs."""
+class StepOutput(StrEnum):
+    """What the compiled loop sends to the host after each step."""
 
-    NOTHING = "nothing"
+    NONE = "none"
     STEPS = "steps"
     TOKENS = "tokens"
 
 
 class Denoiser:
-    """A VLD-MMDiT placed on a mesh. One program is compiled per shape of batch and number of steps."""
+    """A VLD-MMDiT on a mesh. One program is compiled per shape of batch and number of steps."""
 
     def __init__(self, model: VLDMMDiT, *, mesh: Mesh, rules: Rules, kind: AttentionKind):
         self.config, self.mesh, self.rules = model.config, mesh, rules
@@ -44,10 +44,15 @@ class Denoiser:
         self._on_tokens: OnTokens | None = None
         self._table = jax.jit(functools.partial(_table, self._modulation[0]))
         self._kind, self._pin = kind, constrain(mesh, rules)
-        self._loop = jax.jit(self._denoise, static_argnames=("rescale", "report"))
+        self._loop = jax.jit(self._denoise, static_argnames=("rescale", "output"))
 
     def __call__(
-        self, batch: Batch, *, rescale: Rescale, on_step: OnStep | None = None, on_tokens: OnTokens | None = None
+        self,
+        batch: SequenceBatch,
+        *,
+        rescale: Rescale,
+        on_step: OnStep | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> np.ndarray:
         """Integrate the batch from noise to data.
 
@@ -60,29 +65,33 @@ class Denoiser:
             sigmas = sigmas[:, :1]
         kinds = np.zeros(sigmas.size, np.int32) if self.config.use_additional_t_cond else None
         table = self._table(self._modulation[1], jnp.asarray(sigmas), kinds)
-        put = lambda x, axes: jax.device_put(x, NamedSharding(self.mesh, self.rules.spec(axes)))
-        report = Report.TOKENS if on_tokens else Report.STEPS if on_step else Report.NOTHING
+        output = StepOutput.TOKENS if on_tokens else StepOutput.STEPS if on_step else StepOutput.NONE
         self._on_step, self._on_tokens, self._steps = on_step, on_tokens, steps
         try:
-            tokens = self._loop(self._backbone[1], table, batch.place(put), rescale, report)
+            tokens = self._loop(self._backbone[1], table, batch.place(self._put), rescale, output)
             jax.effects_barrier()
             return np.asarray(tokens)
         finally:
             self._on_step = self._on_tokens = None
 
+    def _put(self, x: Array, axes: Axes) -> Array:
+        return jax.device_put(x, NamedSharding(self.mesh, self.rules.spec(axes)))
+
     def _denoise(
-        self, state: nnx.State, table: ModulationTable, batch: Batch, rescale: Rescale, report: Report
+        self, state: nnx.State, table: ModulationTable, batch: SequenceBatch, rescale: Rescale, output: StepOutput
     ) -> Array:
         """The whole loop, as it is traced."""
         backbone = nnx.merge(self._backbone[0], state)
         dtype = backbone.image_in.kernel[...].dtype
         passes, text = batch.passes, batch.text.astype(dtype)
-        twice = lambda x, axis=0: jnp.concatenate([x] * passes, axis=axis)
+
+        def for_passes(x: Array, axis: int = 0) -> Array:
+            return jnp.concatenate([x] * passes, axis=axis)
 
         def velocity(x: Array, mods: ModulationTable) -> Array:
             if mods.out.shape[0] > 1:
-                mods = jax.tree.map(lambda m: twice(m, m.ndim - 3), mods)
-            x = self._pin(twice(x.astype(dtype)), (Axis.BATCH, Axis.TOKENS, None))
+                mods = jax.tree.map(lambda m: for_passes(m, m.ndim - 3), mods)
+            x = self._pin(for_passes(x.astype(dtype)), (Axis.BATCH, Axis.TOKENS, None))
             v = backbone(x, text, batch.layout, mods, kind=self._kind, constrain=self._pin).astype(jnp.float32)
             if passes == 1:
                 return v
@@ -90,10 +99,10 @@ class Denoiser:
             return guide(conditional, unconditional, batch.scales, rescale)
 
         def after_step(index: Array, x: Array) -> None:
-            if report is Report.STEPS:
-                jax.debug.callback(self._tell, index)
-            elif report is Report.TOKENS:
-                jax.debug.callback(self._tell, index, x)
+            if output is StepOutput.STEPS:
+                jax.debug.callback(self._after_step, index)
+            elif output is StepOutput.TOKENS:
+                jax.debug.callback(self._after_step, index, x)
 
         return euler(
             velocity,
@@ -104,7 +113,7 @@ class Denoiser:
             after_step=after_step,
         )
 
-    def _tell(self, index: Any, tokens: Any = None) -> None:
+    def _after_step(self, index: Any, tokens: Any = None) -> None:
         if self._on_tokens is not None and tokens is not None:
             self._on_tokens(int(index) + 1, np.asarray(tokens))
         if self._on_step is not None:
@@ -115,7 +124,10 @@ def _table(graph: nnx.GraphDef[Modulation], state: nnx.State, sigmas: Array, kin
     """The modulation of all steps: leaves lead with the steps, then blocks, then samples."""
     steps, rows = sigmas.shape
     flat = nnx.merge(graph, state)(sigmas.reshape(-1), kinds)
-    blocks = lambda x: jnp.moveaxis(x.reshape(x.shape[0], steps, rows, *x.shape[2:]), 1, 0)
+
+    def by_step(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(x.shape[0], steps, rows, *x.shape[2:]), 1, 0)
+
     return ModulationTable(
-        image=blocks(flat.image), text=blocks(flat.text), out=flat.out.reshape(steps, rows, *flat.out.shape[1:])
+        image=by_step(flat.image), text=by_step(flat.text), out=flat.out.reshape(steps, rows, *flat.out.shape[1:])
     )

@@ -1,4 +1,4 @@
-"""Pictures from files to what the VAE reads, exactly as the released pipeline prepares them (checkpoint.md 8.3)."""
+"""Picture files to the input of the VAE, prepared exactly as diffusers' `pipeline_qwenimage_layered.py` does."""
 
 import io
 import warnings
@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
+from qil_jax.encoders.pixels import to_float
 from qil_jax.errors import QilError
 from qil_jax.layers.resize import sides
 from qil_jax.limits import MULTIPLE, RESOLUTION
@@ -118,7 +119,7 @@ def preprocess(image: Image.Image, resolution: int) -> tuple[UInt8[np.ndarray, "
     image = to_rgba(image)
     size = bucket_size(*image.size, resolution)
     resized = np.asarray(image.resize(size, Image.Resampling.LANCZOS))
-    return resized, resized.astype(np.float32) / np.float32(255) * 2 - 1
+    return resized, to_float(resized)
 
 
 def resize_layers(layers: UInt8[np.ndarray, "l y x 4"], size: tuple[int, int]) -> UInt8[np.ndarray, "l Y X 4"]:

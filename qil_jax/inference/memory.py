@@ -44,20 +44,25 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """Parameters, and the larger of the two phases."""
+        """Bytes of the parameters and of the larger of the two phases."""
         return self.parameters + max(self.denoise, self.decode)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What is drawn for one request: so many pictures (layers, composite, condition; of every sample) of a size."""
+    """What a request needs room for.
+
+    Attributes:
+      size: width and height in pixels at which the model sees the picture.
+      pictures: number of layers, composites and conditions, of all samples.
+    """
 
     size: tuple[int, int]
     pictures: int
 
     @classmethod
     def of(cls, size: tuple[int, int], *, resolution: int, layers: int, samples: int = 1) -> "Drawing":
-        """For a picture of any size, at the model's."""
+        """The drawing of a request for a picture whose file has `size`, width and height in pixels."""
         return cls(size=bucket_size(*size, resolution), pictures=(layers + 2) * samples)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from qil_jax.errors import QilError
 from qil_jax.export.names import safe_name
 from qil_jax.files import text_beside
 from qil_jax.inference.images import LARGEST_SIDE, RESOLUTION, SUFFIXES, ImageError, decode_image, read_bytes
@@ -15,7 +16,7 @@ PROMPT = ".txt"
 """A file of a picture's name with this ending holds its prompt."""
 LONGEST_PROMPT = 20_000
 KEPT_BYTES = 1 << 30
-"""Decoded pictures up to so many bytes together stay in memory until their turn; those beyond are decoded again."""
+"""Decoded pictures up to so many bytes together stay in memory; those beyond are decoded again when needed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,12 +53,17 @@ class InputImage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a run was given: a name for each file, its picture where it can be decomposed, and all that is wrong."""
+    """The pictures that a run was given.
+
+    Attributes:
+      pictures: those that can be decomposed, by the name of their result.
+      problems: what is wrong with the inputs themselves.
+      bad: files that are no picture that can be decomposed, each with the reason.
+    """
 
     pictures: dict[str, InputImage]
     problems: list[str]
     bad: list[str]
-    """Of files found in folders or named: those that are no picture that can be decomposed, with the reason."""
 
 
 def find_pictures(
@@ -142,7 +148,7 @@ def _prompt_beside(source: Path) -> str | None:
         return None
     try:
         text = (text_beside(source, PROMPT) or "").strip()
-    except ValueError as error:
+    except QilError as error:
         raise ImageError(f"{file}: the prompt of {source.name} is no UTF-8 text ({error}); mend or move it") from error
     if len(text) > LONGEST_PROMPT:
         raise ImageError(f"{file}: {len(text)} characters, a prompt has at most {LONGEST_PROMPT}; shorten or move it")

@@ -1,4 +1,4 @@
-"""From pictures to layers: the whole journey of inference (design.md 2).
+"""From pictures to layers: all stages of inference.
 
 RGBA picture -> bucket -> RGBA-VAE -> tokens and positions -> Euler with VLD-MMDiT -> RGBA-VAE -> LayeredImage
 """
@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from qil_jax.encoders.image_encoder import Autoencoder
 from qil_jax.encoders.text_encoder import PromptEncoder
 from qil_jax.encoders.tokenizer import PromptTokenizer
-from qil_jax.errors import QilError
+from qil_jax.errors import ProblemsError
 from qil_jax.inference.batch import Item, Ways, build_batch
 from qil_jax.inference.checkpoint import Checkpoint
 from qil_jax.inference.denoiser import Denoiser, OnStep, OnTokens
@@ -33,7 +33,14 @@ from qil_jax.weights import Component, load_component
 
 
 class Pipeline:
-    """A loaded checkpoint that decomposes pictures."""
+    """A loaded checkpoint that decomposes pictures.
+
+    Attributes:
+      checkpoint: its folder, configs and defaults.
+      prompts: tokenizer and text encoder.
+      autoencoder: the RGBA-VAE.
+      denoiser: the VLD-MMDiT.
+    """
 
     def __init__(self, checkpoint: Checkpoint, *, prompts: PromptEncoder, autoencoder: Autoencoder, denoiser: Denoiser):
         self.checkpoint, self.prompts, self.autoencoder, self.denoiser = checkpoint, prompts, autoencoder, denoiser
@@ -91,14 +98,14 @@ class Pipeline:
     def decompose(
         self,
         requests: Sequence[Request],
-        settings: Settings = Settings(),  # noqa: B008 (frozen)
+        settings: Settings = Settings(),
         *,
         on_step: OnStep | None = None,
         on_tokens: OnTokens | None = None,
     ) -> list[Decomposition]:
         """Decompose pictures of any mix of sizes, layer counts and prompts as one batch.
 
-        A picture's result does not depend on its neighbours, up to rounding.
+        The result of a picture depends on its neighbours by rounding only.
 
         Args:
           requests: the pictures.
@@ -110,7 +117,8 @@ class Pipeline:
           `samples` decompositions per request, in order.
 
         Raises:
-          QilError: listing all that is wrong with the requests and settings, before any compute.
+          ProblemsError: listing all that is wrong with the requests and settings, before any compute.
+          QilError: if the batch does not fit into memory.
         """
         defaults = self.checkpoint.defaults
         requests, settings = [r.filled(defaults) for r in requests], settings.filled(defaults)
@@ -160,7 +168,7 @@ class Pipeline:
             found = request.problems() or self._latent_problems(request)
             problems += [f"request {i}: {problem}" for problem in found]
         if problems:
-            raise QilError("cannot decompose:\n  " + "\n  ".join(problems))
+            raise ProblemsError("cannot decompose", problems)
         drawings = [
             Drawing.of(r.image.size, resolution=known(r.resolution), layers=known(r.layers), samples=r.samples)
             for r in requests

@@ -1,4 +1,4 @@
-"""Whole checkpoints from the released layout to orbax and back, one piece of a tensor at a time (design.md 3.8).
+"""Whole checkpoints from the released layout to orbax and back, one piece of a tensor at a time.
 
 Nothing is computed: bytes are only moved and transposed, so a checkpoint that went both ways is the one that left.
 """
@@ -205,9 +205,8 @@ def _write_diffusers(source: Path, folder: Path, table: list[Entry], on_bytes: O
     dtypes = {e.name: reader.dtype(t) for t in wanted.values() for e in t.entries}
     dtypes |= {e.name: sidecar.tensors[e.name].dtype for e in table if e.transform is Transform.SIDECAR}
     plans = [TensorPlan(name=e.name, dtype=dtypes[e.name], shape=e.shape) for e in table]
-    stem = "model" if component is Component.TEXT_ENCODER else "diffusion_pytorch_model"
     pieces = [(target, index) for target in wanted.values() for index in pieces_of(target, reader.dtype(target))]
-    with closing(ShardedWriter(folder, stem, plans)) as writer:
+    with closing(ShardedWriter(folder, component.stem, plans)) as writer:
         for entry in table:
             if entry.transform is Transform.SIDECAR:
                 writer.write(entry.name, sidecar[entry.name])

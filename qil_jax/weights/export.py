@@ -101,10 +101,9 @@ def _write_component(
     folder: Path, table: list[Entry], trained: list[tuple[Target, Array]], kept: "_Kept", dtype: np.dtype
 ) -> None:
     """The trained tensors under their released names, one parameter in host memory at a time."""
-    stem = "model" if Component(folder.name) is Component.TEXT_ENCODER else "diffusion_pytorch_model"
     plans = [TensorPlan(name=e.name, dtype=dtype, shape=e.shape) for e in table]
     written = {entry.name for target, _ in trained for entry in target.entries}
-    with closing(ShardedWriter(folder, stem, plans)) as writer:
+    with closing(ShardedWriter(folder, Component(folder.name).stem, plans)) as writer:
         for target, values in trained:
             for entry, tensor in _stored(target, _gathered(values).astype(dtype), kept, dtype):
                 writer.write(entry.name, np.ascontiguousarray(tensor))

@@ -1,4 +1,4 @@
-"""The other names under which the same tensors travel, brought back to the released ones (checkpoint.md 3 and 9)."""
+"""Names that other programs give to the same tensors, translated to the released ones (docs/specification.md, 7)."""
 
 import re
 from collections.abc import Iterable

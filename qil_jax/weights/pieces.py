@@ -20,7 +20,13 @@ Index = tuple[slice, ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Some rows of a tensor under its released name, in its released shape and order."""
+    """Some rows of a tensor, in its released shape and order.
+
+    Attributes:
+      entry: of the tensor.
+      first: index of the first row.
+      values: the rows.
+    """
 
     entry: Entry
     first: int

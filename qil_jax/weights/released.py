@@ -1,4 +1,4 @@
-"""The released Qwen-Image-Layered: configs of its parts, and how the names and shapes of a file tell what it is."""
+"""The released Qwen-Image-Layered: configs of its parts, and hashes that recognise the names and shapes of a file."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -75,7 +75,7 @@ CONFIGS: Mapping[Component, Mapping[str, Any]] = {
         "vocab_size": 152064,
     },
 }
-"""Parsed config.json of each part (checkpoint.md 2)."""
+"""Parsed config.json of each part (docs/specification.md, 7)."""
 
 STRUCTURE_HASHES: Mapping[str, str] = {
     "8dc8cda05de16c73afa755e2c1ce2839": "Qwen-Image-Layered transformer",
@@ -84,7 +84,7 @@ STRUCTURE_HASHES: Mapping[str, str] = {
     "0319a1cb19835fb510907dd3367c95ff": "Qwen-Image transformer",
     "ed4ea5824d55ec3107b09815e318123a": "Qwen-Image RGB VAE",
 }
-"""Hashes of the names and shapes in released files, as DiffSynth-Studio publishes them (checkpoint.md 3)."""
+"""Hashes of the names and shapes in released files, as DiffSynth-Studio publishes them."""
 
 
 def structure_hash(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:

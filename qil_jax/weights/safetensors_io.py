@@ -127,7 +127,13 @@ class TensorReader:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorPlan:
-    """A tensor to be written."""
+    """A tensor to be written.
+
+    Attributes:
+      name: in the file.
+      dtype: of its elements.
+      shape: as stored.
+    """
 
     name: str
     dtype: np.dtype

@@ -1,4 +1,4 @@
-"""The stored parameters of one component, in either layout, read piece by piece (design.md 3.8)."""
+"""The stored parameters of one component, in either layout, read piece by piece."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -10,10 +10,9 @@ import tensorstore as ts
 
 from qil_jax.models.paths import dotted
 from qil_jax.weights.safetensors_io import TensorReader
-from qil_jax.weights.strict import WeightsError, read_json
-from qil_jax.weights.tables.entries import Target
+from qil_jax.weights.strict import CONVERT, WeightsError, read_json
+from qil_jax.weights.tables.entries import Entry, Target
 
-AGAIN = "convert again"
 PARAMS = "params"
 """Folder of a component that holds its orbax parameters."""
 SIDECAR = "temporal.safetensors"
@@ -60,7 +59,10 @@ class SafetensorsSource:
         if first.block is None:
             return row_major(first.transform.forward(self._reader[self._names[first.name]])[index])
         blocks = target.entries[index[0]]
-        part = lambda e: e.transform.forward(self._reader[self._names[e.name]])[index[1:]]
+
+        def part(entry: Entry) -> np.ndarray:
+            return entry.transform.forward(self._reader[self._names[entry.name]])[index[1:]]
+
         if len(blocks) == 1:
             return row_major(part(blocks[0]))[None]
         stacked = np.empty((len(blocks), *part(blocks[0]).shape), self.dtype(target))
@@ -94,13 +96,13 @@ class OrbaxSource:
             folder = Path(spec["kvstore"]["path"])
             if not folder.is_dir():
                 raise FileNotFoundError(folder)
-            metadata = read_json(folder / ".zarray", fix=AGAIN)  # tensorstore's own parser can be made to crash
+            metadata = read_json(folder / ".zarray", fix=CONVERT)  # tensorstore's own parser can be made to crash
             if metadata.get("compressor") is not None or metadata.get("filters") is not None:
-                raise WeightsError([f"{folder}: is compressed, which is not read; {AGAIN}"])
+                raise WeightsError([f"{folder}: is compressed, which is not read; {CONVERT}"])
             try:
                 self._open[path] = ts.open(spec, read=True, open=True).result()
             except Exception as error:  # ValueError and others, as tensorstore's status codes are
-                raise WeightsError([f"{folder}: is no zarr array ({error}); {AGAIN}"]) from error
+                raise WeightsError([f"{folder}: is no zarr array ({error}); {CONVERT}"]) from error
         return self._open[path]
 
 

@@ -37,7 +37,10 @@ MOST_DEPTH = 64
 """Objects and lists within one another."""
 MOST_AXES = 32
 MOST_NAME = 1000
-AGAIN = "download it again"
+DOWNLOAD = "download it again"
+COPY = "copy it again from the release"
+CONVERT = "convert again"
+"""What messages advise for files of the release, for its small ones, and for those that we wrote."""
 
 
 class WeightsError(ProblemsError):
@@ -49,7 +52,14 @@ class WeightsError(ProblemsError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """Where one tensor lies. Offsets are from the start of the file, in bytes."""
+    """Where one tensor lies.
+
+    Attributes:
+      file: that holds it.
+      dtype: of its elements.
+      shape: as stored.
+      start, stop: of its bytes, from the start of the file.
+    """
 
     file: Path
     dtype: np.dtype
@@ -60,13 +70,18 @@ class TensorInfo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """What a *.safetensors.index.json says: tensor name to file name, and the bytes of all tensors if told."""
+    """The content of a *.safetensors.index.json.
+
+    Attributes:
+      weight_map: name of the file by name of the tensor.
+      total_size: bytes of all tensors; None: not given.
+    """
 
     weight_map: Mapping[str, str]
     total_size: int | float | None
 
 
-def read_json(file: Path, *, fix: str = AGAIN) -> dict[str, Any]:
+def read_json(file: Path, *, fix: str = DOWNLOAD) -> dict[str, Any]:
     """The object that a JSON file holds: UTF-8, no key twice, finite numbers, at most 64 levels deep.
 
     Args:
@@ -88,7 +103,7 @@ def read_json(file: Path, *, fix: str = AGAIN) -> dict[str, Any]:
     return parse_object(data, where=str(file), fix=fix)
 
 
-def parse_object(data: bytes, *, where: str, fix: str = AGAIN) -> dict[str, Any]:
+def parse_object(data: bytes, *, where: str, fix: str = DOWNLOAD) -> dict[str, Any]:
     """The object that JSON bytes hold, as `read_json`.
 
     Raises:
@@ -154,20 +169,20 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     except OSError as error:
         raise WeightsError([f"{file}: {error.strerror or error}"]) from error
     if not data:
-        raise WeightsError([f"{file}: no safetensors header ({size} bytes); truncated? {AGAIN}"])
+        raise WeightsError([f"{file}: no safetensors header ({size} bytes); truncated? {DOWNLOAD}"])
     if not data.startswith(b"{"):
-        raise WeightsError([f"{file}: malformed header (it begins with {shown(data[:8])}); {AGAIN}"])
+        raise WeightsError([f"{file}: malformed header (it begins with {shown(data[:8])}); {DOWNLOAD}"])
     header = parse_object(data, where=f"{file}: malformed header")
     base, problems = 8 + len(data), []
     notes = header.pop("__metadata__", None)
     if notes is not None and not (isinstance(notes, dict) and all(isinstance(v, str) for v in notes.values())):
-        problems.append(f"{file}: __metadata__ must be texts by name; {AGAIN}")
+        problems.append(f"{file}: __metadata__ must be texts by name; {DOWNLOAD}")
     tensors = {}
     for name, entry in header.items():
         try:
             tensors[name] = _tensor(file, name, entry, base)
         except ValueError as error:
-            problems.append(f"{file}: tensor {shown(name)} {error}; {AGAIN}")
+            problems.append(f"{file}: tensor {shown(name)} {error}; {DOWNLOAD}")
     problems = problems or _layout_problems(file, tensors, base, size)
     if problems:
         raise WeightsError(problems)
@@ -202,12 +217,12 @@ def _layout_problems(file: Path, tensors: Mapping[str, TensorInfo], base: int, s
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if info.start != end:
             what = "overlaps" if info.start < end else "leaves bytes unused after"
-            return [f"{file}: tensor {name} {what} {last}; {AGAIN}"]
+            return [f"{file}: tensor {name} {what} {last}; {DOWNLOAD}"]
         end, last = info.stop, name
     if end > size:
-        return [f"{file}: {last} ends at byte {end} of {size}: truncated, {AGAIN}"]
+        return [f"{file}: {last} ends at byte {end} of {size}: truncated, {DOWNLOAD}"]
     if end < size:
-        return [f"{file}: {size - end} bytes follow the last tensor; {AGAIN}"]
+        return [f"{file}: {size - end} bytes follow the last tensor; {DOWNLOAD}"]
     return []
 
 
@@ -221,13 +236,13 @@ def read_index(file: Path) -> ShardIndex:
     notes, weight_map = values.get("metadata", {}), values.get("weight_map")
     total = notes.get("total_size") if isinstance(notes, dict) else None
     if not isinstance(notes, dict) or isinstance(total, bool) or not isinstance(total, int | float | None):
-        problems.append(f"{file}: metadata must be an object whose total_size is a number; {AGAIN}")
+        problems.append(f"{file}: metadata must be an object whose total_size is a number; {DOWNLOAD}")
     if not isinstance(weight_map, dict) or not weight_map:
-        problems.append(f"{file}: weight_map must be an object that names tensors; {AGAIN}")
+        problems.append(f"{file}: weight_map must be an object that names tensors; {DOWNLOAD}")
         weight_map = {}
     for name, shard in weight_map.items():
         if not _is_name(name) or not _is_name(shard) or Path(shard).name != shard or "\\" in shard:
-            problems.append(f"{file}: {shown(name)}: {shown(shard)} names no file beside the index; {AGAIN}")
+            problems.append(f"{file}: {shown(name)}: {shown(shard)} names no file beside the index; {DOWNLOAD}")
         elif not shard.endswith(".safetensors"):
             problems.append(f"{file}: {name}: {shard} is no safetensors file; only these are read")
     if problems:

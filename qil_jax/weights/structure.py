@@ -18,10 +18,10 @@ from qil_jax.models.vld_mmdit import MMDiTConfig
 from qil_jax.weights.names import released_names
 from qil_jax.weights.safetensors_io import read_headers, stored_tensors
 from qil_jax.weights.source import PARAMS, SIDECAR, Layout, OrbaxSource, layout_of
-from qil_jax.weights.strict import TensorInfo, WeightsError, read_json
+from qil_jax.weights.strict import CONVERT, COPY, TensorInfo, WeightsError, read_json
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component, Target, Transform, targets
-from qil_jax.weights.tokenizer import AGAIN, tokenizer_problems
+from qil_jax.weights.tokenizer import tokenizer_problems
 
 FLOATS = ("bfloat16", "float16", "float32")
 INDEX = "model_index.json"
@@ -55,7 +55,7 @@ def component_config(checkpoint: Path, component: str) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"{file}: missing; copy the whole {component}/ folder of the release")
     try:
-        return read_json(file, fix=AGAIN)
+        return read_json(file, fix=COPY)
     except WeightsError as error:
         raise ConfigError(error.problems[0]) from error
 
@@ -100,17 +100,17 @@ def checkpoint_problems(checkpoint: Path) -> list[str]:
 def _pipeline_problems(file: Path) -> list[str]:
     """What is wrong with model_index.json."""
     try:
-        values = read_json(file, fix=AGAIN)
+        values = read_json(file, fix=COPY)
     except WeightsError as error:
         return list(error.problems)
     name = values.get("_class_name")
     problems = []
     if not isinstance(name, str) or not name.startswith("QwenImage"):
-        problems.append(f"{file}: _class_name is {shown(name)}, not a pipeline of Qwen-Image; {AGAIN}")
+        problems.append(f"{file}: _class_name is {shown(name)}, not a pipeline of Qwen-Image; {COPY}")
     for part, classes in CLASSES.items():
-        told = values.get(part, [None, classes[0]])
-        if not isinstance(told, list) or len(told) != 2 or told[1] not in classes:
-            problems.append(f"{file}: {part} is {shown(told)}, supported is {' or '.join(classes)}")
+        named = values.get(part, [None, classes[0]])
+        if not isinstance(named, list) or len(named) != 2 or named[1] not in classes:
+            problems.append(f"{file}: {part} is {shown(named)}, supported is {' or '.join(classes)}")
     return problems
 
 
@@ -175,13 +175,13 @@ def _orbax_problems(folder: Path, component: Component, config: Mapping[str, Any
     table = table_of(component, config)
     expected, source = targets(table), OrbaxSource(folder)
     params, dtypes = folder / PARAMS, {}
-    problems = [f"{params / name}: missing; convert again" for name in ORBAX_FILES if not (params / name).is_file()]
+    problems = [f"{params / name}: missing; {CONVERT}" for name in ORBAX_FILES if not (params / name).is_file()]
     for target in expected.values():
         try:
             array = source.array(target.path)
             dtype = np.dtype(array.dtype.numpy_dtype)
         except FileNotFoundError:
-            problems.append(f"{params}: {target.path} {list(target.shape)} is missing; convert again")
+            problems.append(f"{params}: {target.path} {list(target.shape)} is missing; {CONVERT}")
             continue
         except WeightsError as error:
             problems += error.problems
@@ -210,7 +210,7 @@ def _sidecar_problems(file: Path, kept: Mapping[str, tuple[int, ...]], dtypes: M
     problems = _tensor_problems(str(file), kept, found)
     for name, info in found.items():
         if dtypes.get(name, info.dtype.name) != info.dtype.name:
-            problems.append(f"{file}: {name} has dtype {info.dtype.name}, its parameter {dtypes[name]}; convert again")
+            problems.append(f"{file}: {name} has dtype {info.dtype.name}, its parameter {dtypes[name]}; {CONVERT}")
     return problems
 
 
@@ -224,7 +224,7 @@ def _chunk_problems(folder: Path, array: Any) -> list[str]:
         for index in np.ndindex(*counts):
             file = folder / ".".join(map(str, index))
             if not file.is_file() or file.stat().st_size != size:
-                yield f"{file}: missing or not {size} bytes long; convert again"
+                yield f"{file}: missing or not {size} bytes long; {CONVERT}"
 
     return list(itertools.islice(damaged(), MOST_CHUNKS))
 

@@ -1,19 +1,18 @@
-"""The checkpoint's own tokenizer: read from its files, and checked (checkpoint.md 2.6)."""
+"""The checkpoint's own tokenizer: read from its files, and checked (docs/specification.md, 5)."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from qil_jax.weights.strict import WeightsError, read_json
+from qil_jax.weights.strict import COPY, WeightsError, read_json
 
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """How Qwen2 cuts text into words before merging bytes."""
-TURNS = ("<|im_start|>", "<|im_end|>")
-"""The tokens that open and close a turn of the prompt template."""
-AGAIN = "copy it again from the release"
+CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
+"""The tokens that begin and end a message in the prompt template."""
 
 
 def read_tokenizer(checkpoint: Path) -> Tokenizer:
@@ -24,7 +23,7 @@ def read_tokenizer(checkpoint: Path) -> Tokenizer:
     Raises:
       FileNotFoundError: if neither folder holds a tokenizer.
       WeightsError: if the files cannot be read as one, or parts of it are missing: bytes of the alphabet, merges that
-        tokens are made by, the tokens of a turn.
+        tokens are made by, the tokens of the prompt template.
     """
     for folder in (checkpoint / "tokenizer", checkpoint / "processor"):
         whole, parts = folder / "tokenizer.json", [folder / "vocab.json", folder / "merges.txt"]
@@ -57,12 +56,12 @@ def tokenizer_problems(checkpoint: Path, rows: int | None) -> list[str]:
 
 
 def _from_json(file: Path) -> Tokenizer:
-    model = read_json(file, fix=AGAIN).get("model")
+    model = read_json(file, fix=COPY).get("model")
     tokenizer = _built(lambda: Tokenizer.from_file(str(file)), file)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if not isinstance(model, dict) or not isinstance(tokenizer.model, models.BPE):
-        raise WeightsError([f"{file}: is no byte-pair tokenizer; {AGAIN}"])
+        raise WeightsError([f"{file}: is no byte-pair tokenizer; {COPY}"])
     made = None
     if not model.get("ignore_merges"):
         made = {pair.replace(" ", "") if isinstance(pair, str) else "".join(pair) for pair in model["merges"]}
@@ -72,7 +71,7 @@ def _from_json(file: Path) -> Tokenizer:
 
 def _from_vocabulary(folder: Path) -> Tokenizer:
     file, merges = folder / "vocab.json", folder / "merges.txt"
-    vocabulary = read_json(file, fix=AGAIN)
+    vocabulary = read_json(file, fix=COPY)
     tokenizer = _built(lambda: Tokenizer(models.BPE.from_file(str(file), str(merges))), folder)
     tokenizer.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(SPLIT), "isolated")
@@ -84,7 +83,7 @@ def _from_vocabulary(folder: Path) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
     wrong = [token for token in tokens if tokenizer.token_to_id(token) != special[token]]
     if wrong:
-        raise WeightsError([f"{folder}: ids of {', '.join(wrong)} do not follow on from vocab.json; {AGAIN}"])
+        raise WeightsError([f"{folder}: ids of {', '.join(wrong)} do not follow on from vocab.json; {COPY}"])
     lines = merges.read_text(encoding="utf-8").split("\n")
     _require_whole(tokenizer, vocabulary, {line.replace(" ", "") for line in lines}, merges)
     return tokenizer
@@ -94,17 +93,17 @@ def _added(folder: Path) -> dict[str, int]:
     """Ids of the tokens beside the vocabulary."""
     added, config = folder / "added_tokens.json", folder / "tokenizer_config.json"
     if added.is_file():
-        ids = [*read_json(added, fix=AGAIN).items()]
+        ids = [*read_json(added, fix=COPY).items()]
     else:
-        decoder = (read_json(config, fix=AGAIN) if config.is_file() else {}).get("added_tokens_decoder", {})
+        decoder = (read_json(config, fix=COPY) if config.is_file() else {}).get("added_tokens_decoder", {})
         whole = isinstance(decoder, dict) and all(
             isinstance(token, dict) and key.isdecimal() and len(key) < 10 for key, token in decoder.items()
         )
         if not whole:
-            raise WeightsError([f"{config}: added_tokens_decoder must be objects by id; {AGAIN}"])
+            raise WeightsError([f"{config}: added_tokens_decoder must be objects by id; {COPY}"])
         ids = [(token.get("content"), int(key)) for key, token in decoder.items()]
     if not all(isinstance(k, str) and k and isinstance(v, int) and not isinstance(v, bool) for k, v in ids):
-        raise WeightsError([f"{added if added.is_file() else config}: must give tokens their ids; {AGAIN}"])
+        raise WeightsError([f"{added if added.is_file() else config}: must give tokens their ids; {COPY}"])
     return dict(ids)
 
 
@@ -114,11 +113,11 @@ def _built(build: Callable[[], Tokenizer], where: Path) -> Tokenizer:
     except BaseException as error:  # the tokenizers library raises bare exceptions, and panics that are none
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        raise WeightsError([f"{where}: cannot be read as a tokenizer ({error}); {AGAIN}"]) from error
+        raise WeightsError([f"{where}: cannot be read as a tokenizer ({error}); {COPY}"]) from error
 
 
 def _require_whole(tokenizer: Tokenizer, vocabulary: Mapping[str, int], made: set[str] | None, where: Path) -> None:
-    """Raise a WeightsError where the vocabulary, the merges or the tokens of a turn are not all there.
+    """Raise a WeightsError where the vocabulary, the merges or the tokens of the prompt template are not all there.
 
     Args:
       made: tokens that merges make; None: tokens need no merges.
@@ -126,13 +125,13 @@ def _require_whole(tokenizer: Tokenizer, vocabulary: Mapping[str, int], made: se
     problems = []
     lost = set(pre_tokenizers.ByteLevel.alphabet()) - vocabulary.keys()
     if lost:
-        problems.append(f"{where}: the vocabulary ({len(vocabulary)} tokens) lacks {len(lost)} of 256 bytes; {AGAIN}")
+        problems.append(f"{where}: the vocabulary ({len(vocabulary)} tokens) lacks {len(lost)} of 256 bytes; {COPY}")
     if made is not None:
         made |= {token.content for token in tokenizer.get_added_tokens_decoder().values()}
         unmade = sum(len(token) > 1 and token not in made for token in vocabulary)
         if unmade:
-            problems.append(f"{where}: no merges make {unmade} of {len(vocabulary)} tokens; cut short? {AGAIN}")
-    lacking = [token for token in TURNS if tokenizer.token_to_id(token) is None]
+            problems.append(f"{where}: no merges make {unmade} of {len(vocabulary)} tokens; cut short? {COPY}")
+    lacking = [token for token in CHAT_TOKENS if tokenizer.token_to_id(token) is None]
     if lacking:
         problems.append(f"{where}: has no token {' or '.join(lacking)}; copy the whole folder from the release")
     if problems:

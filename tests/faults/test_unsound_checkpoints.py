@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Damage, tuple[str, ...]]] = {
     ),
     "merges of one line": (one_merge, ("merges.txt: no merges make", "cut short?")),
     "a vocabulary that is a list": (written("tokenizer/vocab.json", "[]"), ("vocab.json: holds no JSON object",)),
-    "no tokens of turns": (written("tokenizer/added_tokens.json", "{}"), ("has no token <|im_start|> or <|im_end|>",)),
+    "no tokens of chat": (written("tokenizer/added_tokens.json", "{}"), ("has no token <|im_start|> or <|im_end|>",)),
     "tokens beside the vocabulary without ids": (
         written("tokenizer/added_tokens.json", '{"<|im_start|>": "x"}'),
         ("added_tokens.json: must give tokens their ids",),

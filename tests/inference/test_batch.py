@@ -16,7 +16,10 @@ Z, E = 6, 10
 
 def item(layers: int, h: int, w: int, words: int, *, negative: int | None = 3, seed: int = 0) -> Item:
     random = np.random.default_rng(seed)
-    draw = lambda *shape: random.standard_normal(shape).astype(np.float32)
+
+    def draw(*shape: int) -> np.ndarray:
+        return random.standard_normal(shape).astype(np.float32)
+
     return Item(
         noise=draw(layers + 1, h, w, Z),
         condition=draw(h, w, Z),

@@ -22,7 +22,7 @@ def noise(width: int, height: int, mode: str = "RGBA") -> Image.Image:
 @given(st.integers(2, 16384), st.integers(2, 16384), st.sampled_from([96, 640, 1024]))
 def test_sizes_are_the_reference_sizes(width, height, resolution):
     expected = tuple(map(int, calculate_dimensions(resolution * resolution, width / height)[:2]))
-    if 0 in expected:  # the reference goes on with an empty picture (checkpoint.md 11)
+    if 0 in expected:  # the reference goes on with an empty picture
         with pytest.raises(ImageError, match="collapses"):
             bucket_size(width, height, resolution)
     else:

@@ -12,7 +12,7 @@ from PIL import Image
 from qil_jax.export.result import ResultError
 from qil_jax.inference import pictures as pictures_module
 from qil_jax.inference.images import ImageError, resize_layers
-from qil_jax.inference.job import JobError, plan_results, results_left, run_job
+from qil_jax.inference.job import JobError, PlannedResult, plan_results, results_left, run_job
 from qil_jax.inference.pictures import find_pictures
 from qil_jax.inference.request import Decomposition, JobOptions, OutputSize, Request, Settings
 from qil_jax.layers.layered_image import LayeredImage
@@ -27,7 +27,7 @@ class Painter:
         self.seen: list[str] = []
         self._fails_at = fails_at
 
-    def decompose(self, requests, settings=Settings(), *, on_step=None):  # noqa: B008 (frozen)
+    def decompose(self, requests, settings=Settings(), *, on_step=None):
         if self._fails_at is not None and len(self.seen) >= self._fails_at:
             raise KeyboardInterrupt
         self.seen += [request.prompt for request in requests]
@@ -197,7 +197,10 @@ def test_overwriting_replaces_results_alone(pictures, tmp_path):
 def test_samples_may_become_more_and_fewer(pictures, tmp_path):
     out = tmp_path / "out"
     Image.new("RGB", (64, 48)).save(pictures / "b_sample_2.png")
-    plan = lambda samples: planned([pictures], out, JobOptions(layers=2, samples=samples))
+
+    def plan(samples: int) -> list[PlannedResult]:
+        return planned([pictures], out, JobOptions(layers=2, samples=samples))
+
     names = [result.folder.name for result in plan(2)]
     assert len(set(names)) == 8 and {"a", "a_sample_2", "b", "b_sample_2", "c"} <= set(names)
     run(plan(1), Painter())

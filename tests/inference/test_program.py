@@ -66,8 +66,8 @@ def test_the_program(checkpoint, pictures, tmp_path):
     words = [pictures, "--checkpoint", checkpoint, "--out", tmp_path / "out", "--layers", 2, "--steps", 2, "--batch", 2]
     done = infer(*words)
     assert done.returncode == 0, done.stderr
-    for words_told in ("an empty prompt is used", "loading ", "compiling batch 1/2", "step 2/2", "batch's seconds"):
-        assert words_told in done.stdout
+    for expected in ("an empty prompt is used", "loading ", "compiling batch 1/2", "step 2/2", "batch's seconds"):
+        assert expected in done.stdout
     assert "b.png: 64x48 pixels, the model sees 736x544" in done.stdout
     for name in "abc":
         folder = tmp_path / "out" / name
@@ -126,11 +126,11 @@ def test_what_an_interrupt_leaves(checkpoint, pictures, tmp_path):
             if "step 500/" in line:
                 break
         process.send_signal(signal.SIGINT)
-        told = process.stderr.read().strip().splitlines()
+        said = process.stderr.read().strip().splitlines()
         rest = process.stdout.read()
     assert process.returncode == 130 and "5000/5000" not in rest
-    assert told[0] == "stopped" and told[1].startswith("0 of 3 results are finished; to go on: python ")
-    assert str(tmp_path / "out") in told[1] and len(told) == 2
+    assert said[0] == "stopped" and said[1].startswith("0 of 3 results are finished; to go on: python ")
+    assert str(tmp_path / "out") in said[1] and len(said) == 2
 
 
 def test_a_full_disk_is_told(checkpoint, pictures, tmp_path, monkeypatch, capsys):
@@ -144,9 +144,9 @@ def test_a_full_disk_is_told(checkpoint, pictures, tmp_path, monkeypatch, capsys
     write = result.write_sheet
     monkeypatch.setattr(result, "write_sheet", lambda *a: full() if (tmp_path / "out" / "a").exists() else write(*a))
     assert main([str(word) for word in words]) == 2
-    told = capsys.readouterr().err
-    assert "No space left on device" in told and "sheet.png" in told
-    assert "1 of 3 results are finished; to go on: " in told
+    said = capsys.readouterr().err
+    assert "No space left on device" in said and "sheet.png" in said
+    assert "1 of 3 results are finished; to go on: " in said
     assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["a"]
     monkeypatch.undo()
     assert main([str(word) for word in words]) == 0
@@ -182,7 +182,7 @@ def test_what_is_no_request_is_told_at_once():
     done = subprocess.run([sys.executable, "-c", WRONG_REQUESTS], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     for words in (
-        "QilError cannot decompose:",
+        "ProblemsError cannot decompose:",
         "request 0: layers must be an integer, got '3'",
         "seed must be from 0 to 4294967295, got -1",
         "samples must be an integer, got 1.5",

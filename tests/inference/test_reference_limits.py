@@ -1,4 +1,4 @@
-"""Requests on which the reference pipeline breaks or answers wrongly (checkpoint.md 11): ours does them right.
+"""Requests on which the reference pipeline breaks or answers wrongly (diffusers 0.42.1): ours does them right.
 
 The zero token, the missing clamp of tiles, empty layers and zero-sized buckets stand with their own modules' tests.
 """

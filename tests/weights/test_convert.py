@@ -276,9 +276,11 @@ def test_wan_names_and_a_prefix_convert_to_released_names(tiny, tmp_path):
 
 def test_command_line(tiny, tmp_path):
     source, orbax, _ = tiny
-    run = lambda *words: subprocess.run(
-        [sys.executable, ROOT / "tools" / "convert.py", *map(str, words)], capture_output=True, text=True
-    )
+
+    def run(*words: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, ROOT / "tools" / "convert.py", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True)
+
     done = run("to-orbax", source, tmp_path / "orbax")
     assert done.returncode == 0, done.stderr
     assert "MB in" in done.stdout

@@ -99,7 +99,7 @@ def test_other_spellings_of_the_transformer_and_the_text_encoder():
 
 
 def wan_name(name: str) -> str:
-    """The released VAE name in ComfyUI's Wan style, from checkpoint.md section 9 read from right to left."""
+    """The released VAE name in ComfyUI's Wan style, the translation of names.py read from right to left."""
     name = re.sub(r"^quant_conv\.", "conv1.", name)
     name = re.sub(r"^post_quant_conv\.", "conv2.", name)
     is_block = re.search(r"resnets|down_blocks\.\d+\.(norm|conv\d|conv_shortcut)", name)

@@ -89,10 +89,10 @@ def test_checksums_outlast_conversion(tmp_path, released, orbax, monkeypatch, ca
     to_diffusers(orbax, back)
     sums = tmp_path / "sums.json"
     assert validate.main([str(released), "--checksums", str(sums)]) == 0
-    told = json.loads(sums.read_text())
-    assert len(told) == sum(len(load_file(released / file)) for file in FILES.values())
-    assert told["transformer/img_in.weight"]["dtype"] == "bfloat16"
-    assert told["transformer/img_in.weight"]["shape"] == [64, 64]
+    written = json.loads(sums.read_text())
+    assert len(written) == sum(len(load_file(released / file)) for file in FILES.values())
+    assert written["transformer/img_in.weight"]["dtype"] == "bfloat16"
+    assert written["transformer/img_in.weight"]["shape"] == [64, 64]
     for piece in (8 << 20, 1 << 12):
         monkeypatch.setattr("qil_jax.weights.pieces.PIECE_BYTES", piece)
         for folder in (released, orbax, back):
@@ -103,10 +103,10 @@ def test_checksums_outlast_conversion(tmp_path, released, orbax, monkeypatch, ca
 def test_a_checksum_is_that_of_the_stored_bytes(tmp_path, released, orbax):
     sums = tmp_path / "sums.json"
     assert validate.main([str(orbax), "--checksums", str(sums)]) == 0
-    told = json.loads(sums.read_text())
+    written = json.loads(sums.read_text())
     for component, file in FILES.items():
         for name, x in load_file(released / file).items():
-            assert told[f"{component}/{name}"]["sha256"] == hashlib.sha256(x.tobytes()).hexdigest()
+            assert written[f"{component}/{name}"]["sha256"] == hashlib.sha256(x.tobytes()).hexdigest()
 
 
 def test_one_flipped_bit_is_found(tmp_path, released, orbax, capsys):
@@ -127,10 +127,10 @@ def test_one_flipped_bit_is_found(tmp_path, released, orbax, capsys):
 def test_another_model_differs(tmp_path, released, capsys):
     sums = tmp_path / "sums.json"
     assert validate.main([str(released), "--checksums", str(sums)]) == 0
-    told = json.loads(sums.read_text())
-    told["vae/absent"] = told.pop("vae/quant_conv.bias")
-    told["vae/quant_conv.weight"]["shape"] = [1]
-    sums.write_text(json.dumps(told))
+    written = json.loads(sums.read_text())
+    written["vae/absent"] = written.pop("vae/quant_conv.bias")
+    written["vae/quant_conv.weight"]["shape"] = [1]
+    sums.write_text(json.dumps(written))
     assert validate.main([str(released), "--against", str(sums)]) == 1
     said = capsys.readouterr().err
     assert "vae/absent is in the file of checksums only" in said

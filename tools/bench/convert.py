@@ -40,7 +40,6 @@ def shallow(blocks: int) -> "dict[Component, dict[str, Any]]":
 
 def write_noise(folder: Path, configs: "Mapping[Component, Mapping[str, Any]]", *, shard_bytes: int) -> None:
     """A checkpoint in the released layout whose tensors are random bits (bf16), NaN patterns among them."""
-    from qil_jax.weights import Component
     from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan
     from qil_jax.weights.tables import table_of
 
@@ -50,8 +49,7 @@ def write_noise(folder: Path, configs: "Mapping[Component, Mapping[str, Any]]", 
         part.mkdir(parents=True)
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         plans = [TensorPlan(name=e.name, dtype=BF16, shape=e.shape) for e in table_of(component, config)]
-        stem = "model" if component is Component.TEXT_ENCODER else "diffusion_pytorch_model"
-        writer = ShardedWriter(part, stem, plans, shard_bytes=shard_bytes)
+        writer = ShardedWriter(part, component.stem, plans, shard_bytes=shard_bytes)
         for plan in plans:
             bits = generator.integers(0, 1 << 16, math.prod(plan.shape), np.uint16)
             writer.write(plan.name, bits.view(BF16).reshape(plan.shape))

@@ -1,4 +1,5 @@
-"""Every tensor of a released checkpoint: its name and shape, where it goes in our tree, and how (checkpoint.md 3).
+"""Every tensor of a released checkpoint: its name and shape, where it goes in our tree, and how
+(docs/specification.md, 7).
 
 A table is derived from a component's config and read in both directions; nothing is written twice.
 """
@@ -16,6 +17,11 @@ class Component(StrEnum):
     TRANSFORMER = "transformer"
     VAE = "vae"
     TEXT_ENCODER = "text_encoder"
+
+    @property
+    def stem(self) -> str:
+        """Name of its weight files without the ending, as transformers and diffusers call them."""
+        return "model" if self is Component.TEXT_ENCODER else "diffusion_pytorch_model"
 
 
 class Transform(StrEnum):
@@ -79,18 +85,32 @@ class Transform(StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One stored tensor."""
+    """One stored tensor.
 
-    name: str  # released name
+    Attributes:
+      name: its released name.
+      shape: its released shape.
+      path: slash-joined path of its parameter in our tree; of a SIDECAR, the released name.
+      transform: from tensor to parameter.
+      block: index on the leading axis of a stacked parameter; None: the parameter is not stacked.
+    """
+
+    name: str
     shape: tuple[int, ...]
-    path: str  # slash-joined path in our tree; for SIDECAR, the released name
+    path: str
     transform: Transform
-    block: int | None = None  # index on the leading axis of a stacked parameter
+    block: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """One parameter of our tree and the stored tensors it is made of: one, or one per block."""
+    """One parameter of our tree.
+
+    Attributes:
+      path: slash-joined.
+      shape: with the axis of blocks where it is stacked.
+      entries: the stored tensors it is made of: one, or one per block.
+    """
 
     path: str
     shape: tuple[int, ...]

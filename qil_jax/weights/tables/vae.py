@@ -1,4 +1,4 @@
-"""The VAE's tensors: 194 in the release. Temporal convolutions and unused taps go to the sidecar (design.md 3.3)."""
+"""The VAE's tensors: 194 in the release. Temporal convolutions and unused taps go to the sidecar."""
 
 from qil_jax.models.rgba_vae import VAEConfig
 from qil_jax.weights.tables.entries import Entry, Transform, plain
