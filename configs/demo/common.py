@@ -3,7 +3,7 @@
 from qil_jax.loader.buckets import BucketConfig
 from qil_jax.loader.config import LoaderConfig, Workers
 from qil_jax.loader.tasks import Task, TaskConfig
-from qil_jax.training.stages import Made, Precision
+from qil_jax.training.experiment import Made, Precision
 
 FOLDER = "build/demo_training"
 BASE = f"{FOLDER}/base"

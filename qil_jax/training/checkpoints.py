@@ -1,15 +1,17 @@
 """The state of a run on disk, by orbax: written while training goes on, checked when it is read.
 
     RUN/experiment.json                 what is trained
-    RUN/checkpoints/STEP/state          parameters, average, moments, counters
+    RUN/checkpoints/STEP/state          parameters, their EMA, optimiser state, counters
     RUN/checkpoints/STEP/position       loader's state, and checksums of every array of the state
 
 A checksum is a sum of an array's bits modulo 2^32, weighted by their places: the same on any mesh. An array that was
 cut off, lost or changed on disk does not pass it.
 """
 
+import json
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +19,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax import Array
 
 from qil_jax.errors import QilError
 from qil_jax.training.disk import CHECKPOINTS
 from qil_jax.training.experiment import CheckpointConfig
 from qil_jax.training.parameters import Params, copied
+from qil_jax.training.signals import gathered
 from qil_jax.training.step import TrainState
 
 DAMAGED = "damaged"
+DAMAGE_STATUSES = ("DATA_LOSS:", "NOT_FOUND:", "OUT_OF_RANGE:", "FAILED_PRECONDITION:")
+"""How tensorstore's errors begin where a file does not hold what it held."""
+NO_STEP = -1
+"""The newest step where there is no checkpoint."""
 MARGIN = 1.1
 """How much more room than the bare arrays a checkpoint may need."""
 
 
 class CheckpointError(QilError):
     """A run cannot be continued or its state cannot be kept. The message says what, where and the fix."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint does not hold what was saved. The message says what differs."""
 
 
 class SaveError(CheckpointError):
@@ -41,7 +53,9 @@ class SaveError(CheckpointError):
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, run: Path, config: CheckpointConfig):
+    def __init__(self, run: Path, config: CheckpointConfig, *, gather: Callable[[int], list[int]] = gathered):
+        """`gather`: the values that all processes give, in their order."""
+        self._gather = gather
         self.folder = (run / CHECKPOINTS).absolute()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=config.keep_last,
@@ -52,7 +66,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "position"))
 
     def steps(self) -> list[int]:
-        """Of all checkpoints, oldest first."""
+        """Steps of all checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, loader: dict[str, Any]) -> None:
@@ -90,21 +104,23 @@ class Checkpoints:
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest sound state, laid out like `like`, and the loader's; None if there is no checkpoint at all.
 
-        A checkpoint that cannot be read or does not pass its checksums is set aside, with a warning.
+        All processes must call; they agree on the step. A checkpoint that any of them cannot read, or that does not
+        pass its checksums, is set aside with a warning.
 
         Raises:
-          CheckpointError: if there are checkpoints, but none is sound.
+          CheckpointError: if there are checkpoints but none is sound, or processes see different ones.
+          OSError: if the disk fails in another way than by a missing file.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        tried = []
+        while (step := self._newest()) is not None:
+            tried.append(step)
             try:
                 return self._read(step, like)
-            except Exception as error:  # orbax, tensorstore and JSON each have their own
+            except DamagedError as error:
                 aside = self._set_aside(step)
-                reason = str(error).splitlines()[0][:300]
-                warnings.warn(f"checkpoint {step} is damaged and now lies in {aside}: {reason}", stacklevel=2)
-        if steps:
-            raise CheckpointError(f"{self.folder}: no checkpoint of steps {steps} can be read: begin a new run")
+                warnings.warn(f"checkpoint {step} is damaged and now lies in {aside}: {error}", stacklevel=2)
+        if tried:
+            raise CheckpointError(f"{self.folder}: no checkpoint of steps {tried[::-1]} can be read: begin a new run")
         return None
 
     def close(self) -> None:
@@ -114,17 +130,44 @@ class Checkpoints:
         except Exception as error:  # as in `wait`
             raise SaveError(f"{self.folder}: a checkpoint could not be written: {error}") from error
 
+    def _newest(self) -> int | None:
+        """The step of the newest checkpoint, on which all processes agree."""
+        newest = max(self.steps(), default=NO_STEP)
+        seen = self._gather(newest)
+        if len(set(seen)) > 1:
+            raise CheckpointError(
+                f"{self.folder}: the newest checkpoint is not the same for all processes ({seen}, {NO_STEP} is none): "
+                f"give --out a folder that all of them share"
+            )
+        return None if newest == NO_STEP else newest
+
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(like))
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
-        position = restored["position"]
-        state = _state(restored["state"], like)
-        found = checksums(state)
-        wrong = [name for name, value in position["checksums"].items() if found.get(name) != value]
-        if wrong or len(found) != len(position["checksums"]):
-            raise CheckpointError(f"{len(wrong)} arrays differ from what was saved, {', '.join(wrong[:3])} among them")
+        """A checkpoint's state and the loader's.
+
+        Raises:
+          DamagedError: in all processes, if it is damaged for any of them.
+        """
+        restored, fault = None, ""
+        try:
+            restored = _restored(epath.Path(self.folder) / str(step), like)
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            fault = str(error).splitlines()[0][:300]
+        self._require_all(restored is not None, fault)
+        assert restored is not None
+        state, position = restored
+        found, wanted = checksums(state), position["checksums"]
+        wrong = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+        self._require_all(
+            not wrong, f"{len(wrong)} arrays differ from what was saved, {', '.join(wrong[:3])} among them"
+        )
         return state, position["loader"]
+
+    def _require_all(self, sound: bool, fault: str) -> None:
+        """Raise DamagedError in every process unless the checkpoint is sound in all."""
+        if not all(self._gather(int(sound))):
+            raise DamagedError("another process cannot read it" if sound else fault)
 
     def _set_aside(self, step: int) -> Path:
         aside = self.folder.parent / DAMAGED / str(step)
@@ -132,10 +175,7 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             aside.parent.mkdir(exist_ok=True)
             (self.folder / str(step)).rename(aside)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices("checkpoint set aside")
+        self._gather(step)  # no process goes on before it is moved
         self._manager.reload()
         return aside
 
@@ -146,6 +186,29 @@ class Checkpoints:
             raise SaveError(
                 f"{self.folder}: a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free: make room"
             )
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether reading failed because files of a checkpoint are missing, cut off or changed.
+
+    Missing files and broken JSON have exceptions of their own; tensorstore raises ValueErrors that begin with a status;
+    orbax raises some of these again as the cause of a bare Exception.
+    """
+    if isinstance(error, FileNotFoundError | json.JSONDecodeError | UnicodeDecodeError | DamagedError):
+        return True
+    if isinstance(error, ValueError):
+        return str(error).startswith(DAMAGE_STATUSES)
+    return type(error) is Exception and error.__cause__ is not None and is_damage(error.__cause__)
+
+
+def _restored(folder: epath.Path, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """State and position of a checkpoint's folder, read by this process alone: the manager would wait for others."""
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(like))
+    tree = ocp.StandardCheckpointHandler().restore(folder / "state", args=ocp.args.StandardRestore(abstract))
+    position = ocp.JsonCheckpointHandler().restore(folder / "position", args=ocp.args.JsonRestore())
+    if not isinstance(position, dict) or not all(isinstance(position.get(x), dict) for x in ("loader", "checksums")):
+        raise DamagedError("the loader's position is not there")
+    return _state(tree, like), position
 
 
 def checksums(state: TrainState) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""From the loader's batches to what the step reads: pictures and captions encoded, or cached encodings laid out."""
+"""The loader's batches as inputs of the step: pictures and captions encoded, or cached encodings laid out."""
 
 import dataclasses
 import functools
@@ -24,18 +24,19 @@ from qil_jax.training.tokens import BatchTokens, batch_tokens
 
 
 class _Draw(IntEnum):
-    """What is drawn on the host; the loader's own draws have the first numbers."""
+    """Random draws on the host; the loader's own have the first numbers."""
 
     DROPPED_PROMPT = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenShape:
-    """How pictures and prompts become tokens.
+    """Sizes of tokens and sequences.
 
     Attributes:
-      scale: pixels per latent; patch: latents per token, both along a side.
-      text: places of text of a sample.
+      scale: pixels along the side of a latent.
+      patch: latents along the side of a token.
+      text: text tokens of a sample, padding included.
       ways: parts that the mesh cuts a sequence into.
     """
 
@@ -46,7 +47,7 @@ class TokenShape:
 
     @property
     def pixels(self) -> int:
-        """Side of the square that a token covers."""
+        """Side of the square that a token covers, in pixels."""
         return self.scale * self.patch
 
 
@@ -78,13 +79,13 @@ class CaptionEncoder:
     """The tokenizer and the frozen language model on batches of prompts."""
 
     def __init__(self, tokenizer: PromptTokenizer, model: TextEncoder, *, width: int):
-        """`width`: tokens of a prompt that are kept."""
+        """`width`: largest number of tokens of a prompt that are kept."""
         self._tokenizer, self._width = tokenizer, width
         graph, self._state = nnx.split(model)
         self._run = jax.jit(functools.partial(_states, graph))
 
     def ids(self, prompts: list[str]) -> tuple[Int[np.ndarray, "n s"], Int[np.ndarray, " n"]]:
-        """Padded ids of each prompt in its template, and how many there are, no more than will be kept."""
+        """Padded ids of each prompt in its template, and their number, without those that are cut off."""
         longest = self._tokenizer.drop + self._width
         out, lengths = np.zeros((len(prompts), longest), np.int32), np.zeros(len(prompts), np.int32)
         for i, prompt in enumerate(prompts):
@@ -135,6 +136,8 @@ class OnlineInputs:
     ):
         self.pictures, self.captions, self.placement = pictures, captions, placement
         self.shape, self.loss, self.seed = shape, loss, seed
+        self.token_side = shape.pixels
+        """Side of the square that a token covers in the batch's pictures, in pixels."""
 
     def __call__(self, batch: Batch) -> FlowBatch:
         """Encode and lay out this process's rows."""
@@ -150,7 +153,7 @@ class OnlineInputs:
         put = functools.partial(self.placement.put, axes=(Axis.BATCH, None))
         states = self.captions(put(ids), self.placement.put(lengths, (Axis.BATCH,)))
         latents = self.pictures(self.placement.put(batch.pictures, (Axis.BATCH, None, None, None, None)))
-        laid = batch_tokens(batch, kept, width=self.shape.text, token_side=self.shape.pixels)
+        laid = batch_tokens(batch, kept, width=self.shape.text, token_side=self.token_side)
         return flow_batch(
             batch,
             pack(latents, self.shape.patch),
@@ -167,6 +170,8 @@ class CachedInputs:
 
     def __init__(self, placement: RowPlacement, shape: TokenShape, loss: FlowLoss, *, seed: int):
         self.placement, self.shape, self.loss, self.seed = placement, shape, loss, seed
+        self.token_side = shape.patch
+        """Side of the square that a token covers in the batch's pictures, in latents."""
 
     def __call__(self, batch: Batch) -> FlowBatch:
         """Lay out this process's rows. `batch.states` hold the prompt's states, then those of no prompt."""
@@ -179,12 +184,15 @@ class CachedInputs:
         tokens = pack(batch.pictures.astype(np.float32), self.shape.patch)
         put = functools.partial(self.placement.put, axes=(Axis.BATCH, None, None))
         kept = np.minimum(lengths, self.shape.text)
-        laid = batch_tokens(batch, kept, width=self.shape.text, token_side=self.shape.patch)
+        laid = batch_tokens(batch, kept, width=self.shape.text, token_side=self.token_side)
         return flow_batch(batch, put(tokens), put(states), laid, self.placement, self.shape, self.loss)
 
 
 def dropped_prompts(batch: Batch, first: int, share: float, seed: int) -> np.ndarray:
-    """Which samples [b, s] go without their prompt: the same whatever the number of processes."""
+    """Whether each sample [b, s] loses its prompt; the draws do not depend on the number of processes.
+
+    `first` is the number of this process's first row in the whole batch, `share` the probability.
+    """
     rows, samples = batch.records.shape
     draws = [
         np.random.default_rng([seed, _Draw.DROPPED_PROMPT, batch.step, first + row]).random(samples)
@@ -202,7 +210,7 @@ def flow_batch(
     shape: TokenShape,
     loss: FlowLoss,
 ) -> FlowBatch:
-    """The parts of a batch together, sequences padded to what the mesh divides."""
+    """The batch that the step reads, with sequences padded to lengths that the mesh divides."""
     per_picture = laid.loss.shape[1] // batch.segments.shape[1]
     kinds = np.minimum(np.repeat(batch.layer_indices, per_picture, axis=1), UPPER)
     kinds = np.where(laid.loss, kinds, NO_TARGET).astype(np.int32)
@@ -234,10 +242,10 @@ def flow_batch(
 
 
 def _lengthened(x: Float[Array, "b t c"], length: int) -> Float[Array, "b t2 c"]:
-    """Zeros put behind. Where none are needed nothing is asked of the devices: it would wait for the running step."""
+    """Tokens padded with zeros. Without padding nothing is sent to the devices, where it would wait for the step."""
     return x if x.shape[1] == length else jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0)))
 
 
 def sample_ids(batch: Batch) -> list[list[int]]:
-    """Numbers of the records in each row."""
+    """Numbers of the records in each row of a batch."""
     return [[int(record) for record in row if record != NO_RECORD] for row in batch.records]
