@@ -12,6 +12,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +205,9 @@ def is_damage(error: BaseException) -> bool:
 def _restored(folder: epath.Path, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """State and position of a checkpoint's folder, read by this process alone: the manager would wait for others."""
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(like))
-    tree = ocp.StandardCheckpointHandler().restore(folder / "state", args=ocp.args.StandardRestore(abstract))
-    position = ocp.JsonCheckpointHandler().restore(folder / "position", args=ocp.args.JsonRestore())
+    with closing(ocp.StandardCheckpointHandler()) as states, closing(ocp.JsonCheckpointHandler()) as positions:
+        tree = states.restore(folder / "state", args=ocp.args.StandardRestore(abstract))
+        position = positions.restore(folder / "position", args=ocp.args.JsonRestore())
     if not isinstance(position, dict) or not all(isinstance(position.get(x), dict) for x in ("loader", "checksums")):
         raise DamagedError("the loader's position is not there")
     return _state(tree, like), position
