@@ -55,14 +55,14 @@ def made_by() -> tuple[Made, ...]:
     for data, (preset, count) in DATA.items():
         scenes, latents = scenes_of(data), latents_of(data)
         first = next(run for run, (_, read) in RUNS.items() if read == data)
-        parts = f"--checkpoint {BASE} --vae {VAE} --out {latents} --config configs/demo/{first}.py"
+        options = f"--checkpoint {BASE} --vae {VAE} --out {latents} --config configs/demo/{first}.py"
         makers += [
             made(
                 scenes,
                 f"tools/make_scenes.py --count {count} --preset {preset} --assets {assets} --out {scenes}",
                 assets,
             ),
-            made(latents, f"tools/cache_latents.py {scenes} {parts}", scenes, BASE, VAE),
+            made(latents, f"tools/cache_latents.py {scenes} {options}", scenes, BASE, VAE),
         ]
     for run, (start, data) in RUNS.items():
         command = f"train.py configs/demo/{run}.py --out {FOLDER}/{run}"

@@ -52,7 +52,7 @@ def settings_text(file: Path, overrides: Sequence[str] = ()) -> str:
 
 
 def settings(config: Any, values: dict[str, Any], above: str = "") -> Iterator[Setting]:
-    """The settings of a config and of its parts, in the order of their fields. `values`: the config as JSON."""
+    """The settings of a config and of the configs in it, in the order of their fields. `values`: the config as JSON."""
     hints, meanings = typing.get_type_hints(type(config)), attributes_of(type(config))
     for field in dataclasses.fields(config):
         part, name = getattr(config, field.name), f"{above}{field.name}"

@@ -1,4 +1,4 @@
-"""A run: from its last checkpoint, or from its start, to its last step; or to the signal to stop."""
+"""The training loop: from the last checkpoint, or the start, to the last step or a signal to stop."""
 
 import dataclasses
 import time
@@ -89,12 +89,15 @@ def train(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Sent:
-    """A step that was sent off.
+class _PendingStep:
+    """A step that was sent to the devices.
 
     Attributes:
-      ready, ended: when its inputs were on the devices, and when it was done, as `time.perf_counter` tells.
-      spent: what its time counts as.
+      batch: the batch that it trains on.
+      metrics: its metrics, perhaps still being computed.
+      ready: when its inputs were on the devices, on the clock of `time.perf_counter`.
+      ended: when it was done, on the same clock.
+      spent: the kind of its time.
     """
 
     batch: Batch
@@ -105,13 +108,13 @@ class _Sent:
 
 
 def _when(done: Any) -> float:
-    """The moment at which arrays have been computed."""
+    """The time at which arrays have been computed."""
     jax.block_until_ready(done)
     return time.perf_counter()
 
 
 class _Runner:
-    """The loop itself. A step is sent off before the one before it is looked at, so the devices never wait for us."""
+    """The loop itself. A step is sent to the devices before the previous one is looked at, so they never wait."""
 
     def __init__(
         self,
@@ -128,7 +131,7 @@ class _Runner:
         self.validation = None if loader is None else Validation(run, loader)
         self.means = RunningMeans()
         self.compiled: set[Any] = set()
-        self.pending: _Sent | None = None
+        self.pending: _PendingStep | None = None
         self.work, self.ledger = _Work(), Ledger()
 
     def go(self, state: TrainState, stop: Callable[[int], bool], profile: int | None) -> tuple[RunStatus, TrainState]:
@@ -149,7 +152,7 @@ class _Runner:
         return RunStatus.FINISHED, state
 
     def _take(self, state: TrainState, batch: Batch, watch: ThreadPoolExecutor) -> TrainState:
-        """Send off a step, then look at the one before it."""
+        """Send a step to the devices, then look at the previous one."""
         shape = tuple(part.shape for part in vars(batch).values() if isinstance(part, np.ndarray))
         new = shape not in self.compiled
         arrived = watch.submit(_when, ())
@@ -158,7 +161,9 @@ class _Runner:
         # What is compiled for a shape includes what encodes its batches.
         ready, spent = (arrived, Spent.COMPILE) if new else (watch.submit(_when, inputs), Spent.STEP)
         state, metrics = self.step(state, self.run.frozen, inputs)
-        sent = _Sent(batch=batch, metrics=metrics, ready=ready, ended=watch.submit(_when, metrics.loss), spent=spent)
+        sent = _PendingStep(
+            batch=batch, metrics=metrics, ready=ready, ended=watch.submit(_when, metrics.loss), spent=spent
+        )
         self._settle()
         self.pending = sent
         if new:
@@ -185,7 +190,7 @@ class _Runner:
             self._save(state)
 
     def _settle(self) -> None:
-        """Wait for the step that was sent off, if one was, and take in what it tells."""
+        """Wait for the pending step, if there is one, and take in its metrics."""
         sent, self.pending = self.pending, None
         if sent is None:
             return

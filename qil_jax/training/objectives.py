@@ -1,7 +1,7 @@
 """The losses of the stages, as functions of parameters and a batch.
 
 They are sums of weighted errors, never means: the step divides the weights by their total first, so that a batch may be
-cut into parts.
+cut into microbatches.
 """
 
 import dataclasses

@@ -34,7 +34,7 @@ class OptimiserConfig:
       epsilon: added to the root of Adam's second moment.
       weight_decay: decay of kernels; norms, biases and embeddings have none.
       clip_norm: largest global norm of a gradient, above 0; larger ones are scaled down to it.
-      accumulate: parts that a batch is cut into, one after the other, to save memory; it divides `data.loader.rows`.
+      accumulate: microbatches that a batch is cut into to save memory; it divides `data.loader.rows`.
       ema_decay: decay of the exponential moving average (EMA) of parameters after its warm-up, in [0, 1).
     """
 

@@ -86,7 +86,7 @@ def _put(tree: dict[str, Any], config: Any, path: Names, text: str) -> None:
     Raises:
       ExperimentError: if the path ends before or behind a field, or names none.
     """
-    name = _dotted(path)
+    owner, name = config, _dotted(path)
     for place, part in enumerate(path):
         if not dataclasses.is_dataclass(config):
             raise ExperimentError(f"'{name}': '{path[place - 1]}' has no parts, its value is {config!r}")

@@ -15,7 +15,7 @@ from qil_jax.programs import INTERRUPTED
 from qil_jax.training.experiment import ExperimentError
 
 WITHIN_STEPS = 10
-"""Steps between the moments at which several processes agree whether to stop."""
+"""Steps after which several processes agree again whether to stop."""
 
 
 class StopSignal:

@@ -1,4 +1,4 @@
-"""The compiled training step: gradients in parts, AdamW and the EMA. Without a finite gradient nothing changes."""
+"""The compiled training step: gradients of microbatches, AdamW and the EMA."""
 
 import dataclasses
 from collections.abc import Callable
@@ -50,7 +50,7 @@ class StepMetrics:
       parameter_norm: global norm of the parameters after the step.
       finite: whether loss and gradient are finite.
       skipped, failing: as in TrainState.
-      losses: the loss by term and by row, summed over the parts of the batch.
+      losses: the loss by term and by row, summed over microbatches.
     """
 
     loss: Float[Array, ""]
@@ -115,7 +115,9 @@ def make_step(
     def step(state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         batch = dataclasses.replace(batch, weights=batch.weights / jnp.sum(batch.weights))
-        loss, gradients, losses = _gradients(objective, state.params, frozen, batch, key, parts=config.accumulate)
+        loss, gradients, losses = _gradients(
+            objective, state.params, frozen, batch, key, microbatches=config.accumulate
+        )
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
@@ -156,18 +158,18 @@ def _laid_out(state: TrainState, layout: list[Any]) -> TrainState:
 
 
 def _gradients(
-    objective: Objective, params: Params, frozen: Params, batch: Any, key: Array, *, parts: int
+    objective: Objective, params: Params, frozen: Params, batch: Any, key: Array, *, microbatches: int
 ) -> tuple[Array, Params, LossMetrics]:
-    """Loss, gradients and metrics of a batch cut into parts. Each part takes every n-th row, so none changes device."""
-    of_part = jax.value_and_grad(objective, has_aux=True)
-    if parts == 1:
-        (loss, losses), gradients = of_part(params, frozen, batch, key)
+    """Loss, gradients and metrics of a batch in n microbatches; each takes every n-th row, so no row changes device."""
+    gradients_of = jax.value_and_grad(objective, has_aux=True)
+    if microbatches == 1:
+        (loss, losses), gradients = gradients_of(params, frozen, batch, key)
         return loss, gradients, losses
     leaves, form = jax.tree.flatten(batch)
-    cut = [jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0) for x in leaves]
+    cut = [jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0) for x in leaves]
 
     def add(total: tuple[Array, Params], part: list[Array]) -> tuple[tuple[Array, Params], tuple[Any, Array]]:
-        (loss, losses), gradients = of_part(params, frozen, jax.tree.unflatten(form, part), key)
+        (loss, losses), gradients = gradients_of(params, frozen, jax.tree.unflatten(form, part), key)
         return jax.tree.map(jnp.add, total, (loss, gradients)), (losses.sums, losses.rows)
 
     zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)

@@ -68,13 +68,13 @@ def torch_flow_loss(reference, batch: FlowBatch, sigma, noise) -> torch.Tensor:
     return (errors * weights).sum() / weights.sum()
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_flow_loss_gradients_and_a_step_of_adamw(tmp_path, parts):
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_flow_loss_gradients_and_a_step_of_adamw(tmp_path, microbatches):
     reference = tiny_transformer()
     model = ours(reference, "transformer", tmp_path / "before")
     batch, loss = flow_inputs(model.config), FlowLoss(logit_mean=0.2, logit_std=1.3)
     config = OptimiserConfig(
-        learning_rate=1e-2, epsilon=1e-3, weight_decay=0.1, clip_norm=0.5, accumulate=parts, beta2=0.95
+        learning_rate=1e-2, epsilon=1e-3, weight_decay=0.1, clip_norm=0.5, accumulate=microbatches, beta2=0.95
     )
     objective = flow_objective(Network(model), loss, Compute())
     params = params_of(model)
