@@ -1,11 +1,8 @@
 """The state of a run on disk, by orbax: written while training goes on, checked when it is read.
 
-    RUN/experiment.json                 what is trained
-    RUN/checkpoints/STEP/state          parameters, their EMA, optimiser state, counters
-    RUN/checkpoints/STEP/position       loader's state, and checksums of every array of the state
-
-A checksum is a sum of an array's bits modulo 2^32, weighted by their places: the same on any mesh. An array that was
-cut off, lost or changed on disk does not pass it.
+RUN/experiment.json                 what is trained
+RUN/checkpoints/STEP/state          parameters, their EMA, optimiser state, counters
+RUN/checkpoints/STEP/position       loader's state, and checksums of every array of the state
 """
 
 import json
@@ -17,17 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax import Array
 
 from qil_jax.errors import QilError
 from qil_jax.training.disk import CHECKPOINTS
 from qil_jax.training.experiment import CheckpointConfig
-from qil_jax.training.parameters import Params, copied
+from qil_jax.training.parameters import copied
 from qil_jax.training.signals import gathered
+from qil_jax.training.state_tree import checksums, state_of, state_tree
 from qil_jax.training.step import TrainState
 
 DAMAGED = "damaged"
@@ -81,7 +76,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         position = {"loader": loader, "checksums": checksums(state)}
-        tree = _tree(state)
+        tree = state_tree(state)
         if jax.default_backend() == "cpu":
             tree = copied(tree)  # elsewhere orbax copies to the host; here it would read what the next step overwrites
         try:
@@ -181,7 +176,7 @@ class Checkpoints:
         return aside
 
     def _require_room(self, state: TrainState) -> None:
-        needed = MARGIN * sum(x.nbytes for x in jax.tree.leaves(_tree(state)))
+        needed = MARGIN * sum(x.nbytes for x in jax.tree.leaves(state_tree(state)))
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise SaveError(
@@ -204,59 +199,10 @@ def is_damage(error: BaseException) -> bool:
 
 def _restored(folder: epath.Path, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """State and position of a checkpoint's folder, read by this process alone: the manager would wait for others."""
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(like))
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state_tree(like))
     with closing(ocp.StandardCheckpointHandler()) as states, closing(ocp.JsonCheckpointHandler()) as positions:
         tree = states.restore(folder / "state", args=ocp.args.StandardRestore(abstract))
         position = positions.restore(folder / "position", args=ocp.args.JsonRestore())
     if not isinstance(position, dict) or not all(isinstance(position.get(x), dict) for x in ("loader", "checksums")):
         raise DamagedError("the loader's position is not there")
-    return _state(tree, like), position
-
-
-def checksums(state: TrainState) -> dict[str, int]:
-    """A number for the bits of every array of a state, by its place in the tree."""
-    leaves = jax.tree_util.tree_flatten_with_path(_tree(state))[0]
-    sums = _sums([leaf for _, leaf in leaves])
-    return {jax.tree_util.keystr(path): int(value) for (path, _), value in zip(leaves, np.asarray(sums), strict=True)}
-
-
-@jax.jit
-def _sums(arrays: list[Array]) -> Array:
-    return jnp.stack([_sum(x) for x in arrays])
-
-
-def _sum(x: Array) -> Array:
-    bits = x.astype(jnp.uint32) if jnp.issubdtype(x.dtype, jnp.integer) else jax.lax.bitcast_convert_type(x, jnp.uint32)
-    # Odd weights by place: elements that change places change the sum. Written per axis, so that shards need no others.
-    weight = jnp.ones((), jnp.uint32)
-    for axis in range(bits.ndim):
-        place = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        weight = weight * (2 * place + 1) + place
-    return jnp.sum(bits * (2 * weight + 1), dtype=jnp.uint32)
-
-
-def _tree(state: TrainState) -> dict[str, Any]:
-    """A state as plain dictionaries, which orbax keeps without knowing our classes or optax's."""
-    return {
-        "params": _dotted(state.params),
-        "ema_params": _dotted(state.ema_params),
-        "opt_state": {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state.opt_state))},
-        "counters": {"step": state.step, "skipped": state.skipped, "failing": state.failing},
-    }
-
-
-def _dotted(params: Params) -> Params:
-    """Names that are names of files."""
-    return {path.replace("/", "."): value for path, value in params.items()}
-
-
-def _state(tree: dict[str, Any], like: TrainState) -> TrainState:
-    leaves, form = jax.tree.flatten(like.opt_state)
-    return TrainState(
-        params={path: tree["params"][name] for path, name in zip(like.params, _dotted(like.params), strict=True)},
-        ema_params={
-            path: tree["ema_params"][name] for path, name in zip(like.params, _dotted(like.params), strict=True)
-        },
-        opt_state=jax.tree.unflatten(form, [tree["opt_state"][str(i)] for i in range(len(leaves))]),
-        **tree["counters"],
-    )
+    return state_of(tree, like), position
