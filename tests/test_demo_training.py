@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from qil_jax.training.experiment import load_experiment
-from qil_jax.training.stages import Inputs, Stage
+from qil_jax.training.config_file import load_experiment
+from qil_jax.training.experiment import Inputs
+from qil_jax.training.stages.kinds import Stage
 from tools import demo_training
 
 EXPERIMENTS = {run.name: load_experiment(run.config) for run in demo_training.RUNS}

@@ -110,8 +110,8 @@ class Recipe:
 
     def train(self, run: Run) -> list[float]:
         """Train a run, whole or a share of it, and return the losses of its metrics."""
-        from qil_jax.training.experiment import load_experiment
-        from qil_jax.training.stages import Inputs
+        from qil_jax.training.config_file import load_experiment
+        from qil_jax.training.experiment import Inputs
 
         experiment = load_experiment(run.config)
         folder = self.out / run.name

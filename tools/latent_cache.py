@@ -31,7 +31,7 @@ from qil_jax.models.rgba_vae import VAEConfig
 from qil_jax.records.record import Record
 from qil_jax.records.sources import RecordSource, open_sources
 from qil_jax.training.batches import RowPlacement
-from qil_jax.training.experiment import load_experiment
+from qil_jax.training.config_file import load_experiment
 from qil_jax.weights import Component, component_config, fingerprint, load_component, require_sound
 
 SHARD = 512

@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("checkpoint", type=Path, help="what a run left, in the released layout")
     parser.add_argument("--overwrite", action="store_true", help="replace what is shipped now")
     arguments = parser.parse_args(argv)
-    from qil_jax.training.setup import ORIGIN
+    from qil_jax.training.start import ORIGIN
 
     destination = shipped_checkpoint()
     if destination.exists() and not arguments.overwrite:

@@ -3,7 +3,7 @@
 from qil_jax.loader.buckets import BucketConfig
 from qil_jax.loader.config import LoaderConfig, Workers
 from qil_jax.loader.tasks import Task, TaskConfig
-from qil_jax.training.stages import Made, Precision
+from qil_jax.training.experiment import Made, Precision
 
 FOLDER = "build/demo_training"
 BASE = f"{FOLDER}/base"
@@ -55,14 +55,14 @@ def made_by() -> tuple[Made, ...]:
     for data, (preset, count) in DATA.items():
         scenes, latents = scenes_of(data), latents_of(data)
         first = next(run for run, (_, read) in RUNS.items() if read == data)
-        parts = f"--checkpoint {BASE} --vae {VAE} --out {latents} --config configs/demo/{first}.py"
+        options = f"--checkpoint {BASE} --vae {VAE} --out {latents} --config configs/demo/{first}.py"
         makers += [
             made(
                 scenes,
                 f"tools/make_scenes.py --count {count} --preset {preset} --assets {assets} --out {scenes}",
                 assets,
             ),
-            made(latents, f"tools/cache_latents.py {scenes} {parts}", scenes, BASE, VAE),
+            made(latents, f"tools/cache_latents.py {scenes} {options}", scenes, BASE, VAE),
         ]
     for run, (start, data) in RUNS.items():
         command = f"train.py configs/demo/{run}.py --out {FOLDER}/{run}"

@@ -1,19 +1,20 @@
 """What the diffusion runs of the demonstration model share."""
 
-from configs.demo.common import PRECISION, VAE, WORKERS, latents_of, loader, made_by
+from configs.demo.common import PRECISION, RUNS, VAE, WORKERS, latents_of, loader, made_by
 from qil_jax.flow.loss import FlowLoss
 from qil_jax.loader.tasks import Task
-from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, ValidationConfig
-from qil_jax.training.optimiser import OptimiserConfig
-from qil_jax.training.stages import Inputs, Stage, Start
+from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, Inputs, Start, ValidationConfig
+from qil_jax.training.optimiser import LRSchedule, OptimiserConfig
+from qil_jax.training.stages.kinds import Stage
 
 Mix = tuple[tuple[Task, float], ...]
 
 
 def diffusion(
-    stage: Stage, start: str, mix: Mix, *, data: str, rows: int, steps: int, loss: FlowLoss, optimiser: OptimiserConfig
+    run: str, stage: Stage, mix: Mix, *, rows: int, steps: int, loss: FlowLoss, optimiser: OptimiserConfig
 ) -> Experiment:
-    """Rows of twelve pictures: two or three samples of layers, or twelve single pictures."""
+    """A run of `common.RUNS`, in rows of twelve pictures: two or three samples of layers, or twelve single pictures."""
+    start, data = RUNS[run]
     return Experiment(
         stage=stage,
         start=Start(checkpoint=start, vae=VAE),
@@ -33,4 +34,29 @@ def diffusion(
         validation=ValidationConfig(every=1000, batches=4, samples=6, steps=12),
         log_every=25,
         made_by=made_by(),
+    )
+
+
+def adamw(learning_rate: float, *, final_fraction: float | None = None) -> OptimiserConfig:
+    """The optimiser of all diffusion runs: constant after the warm-up, or down a cosine to a fraction of the peak."""
+    return OptimiserConfig(
+        learning_rate=learning_rate,
+        schedule=LRSchedule.CONSTANT if final_fraction is None else LRSchedule.COSINE,
+        warmup_steps=100,
+        final_fraction=final_fraction or 0.0,
+        beta2=0.99,
+        ema_decay=0.999,
+    )
+
+
+def image_to_layers(run: str, *, steps: int, final_fraction: float | None = None) -> Experiment:
+    """A run of stage 3. A picture's decomposition is settled at high noise, and no prompt is the usual case."""
+    return diffusion(
+        run,
+        Stage.IMAGE_TO_LAYERS,
+        ((Task.IMAGE_TO_LAYERS, 1.0),),
+        rows=16,
+        steps=steps,
+        loss=FlowLoss(shift=3.0, caption_dropout=0.5),
+        optimiser=adamw(8e-4, final_fraction=final_fraction),
     )

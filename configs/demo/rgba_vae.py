@@ -2,9 +2,9 @@
 
 from configs.demo.common import BASE, PRECISION, WORKERS, loader, made_by, scenes_of
 from qil_jax.loader.tasks import Task
-from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, ValidationConfig
+from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, Start, ValidationConfig
 from qil_jax.training.optimiser import LRSchedule, OptimiserConfig
-from qil_jax.training.stages import Stage, Start
+from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.vae_loss import Reconstruction, VAELoss
 
 

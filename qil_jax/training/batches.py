@@ -17,7 +17,7 @@ from qil_jax.training.experiment import ExperimentError
 
 NO_TARGET, COMPOSITE, BOTTOM, UPPER = -1, 0, 1, 2
 KINDS = ("composite", "bottom", "upper")
-"""What a target token shows: the composite (or a single picture), the bottom layer, or a layer above it."""
+"""Names of what a target token shows: the composite (or a single picture), the bottom layer, or a layer above it."""
 
 
 @jax.tree_util.register_dataclass
@@ -28,11 +28,12 @@ class FlowBatch:
     Attributes:
       clean: tokens of the pictures' latents, conditions and padding included.
       text: states of the prompts, sample after sample.
-      weights: of each token in the loss, 0 where nothing is to be given.
-      kinds: NO_TARGET, COMPOSITE, BOTTOM or UPPER.
-      target_kinds: row of the addition embedding.
-      rows: number of each row in the whole batch: noise is drawn for it.
-      picture_tokens: of one picture of each row, which all have one size; for the shift of noise levels.
+      layout: positions and segments of all tokens.
+      weights: weight of each token in the loss; 0 for conditions and padding.
+      kinds: NO_TARGET, COMPOSITE, BOTTOM or UPPER for each token.
+      target_kinds: row of the transformer's addition embedding.
+      rows: number of each row in the whole batch, from which its noise follows.
+      picture_tokens: tokens of one picture of each row, for the shift of noise levels; a row's pictures have one size.
     """
 
     clean: Float[Array, "b t c"]
@@ -53,7 +54,13 @@ class FlowBatch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PictureBatch:
-    """Pictures for the RGBA-VAE; `weights` is 0 for padding, `rows` numbers them in the whole batch."""
+    """Pictures for the RGBA-VAE.
+
+    Attributes:
+      pixels: straight RGBA.
+      weights: weight of each picture in the loss; 0 for padding.
+      rows: number of each picture in the whole batch, from which its noise follows.
+    """
 
     pixels: UInt8[Array, "b y x 4"]
     weights: Float[Array, " b"]
@@ -64,7 +71,7 @@ class RowPlacement:
     """Which rows of a batch this process reads, and how they become arrays over the mesh."""
 
     def __init__(self, mesh: Mesh, rules: Rules, rows: int):
-        """Raises ExperimentError if the mesh does not divide the rows."""
+        """`rows`: of a whole batch. Raises ExperimentError if the mesh does not divide them."""
         ways = rules.ways(Axis.BATCH, mesh)
         if rows % ways:
             raise ExperimentError(
@@ -79,7 +86,7 @@ class RowPlacement:
 
     @property
     def processes(self) -> Processes:
-        """This process's part, for the loader. Processes that hold parts of the same rows read the same ones."""
+        """Index and count for the loader. Processes that hold parts of the same rows read the same ones."""
         return Processes(index=self.first // self.count, count=self.rows // self.count)
 
     def put(self, local: np.ndarray, axes: Axes) -> Array:

@@ -1,38 +1,45 @@
 """The state of a run on disk, by orbax: written while training goes on, checked when it is read.
 
-    RUN/experiment.json                 what is trained
-    RUN/checkpoints/STEP/state          parameters, average, moments, counters
-    RUN/checkpoints/STEP/position       loader's state, and checksums of every array of the state
-
-A checksum is a sum of an array's bits modulo 2^32, weighted by their places: the same on any mesh. An array that was
-cut off, lost or changed on disk does not pass it.
+RUN/experiment.json                 what is trained
+RUN/checkpoints/STEP/state          parameters, their EMA, optimiser state, counters
+RUN/checkpoints/STEP/position       loader's state, and checksums of every array of the state
 """
 
+import json
 import shutil
 import warnings
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from jax import Array
+from etils import epath
 
 from qil_jax.errors import QilError
-from qil_jax.models.paths import dotted
 from qil_jax.training.disk import CHECKPOINTS
 from qil_jax.training.experiment import CheckpointConfig
-from qil_jax.training.parameters import Params, copied
+from qil_jax.training.parameters import copied
+from qil_jax.training.signals import gathered
+from qil_jax.training.state_tree import checksums, state_of, state_tree
 from qil_jax.training.step import TrainState
 
 DAMAGED = "damaged"
+DAMAGE_STATUSES = ("DATA_LOSS:", "NOT_FOUND:", "OUT_OF_RANGE:", "FAILED_PRECONDITION:")
+"""How tensorstore's errors begin where a file does not hold what it held."""
+NO_STEP = -1
+"""The newest step where there is no checkpoint."""
 MARGIN = 1.1
 """How much more room than the bare arrays a checkpoint may need."""
 
 
 class CheckpointError(QilError):
     """A run cannot be continued or its state cannot be kept. The message says what, where and the fix."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint does not hold what was saved. The message says what differs."""
 
 
 class SaveError(CheckpointError):
@@ -42,7 +49,9 @@ class SaveError(CheckpointError):
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, run: Path, config: CheckpointConfig):
+    def __init__(self, run: Path, config: CheckpointConfig, *, gather: Callable[[int], list[int]] = gathered):
+        """`gather`: the values that all processes give, in their order."""
+        self._gather = gather
         self.folder = (run / CHECKPOINTS).absolute()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=config.keep_last,
@@ -53,7 +62,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "position"))
 
     def steps(self) -> list[int]:
-        """Of all checkpoints, oldest first."""
+        """Steps of all checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, loader: dict[str, Any]) -> None:
@@ -67,7 +76,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         position = {"loader": loader, "checksums": checksums(state)}
-        tree = _tree(state)
+        tree = state_tree(state)
         if jax.default_backend() == "cpu":
             tree = copied(tree)  # elsewhere orbax copies to the host; here it would read what the next step overwrites
         try:
@@ -91,21 +100,23 @@ class Checkpoints:
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest sound state, laid out like `like`, and the loader's; None if there is no checkpoint at all.
 
-        A checkpoint that cannot be read or does not pass its checksums is set aside, with a warning.
+        All processes must call; they agree on the step. A checkpoint that any of them cannot read, or that does not
+        pass its checksums, is set aside with a warning.
 
         Raises:
-          CheckpointError: if there are checkpoints, but none is sound.
+          CheckpointError: if there are checkpoints but none is sound, or processes see different ones.
+          OSError: if the disk fails in another way than by a missing file.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        tried = []
+        while (step := self._newest()) is not None:
+            tried.append(step)
             try:
                 return self._read(step, like)
-            except Exception as error:  # orbax, tensorstore and JSON each have their own
+            except DamagedError as error:
                 aside = self._set_aside(step)
-                reason = str(error).splitlines()[0][:300]
-                warnings.warn(f"checkpoint {step} is damaged and now lies in {aside}: {reason}", stacklevel=2)
-        if steps:
-            raise CheckpointError(f"{self.folder}: no checkpoint of steps {steps} can be read: begin a new run")
+                warnings.warn(f"checkpoint {step} is damaged and now lies in {aside}: {error}", stacklevel=2)
+        if tried:
+            raise CheckpointError(f"{self.folder}: no checkpoint of steps {tried[::-1]} can be read: begin a new run")
         return None
 
     def close(self) -> None:
@@ -115,17 +126,44 @@ class Checkpoints:
         except Exception as error:  # as in `wait`
             raise SaveError(f"{self.folder}: a checkpoint could not be written: {error}") from error
 
+    def _newest(self) -> int | None:
+        """The step of the newest checkpoint, on which all processes agree."""
+        newest = max(self.steps(), default=NO_STEP)
+        seen = self._gather(newest)
+        if len(set(seen)) > 1:
+            raise CheckpointError(
+                f"{self.folder}: the newest checkpoint is not the same for all processes ({seen}, {NO_STEP} is none): "
+                f"give --out a folder that all of them share"
+            )
+        return None if newest == NO_STEP else newest
+
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(like))
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
-        position = restored["position"]
-        state = _state(restored["state"], like)
-        found = checksums(state)
-        wrong = [name for name, value in position["checksums"].items() if found.get(name) != value]
-        if wrong or len(found) != len(position["checksums"]):
-            raise CheckpointError(f"{len(wrong)} arrays differ from what was saved, {', '.join(wrong[:3])} among them")
+        """A checkpoint's state and the loader's.
+
+        Raises:
+          DamagedError: in all processes, if it is damaged for any of them.
+        """
+        restored, fault = None, ""
+        try:
+            restored = _restored(epath.Path(self.folder) / str(step), like)
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            fault = str(error).splitlines()[0][:300]
+        self._require_all(restored is not None, fault)
+        assert restored is not None
+        state, position = restored
+        found, wanted = checksums(state), position["checksums"]
+        wrong = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+        self._require_all(
+            not wrong, f"{len(wrong)} arrays differ from what was saved, {', '.join(wrong[:3])} among them"
+        )
         return state, position["loader"]
+
+    def _require_all(self, sound: bool, fault: str) -> None:
+        """Raise DamagedError in every process unless the checkpoint is sound in all."""
+        if not all(self._gather(int(sound))):
+            raise DamagedError("another process cannot read it" if sound else fault)
 
     def _set_aside(self, step: int) -> Path:
         aside = self.folder.parent / DAMAGED / str(step)
@@ -133,15 +171,12 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             aside.parent.mkdir(exist_ok=True)
             (self.folder / str(step)).rename(aside)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices("checkpoint set aside")
+        self._gather(step)  # no process goes on before it is moved
         self._manager.reload()
         return aside
 
     def _require_room(self, state: TrainState) -> None:
-        needed = MARGIN * sum(x.nbytes for x in jax.tree.leaves(_tree(state)))
+        needed = MARGIN * sum(x.nbytes for x in jax.tree.leaves(state_tree(state)))
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise SaveError(
@@ -149,50 +184,25 @@ class Checkpoints:
             )
 
 
-def checksums(state: TrainState) -> dict[str, int]:
-    """A number for the bits of every array of a state, by its place in the tree."""
-    leaves = jax.tree_util.tree_flatten_with_path(_tree(state))[0]
-    sums = _sums([leaf for _, leaf in leaves])
-    return {jax.tree_util.keystr(path): int(value) for (path, _), value in zip(leaves, np.asarray(sums), strict=True)}
+def is_damage(error: BaseException) -> bool:
+    """Whether reading failed because files of a checkpoint are missing, cut off or changed.
+
+    Missing files and broken JSON have exceptions of their own; tensorstore raises ValueErrors that begin with a status;
+    orbax raises some of these again as the cause of a bare Exception.
+    """
+    if isinstance(error, FileNotFoundError | json.JSONDecodeError | UnicodeDecodeError | DamagedError):
+        return True
+    if isinstance(error, ValueError):
+        return str(error).startswith(DAMAGE_STATUSES)
+    return type(error) is Exception and error.__cause__ is not None and is_damage(error.__cause__)
 
 
-@jax.jit
-def _sums(arrays: list[Array]) -> Array:
-    return jnp.stack([_sum(x) for x in arrays])
-
-
-def _sum(x: Array) -> Array:
-    bits = x.astype(jnp.uint32) if jnp.issubdtype(x.dtype, jnp.integer) else jax.lax.bitcast_convert_type(x, jnp.uint32)
-    # Odd weights by place: elements that change places change the sum. Written per axis, so that shards need no others.
-    weight = jnp.ones((), jnp.uint32)
-    for axis in range(bits.ndim):
-        place = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        weight = weight * (2 * place + 1) + place
-    return jnp.sum(bits * (2 * weight + 1), dtype=jnp.uint32)
-
-
-def _tree(state: TrainState) -> dict[str, Any]:
-    """A state as plain dictionaries, which orbax keeps without knowing our classes or optax's."""
-    return {
-        "params": _dotted(state.params),
-        "ema_params": _dotted(state.ema_params),
-        "opt_state": {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state.opt_state))},
-        "counters": {"step": state.step, "skipped": state.skipped, "failing": state.failing},
-    }
-
-
-def _dotted(params: Params) -> Params:
-    """Names that are names of files."""
-    return {dotted(path): value for path, value in params.items()}
-
-
-def _state(tree: dict[str, Any], like: TrainState) -> TrainState:
-    leaves, form = jax.tree.flatten(like.opt_state)
-    return TrainState(
-        params={path: tree["params"][name] for path, name in zip(like.params, _dotted(like.params), strict=True)},
-        ema_params={
-            path: tree["ema_params"][name] for path, name in zip(like.params, _dotted(like.params), strict=True)
-        },
-        opt_state=jax.tree.unflatten(form, [tree["opt_state"][str(i)] for i in range(len(leaves))]),
-        **tree["counters"],
-    )
+def _restored(folder: epath.Path, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """State and position of a checkpoint's folder, read by this process alone: the manager would wait for others."""
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state_tree(like))
+    with closing(ocp.StandardCheckpointHandler()) as states, closing(ocp.JsonCheckpointHandler()) as positions:
+        tree = states.restore(folder / "state", args=ocp.args.StandardRestore(abstract))
+        position = positions.restore(folder / "position", args=ocp.args.JsonRestore())
+    if not isinstance(position, dict) or not all(isinstance(position.get(x), dict) for x in ("loader", "checksums")):
+        raise DamagedError("the loader's position is not there")
+    return state_of(tree, like), position

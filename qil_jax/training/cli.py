@@ -1,5 +1,6 @@
 """The command line of train.py."""
 
+import argparse
 import dataclasses
 import shlex
 import sys
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qil_jax.command_line import Parser
+from qil_jax.errors import QilError
+from qil_jax.programs import UNUSABLE
 from qil_jax.training.disk import newest_step
 
 if TYPE_CHECKING:
@@ -20,7 +23,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """What the user gave."""
+    """The command line, parsed.
+
+    Attributes:
+      config: file with a function config().
+      out: folder of the run.
+      set: overrides of settings, NAME=VALUE.
+      distributed: how the other processes are found; None: there are none.
+      profile: step from which on five steps are traced; None: none.
+      argv: the words themselves.
+    """
 
     config: Path
     out: Path
@@ -30,11 +42,11 @@ class Arguments:
     argv: tuple[str, ...]
 
     def command(self) -> str:
-        """How to call the program again."""
+        """The command that calls the program again."""
         return shlex.join(["python", "train.py", *self.argv])
 
     def standing(self) -> str:
-        """What is done, and the command that goes on."""
+        """A line with the step that is saved, and the command that goes on."""
         step = newest_step(self.out)
         return f"{'nothing' if step is None else f'step {step}'} is saved; to go on: {self.command()}"
 
@@ -45,7 +57,7 @@ class Arguments:
 
     @contextmanager
     def progress(self, steps: int) -> "Iterator[Show]":
-        """What shows the metrics: a bar on a terminal, else a line per report."""
+        """A function that shows metrics: a bar on a terminal, otherwise a printed line."""
         columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         terminal = sys.stdout.isatty()
         with Progress(*columns, TextColumn("{task.fields[line]}"), disable=not terminal, console=Console()) as progress:
@@ -70,10 +82,28 @@ def summary(values: dict[str, float]) -> str:
     )
 
 
+class _Help(argparse.Action):
+    """Prints the help; behind a config, with its settings. They need the heavy imports, so plain --help does not."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        del values, option_string
+        parser.print_help()
+        if namespace.config is not None:
+            from qil_jax.training.describe import settings_text
+
+            try:
+                print(f"\n{settings_text(namespace.config, namespace.set)}")
+            except QilError as error:
+                parser.exit(UNUSABLE, f"error: {error}\n")
+        parser.exit()
+
+
 def parse_arguments(argv: Sequence[str]) -> Arguments:
     """Read the command line; exits with 2 where it makes no sense."""
-    parser = Parser(prog="train.py", description="Train one stage. A run that is there is continued.")
+    about = "Train one stage. A run that is there is continued. CONFIG --help lists the settings of a config."
+    parser = Parser(prog="train.py", description=about, add_help=False)
     parser.add_argument("config", type=Path, help="a file of configs/ with a function config()")
+    parser.add_argument("-h", "--help", nargs=0, action=_Help, help="show this; behind CONFIG with all its settings")
     parser.add_argument("--out", type=Path, help="folder of the run; default: runs/ and the config's own path")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="as optimiser.learning_rate=1e-4"
@@ -81,5 +111,6 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     parser.add_argument("--distributed", metavar="WHERE", help="auto, or HOST:PORT,COUNT,INDEX")
     parser.add_argument("--profile", type=int, metavar="STEP", help="trace five steps into RUN/profile")
     values = vars(parser.parse_args(argv))
+    values.pop("help")
     out = values.pop("out") or Path("runs") / values["config"].with_suffix("").name
     return Arguments(**{**values, "set": tuple(values["set"])}, out=out, argv=tuple(argv))

@@ -11,8 +11,7 @@ from qil_jax.loader.plan import Order
 from qil_jax.loader.samples import RecordSamples, SampleSource
 from qil_jax.loader.tasks import Task
 from qil_jax.records.sources import SPLIT, open_sources
-from qil_jax.training.experiment import Experiment, ExperimentError, refusing
-from qil_jax.training.stages import Inputs
+from qil_jax.training.experiment import Experiment, ExperimentError, Inputs, refusing
 
 TEXT_TASKS = (Task.TEXT_TO_RGB, Task.TEXT_TO_RGBA, Task.TEXT_TO_LAYERS)
 

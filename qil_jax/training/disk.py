@@ -1,4 +1,4 @@
-"""What a run has on disk, and errors of the disk that say where."""
+"""Checkpoints on disk, and errors of the disk with the path that they are about."""
 
 import logging
 import shutil
@@ -14,7 +14,7 @@ CHECKPOINTS = "checkpoints"
 
 @contextmanager
 def at(path: Path) -> Iterator[None]:
-    """Let an OSError that names no file name this one: a full disk is noticed by writes, which know no name."""
+    """Put `path` into an OSError that names no file, as those of writes to a full disk do not."""
     try:
         yield
     except OSError as error:
@@ -25,18 +25,18 @@ def at(path: Path) -> Iterator[None]:
         raise OSError(f"{path}: {'; '.join(reasons)}") from error
 
 
-def tell_once() -> None:
-    """Keep orbax from printing the traceback of a failed write, which it also raises, and of writes that end later."""
+def quiet_late_errors() -> None:
+    """Keep orbax from printing tracebacks of failed writes, which it also raises, and of writes that end after them."""
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     plain = sys.unraisablehook
 
-    def metrics(unraisable: "sys.UnraisableHookArgs") -> None:
+    def without_late_writes(unraisable: "sys.UnraisableHookArgs") -> None:
         late = isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)
         if not late:
             plain(unraisable)
 
-    sys.unraisablehook = metrics
+    sys.unraisablehook = without_late_writes
 
 
 def newest_step(run: Path) -> int | None:

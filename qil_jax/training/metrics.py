@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: lines of JSON, TensorBoard where it is installed, and a ledger of time.
+"""Metrics of a run: lines of JSON, TensorBoard where it is installed, and a ledger of time.
 
 RUN/metrics.jsonl     {"step": 120, "loss": 0.31, "loss/sigma_0": ..., "samples_per_second": ...}
 """
@@ -19,15 +19,14 @@ from etils import epath
 
 from qil_jax.files import write_whole
 from qil_jax.training.disk import at
-from qil_jax.training.step import StepReport
+from qil_jax.training.flops import peak_flops
+from qil_jax.training.step import StepMetrics
 
 FILE = "metrics.jsonl"
-PEAKS = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12, "NVIDIA H100": 989e12}
-"""Peak bf16 FLOP/s of a device, by how its kind begins; the longest that fits counts."""
 
 
 class Spent(StrEnum):
-    """What a run's time goes to. Only STEP is training."""
+    """Kinds of time that a run spends. Only STEP is training."""
 
     COMPILE = "compile"
     INPUT = "input"
@@ -37,7 +36,7 @@ class Spent(StrEnum):
 
 
 class Ledger:
-    """Seconds by what they went to: every entry reaches from the end of the one before it.
+    """Seconds of each kind of time: every entry reaches from the end of the one before it.
 
     Steps are sent off before those before them have ended, so what the host does meanwhile costs nothing. INPUT is the
     time from the end of a step until the inputs of the next are on the devices (encoding them counts), STEP from there
@@ -45,7 +44,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        """From now on."""
+        """Time counts from now on."""
         self.seconds = dict.fromkeys(Spent, 0.0)
         self._end = time.perf_counter()
 
@@ -56,31 +55,31 @@ class Ledger:
         self._end = max(self._end, until)
 
     def shares(self) -> dict[str, float]:
-        """Of the time booked so far; `goodput` is the share of STEP."""
+        """Shares of the time booked so far; `goodput` is the share of STEP."""
         total = sum(self.seconds.values()) or 1.0
         shares = {f"time/{spent}": seconds / total for spent, seconds in self.seconds.items()}
         return {**shares, "goodput": self.seconds[Spent.STEP] / total}
 
 
-class Averages:
-    """Step reports gathered into one line: sums over the steps since the last."""
+class RunningMeans:
+    """Means of the steps' metrics since the last line."""
 
     def __init__(self) -> None:
         self._sums: dict[str, list[float]] = {}
         self._last: dict[str, float] = {}
 
-    def add(self, metrics: StepReport) -> None:
-        """Take in a step's report; waits for the step."""
+    def add(self, metrics: StepMetrics) -> None:
+        """Take in a step's metrics; waits for the step."""
         if bool(metrics.finite):
             values = {name: (getattr(metrics, name), 1) for name in ("loss", "gradient_norm", "update_norm")}
-            for name, (total, count) in jax.device_get({**values, **metrics.report.sums}).items():
+            for name, (total, count) in jax.device_get({**values, **metrics.losses.sums}).items():
                 entry = self._sums.setdefault(name, [0.0, 0.0])
                 entry[0] += float(total)
                 entry[1] += float(count)
         self._last = {"parameter_norm": float(metrics.parameter_norm), "skipped": int(metrics.skipped)}
 
     def line(self) -> dict[str, float]:
-        """The averages, and a fresh start."""
+        """The means, and a fresh start."""
         means = {name: total / count for name, (total, count) in self._sums.items() if count}
         self._sums = {}
         return {**means, **self._last}
@@ -130,15 +129,8 @@ class MetricsWriter:
             self._board.close()
 
 
-def peak_flops() -> float | None:
-    """Of all devices together; None where it is not known."""
-    kind = jax.devices()[0].device_kind
-    found = [name for name in PEAKS if kind.startswith(name)]
-    return PEAKS[max(found, key=len)] * jax.device_count() if found else None
-
-
 def throughput(samples: int, tokens: int, flops: float, seconds: float) -> dict[str, float]:
-    """Rates of work done in so many seconds, and the share of the devices' peak (MFU) where that is known."""
+    """Rates of work done in `seconds`, and the share of the devices' peak (MFU) where that is known."""
     seconds = max(seconds, 1e-9)
     rates = {
         "samples_per_second": samples / seconds,
@@ -149,6 +141,6 @@ def throughput(samples: int, tokens: int, flops: float, seconds: float) -> dict[
     return rates | ({} if peak is None else {"mfu": flops / seconds / peak})
 
 
-def bad_rows(metrics: StepReport) -> list[int]:
+def bad_rows(metrics: StepMetrics) -> list[int]:
     """Rows whose own loss is not finite."""
-    return np.flatnonzero(~np.isfinite(np.asarray(jax.device_get(metrics.report.rows)))).tolist()
+    return np.flatnonzero(~np.isfinite(np.asarray(jax.device_get(metrics.losses.rows)))).tolist()

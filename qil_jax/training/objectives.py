@@ -1,5 +1,7 @@
-"""What each kind of stage minimises, as a function of parameters and a batch. Sums of weighted errors, never means:
-the step divides the weights by their total first, so that a batch may be cut into parts.
+"""The losses of the stages, as functions of parameters and a batch.
+
+They are sums of weighted errors, never means: the step divides the weights by their total first, so that a batch may be
+cut into microbatches.
 """
 
 import dataclasses
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from qil_jax.encoders.pixels import to_float
 from qil_jax.flow.loss import FlowLoss, draw_sigma, noised, velocity_errors
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.axes import Axis, Constrain, unconstrained
@@ -20,7 +23,7 @@ from qil_jax.models.vld_mmdit import VLDMMDiT
 from qil_jax.training.batches import KINDS, FlowBatch, PictureBatch
 from qil_jax.training.parameters import Network, Params
 from qil_jax.training.vae_loss import (
-    Perception,
+    PerceptualLoss,
     VAELoss,
     blend,
     kl_between,
@@ -36,12 +39,12 @@ SIGMA_BUCKETS = 5
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
-    """What an objective tells beside its value.
+class LossMetrics:
+    """Metrics of a loss.
 
     Attributes:
-      sums: name to (sum, count) of what is averaged over a batch.
-      rows: the loss of each row by itself, to find samples that spoil a step.
+      sums: name to (sum, count); their quotient is the mean over a batch.
+      rows: the loss of each row by itself, to find samples whose loss is not finite.
     """
 
     sums: dict[str, tuple[Array, Array]]
@@ -50,14 +53,24 @@ class Report:
 
 @runtime_checkable
 class Objective(Protocol):
-    """Trained parameters, frozen ones, a batch with weights that add up to 1, and a key to the loss and its report."""
+    """The loss of a batch with weights that add up to 1, and its metrics.
 
-    def __call__(self, params: Params, frozen: Params, batch: Any, key: Array) -> tuple[Array, Report]: ...
+    Args are the trained parameters, the frozen ones, the batch, and the key of all noise.
+    """
+
+    def __call__(self, params: Params, frozen: Params, batch: Any, key: Array) -> tuple[Array, LossMetrics]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How the transformer is run."""
+    """How the transformer is run.
+
+    Attributes:
+      dtype: of activations and of the parameters' copy that they meet.
+      kind: program that computes attention.
+      scan: how blocks are applied, and what is recomputed.
+      constrain: keeps activations sharded as the mesh's rules say.
+    """
 
     dtype: Any = jnp.float32
     kind: AttentionKind = AttentionKind.XLA
@@ -74,16 +87,16 @@ def row_normals(
 
 
 def flow_objective(network: Network[VLDMMDiT], config: FlowLoss, compute: Compute) -> Objective:
-    """The weighted error of the velocity."""
+    """The weighted squared error of the velocity at random noise levels (docs/specification.md, 8)."""
 
-    def objective(params: Params, frozen: Params, batch: FlowBatch, key: Array) -> tuple[Array, Report]:
+    def objective(params: Params, frozen: Params, batch: FlowBatch, key: Array) -> tuple[Array, LossMetrics]:
         sigma_key, noise_key = jax.random.split(key)
         shift = jnp.sqrt(batch.picture_tokens / 256) if config.shift is None else jnp.float32(config.shift)
         sigma = draw_sigma(row_normals(sigma_key, batch.rows, ()), config, shift=shift)
         noise = row_normals(noise_key, batch.rows, batch.clean.shape[1:], compute.constrain)
         model = network({**frozen, **params}, compute.dtype)
         errors = flow_errors(model, batch, sigma, noise, compute)
-        return jnp.sum(batch.weights * errors), flow_report(errors, batch, sigma)
+        return jnp.sum(batch.weights * errors), flow_metrics(errors, batch, sigma)
 
     return objective
 
@@ -91,7 +104,7 @@ def flow_objective(network: Network[VLDMMDiT], config: FlowLoss, compute: Comput
 def flow_errors(
     model: VLDMMDiT, batch: FlowBatch, sigma: Float[Array, " b"], noise: Float[Array, "b t c"], compute: Compute
 ) -> Float[Array, "b t"]:
-    """The error of each token at given noise levels and noise."""
+    """The mean squared error of each token's velocity at given noise levels and noise."""
     tokens = noised(batch.clean, noise, sigma, batch.is_target).astype(compute.dtype)
     velocity = model(
         compute.constrain(tokens, (Axis.BATCH, Axis.TOKENS, None)),
@@ -106,30 +119,41 @@ def flow_errors(
     return velocity_errors(velocity, batch.clean, noise)
 
 
-def flow_report(errors: Float[Array, "b t"], batch: FlowBatch, sigma: Float[Array, " b"]) -> Report:
-    """The error by noise level and by what is shown, and of each row."""
+def flow_metrics(errors: Float[Array, "b t"], batch: FlowBatch, sigma: Float[Array, " b"]) -> LossMetrics:
+    """The error by noise level, by what a token shows, and of each row."""
     is_target = batch.is_target
     bucket = jnp.minimum((sigma * SIGMA_BUCKETS).astype(jnp.int32), SIGMA_BUCKETS - 1)[:, None]
     masks = {f"sigma_{i}": is_target & (bucket == i) for i in range(SIGMA_BUCKETS)}
     masks |= {name: batch.kinds == kind for kind, name in enumerate(KINDS)}
     sums = {f"loss/{name}": (jnp.sum(errors, where=mask), jnp.sum(mask)) for name, mask in masks.items()}
     count = jnp.maximum(jnp.sum(is_target, axis=1), 1)
-    return Report(sums=sums, rows=jnp.sum(errors, axis=1, where=is_target) / count)
+    return LossMetrics(sums=sums, rows=jnp.sum(errors, axis=1, where=is_target) / count)
 
 
 def vae_objective(
-    network: Network[RGBAVAE], config: VAELoss, *, dtype: Any, reference: Params | None, perception: Perception | None
+    network: Network[RGBAVAE],
+    config: VAELoss,
+    *,
+    dtype: Any,
+    reference: Params | None,
+    perceptual_loss: PerceptualLoss | None,
 ) -> Objective:
-    """Reconstruction, perception and regularisation of pictures. `reference`: parameters of the starting VAE."""
+    """The weighted sum of reconstruction, perceptual and regularising terms (docs/specification.md, 8).
 
-    def objective(params: Params, frozen: Params, batch: PictureBatch, key: Array) -> tuple[Array, Report]:
+    Args:
+      dtype: of compute.
+      reference: parameters of the VAE that training starts from; None: no term compares with it.
+      perceptual_loss: LPIPS; None: no perceptual term.
+    """
+
+    def objective(params: Params, frozen: Params, batch: PictureBatch, key: Array) -> tuple[Array, LossMetrics]:
         latent_key, colour_key = jax.random.split(key)
         vae = network({**frozen, **params}, dtype)
-        true = batch.pixels.astype(jnp.float32) / 127.5 - 1
+        true = to_float(batch.pixels)
         size = (true.shape[1] // vae.config.scale_factor, true.shape[2] // vae.config.scale_factor, vae.config.z_dim)
         noise = row_normals(latent_key, batch.rows, size)
         background = jnp.clip(row_normals(colour_key, batch.rows, (3,)) * 0.56, -1, 1)
-        terms = vae_terms(vae, true, config, noise=noise, background=background, perception=perception)
+        terms = vae_terms(vae, true, config, noise=noise, background=background, perceptual_loss=perceptual_loss)
         if reference is not None and config.reference_kl:
             terms["reference_kl"] = _reference_kl(vae, network(reference, dtype), true)
         weights = {"pixel": config.pixel, "colour": config.colour, "perceptual": config.perceptual}
@@ -137,7 +161,7 @@ def vae_objective(
         rows = sum(weights[name] * term for name, term in terms.items())
         shown = batch.weights > 0
         sums = {f"loss/{name}": (jnp.sum(term, where=shown), jnp.sum(shown)) for name, term in terms.items()}
-        return jnp.sum(batch.weights * rows), Report(sums=sums, rows=jnp.where(shown, rows, 0))
+        return jnp.sum(batch.weights * rows), LossMetrics(sums=sums, rows=jnp.where(shown, rows, 0))
 
     return objective
 
@@ -149,20 +173,20 @@ def vae_terms(
     *,
     noise: Float[Array, "b h w z"],
     background: Float[Array, "b 3"],
-    perception: Perception | None,
+    perceptual_loss: PerceptualLoss | None,
 ) -> dict[str, Float[Array, " b"]]:
-    """The unweighted terms of each picture, except for the reference; divergences are per colour value."""
+    """The unweighted terms of each picture without that of the reference; divergences are per colour value."""
     dtype = vae.quant_conv.kernel[...].dtype
     posterior = jax.tree.map(lambda x: x.astype(jnp.float32), vae.encode(true.astype(dtype)))
     latents = posterior.mean + jnp.exp(0.5 * posterior.logvar) * noise
     raw = vae.decoder(vae.post_quant_conv(latents.astype(dtype))).astype(jnp.float32)
     made = straight_through_clip(raw)
-    terms = reconstruction_terms(made, true, config, background=background, perception=perception)
+    terms = reconstruction_terms(made, true, config, background=background, perceptual_loss=perceptual_loss)
     return {**terms, "kl": kl_normal(posterior) / math.prod((*true.shape[1:3], 3))}
 
 
 def _reference_kl(vae: RGBAVAE, reference: RGBAVAE, true: Array) -> Array:
-    """Mean over black and white backgrounds of the divergence from the frozen VAE's posterior."""
+    """Divergence from the posterior of the frozen starting VAE, the mean over a black and a white background."""
     dtype = vae.quant_conv.kernel[...].dtype
     total = jnp.zeros(true.shape[0])
     for colour in (-1.0, 1.0):

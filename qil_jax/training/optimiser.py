@@ -1,4 +1,4 @@
-"""AdamW by optax, with the learning rate's course, clipping of the global norm, and the moving average's decay."""
+"""AdamW by optax, with a learning rate schedule, clipping of the global norm, and the decay of the EMA."""
 
 import dataclasses
 from enum import StrEnum
@@ -12,23 +12,30 @@ from qil_jax.errors import QilError
 
 
 class LRSchedule(StrEnum):
-    """How the learning rate goes on after the warm-up."""
+    """The learning rate after the warm-up."""
 
     CONSTANT = "constant"
-    COSINE = "cosine"  # to `final_fraction` of itself at the last step
+    COSINE = "cosine"  # falls to `final_fraction` of the peak at the last step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
-    """AdamW. The defaults are what the paper tells (Adam, 1e-5) and common choices where it is silent (training.md 8).
+    """AdamW and the EMA.
+
+    The defaults are the paper's (Adam, 1e-5: arXiv 2512.15603, section 4.2), and common choices where it gives none.
 
     Attributes:
-      warmup_steps: steps over which the learning rate rises from 0.
-      final_fraction: what is left of the learning rate at the end of a cosine, as a share.
-      weight_decay: of kernels; never of norms, biases and embeddings.
-      clip_norm: largest global norm of a gradient.
-      accumulate: parts that a batch is cut into, one after the other, to save memory.
-      ema_decay: decay of the moving average of parameters, once it has warmed up.
+      learning_rate: peak learning rate, above 0.
+      schedule: the learning rate after the warm-up.
+      warmup_steps: steps over which the learning rate rises linearly from near 0; 0: no warm-up.
+      final_fraction: learning rate at the end of a cosine, as a fraction of the peak.
+      beta1: decay of Adam's first moment.
+      beta2: decay of Adam's second moment.
+      epsilon: added to the root of Adam's second moment.
+      weight_decay: decay of kernels; norms, biases and embeddings have none.
+      clip_norm: largest global norm of a gradient, above 0; larger ones are scaled down to it.
+      accumulate: microbatches that a batch is cut into to save memory; it divides `data.loader.rows`.
+      ema_decay: decay of the exponential moving average (EMA) of parameters after its warm-up, in [0, 1).
     """
 
     learning_rate: float = 1e-5
@@ -47,11 +54,11 @@ class OptimiserConfig:
         if self.accumulate < 1 or self.learning_rate <= 0 or self.clip_norm <= 0:
             raise QilError("OptimiserConfig: accumulate, learning_rate and clip_norm must be positive")
         if not 0 <= self.ema_decay < 1:
-            raise QilError(f"OptimiserConfig: average {self.ema_decay} must be at least 0 and below 1")
+            raise QilError(f"OptimiserConfig: ema_decay {self.ema_decay} must be at least 0 and below 1")
 
 
 def learning_rate(config: OptimiserConfig, steps: int) -> optax.Schedule:
-    """The learning rate of each step of a run of `steps`."""
+    """The learning rate of each step of a run of `steps` steps."""
     rest = max(1, steps - config.warmup_steps)
     after = (
         optax.cosine_decay_schedule(config.learning_rate, rest, alpha=config.final_fraction)
@@ -84,5 +91,5 @@ def _decays(params: Any) -> dict[str, bool]:
 
 
 def ema_weight(config: OptimiserConfig, step: Array) -> Array:
-    """What the parameters after a step count in the moving average; the decay warms up: (1 + step) / (10 + step)."""
+    """The weight of a step's parameters in the EMA: 1 - decay, where the decay warms up as (1 + step) / (10 + step)."""
     return 1 - jnp.minimum(config.ema_decay, (1.0 + step) / (10.0 + step))

@@ -1,4 +1,4 @@
-"""A model as two things: its parameters in a dictionary by path, and a function that puts them back."""
+"""A model split into its parameters, a dictionary by path, and a function from parameters to the model."""
 
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +18,7 @@ Tree = TypeVar("Tree")
 
 
 class Network(Generic[Model]):
-    """What a model is without its parameters."""
+    """A model without its parameters."""
 
     def __init__(self, model: Model):
         """`model` may be abstract."""

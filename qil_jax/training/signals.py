@@ -1,4 +1,4 @@
-"""The edge to the outside: other processes, and the signals to stop."""
+"""Other processes of a run, and signals to stop."""
 
 import multiprocessing
 import os
@@ -9,16 +9,17 @@ from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 
 from qil_jax.programs import INTERRUPTED
 from qil_jax.training.experiment import ExperimentError
 
 WITHIN_STEPS = 10
-"""Steps between the moments at which several processes agree whether to stop."""
+"""Steps after which several processes agree again whether to stop."""
 
 
 class StopSignal:
-    """What SIGTERM (preemption) and SIGINT (Ctrl-C) do to a run.
+    """The reaction of a run to SIGTERM (preemption) and SIGINT (Ctrl-C).
 
     Before the first step and after the last they raise KeyboardInterrupt. In between the run is asked to save and stop,
     with an answer that all processes give at the same step; a Ctrl-C after that ends the process at once, even while
@@ -32,10 +33,10 @@ class StopSignal:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        heard, self._told = os.pipe()
-        os.set_blocking(self._told, False)
-        self._told_before = signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
-        threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
+        reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._wakeup_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, args=(reading,), daemon=True).start()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._note)
         return self
@@ -43,8 +44,8 @@ class StopSignal:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(self._told_before)
-        os.close(self._told)  # which ends the thread
+        signal.set_wakeup_fd(self._wakeup_before)
+        os.close(self._writing)  # which ends the thread
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame
@@ -52,10 +53,10 @@ class StopSignal:
             raise KeyboardInterrupt
         self._asked = True
 
-    def _listen(self, heard: int) -> None:
-        """Hear of signals as they come, whatever the main thread does."""
+    def _listen(self, reading: int) -> None:
+        """Handle signals as they come, whatever the main thread does."""
         count = 0
-        with open(heard, "rb", buffering=0) as stream:
+        with open(reading, "rb", buffering=0) as stream:
             while number := stream.read(1):
                 if number[0] not in (signal.SIGTERM, signal.SIGINT):
                     continue
@@ -82,18 +83,24 @@ class StopSignal:
         return asked
 
     def _agreed(self) -> bool:
-        if jax.process_count() == 1:
-            return self._asked
-        from jax.experimental import multihost_utils
+        """Whether any process was asked to stop."""
+        return any(gathered(int(self._asked)))
 
-        return bool(multihost_utils.process_allgather(jax.numpy.asarray(self._asked)).any())
+
+def gathered(value: int) -> list[int]:
+    """The values that all processes call this with, in the order of the processes. Every process must call."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(np.int32(value))).tolist()
 
 
 def start_distributed(where: str | None) -> None:
     """Join the other processes, before any device is touched.
 
     Args:
-      where: None: there are no others; "auto": as the cluster's environment says (TPU pods, SLURM, GKE);
+      where: None: there are no others; "auto": the cluster's environment names them (TPU pods, SLURM, GKE);
         "HOST:PORT,COUNT,INDEX": coordinator, number of processes, and which this is.
 
     Raises:

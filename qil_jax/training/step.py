@@ -1,4 +1,4 @@
-"""One step of training, compiled: gradients in parts, AdamW, moving average, and nothing at all if a number is bad."""
+"""The compiled training step: gradients of microbatches, AdamW and the EMA."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
-from qil_jax.training.objectives import Objective, Report
+from qil_jax.training.objectives import LossMetrics, Objective
 from qil_jax.training.optimiser import OptimiserConfig, ema_weight, make_optimiser
 from qil_jax.training.parameters import Params, copied
 
@@ -22,11 +22,12 @@ class TrainState:
     """All that a step changes.
 
     Attributes:
-      params: what is trained, fp32.
-      ema_params: the moving average of it, which is what gets used.
-      opt_state: of the optimiser.
-      step: steps taken, good or bad.
-      skipped: bad ones among them; failing: how many of the last ones in a row.
+      params: trained parameters by path, fp32.
+      ema_params: their exponential moving average (EMA), which is what gets exported.
+      opt_state: optax's state of AdamW.
+      step: steps taken.
+      skipped: steps among them without a finite loss and gradient, which changed nothing.
+      failing: how many such steps in a row were the last.
     """
 
     params: Params
@@ -39,8 +40,18 @@ class TrainState:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StepReport:
-    """What a step tells. `report` is summed over the parts of the batch."""
+class StepMetrics:
+    """Metrics of a step.
+
+    Attributes:
+      loss: the weighted loss of the batch.
+      gradient_norm: global norm of the gradient, before clipping.
+      update_norm: global norm of what was added to the parameters.
+      parameter_norm: global norm of the parameters after the step.
+      finite: whether loss and gradient are finite.
+      skipped, failing: as in TrainState.
+      losses: the loss by term and by row, summed over microbatches.
+    """
 
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]
@@ -49,10 +60,10 @@ class StepReport:
     finite: Bool[Array, ""]
     skipped: Int[Array, ""]
     failing: Int[Array, ""]
-    report: Report
+    losses: LossMetrics
 
 
-StepFunction = Callable[[TrainState, Params, Any], tuple[TrainState, StepReport]]
+StepFunction = Callable[[TrainState, Params, Any], tuple[TrainState, StepMetrics]]
 
 
 def fresh_state(params: Params, config: OptimiserConfig, steps: int) -> TrainState:
@@ -91,23 +102,26 @@ def make_step(
     """The compiled step of a run. It gives its first argument's memory to its result.
 
     Args:
-      objective: what is minimised.
-      steps: of the whole run, for the learning rate.
-      seed: of all noise; a step's noise follows from it, the step's number and the row.
+      objective: the loss.
+      config: the optimiser's.
+      steps: steps of the whole run, for the learning rate.
+      seed: seed of all noise; a step's noise follows from it, the step's number and the row.
       like: a state, for the layout of the result.
     """
     optimiser = make_optimiser(config, steps)
     layout = [leaf.sharding for leaf in jax.tree.leaves(like)]
-    everywhere = like.step.sharding  # every process reads all of the report
+    everywhere = like.step.sharding  # every process reads all metrics
 
-    def step(state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, StepReport]:
+    def step(state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         batch = dataclasses.replace(batch, weights=batch.weights / jnp.sum(batch.weights))
-        loss, gradients, report = _gradients(objective, state.params, frozen, batch, key, parts=config.accumulate)
+        loss, gradients, losses = _gradients(
+            objective, state.params, frozen, batch, key, microbatches=config.accumulate
+        )
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
-        # Without a finite gradient nothing moves.
+        # Without a finite gradient nothing changes.
         updates = jax.tree.map(lambda x: jnp.where(finite, x, 0), updates)
         opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), opt_state, state.opt_state)
         params = jax.tree.map(jnp.add, state.params, updates)
@@ -122,7 +136,7 @@ def make_step(
             skipped=state.skipped + bad,
             failing=(state.failing + 1) * bad,
         )
-        metrics = StepReport(
+        metrics = StepMetrics(
             loss=loss,
             gradient_norm=norm,
             update_norm=optax.tree.norm(updates),
@@ -130,7 +144,7 @@ def make_step(
             finite=finite,
             skipped=new.skipped,
             failing=new.failing,
-            report=report,
+            losses=losses,
         )
         return _laid_out(new, layout), jax.lax.with_sharding_constraint(metrics, everywhere)
 
@@ -144,21 +158,21 @@ def _laid_out(state: TrainState, layout: list[Any]) -> TrainState:
 
 
 def _gradients(
-    objective: Objective, params: Params, frozen: Params, batch: Any, key: Array, *, parts: int
-) -> tuple[Array, Params, Report]:
-    """Loss, gradients and report of a batch cut into parts. Each part takes every n-th row, so none changes device."""
-    of_part = jax.value_and_grad(objective, has_aux=True)
-    if parts == 1:
-        (loss, report), gradients = of_part(params, frozen, batch, key)
-        return loss, gradients, report
+    objective: Objective, params: Params, frozen: Params, batch: Any, key: Array, *, microbatches: int
+) -> tuple[Array, Params, LossMetrics]:
+    """Loss, gradients and metrics of a batch in n microbatches; each takes every n-th row, so no row changes device."""
+    gradients_of = jax.value_and_grad(objective, has_aux=True)
+    if microbatches == 1:
+        (loss, losses), gradients = gradients_of(params, frozen, batch, key)
+        return loss, gradients, losses
     leaves, form = jax.tree.flatten(batch)
-    cut = [jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0) for x in leaves]
+    cut = [jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0) for x in leaves]
 
     def add(total: tuple[Array, Params], part: list[Array]) -> tuple[tuple[Array, Params], tuple[Any, Array]]:
-        (loss, report), gradients = of_part(params, frozen, jax.tree.unflatten(form, part), key)
-        return jax.tree.map(jnp.add, total, (loss, gradients)), (report.sums, report.rows)
+        (loss, losses), gradients = gradients_of(params, frozen, jax.tree.unflatten(form, part), key)
+        return jax.tree.map(jnp.add, total, (loss, gradients)), (losses.sums, losses.rows)
 
     zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
     (loss, gradients), (sums, rows) = jax.lax.scan(add, zeros, cut)
     sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
-    return loss, gradients, Report(sums=sums, rows=jnp.moveaxis(rows, 0, 1).reshape(-1))
+    return loss, gradients, LossMetrics(sums=sums, rows=jnp.moveaxis(rows, 0, 1).reshape(-1))

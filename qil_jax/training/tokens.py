@@ -1,4 +1,4 @@
-"""A batch of pictures as tokens of the transformer: positions, segment ids, and what counts in the loss."""
+"""A batch of pictures as tokens of the transformer: positions, segment ids, and a mask of the loss."""
 
 import dataclasses
 
@@ -13,11 +13,11 @@ from qil_jax.models.vld_mmdit import TokenLayout
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class BatchTokens:
-    """Where the tokens of a batch sit, and which of them count.
+    """Positions of a batch's tokens, and which of them count in the loss.
 
     Attributes:
-      layout: for the transformer. Text of the samples of a row lies one after the other, each in `width` places.
-      loss: image tokens of targets; never those of conditions or padding.
+      layout: positions and segments; the texts of a row's samples lie one after the other, each in `width` places.
+      loss: whether an image token is one of a target; false for conditions and padding.
     """
 
     layout: TokenLayout
@@ -30,9 +30,10 @@ def batch_tokens(
     """Lay out image tokens (picture by picture, row-major) and text tokens (sample by sample).
 
     Args:
+      batch: the rows of one process.
       text_lengths: text tokens of each sample; those of no record do not count.
       width: places of text that each sample has, `max(text_lengths)` at least.
-      token_side: of the square that a token covers, in pixels of the batch's pictures, or latents if it holds those.
+      token_side: side of the square that a token covers, in pixels of the batch's pictures or, if cached, latents.
 
     Raises:
       QilError: if a text is longer than `width`.

@@ -1,6 +1,7 @@
-"""The losses of the RGBA-VAE: alpha-blended reconstruction, perception, regularisation (paper.md 1.3 and 1.4).
+"""The losses of the RGBA-VAE: reconstruction, LPIPS and regularisation (docs/specification.md, 8).
 
-Pictures are RGBA in [-1, 1]; alpha as a share is (a + 1) / 2. Every term is a mean over pictures.
+The paper names the kinds of terms only (arXiv 2512.15603, section 3.1); the formulas are AlphaVAE's (arXiv 2507.09308).
+Pictures are RGBA in [-1, 1]; opacity is (alpha + 1) / 2.
 """
 
 import dataclasses
@@ -15,16 +16,16 @@ from jaxtyping import Float
 from qil_jax.errors import QilError
 from qil_jax.models.rgba_vae import Posterior
 
-Perception = Callable[[Float[Array, "b y x 3"], Float[Array, "b y x 3"]], Float[Array, " b"]]
-"""Two batches of RGB pictures in [-1, 1] to the distance of each pair."""
+PerceptualLoss = Callable[[Float[Array, "b y x 3"], Float[Array, "b y x 3"]], Float[Array, " b"]]
+"""The distance of each pair of two batches of RGB pictures in [-1, 1]."""
 
 BACKGROUND_MEAN = (-0.0357, -0.0811, -0.1797)
 BACKGROUND_SQUARE = (0.3163, 0.3060, 0.3634)
-"""First and second moment of a random background's colours, those of ImageNet in [-1, 1] (paper.md 1.4)."""
+"""First and second moment of a random background's colours: ImageNet's, in [-1, 1], as in AlphaVAE."""
 
 
 class Reconstruction(StrEnum):
-    """How far a reconstruction is off."""
+    """The reconstruction term."""
 
     AB_MSE = "ab_mse"  # squared error after blending over a random background, in closed form
     AB_L1 = "ab_l1"  # absolute error after blending over one background drawn per picture
@@ -32,14 +33,16 @@ class Reconstruction(StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAELoss:
-    """Weights of the terms; AlphaVAE's, where the paper is silent. A weight of 0 leaves a term out.
+    """Weights of the terms, all 0 or more; 0 leaves a term out. The defaults are AlphaVAE's.
 
     Attributes:
-      kl: of the divergence from N(0, 1), summed over latents and divided by the number of colour values.
-      reference_kl: of the divergence from the starting VAE's posterior of the picture over black and over white.
-      colour: of the absolute error of colours where the picture is not clear, unblended.
-      perceptual: of LPIPS over black and over white; needs `perceptual_weights`.
-      perceptual_weights: file that `tools/convert_lpips.py` wrote; absent: the term is off, and the run says so.
+      reconstruction: kind of the pixel term.
+      pixel: weight of the pixel term.
+      colour: weight of the absolute error of unblended colours where the picture is not transparent.
+      perceptual: weight of LPIPS over black and over white; needs `perceptual_weights`.
+      perceptual_weights: file that `tools/convert_lpips.py` wrote; without it the term is off, and the run says so.
+      kl: weight of the divergence from N(0, 1), summed over latents and divided by the number of colour values.
+      reference_kl: weight of the divergence from the starting VAE's posterior of the picture over black and over white.
     """
 
     reconstruction: Reconstruction = Reconstruction.AB_MSE
@@ -82,20 +85,20 @@ def ab_l1(
 
 
 def colour_error(made: Float[Array, "b y x 4"], true: Float[Array, "b y x 4"]) -> Float[Array, " b"]:
-    """Absolute error of straight colours, averaged over the pixels that are not clear."""
+    """Mean absolute error of straight colours over the pixels that are not transparent."""
     shown = (true[..., 3:] > -1).astype(made.dtype)
     total = jnp.sum(shown * jnp.abs(made[..., :3] - true[..., :3]), axis=(1, 2, 3))
     return total / jnp.maximum(3 * jnp.sum(shown, axis=(1, 2, 3)), 1)
 
 
 def kl_normal(posterior: Posterior) -> Float[Array, " b"]:
-    """Divergence of the posterior from N(0, 1), summed over latents."""
+    """KL divergence of the posterior from N(0, 1), summed over latents."""
     mean, logvar = posterior.mean, posterior.logvar
     return 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1 - logvar, axis=(1, 2, 3))
 
 
 def kl_between(posterior: Posterior, reference: Posterior) -> Float[Array, " b"]:
-    """Divergence of the posterior from another one, summed over latents."""
+    """KL divergence of the posterior from another one, summed over latents."""
     ratio = jnp.exp(posterior.logvar - reference.logvar)
     distance = (posterior.mean - reference.mean) ** 2 * jnp.exp(-reference.logvar)
     return 0.5 * jnp.sum(distance + ratio - 1 - posterior.logvar + reference.logvar, axis=(1, 2, 3))
@@ -107,7 +110,7 @@ def opaque(rgb: Float[Array, "b y x 3"]) -> Float[Array, "b y x 4"]:
 
 
 def straight_through_clip(x: Array) -> Array:
-    """The values that decoding gives, clipped to [-1, 1], with gradients as if not: none get stuck outside."""
+    """Values clipped to [-1, 1], with the gradients of unclipped ones, so that none vanish outside."""
     return x - jax.lax.stop_gradient(x - jnp.clip(x, -1, 1))
 
 
@@ -117,18 +120,18 @@ def reconstruction_terms(
     config: VAELoss,
     *,
     background: Float[Array, "b 3"],
-    perception: Perception | None,
+    perceptual_loss: PerceptualLoss | None,
 ) -> dict[str, Float[Array, " b"]]:
     """The unweighted terms that compare pixels, per picture.
 
     Args:
       made: the reconstruction, clipped.
       background: of AB_L1, in [-1, 1].
-      perception: LPIPS, where its weights are given.
+      perceptual_loss: LPIPS; None: no perceptual term.
     """
     pixel = ab_mse(made, true) if config.reconstruction is Reconstruction.AB_MSE else ab_l1(made, true, background)
     terms = {"pixel": pixel, "colour": colour_error(made, true)}
-    if perception is not None:
-        black, white = (perception(blend(made, c), blend(true, c)) for c in (-1.0, 1.0))
+    if perceptual_loss is not None:
+        black, white = (perceptual_loss(blend(made, c), blend(true, c)) for c in (-1.0, 1.0))
         terms["perceptual"] = (black + white) / 2
     return terms

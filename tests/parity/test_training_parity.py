@@ -21,13 +21,13 @@ from qil_jax.training.vae_loss import Reconstruction, VAELoss, kl_between
 SEED = 5
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_flow_loss_gradients_and_a_step_of_adamw(tmp_path, parts):
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_flow_loss_gradients_and_a_step_of_adamw(tmp_path, microbatches):
     reference = tiny_transformer()
     model = ours(reference, "transformer", tmp_path / "before")
     batch, loss = flow_inputs(model.config), FlowLoss(logit_mean=0.2, logit_std=1.3)
     config = OptimiserConfig(
-        learning_rate=1e-2, epsilon=1e-3, weight_decay=0.1, clip_norm=0.5, accumulate=parts, beta2=0.95
+        learning_rate=1e-2, epsilon=1e-3, weight_decay=0.1, clip_norm=0.5, accumulate=microbatches, beta2=0.95
     )
     objective = flow_objective(Network(model), loss, Compute())
     params = params_of(model)
@@ -92,9 +92,8 @@ def test_losses_of_the_vae_and_their_gradients(tmp_path, kind):
     network, params = Network(vae), params_of(vae)
 
     def total(params):
-        terms = vae_terms(
-            network(params), true, config, noise=jnp.asarray(noise), background=jnp.asarray(background), perception=None
-        )
+        given = {"noise": jnp.asarray(noise), "background": jnp.asarray(background), "perceptual_loss": None}
+        terms = vae_terms(network(params), true, config, **given)
         return sum(weights[name] * jnp.mean(term) for name, term in terms.items()), terms
 
     (value, terms), gradients = jax.value_and_grad(total, has_aux=True)(params)
@@ -148,7 +147,7 @@ def test_reference_divergence(tmp_path):
     pixels = np.random.default_rng(2).integers(0, 256, (2, 16, 16, 4)).astype(np.uint8)
     config = VAELoss(perceptual=0.0, kl=0.0, pixel=0.0, reference_kl=1.0)
     batch = PictureBatch(pixels=jnp.asarray(pixels), weights=jnp.full(2, 0.5), rows=jnp.arange(2))
-    objective = vae_objective(Network(vae), config, dtype=jnp.float32, reference=params_of(vae), perception=None)
+    objective = vae_objective(Network(vae), config, dtype=jnp.float32, reference=params_of(vae), perceptual_loss=None)
     same, _ = objective(params_of(vae), {}, batch, jax.random.key(0))
     value, _ = objective(params_of(moved), {}, batch, jax.random.key(0))
     assert abs(float(same)) <= 1e-6

@@ -19,11 +19,13 @@ from qil_jax import mesh
 from qil_jax.loader.loader import Loader
 from qil_jax.programs import ended
 from qil_jax.training import loop, setup
-from qil_jax.training.experiment import Experiment, load_experiment
-from qil_jax.training.objectives import Objective, Report
+from qil_jax.training.config_file import load_experiment
+from qil_jax.training.experiment import Experiment
+from qil_jax.training.objectives import LossMetrics, Objective
 from qil_jax.training.parameters import Params, copied
-from qil_jax.training.setup import Parts
-from qil_jax.training.stages import Stage
+from qil_jax.training.setup import TrainingRun
+from qil_jax.training.stages.flow import FlowStage
+from qil_jax.training.stages.kinds import Stage
 from tools import cache_latents, make_demo_checkpoint, make_scenes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,13 +37,13 @@ class World:
 
     def __init__(self, folder: Path):
         self.folder, self.scenes, self.base = folder, folder / "scenes", folder / "base"
-        self.prepared: dict[str, Parts] = {}
+        self.prepared: dict[Any, TrainingRun] = {}
         assert make_demo_checkpoint.main([str(self.base)]) == 0
         wanted = ["--count", "64", "--preset", "simple", "--side", str(SIDE), "--out", str(self.scenes)]
         assert make_scenes.main(wanted) == 0
 
     def settings(self, stage: Stage, changes: dict[str, Any]) -> list[str]:
-        """Overrides of the stage's config in configs/demo: small, from this world, every step told."""
+        """Overrides of the stage's config in configs/demo: small, from this world, every step reported."""
         pictures = 1 if stage is Stage.RGBA_VAE else 12
         values: dict[str, Any] = {
             "data.sources": f'["{self.scenes}"]',
@@ -70,7 +72,7 @@ class World:
         call = f"load_experiment(Path({str(config_of(stage))!r}), {self.settings(stage, changes)!r})"
         lines = (
             "from pathlib import Path",
-            "from qil_jax.training.experiment import load_experiment",
+            "from qil_jax.training.config_file import load_experiment",
             f"def config(): return {call}",
         )
         file.write_text("\n".join(lines) + "\n")
@@ -90,13 +92,13 @@ def mean_square(wait: float = 0.0) -> Objective:
         time.sleep(wait)
         return np.zeros((), np.float32) * row
 
-    def objective(params: Params, frozen: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, Report]:
+    def objective(params: Params, frozen: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, LossMetrics]:
         del frozen, key
         loss = sum((jnp.mean(jnp.square(value)) for value in params.values()), jnp.zeros(()))
         if wait:
             shape = jax.ShapeDtypeStruct((), jnp.float32)
             loss += jax.pure_callback(slowly, shape, batch.rows[0].astype(jnp.float32))
-        return loss, Report(sums={}, rows=jnp.broadcast_to(loss, batch.rows.shape))
+        return loss, LossMetrics(sums={}, rows=jnp.broadcast_to(loss, batch.rows.shape))
 
     return objective
 
@@ -114,17 +116,18 @@ class QuickRuns:
         monkeypatch.setattr(mesh, "make_mesh", lambda shape: mesh.single_device_mesh())
         monkeypatch.setattr(loop, "prepare", self._prepare)
 
-    def _prepare(self, experiment: Experiment, devices: Any) -> Parts:
-        key = repr((experiment.data, experiment.start, experiment.trainable))
+    def _prepare(self, experiment: Experiment, devices: Any) -> TrainingRun:
+        key = experiment.data, experiment.start, experiment.trainable
         if key not in self.world.prepared:
             self.world.prepared[key] = setup.prepare(experiment, devices)
-        parts = self.world.prepared[key]
+        run = self.world.prepared[key]
+        assert isinstance(run.stage, FlowStage)
         return dataclasses.replace(
-            parts,
+            run,
             experiment=experiment,
-            loader=Loader(parts.source, experiment.data.loader, workers=experiment.data.workers),
-            params=copied(parts.params),  # a run gives them away
-            objective=mean_square(self.wait),
+            loader=Loader(run.source, experiment.data.loader, workers=experiment.data.workers),
+            stage=dataclasses.replace(run.stage, objective=mean_square(self.wait)),
+            params=copied(run.params),  # a run gives them away
         )
 
     def argv(self, run: Path, changes: dict[str, Any]) -> list[str]:

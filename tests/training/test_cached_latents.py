@@ -29,7 +29,7 @@ from qil_jax.records.sources import open_source
 from qil_jax.training.batches import FlowBatch
 from qil_jax.training.inputs import dropped_prompts
 from qil_jax.training.setup import prepare
-from qil_jax.training.stages import Stage
+from qil_jax.training.stages.kinds import Stage
 from tools import cache_latents, latent_cache
 
 FLOWS = (Stage.TEXT_TO_RGBA, Stage.TEXT_TO_LAYERS, Stage.IMAGE_TO_LAYERS)
@@ -49,11 +49,11 @@ def cached(world: World, tmp_path_factory) -> Path:
 
 def batches(world: World, stage: Stage, changes: dict[str, object]) -> list[tuple[Batch, FlowBatch]]:
     """The first batches of a run, as they come from the loader and as the step reads them."""
-    parts = prepare(world.experiment(stage, SETTINGS | changes), single_device_mesh())
-    with parts.loader as loader:
+    run = prepare(world.experiment(stage, SETTINGS | changes), single_device_mesh())
+    with run.loader as loader:
         found = []
         for batch in itertools.islice(loader, STEPS):
-            inputs = parts.inputs(batch)
+            inputs = run.stage.inputs(batch)
             assert isinstance(inputs, FlowBatch)
             found.append((batch, inputs))
     return found
@@ -94,11 +94,11 @@ def test_both_ways_give_the_same_batches(world: World, cached, stage):
     dropped = [
         dropped_prompts(batch, 0, SETTINGS["loss.caption_dropout"], 0)[batch.records != NO_RECORD] for batch, _ in now
     ]
-    metrics = np.concatenate([lengths(*pair) for pair in now])
+    counts = np.concatenate([lengths(*pair) for pair in now])
     without = np.concatenate(dropped)
     assert 0 < without.sum() < len(without)
-    assert {*metrics[without].tolist()} == {6}  # of the prompt that stands for none, with the template's end
-    kept = metrics[~without]
+    assert {*counts[without].tolist()} == {6}  # of the prompt that stands for none, with the template's end
+    kept = counts[~without]
     assert kept.max() == 48 and 6 < kept.min() < 48
 
 
@@ -173,9 +173,9 @@ def test_a_cache_that_was_cut_off_is_continued(world: World, tmp_path, monkeypat
 def test_a_cache_is_of_one_setting(world: World, cached, capsys, changes):
     before = files_of(cached)
     assert world.cache(cached, SETTINGS | changes) == 2
-    metrics = capsys.readouterr().err
-    assert metrics.startswith(f"error: {cached} holds latents made with other weights or settings (job.json)")
-    assert "give another --out" in metrics and files_of(cached) == before
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {cached} holds latents made with other weights or settings (job.json)")
+    assert "give another --out" in err and files_of(cached) == before
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder"])

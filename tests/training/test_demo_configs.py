@@ -7,8 +7,8 @@ from runs import ROOT
 
 import train
 from qil_jax import mesh
-from qil_jax.training.experiment import load_experiment
-from qil_jax.training.stages import Inputs
+from qil_jax.training.config_file import load_experiment
+from qil_jax.training.experiment import Inputs
 from tools import demo_training
 
 NAMES = [run.name for run in demo_training.RUNS]

@@ -15,18 +15,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from runs import ROOT, QuickRuns, World, assert_same_bits, environment, saved
 
+from qil_jax.errors import QilError
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.loader.loader import Loader
 from qil_jax.records import sources
-from qil_jax.training import checkpoints, experiment, finish, loop
+from qil_jax.training import checkpoints, config_file, finish, loop
 from qil_jax.training.checkpoints import Checkpoints
 from qil_jax.training.disk import newest_step
-from qil_jax.training.stages import Stage
+from qil_jax.training.stages.kinds import Stage
 
 
 def interrupted(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch, *, call: int = 1) -> None:
@@ -45,7 +47,7 @@ def interrupted(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch, *, call:
 
 
 EARLY = {
-    "reading the config": (experiment, "_made"),
+    "reading the config": (config_file, "called"),
     "opening data": (sources, "open_source"),
     "loading": (loop, "prepare"),
     "beginning": (loop, "fresh_state"),
@@ -102,7 +104,7 @@ STUCK = """
 import hashlib
 from pathlib import Path
 from qil_jax.training import loop
-from qil_jax.training.experiment import load_experiment
+from qil_jax.training.config_file import load_experiment
 
 def step(*_):
     print("compiling", flush=True)
@@ -128,9 +130,9 @@ def test_a_second_ctrl_c_ends_at_once(world: World, tmp_path):
         child.send_signal(signal.SIGINT)
         assert child.stderr.readline() == "stopping after this step, saving; Ctrl-C ends at once\n"
         child.send_signal(signal.SIGINT)
-        metrics = child.stderr.read()
+        last_words = child.stderr.read()
         assert child.wait() == 130
-    assert metrics == f"ended: nothing is saved; to go on: python train.py {file} --out {run}\n"
+    assert last_words == f"ended: nothing is saved; to go on: python train.py {file} --out {run}\n"
 
 
 @contextmanager
@@ -150,7 +152,7 @@ def stopped_after_two(quick: QuickRuns, run: Path, monkeypatch: pytest.MonkeyPat
         assert quick.main(run) == 0
 
 
-def assert_disk_told(capsys: pytest.CaptureFixture[str], file: Path, step: int) -> None:
+def assert_disk_error_said(capsys: pytest.CaptureFixture[str], file: Path, step: int) -> None:
     """Path, what is saved, and the command; nothing else."""
     out, err = capsys.readouterr()
     error, standing = err.splitlines()[-2:]
@@ -170,7 +172,7 @@ def test_no_room_for_metrics(quick: QuickRuns, tmp_path, monkeypatch, capsys, ro
     capsys.readouterr()
     with files_no_longer_than(len(kept) + room):
         assert quick.main(run) == 2
-    assert_disk_told(capsys, metrics, 2)
+    assert_disk_error_said(capsys, metrics, 2)
     assert metrics.read_bytes()[: len(kept)] == kept
     assert_same_bits(saved(run, 2), before)
     assert quick.main(run) == 0
@@ -185,7 +187,7 @@ def test_no_room_for_the_exported_checkpoint(quick: QuickRuns, tmp_path, monkeyp
     capsys.readouterr()
     with files_no_longer_than(2**15):
         assert quick.main(run) == 2
-    assert_disk_told(capsys, run / "checkpoint", 4)
+    assert_disk_error_said(capsys, run / "checkpoint", 4)
     assert not (run / "checkpoint").exists()
     assert_same_bits(saved(run, 4), before)
     assert quick.main(run) == 0
@@ -208,18 +210,25 @@ def test_no_room_for_the_state(quick: QuickRuns, tmp_path, monkeypatch, capsys):
     assert quick.main(run) == 0
 
 
-def test_an_error_of_ours_shows_its_traceback(quick: QuickRuns, tmp_path, monkeypatch):
-    """What jax says of shapes is a ValueError or TypeError too, but no user can put it right."""
+FAULTS = {
+    "of numpy's shapes": (lambda: np.zeros(3) + np.zeros(4), ValueError, "could not be broadcast"),
+    "of jax's shapes": (lambda: jnp.zeros(3) + jnp.zeros(4), TypeError, "incompatible shapes"),
+    "of jax's sizes": (lambda: jnp.zeros(3).reshape(2, 2), TypeError, "cannot reshape array"),
+}
+
+
+@pytest.mark.parametrize(("work", "error", "says"), FAULTS.values(), ids=FAULTS)
+def test_an_error_of_ours_shows_its_traceback(quick: QuickRuns, tmp_path, monkeypatch, capsys, work, error, says):
+    """Shape errors are ValueErrors or TypeErrors too, as refusals are, but no user can put them right."""
 
     def broken(*_: object, **__: object) -> Callable[..., Any]:
-        def step(*_: object) -> Any:
-            return np.zeros(3) + np.zeros(4)
-
-        return step
+        return lambda *_: work()
 
     monkeypatch.setattr(loop, "make_step", broken)
-    with pytest.raises(ValueError, match="could not be broadcast"):
+    with pytest.raises(error, match=says) as caught:
         quick.main(tmp_path / "run")
+    assert not isinstance(caught.value, QilError)
+    assert "error: " not in capsys.readouterr().err
 
 
 def test_a_record_that_cannot_be_read_is_named(quick: QuickRuns, tmp_path, capsys):

@@ -1,15 +1,36 @@
 """Experiments: what the shipped configs say, dotted overrides, and what is refused."""
 
+import ast
 import dataclasses
 import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import ROOT, config_of
 
 from qil_jax.models.attention import AttentionKind
-from qil_jax.training.experiment import ExperimentError, load_experiment, to_json
-from qil_jax.training.stages import Inputs, Stage
+from qil_jax.training.cli import parse_arguments
+from qil_jax.training.config_file import load_experiment
+from qil_jax.training.describe import attributes_of, settings
+from qil_jax.training.experiment import (
+    CheckpointConfig,
+    DataConfig,
+    Experiment,
+    ExperimentError,
+    Inputs,
+    Made,
+    Start,
+    ValidationConfig,
+)
+from qil_jax.training.optimiser import OptimiserConfig
+from qil_jax.training.settings import from_json, to_json
+from qil_jax.training.stages.kinds import Stage
+from qil_jax.training.vae_loss import VAELoss
 
 CONFIGS = sorted(file for file in (ROOT / "configs").rglob("*.py") if "def config()" in file.read_text())
 
@@ -42,29 +63,32 @@ def test_overrides_reach_any_depth_and_type():
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "says"),
     [
         ("optimizer.learning_rate=1", "has no 'optimizer', it has stage,"),
         ("optimiser.lr=1", "OptimiserConfig has no 'lr'"),
-        ("optimiser.learning_rate=fast", "'fast' is not a number"),
+        (
+            "optimiser.learning_rate=fast",
+            "learning_rate': 'fast' is not valid: input should be a valid number",
+        ),
         ("optimiser.learning_rate=-1", "must be positive"),
-        ("steps=1.5", "'1.5' is not a whole number"),
+        ("steps=1.5", "'steps': '1.5' is not valid: input should be a valid integer"),
         ("steps=0", "must be at least 1"),
         ("steps", "name=value"),
-        ("precision=fp8", "'fp8' is not one of float32 or bfloat16"),
+        ("precision=fp8", "'precision': 'fp8' is not valid: input should be 'float32' or 'bfloat16'"),
         ("steps.more=1", "'steps' has no parts"),
         ("data.loader=1", "given for a whole LoaderConfig"),
         ("data.sources=here", "is not a JSON list"),
         ("optimiser.accumulate=3", "is no multiple of optimiser.accumulate 3"),
     ],
 )
-def test_wrong_overrides_say_what_and_the_fix(override, metrics):
-    with pytest.raises(ExperimentError, match=metrics.replace("[", r"\[")):
+def test_wrong_overrides_say_what_and_the_fix(override, says):
+    with pytest.raises(ExperimentError, match=says.replace("[", r"\[")):
         load_experiment(config_of(Stage.IMAGE_TO_LAYERS), [override])
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "says"),
     [
         ("x = 1", "defines no function config"),
         ("def config(): return 3", "returns int, not an Experiment"),
@@ -74,10 +98,10 @@ def test_wrong_overrides_say_what_and_the_fix(override, metrics):
         ("{0}\ndef config(): return dataclasses.replace(made(), attention='xla')", "attention"),
     ],
 )
-def test_wrong_config_files_are_refused(tmp_path, body, metrics):
+def test_wrong_config_files_are_refused(tmp_path, body, says):
     file = tmp_path / "mine.py"
     file.write_text(body.format("import dataclasses\nfrom configs.demo.stage3_image_to_layers import config as made"))
-    with pytest.raises(ExperimentError, match=metrics):
+    with pytest.raises(ExperimentError, match=says):
         load_experiment(file)
 
 
@@ -106,3 +130,98 @@ def test_overrides_read_truth():
     assert load_experiment(config_of(Stage.IMAGE_TO_LAYERS), ["unroll=True"]).unroll is True
     with pytest.raises(ExperimentError, match="'unroll': 'yes' is not true or false"):
         load_experiment(config_of(Stage.IMAGE_TO_LAYERS), ["unroll=yes"])
+
+
+def test_all_wrong_overrides_are_reported_at_once():
+    wrong = {
+        "loss.caption_dropout=2": "'loss.caption_dropout': FlowLoss: caption_dropout 2.0 must lie between 0 and 1",
+        "steps=many": "'steps': 'many' is not valid: input should be a valid integer",
+        "optimiser.learning_rat=1": "'optimiser.learning_rat': .* \\(did you mean learning_rate\\?\\)",
+        "data.loader.rows=0": "'data.loader.rows': LoaderConfig: rows is 0",
+        "loss.foo=1": "'loss.foo': FlowLoss has no 'foo', it has",
+        "seed": "'seed': write an override as name=value",
+        "start.vae.more=1": "'start.vae.more': 'vae' has no parts",
+        "data.sources=[6": "'data.sources': '\\[6' is not a JSON list",
+    }
+    with pytest.raises(ExperimentError) as caught:
+        load_experiment(config_of(Stage.IMAGE_TO_LAYERS), [*wrong, "log_every=3"])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(wrong)
+    for says in wrong.values():
+        assert [line for line in lines if re.fullmatch(rf"\s*{says}.*", line)], says
+
+
+def test_numbers_and_truth_are_read_as_python_writes_them():
+    given = ["optimiser.beta2=.9", "steps=1_000", "unroll=TRUE", "start.vae=None", "mesh.data=2", "trainable=true"]
+    experiment = load_experiment(config_of(Stage.IMAGE_TO_LAYERS), given)
+    assert (experiment.optimiser.beta2, experiment.steps, experiment.unroll) == (0.9, 1000, True)
+    assert (experiment.start.vae, experiment.mesh.data, experiment.trainable) == (None, 2, "true")
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_experiments_are_read_back_from_json(file):
+    experiment = load_experiment(file)
+    assert from_json(json.dumps(to_json(experiment))) == experiment
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "it is not valid: invalid JSON"),
+        ("[]", "it is not valid: input should be an object"),
+        ("{}", "stage is not valid: field required; start is not"),
+    ],
+)
+def test_json_of_something_else_is_refused(text, says):
+    with pytest.raises(ExperimentError, match=says):
+        from_json(text)
+
+
+def test_help_of_a_config_lists_every_setting(capsys):
+    file = config_of(Stage.IMAGE_TO_LAYERS)
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments([str(file), "--set", "optimiser.learning_rate=0.5", "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "--set NAME=VALUE" in said
+    for part in (
+        "\n  optimiser.learning_rate (float) = 0.5\n      peak learning rate, above 0.\n",
+        "\n  start.vae (text or none) = build/demo_training/rgba_vae/checkpoint\n      folder of the RGBA-VAE",
+        "\n  precision (float32 or bfloat16) = float32\n",
+        '\n  data.sources (list of text) = ["build/demo_training/latents_grouped"]\n',
+        "\n  data.loader.rows (int) = 16\n",
+    ):
+        assert part in said
+    experiment = load_experiment(file)
+    listed = {setting.name: setting for setting in settings(experiment, to_json(experiment))}
+
+    def leaves(tree: dict[str, Any], above: str = "") -> Iterator[str]:
+        for name, part in tree.items():
+            yield from leaves(part, f"{above}{name}.") if isinstance(part, dict) else (f"{above}{name}",)
+
+    assert list(listed) == list(leaves(to_json(experiment)))
+    written = [f"{setting.name}={setting.value}" for setting in listed.values()]
+    assert load_experiment(file, written) == experiment, "--set does not take what --help shows"
+
+
+def test_help_of_a_config_that_is_not_there(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments([str(tmp_path / "mine.py"), "--help"])
+    assert ended.value.code == 2 and "mine.py: no such file" in capsys.readouterr().err
+
+
+def test_plain_help_needs_no_heavy_imports():
+    """It is asked of a process of its own, where nothing is imported yet."""
+    script = "import sys, train\ntry: train.main(['--help'])\nexcept SystemExit: print([*sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "usage: train.py" in ended.stdout
+    assert not {"jax", "numpy", "pydantic", "qil_jax.training.describe"} & {
+        *ast.literal_eval(ended.stdout.splitlines()[-1])
+    }
+
+
+def test_every_field_of_trainings_configs_is_documented():
+    for kind in (Experiment, Start, Made, DataConfig, CheckpointConfig, ValidationConfig, OptimiserConfig, VAELoss):
+        documented = attributes_of(kind)
+        assert list(documented) == [field.name for field in dataclasses.fields(kind)]
+        assert all(documented.values()), kind

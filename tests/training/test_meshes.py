@@ -8,8 +8,9 @@ from runs import World
 
 from qil_jax.mesh import MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.stack import Remat
-from qil_jax.training.setup import Parts, prepare
-from qil_jax.training.stages import Precision, Stage
+from qil_jax.training.experiment import Precision
+from qil_jax.training.setup import TrainingRun, prepare
+from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.step import StepFunction, TrainState, fresh_state, make_step
 
 STEPS = 10
@@ -22,21 +23,21 @@ class Run:
     def __init__(self, world: World, shape: MeshShape | None, **changes):
         mesh = single_device_mesh() if shape is None else make_mesh(shape)
         experiment = world.experiment(Stage.IMAGE_TO_LAYERS, SETTINGS | changes)
-        self.parts: Parts = prepare(experiment, mesh)
-        self.state: TrainState = fresh_state(self.parts.params, experiment.optimiser, STEPS)
+        self.prepared: TrainingRun = prepare(experiment, mesh)
+        self.state: TrainState = fresh_state(self.prepared.params, experiment.optimiser, STEPS)
+        objective = self.prepared.stage.objective
         self.step: StepFunction = make_step(
-            self.parts.objective, experiment.optimiser, steps=STEPS, seed=experiment.seed, like=self.state
+            objective, experiment.optimiser, steps=STEPS, seed=experiment.seed, like=self.state
         )
-        objective = self.parts.objective
         self.gradients = jax.jit(jax.grad(lambda *given: objective(*given)[0]))
 
     def take(self) -> tuple[float, dict[str, np.ndarray], int]:
         """Loss, gradients, and how many counts of pictures the rows' samples have."""
-        batch = next(self.parts.loader)
-        inputs = self.parts.inputs(batch)
+        batch = next(self.prepared.loader)
+        inputs = self.prepared.stage.inputs(batch)
         key = jax.random.key(0)
-        gradients = jax.device_get(self.gradients(self.state.params, self.parts.frozen, inputs, key))
-        self.state, metrics = self.step(self.state, self.parts.frozen, inputs)
+        gradients = jax.device_get(self.gradients(self.state.params, self.prepared.frozen, inputs, key))
+        self.state, metrics = self.step(self.state, self.prepared.frozen, inputs)
         counts = {tuple(np.bincount(row[row > 0]).tolist()) for row in batch.segments}
         return float(metrics.loss), gradients, len(counts)
 
@@ -46,7 +47,7 @@ def alone(world):
     run = Run(world, None)
     found = [run.take() for _ in range(STEPS)]
     assert max(mixed for *_, mixed in found) > 2
-    run.parts.loader.close()
+    run.prepared.loader.close()
     return found, jax.device_get(run.state.params)
 
 
@@ -59,11 +60,11 @@ def test_meshes(world, alone, mesh):
         assert abs(found_loss - loss) <= 2e-5 * abs(loss)
         for path, value in gradients.items():
             assert error(found[path], value) <= 2e-5, path
-    run.parts.loader.close()
+    run.prepared.loader.close()
     for path, value in params.items():
         assert error(run.state.params[path], value) <= 2e-5, path
     sharded = [x for x in jax.tree.leaves(run.state.opt_state) if not x.sharding.is_fully_replicated]
-    assert bool(sharded) == ("data" not in mesh)  # moments lie where their parameters do
+    assert bool(sharded) == ("data" not in mesh)  # the optimiser state lies where its parameters do
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def in_bf16(world, alone):
     """How far one device's gradients of the first batch are from those in fp32, relative, by path."""
     run = Run(world, None, precision=Precision.BF16)
     _, found, _ = run.take()
-    run.parts.loader.close()
+    run.prepared.loader.close()
     return far(found, alone[0][0][1])
 
 
@@ -85,7 +86,7 @@ def test_meshes_in_bf16(world, alone, in_bf16, mesh):
     """Devices change the order of roundings, but not how much is lost by them."""
     run = Run(world, MeshShape.parse(mesh), precision=Precision.BF16)
     loss, found, _ = run.take()
-    run.parts.loader.close()
+    run.prepared.loader.close()
     exact_loss, exact, _ = alone[0][0]
     assert abs(loss - exact_loss) <= 0.01 * exact_loss
     assert 0 < far(found, exact) <= 1.2 * in_bf16
@@ -99,6 +100,6 @@ def test_accumulation_remat_and_unrolling_change_nothing(world, alone, changes):
     wanted, params = alone
     for loss, *_ in wanted:
         assert abs(run.take()[0] - loss) <= 2e-5 * abs(loss)
-    run.parts.loader.close()
+    run.prepared.loader.close()
     for path, value in params.items():
         assert error(run.state.params[path], value) <= 2e-5, path

@@ -18,7 +18,7 @@ import train
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.training import loop
 from qil_jax.training.experiment import ExperimentError
-from qil_jax.training.stages import Stage
+from qil_jax.training.stages.kinds import Stage
 from qil_jax.weights.tables.entries import Component
 from tools import make_demo_checkpoint
 
@@ -38,7 +38,7 @@ class Given:
         self.changed("rgb", {"input_channels": 3}, {"use_layer3d_rope": False})
         self.changed("other", {"latents_std": [2.0] * 16}, {})
         self.stacks("silent", caption="")
-        self.stacks("told", caption="a picture")
+        self.stacks("titled", caption="a picture")
         assert world.cache(folder / "latents", {"data.loader.max_layers": 4}) == 0
 
     def trained(self, name: str, origin: str) -> None:
@@ -147,8 +147,11 @@ CASES = {
     ),
     "no sources at all": Case(changes={"data.sources": "[]"}, says=("data.sources is empty", "--set")),
     "fewer records than rows": Case(
-        changes={"data.sources": '["{given}/told"]', "data.loader.rows": 16},
-        says=("{given}/told: the split train has 8 records, fewer than the 16 rows", "lower data.loader.rows, or add"),
+        changes={"data.sources": '["{given}/titled"]', "data.loader.rows": 16},
+        says=(
+            "{given}/titled: the split train has 8 records, fewer than the 16 rows",
+            "lower data.loader.rows, or add",
+        ),
     ),
     "fewer records to validate with than rows": Case(
         changes={"validation.every": 1},
@@ -161,15 +164,17 @@ CASES = {
         changes={"validation.every": 1, "validation.split": "exam"}, says=("no split 'exam': it has",)
     ),
     "an override of nothing": Case(raw=("optimiser.speed=1",), says=("'optimiser.speed'", "has no 'speed', it has")),
-    "an override of another type": Case(raw=("steps=many",), says=("'steps': 'many' is not a whole number",)),
+    "an override of another type": Case(
+        raw=("steps=many",), says=("'steps': 'many' is not valid: input should be a valid integer",)
+    ),
     "a list of another type": Case(
-        raw=("data.sources=[1]",), says=("'data.sources': '[1]' is not a JSON list of text\n",)
+        raw=("data.sources=[1]",), says=("'data.sources': '[1]' is not valid: input should be a valid string\n",)
     ),
     "overrides of whole parts": Case(
         raw=("loss=1", "steps=many", "data.loader=2"),
         says=(
             "error: 'loss': '1' is given for a whole FlowLoss: set a part, loss.",
-            "'steps': 'many' is not a whole number\n",
+            "'steps': 'many' is not valid: input should be a valid integer",
             "'data.loader': '2' is given for a whole LoaderConfig: set a part, data.loader.rows,",
         ),
     ),
@@ -194,8 +199,8 @@ CASES = {
         raw=('data.loader.tasks.mix=[["image-to-video", 1]]',),
         says=(
             "'data.loader.tasks.mix'",
-            "is not a JSON list of [one of reconstruction, ",
-            " or image-to-layers, a number]",
+            "is not valid: input should be 'reconstruction', ",
+            " or 'image-to-layers'",
         ),
     ),
     "parts of unlike size": Case(
@@ -286,7 +291,7 @@ FAILED = ("no checkpoint to start from", "nothing to train", "fewer records to v
 
 @pytest.mark.parametrize("wrong", FAILED)
 def test_a_failed_start_claims_nothing(given: Given, tmp_path, capsys, monkeypatch, wrong):
-    """The corrected command is not told that the folder is of another experiment."""
+    """The corrected command is not refused because the folder is of another experiment."""
     run = tmp_path / "run"
     refused(capsys, arguments(THREE, run, CASES[wrong].filled(given)[0]), run)
     corrected = arguments(THREE, run, given.world.settings(THREE, MESH))

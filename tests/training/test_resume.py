@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from runs import World, assert_same_bits, command, environment, finish, saved
 
-from qil_jax.training.stages import Precision, Stage
+from qil_jax.training.experiment import Precision
+from qil_jax.training.stages.kinds import Stage
 
 KILLS = int(os.environ.get("QIL_KILLS", "1"))
 """Kills of a run. The tests make one, for every one is a start of the program; QIL_KILLS=10 makes ten."""
@@ -61,9 +62,9 @@ def test_killed_and_terminated_runs_end_like_an_uncut_one(world: World, tmp_path
     assert child.stdout is not None
     child.stdout.readline()
     child.send_signal([signal.SIGTERM, signal.SIGINT][list(Stage).index(stage) % 2])
-    metrics, _ = child.communicate()
+    out, _ = child.communicate()
     assert child.returncode == 0
-    assert "to go on: python train.py" in metrics and str(ended) in metrics
+    assert "to go on: python train.py" in out and str(ended) in out
     assert not (ended / "checkpoint").exists()
     finish(call, env)
     assert_same_bits(saved(ended, STEPS), wanted)
@@ -99,8 +100,8 @@ def finish_both(calls: list[list[str]], env: dict[str, str]) -> None:
     children = [
         subprocess.Popen(c, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in calls
     ]
-    metrics = [child.communicate(timeout=600)[0] for child in children]
-    assert [child.returncode for child in children] == [0, 0], "\n".join(metrics)
+    outs = [child.communicate(timeout=600)[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0], "\n".join(outs)
 
 
 def test_the_same_with_two_processes(world: World, tmp_path):

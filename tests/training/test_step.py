@@ -9,9 +9,9 @@ from runs import World
 from qil_jax.mesh import single_device_mesh
 from qil_jax.training.batches import PictureBatch
 from qil_jax.training.loop import TrainingError, train
-from qil_jax.training.objectives import Report
+from qil_jax.training.objectives import LossMetrics
 from qil_jax.training.optimiser import LRSchedule, OptimiserConfig, learning_rate
-from qil_jax.training.stages import Stage
+from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.step import fresh_state, make_step
 
 
@@ -19,7 +19,7 @@ def mean_of_pixels(params, frozen, batch, key):
     """A loss whose gradient is known: scale times the weighted mean of the pixels; 255 everywhere spoils it."""
     rows = params["scale"] * jnp.mean(batch.pixels.astype(jnp.float32), axis=(1, 2, 3))
     rows = jnp.where(jnp.all(batch.pixels == 255, axis=(1, 2, 3)), jnp.nan, rows)
-    return jnp.sum(rows * batch.weights), Report(sums={}, rows=rows)
+    return jnp.sum(rows * batch.weights), LossMetrics(sums={}, rows=rows)
 
 
 def picture_batch(values) -> PictureBatch:
@@ -40,7 +40,7 @@ def test_bad_steps_change_nothing_but_the_counters():
     for failing in (1, 2):
         state, metrics = step(state, {}, picture_batch([4, 255]))
         assert (bool(metrics.finite), int(metrics.failing)) == (False, failing)
-        assert np.flatnonzero(~np.isfinite(metrics.report.rows)).tolist() == [1]
+        assert np.flatnonzero(~np.isfinite(metrics.losses.rows)).tolist() == [1]
     for a, b in zip(
         jax.tree.leaves(before), jax.tree.leaves((state.params, state.ema_params, state.opt_state)), strict=True
     ):
@@ -50,7 +50,7 @@ def test_bad_steps_change_nothing_but_the_counters():
     assert float(state.params["scale"]) < 2.1
 
 
-def test_courses_of_the_learning_rate():
+def test_schedules_of_the_learning_rate():
     rate = learning_rate(
         OptimiserConfig(learning_rate=1.0, schedule=LRSchedule.COSINE, warmup_steps=4, final_fraction=0.1), 24
     )

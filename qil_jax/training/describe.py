@@ -1,0 +1,101 @@
+"""The settings of a config as text: name, type, value and meaning of every field."""
+
+import dataclasses
+import inspect
+import json
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from qil_jax.training.config_file import load_experiment
+from qil_jax.training.settings import to_json
+
+WIDTH = 100
+SHOWN = 60
+"""Characters of a value that are shown."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A field of a config that has no fields of its own.
+
+    Attributes:
+      name: dotted, as --set takes it.
+      kind: its type in words.
+      value: the config's value, as --set takes it.
+      meaning: its line in the docstring of its dataclass; empty if it has none.
+    """
+
+    name: str
+    kind: str
+    value: str
+    meaning: str
+
+
+def settings_text(file: Path, overrides: Sequence[str] = ()) -> str:
+    """All settings of a config file, for --help.
+
+    Raises:
+      ExperimentError: as `load_experiment` does.
+    """
+    experiment = load_experiment(file, overrides)
+    lines = [f"settings of {file}, changed by --set NAME=VALUE:"]
+    for setting in settings(experiment, to_json(experiment)):
+        value = setting.value if len(setting.value) <= SHOWN else f"{setting.value[:SHOWN]}..."
+        lines.append(f"  {setting.name} ({setting.kind}) = {value}")
+        lines += textwrap.wrap(setting.meaning, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def settings(config: Any, values: dict[str, Any], above: str = "") -> Iterator[Setting]:
+    """The settings of a config and of the configs in it, in the order of their fields. `values`: the config as JSON."""
+    hints, meanings = typing.get_type_hints(type(config)), attributes_of(type(config))
+    for field in dataclasses.fields(config):
+        part, name = getattr(config, field.name), f"{above}{field.name}"
+        if dataclasses.is_dataclass(part):
+            yield from settings(part, values[field.name], f"{name}.")
+        else:
+            yield Setting(
+                name=name,
+                kind=kind_of(hints[field.name]),
+                value=_written(values[field.name]),
+                meaning=meanings.get(field.name, ""),
+            )
+
+
+def attributes_of(kind: type) -> dict[str, str]:
+    """The lines of the section `Attributes:` of a class's docstring, by name; "a, b: text" is of both."""
+    lines = inspect.cleandoc(kind.__doc__ or "").splitlines()
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in lines[lines.index("Attributes:") + 1 :] if "Attributes:" in lines else []:
+        if not line.startswith("  "):
+            break
+        if line.startswith("    "):
+            found |= {name: f"{found[name]} {line.strip()}" for name in names}
+        else:
+            head, _, text = line.strip().partition(": ")
+            names = head.split(", ")
+            found |= dict.fromkeys(names, text)
+    return found
+
+
+def kind_of(hint: Any) -> str:
+    """A type in words, such as "int or none" and "list of text"."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return " or ".join(map(kind_of, arguments))
+    if typing.get_origin(hint) is tuple:
+        return f"list of {kind_of(arguments[0])}" if arguments[-1] is ... else f"[{', '.join(map(kind_of, arguments))}]"
+    if issubclass(hint, Enum):
+        return " or ".join(str(member.value) for member in hint)
+    return "text" if hint is str else "none" if hint is type(None) else str(hint.__name__)
+
+
+def _written(value: Any) -> str:
+    """A value of JSON as --set takes it."""
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)

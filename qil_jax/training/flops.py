@@ -1,0 +1,48 @@
+"""FLOPs of training steps, and the peak of the devices."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from qil_jax.models.rgba_vae import RGBAVAE
+from qil_jax.models.vld_mmdit import MMDiTConfig
+from qil_jax.training.batches import FlowBatch
+
+PEAKS = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12, "NVIDIA H100": 989e12}
+"""Peak bf16 FLOP/s of a device, by the beginning of its kind; the longest that fits counts."""
+
+
+def peak_flops() -> float | None:
+    """Peak FLOP/s of all devices together; None where it is not known."""
+    kind = jax.devices()[0].device_kind
+    found = [name for name in PEAKS if kind.startswith(name)]
+    return PEAKS[max(found, key=len)] * jax.device_count() if found else None
+
+
+def flow_flops(config: MMDiTConfig, batch: FlowBatch) -> float:
+    """FLOPs of a training step of the transformer: three times the matrix products of a forward pass."""
+    rows, image = batch.clean.shape[:2]
+    text, d = batch.text.shape[1], config.width
+    per_block = 2 * 12 * d**2 * (image + text) + 4 * (image + text) ** 2 * d + 2 * 12 * d**2
+    ends = 2 * d * (2 * config.in_channels * image + config.joint_attention_dim * text)
+    return 3.0 * rows * (config.num_layers * per_block + ends)
+
+
+def vae_flops_per_pixel(vae: RGBAVAE) -> float:
+    """FLOPs of a training step for each pixel of its pictures: three times the convolutions of a forward pass."""
+    total = 0.0
+    for name, module in nnx.iter_modules(vae):
+        if isinstance(module, nnx.Conv | nnx.Linear):
+            total += 2 * module.kernel[...].size / 4 ** _halvings(name, vae)
+    return 3.0 * total
+
+
+def _halvings(path: tuple[Any, ...], vae: RGBAVAE) -> int:
+    """How often the picture has been halved where a layer of the VAE stands."""
+    levels = len(vae.config.dim_mult) - 1
+    if path[0] == "decoder" and path[1] == "up":
+        return levels - int(path[2])
+    if path[0] == "encoder" and path[1] == "down":
+        return min(levels, int(path[2]) // (vae.config.num_res_blocks + 1))
+    return 0 if path[:2] in (("encoder", "conv_in"), ("decoder", "conv_out")) else levels

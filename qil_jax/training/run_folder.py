@@ -1,0 +1,64 @@
+"""The folder of a run: what it is a run of, and what it keeps compiled."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+from etils import epath
+
+from qil_jax.files import write_whole
+from qil_jax.loader.config import Workers
+from qil_jax.training.disk import at
+from qil_jax.training.experiment import Experiment, ExperimentError
+from qil_jax.training.settings import from_json, to_json
+
+EXPERIMENT = "experiment.json"
+MAY_CHANGE = ("log_every", "checkpoints", "validation", "mesh", "give_up", "made_by")
+"""Fields with which a run may be continued at other values; `data.workers` too."""
+
+
+def check_folder(run: Path, experiment: Experiment) -> None:
+    """Refuse a folder that is not new, empty, or a run of this experiment.
+
+    Raises:
+      ExperimentError: if it is of another experiment, naming what differs, or not of any.
+    """
+    file = run / EXPERIMENT
+    if file.is_file():
+        try:
+            before = from_json(file.read_bytes())
+        except ExperimentError as error:
+            raise ExperimentError(f"{file} cannot be read ({error}): give another --out") from error
+        differing = differences(experiment, before)
+        if differing:
+            raise ExperimentError(
+                f"{run} is a run with other settings ({', '.join(differing)} differ from {file}): give those settings "
+                f"to continue it, or another --out"
+            )
+    elif run.exists() and any(not found.name.startswith(f".{EXPERIMENT}.") for found in run.iterdir()):
+        raise ExperimentError(f"{run} holds something that is no run of train.py: give another --out")
+
+
+def differences(now: Experiment, before: Experiment) -> list[str]:
+    """Names of the fields that keep a run of `before` from being continued as one of `now`."""
+    a, b = (dataclasses.replace(e, data=dataclasses.replace(e.data, workers=Workers())) for e in (now, before))
+    names = [field.name for field in dataclasses.fields(Experiment) if field.name not in MAY_CHANGE]
+    return [name for name in names if getattr(a, name) != getattr(b, name)]
+
+
+def claim(run: Path, experiment: Experiment) -> None:
+    """Write down what the folder is a run of: only when all is ready, so that a failed start can be put right."""
+    file = run / EXPERIMENT
+    if jax.process_index() == 0 and not file.is_file():
+        with at(file):
+            write_whole(epath.Path(file), (json.dumps(to_json(experiment), indent=2) + "\n").encode())
+
+
+def keep_compiled(run: Path) -> None:
+    """Keep compiled programs in the run, so that it resumes without compiling, unless the user named a place.
+
+    Not on CPUs: their programs are made for one machine's instructions, and nothing checks that it is still the same.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is None and jax.default_backend() != "cpu":
+        jax.config.update("jax_compilation_cache_dir", str(run.absolute() / "compiled"))

@@ -1,0 +1,172 @@
+"""An experiment's settings by dotted name: changed by overrides, written as JSON and read back, checked by pydantic."""
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from qil_jax.command_line import nearest
+from qil_jax.training.experiment import Experiment, ExperimentError
+
+Names = tuple[str, ...]
+Place = tuple[str | int, ...]
+"""Names of fields from the outermost on; a number is a place in a tuple."""
+ADAPTER = TypeAdapter(Experiment)
+
+
+def to_json(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as JSON: dataclasses are objects, enums their values, tuples lists."""
+    return ADAPTER.dump_python(experiment, mode="json")
+
+
+def from_json(text: str | bytes) -> Experiment:
+    """What `to_json` gave, as an experiment again.
+
+    Raises:
+      ExperimentError: if it is not JSON, or not of an experiment.
+    """
+    try:
+        return ADAPTER.validate_json(text, strict=True)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        raise ExperimentError("; ".join(f"{_dotted(e['loc']) or 'it'} {_fault(e)}" for e in found)) from error
+
+
+def require_types(experiment: Experiment) -> None:
+    """Refuse fields whose values are not of their types.
+
+    Raises:
+      ExperimentError: with name and value of each.
+    """
+    try:
+        ADAPTER.validate_python(experiment, strict=True)
+    except ValidationError as error:
+        raise ExperimentError("\n  ".join(_problems(error, experiment, {}))) from error
+
+
+def changed(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """The experiment with overrides such as "optimiser.learning_rate=1e-4"; what is checked is the result of all.
+
+    Values are numbers, words, `true` and `false`, `none` where a field may be empty, and JSON for lists.
+
+    Raises:
+      ExperimentError: with all that is wrong, a line for each.
+    """
+    if not overrides:
+        return experiment
+    tree, given, problems = dataclasses.asdict(experiment), {}, []
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            problems.append(f"'{override}': write an override as name=value, such as steps=100")
+            continue
+        path = tuple(name.split("."))
+        try:
+            _put(tree, experiment, path, text)
+            given[path] = text
+        except ExperimentError as error:
+            problems.append(str(error))
+    try:
+        result = ADAPTER.validate_python(tree)
+    except ValidationError as error:
+        problems += _problems(error, experiment, given)
+    else:
+        if not problems:
+            return result
+    raise ExperimentError("\n  ".join(problems))
+
+
+def _put(tree: dict[str, Any], config: Any, path: Names, text: str) -> None:
+    """Put a value at a path of `config` as a dictionary.
+
+    Raises:
+      ExperimentError: if the path ends before or behind a field, or names none.
+    """
+    owner, name = config, _dotted(path)
+    for place, part in enumerate(path):
+        if not dataclasses.is_dataclass(config):
+            raise ExperimentError(f"'{name}': '{path[place - 1]}' has no parts, its value is {config!r}")
+        owner, fields = config, [field.name for field in dataclasses.fields(config)]
+        if part not in fields:
+            has = f"has no '{part}', it has {', '.join(fields)}{nearest(part, fields)}"
+            raise ExperimentError(f"'{name}': {type(config).__name__} {has}")
+        tree = tree[path[place - 1]] if place else tree
+        config = getattr(config, part)
+    if dataclasses.is_dataclass(config):
+        parts = ", ".join(f"{name}.{field.name}" for field in dataclasses.fields(config))
+        raise ExperimentError(f"'{name}': '{text}' is given for a whole {type(config).__name__}: set a part, {parts}")
+    tree[path[-1]] = _value(typing.get_type_hints(type(owner))[path[-1]], text)
+
+
+def _value(kind: Any, text: str) -> Any:
+    """A text as pydantic takes it for a field of this type: empty, truth, or a list; all else is left as it is."""
+    if text.lower() == "none" and type(None) in typing.get_args(kind):
+        return None
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if typing.get_origin(kind) is tuple:
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _problems(error: ValidationError, config: Any, given: Mapping[Names, str]) -> list[str]:
+    """Pydantic's errors as lines of a message, with names and values of the overrides that they are about."""
+    lines = []
+    for e in error.errors(include_url=False):
+        path = _path(config, e["loc"])
+        if path is None:
+            continue
+        about = {name: text for name, text in given.items() if path and _overlap(name, path)}
+        names = ", ".join(f"'{_dotted(name)}'" for name in about or [path])
+        value = next(iter(about.values()), e["input"])
+        if e["type"] == "value_error":
+            lines.append(f"{names}: {_fault(e)}" if path else _fault(e))
+        else:
+            lines.append(f"{names}: '{value}' {_fault(e)}")
+    return lines
+
+
+def _path(config: Any, loc: Sequence[str | int]) -> Place | None:
+    """Where an error is, as names of fields.
+
+    Pydantic puts the class of a union's member before names in it. None: it is of a member that the config does not
+    have there.
+    """
+    path = []
+    for part in loc:
+        if not dataclasses.is_dataclass(config):
+            path.append(part)
+        elif isinstance(part, str) and hasattr(config, part):
+            path.append(part)
+            config = getattr(config, part)
+        elif part != type(config).__name__:
+            return None
+    return tuple(path)
+
+
+def _overlap(a: Place, b: Place) -> bool:
+    """Whether one of two paths begins with the other."""
+    return all(x == y for x, y in zip(a, b, strict=False))
+
+
+def _fault(e: ErrorDetails) -> str:
+    """What is wrong, as the end of a sentence that begins with the value."""
+    match e["type"]:
+        case "value_error":
+            return str(e.get("ctx", {})["error"])
+        case "tuple_type":
+            return "is not a JSON list"
+        case "bool_type":
+            return "is not true or false"
+    return f"is not valid: {e['msg'][0].lower()}{e['msg'][1:]}"
+
+
+def _dotted(path: Sequence[str | int]) -> str:
+    return ".".join(map(str, path))

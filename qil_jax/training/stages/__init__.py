@@ -1,0 +1,1 @@
+"""The stages of training: which there are, and what each does with batches and parameters."""

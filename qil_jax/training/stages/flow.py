@@ -1,0 +1,163 @@
+"""The stages that train the transformer by rectified flow (arXiv 2512.15603, section 3.2; docs/specification.md, 8)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from qil_jax.encoders.image_encoder import Autoencoder
+from qil_jax.encoders.text_encoder import PromptEncoder
+from qil_jax.encoders.tokenizer import PromptTokenizer
+from qil_jax.flow import euler
+from qil_jax.loader.batch import Batch
+from qil_jax.mesh import TRAINING_RULES, constrain
+from qil_jax.models.axes import Axis
+from qil_jax.models.latents import unpack
+from qil_jax.models.stack import Scan
+from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
+from qil_jax.training.batches import FlowBatch, RowPlacement
+from qil_jax.training.experiment import Experiment, Inputs
+from qil_jax.training.flops import flow_flops
+from qil_jax.training.inputs import CachedInputs, OnlineInputs, TokenShape
+from qil_jax.training.objectives import Compute, Objective, flow_objective
+from qil_jax.training.parameters import Network, Params, params_of, training_network
+from qil_jax.weights import Component, fingerprint, load_component
+
+SEED = 977
+"""Seed of the noise from which validation samples start."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class FlowStage:
+    """The `StageProgram` of the transformer.
+
+    Attributes:
+      network: the transformer without its parameters.
+      config: its config.
+      objective: the weighted error of the velocity.
+      encode: pictures and captions to tokens and states, or the cached ones laid out.
+      autoencoder: the frozen RGBA-VAE, which decodes samples.
+      sampler_steps: steps of the sampler for the validation sheet.
+    """
+
+    network: Network[VLDMMDiT]
+    config: MMDiTConfig
+    objective: Objective
+    encode: OnlineInputs | CachedInputs
+    autoencoder: Autoencoder
+    sampler_steps: int
+
+    def inputs(self, batch: Batch) -> FlowBatch:
+        """Tokens of all rows and states of their prompts."""
+        return self.encode(batch)
+
+    def flops(self, inputs: FlowBatch) -> float:
+        """FLOPs of a step on these rows."""
+        return flow_flops(self.config, inputs)
+
+    def tokens(self, batch: Batch) -> int:
+        """Image tokens of the batch's samples."""
+        height, width = self._grid(batch)
+        return int((batch.segments > 0).sum()) * height * width
+
+    def sheet(self, params: Params, batch: Batch, inputs: FlowBatch, count: int) -> list[list[np.ndarray]]:
+        """A line of each row's pictures, conditions included, and below it the line with sampled targets."""
+        inputs = jax.tree.map(lambda x: x[:count], inputs)
+        grid = self._grid(batch)
+        length = batch.segments.shape[1] * grid[0] * grid[1]
+        lines = []
+        pairs = zip(np.asarray(inputs.clean), np.asarray(self._sample(params, inputs)), strict=True)
+        for row, pair in enumerate(pairs):
+            shown = batch.segments[row] > 0
+            lines += [
+                list(self.autoencoder.decode(unpack(x[:length], self.config.patch_size, grid))[shown]) for x in pair
+            ]
+        return lines
+
+    def export_config(self, params: Params, examples: Iterator[FlowBatch]) -> dict[str, Any]:
+        """Nothing: the transformer keeps its config."""
+        del params, examples
+        return {}
+
+    def _grid(self, batch: Batch) -> tuple[int, int]:
+        """Tokens along height and width of the batch's pictures."""
+        height, width = batch.pictures.shape[2:4]
+        return height // self.encode.token_side, width // self.encode.token_side
+
+    @functools.cached_property
+    def _sample(self) -> Callable[[Params, FlowBatch], Array]:
+        """Tokens denoised from noise, without guidance; compiled."""
+
+        def sample(params: Params, batch: FlowBatch) -> Array:
+            network = self.network(params)
+            sigmas = jnp.repeat(jnp.linspace(1.0, 0.0, self.sampler_steps + 1)[:, None], len(batch.rows), axis=1)
+            noise = jax.random.normal(jax.random.key(SEED), batch.clean.shape)
+            kinds = batch.target_kinds if self.config.use_additional_t_cond else None
+
+            def velocity(x: Array, sigma: Array) -> Array:
+                return network(x, batch.text, batch.layout, sigma=sigma, target_kind=kinds)
+
+            start = jnp.where(batch.is_target[..., None], noise, batch.clean)
+            return euler(velocity, start, sigmas=sigmas, is_target=batch.is_target, step_inputs=sigmas[:-1])
+
+        return jax.jit(sample)
+
+
+def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, source: Any) -> tuple[FlowStage, Params]:
+    """The stage and the parameters that it starts from.
+
+    Raises:
+      QilError: if cached latents were made with other encoders or settings than the experiment's.
+    """
+    start, dtype = experiment.start, jnp.dtype(experiment.precision)
+    checkpoint, place = Path(start.checkpoint), {"mesh": mesh, "rules": TRAINING_RULES}
+    model = load_component(checkpoint, Component.TRANSFORMER, dtype=jnp.float32, **place)
+    network, config, params = training_network(model), model.config, params_of(model)
+    vae = load_component(Path(start.folder(Component.VAE)), Component.VAE, dtype=dtype, **place)
+    autoencoder = Autoencoder(vae, mesh=mesh)
+    shape = TokenShape(
+        scale=vae.config.scale_factor,
+        patch=config.patch_size,
+        text=experiment.data.text_tokens,
+        ways=TRAINING_RULES.ways(Axis.TOKENS, mesh),
+    )
+    if experiment.data.inputs is Inputs.LATENTS:
+        require_same_encoders(experiment, source)
+        encode = CachedInputs(placement, shape, experiment.flow_loss, seed=experiment.seed)
+    else:
+        tower = load_component(checkpoint, Component.TEXT_ENCODER, dtype=dtype, **place)
+        prompts = PromptEncoder(PromptTokenizer.load(checkpoint), tower, mesh=mesh)
+        encode = OnlineInputs(autoencoder, prompts, placement, shape, experiment.flow_loss, seed=experiment.seed)
+    compute = Compute(
+        dtype=dtype,
+        kind=experiment.attention,
+        scan=Scan(remat=experiment.remat, unroll=experiment.unroll),
+        constrain=constrain(mesh, TRAINING_RULES),
+    )
+    stage = FlowStage(
+        network=network,
+        config=config,
+        objective=flow_objective(network, experiment.flow_loss, compute),
+        encode=encode,
+        autoencoder=autoencoder,
+        sampler_steps=experiment.validation.steps,
+    )
+    return stage, params
+
+
+def require_same_encoders(experiment: Experiment, source: Any) -> None:
+    """Refuse cached latents of other encoders, another empty prompt or fewer text tokens than the experiment's."""
+    start = experiment.start
+    source.require_encoders(
+        vae=fingerprint(Path(start.folder(Component.VAE)), (Component.VAE,)),
+        text_encoder=fingerprint(Path(start.checkpoint), (Component.TEXT_ENCODER,)),
+        no_prompt=experiment.flow_loss.no_prompt,
+        text=experiment.data.text_tokens,
+    )

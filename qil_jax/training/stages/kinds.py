@@ -1,0 +1,45 @@
+"""The four stages of training (arXiv 2512.15603, section 3.3): what each trains on and what it starts from."""
+
+from enum import StrEnum
+
+from qil_jax.loader.tasks import Task
+from qil_jax.weights.tables.entries import Component
+
+
+class Stage(StrEnum):
+    """The stages in their order. Fine-tuning a released checkpoint is the last stage, started from that checkpoint."""
+
+    RGBA_VAE = "rgba_vae"
+    TEXT_TO_RGBA = "stage1_text_to_rgba"
+    TEXT_TO_LAYERS = "stage2_text_to_layers"
+    IMAGE_TO_LAYERS = "stage3_image_to_layers"
+
+    @property
+    def component(self) -> Component:
+        """The component that is trained; all others are frozen."""
+        return Component.VAE if self is Stage.RGBA_VAE else Component.TRANSFORMER
+
+    @property
+    def reads(self) -> tuple[Component, ...]:
+        """The components that a run of the stage takes from its start."""
+        return (Component.VAE,) if self is Stage.RGBA_VAE else tuple(Component)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that a sample may have. Later stages may keep the tasks of earlier ones."""
+        single = (Task.TEXT_TO_RGB, Task.TEXT_TO_RGBA)
+        return {
+            Stage.RGBA_VAE: (Task.RECONSTRUCTION,),
+            Stage.TEXT_TO_RGBA: single,
+            Stage.TEXT_TO_LAYERS: (*single, Task.TEXT_TO_LAYERS),
+            Stage.IMAGE_TO_LAYERS: (*single, Task.TEXT_TO_LAYERS, Task.IMAGE_TO_LAYERS),
+        }[self]
+
+    @property
+    def predecessors(self) -> tuple["Stage", ...]:
+        """Stages whose component this one may start from, besides checkpoints that no stage wrote."""
+        order = [Stage.TEXT_TO_RGBA, Stage.TEXT_TO_LAYERS, Stage.IMAGE_TO_LAYERS]
+        if self is Stage.RGBA_VAE:
+            return (Stage.RGBA_VAE,)
+        place = order.index(self)
+        return tuple(order[max(0, place - 1) : place + 1])

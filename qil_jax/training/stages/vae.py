@@ -1,0 +1,137 @@
+"""The stage that trains the RGBA-VAE on pictures (arXiv 2512.15603, section 3.1; docs/specification.md, 1 and 8)."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from qil_jax.encoders.pixels import to_float, to_uint8
+from qil_jax.loader.batch import Batch
+from qil_jax.mesh import TRAINING_RULES
+from qil_jax.models.lpips import lpips
+from qil_jax.models.rgba_vae import RGBAVAE, extend_rgb_to_rgba
+from qil_jax.training.batches import PictureBatch, RowPlacement
+from qil_jax.training.experiment import Experiment
+from qil_jax.training.flops import vae_flops_per_pixel
+from qil_jax.training.inputs import picture_batch
+from qil_jax.training.objectives import Objective, vae_objective
+from qil_jax.training.parameters import Network, Params, copied, params_of, training_network
+from qil_jax.training.vae_loss import PerceptualLoss, VAELoss
+from qil_jax.weights import Component, load_component
+from qil_jax.weights.lpips import load_lpips
+
+ACROSS = 8
+"""Pictures in a line of the validation sheet."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class VAEStage:
+    """The `StageProgram` of the RGBA-VAE.
+
+    Attributes:
+      network: the VAE without its parameters.
+      objective: reconstruction, perceptual and regularising terms.
+      placement: which rows of a batch this process reads.
+      scale: pixels along the side of a latent.
+      flops_per_pixel: FLOPs of a step for each pixel.
+    """
+
+    network: Network[RGBAVAE]
+    objective: Objective
+    placement: RowPlacement
+    scale: int
+    flops_per_pixel: float
+
+    def inputs(self, batch: Batch) -> PictureBatch:
+        """All pictures of all rows."""
+        return picture_batch(batch, self.placement)
+
+    def flops(self, inputs: PictureBatch) -> float:
+        """FLOPs of a step on these pictures."""
+        return self.flops_per_pixel * math.prod(inputs.pixels.shape[:3])
+
+    def tokens(self, batch: Batch) -> int:
+        """Latents of the batch's pictures."""
+        height, width = batch.pictures.shape[2:4]
+        return int((batch.segments > 0).sum()) * (height // self.scale) * (width // self.scale)
+
+    def sheet(self, params: Params, batch: Batch, inputs: PictureBatch, count: int) -> list[list[np.ndarray]]:
+        """Lines of pictures, each followed by their reconstructions; four pictures for each row."""
+        del batch
+        pixels = np.asarray(inputs.pixels)[: 4 * count]
+        vae = self.network(params)
+        made = to_uint8(vae.decode(vae.encode(to_float(jnp.asarray(pixels))).mode()))
+        starts = range(0, len(pixels), ACROSS)
+        return [list(pictures[i : i + ACROSS]) for i in starts for pictures in (pixels, made)]
+
+    def export_config(self, params: Params, examples: Iterator[PictureBatch]) -> dict[str, Any]:
+        """Four channels, and mean and standard deviation of each channel of the latents."""
+        mean, std = latent_statistics(self.network, params, examples)
+        return {"input_channels": 4, "latents_mean": mean, "latents_std": std}
+
+
+def vae_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, source: Any) -> tuple[VAEStage, Params]:
+    """The stage and the parameters that it starts from; an RGB VAE is extended to RGBA."""
+    del source
+    folder = Path(experiment.start.folder(Component.VAE))
+    vae = load_component(folder, Component.VAE, mesh=mesh, rules=TRAINING_RULES, dtype=jnp.float32)
+    if vae.config.input_channels == 3:
+        vae = extend_rgb_to_rgba(vae)
+    loss = experiment.vae_loss
+    network, params = training_network(vae), params_of(vae)
+    objective = vae_objective(
+        network,
+        loss,
+        dtype=jnp.dtype(experiment.precision),
+        reference=copied(params) if loss.reference_kl else None,
+        perceptual_loss=load_perceptual_loss(loss),
+    )
+    stage = VAEStage(
+        network=network,
+        objective=objective,
+        placement=placement,
+        scale=vae.config.scale_factor,
+        flops_per_pixel=vae_flops_per_pixel(vae),
+    )
+    return stage, params
+
+
+def load_perceptual_loss(loss: VAELoss) -> PerceptualLoss | None:
+    """LPIPS, if it has a weight and its file is there; otherwise a printed line says that the term is off."""
+    if not loss.perceptual:
+        return None
+    if loss.perceptual_weights is None or not Path(loss.perceptual_weights).is_file():
+        where = loss.perceptual_weights or "loss.perceptual_weights is not set"
+        print(f"the perceptual term is off: {where}: tools/convert_lpips.py makes the file", flush=True)
+        return None
+    weights, network = load_lpips(Path(loss.perceptual_weights))
+    return functools.partial(lpips, weights, network)
+
+
+def latent_statistics(
+    network: Network[RGBAVAE], params: Params, batches: Iterator[PictureBatch]
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of the latents of all pictures in the batches."""
+    measure = jax.jit(lambda params, batch: _latent_sums(network(params), batch))
+    found = [jax.device_get(measure(params, batch)) for batch in batches]
+    sums = [np.asarray(sum(np.asarray(f[i], np.float64) for f in found)) for i in range(3)]
+    mean = sums[1] / sums[0]
+    std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 1e-12))
+    return mean.round(4).tolist(), std.round(4).tolist()
+
+
+def _latent_sums(vae: RGBAVAE, batch: PictureBatch) -> tuple[Array, Array, Array]:
+    """The number of latents, and sums of values and squares of each channel."""
+    latents = vae.encode(to_float(batch.pixels)).mode()
+    shown = (batch.weights > 0)[:, None, None, None]
+    count = jnp.sum(batch.weights > 0) * latents.shape[1] * latents.shape[2]
+    sums = [jnp.sum(x, axis=(0, 1, 2), where=shown) for x in (latents, jnp.square(latents))]
+    return count, sums[0], sums[1]

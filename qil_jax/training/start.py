@@ -1,0 +1,85 @@
+"""What a run starts from: folders that must be there, and checkpoints that suit the stage."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+from qil_jax.training.experiment import Experiment, ExperimentError
+from qil_jax.training.stages.kinds import Stage
+from qil_jax.weights import Component, component_config, require_sound
+
+ORIGIN = "training.json"
+"""File of a checkpoint folder that names the stage that wrote it."""
+
+
+def require_inputs(experiment: Experiment) -> None:
+    """Refuse folders that are missing where the config knows how they are made: the message gives the commands.
+
+    Raises:
+      ExperimentError: with the commands, in their order, that make what is missing.
+    """
+    start, known = experiment.start, {made.folder: made for made in experiment.made_by}
+    wanted = dict.fromkeys([*experiment.data.sources, *(start.folder(part) for part in experiment.stage.reads)])
+    missing = [folder for folder in wanted if not epath.Path(folder).exists()]
+
+    def commands(folder: str) -> Iterator[str]:
+        if folder in known and not epath.Path(folder).exists():
+            for needed in known[folder].needs:
+                yield from commands(needed)
+            yield known[folder].command
+
+    steps = dict.fromkeys(command for folder in missing for command in commands(folder))
+    if steps:
+        problems = [f"{folder}: there is no such folder" for folder in missing if folder not in known]
+        made = " and ".join(folder for folder in missing if folder in known)
+        problems.append(f"{made} must be made first, by these commands in this order:\n  " + "\n  ".join(steps))
+        raise ExperimentError("\n".join(problems))
+
+
+def check_start(experiment: Experiment) -> None:
+    """Refuse a start that is no checkpoint, or one of a stage that does not lead to this one.
+
+    Raises:
+      StructureError: if a component is missing or incomplete.
+      ExperimentError: if a component was trained by another stage, or the VAE has no alpha where it must.
+    """
+    stage = experiment.stage
+    for component in stage.reads:
+        folder = Path(experiment.start.folder(component))
+        require_sound(folder)
+        if component is not stage.component:
+            continue
+        origin = origin_of(folder)
+        if origin is not None and origin not in stage.predecessors:
+            allowed = ", ".join(stage.predecessors)
+            raise ExperimentError(
+                f"{folder}: its {component} was trained by {origin}, and {stage} starts from {allowed}, or from a "
+                f"checkpoint that no stage wrote: set start.checkpoint to one of these"
+            )
+    if stage.component is not Component.VAE:
+        _require_rgba(experiment)
+
+
+def _require_rgba(experiment: Experiment) -> None:
+    folder = experiment.start.folder(Component.VAE)
+    channels = component_config(Path(folder), Component.VAE).get("input_channels", 3)
+    if channels != 4:
+        raise ExperimentError(
+            f"{folder}: its VAE has {channels} channels, {experiment.stage} needs an RGBA-VAE: train the stage "
+            f"rgba_vae first and set start.vae to its checkpoint/"
+        )
+
+
+def origin_of(folder: Path) -> Stage | None:
+    """The stage that trained a checkpoint's transformer or, if it is one of the RGBA-VAE, its VAE; None: none did."""
+    file = folder / ORIGIN
+    if not file.is_file():
+        return None
+    try:
+        return Stage(json.loads(file.read_text())["stage"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExperimentError(
+            f"{file}: names no stage ({error}): give another checkpoint, or remove the file if no stage wrote this one"
+        ) from error

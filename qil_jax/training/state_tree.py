@@ -1,0 +1,66 @@
+"""A training state as plain dictionaries of arrays, and checksums of its bits.
+
+A checksum is a sum of an array's bits modulo 2^32, weighted by their places: the same on any mesh. An array that was
+cut off, lost or changed on disk does not pass it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from qil_jax.models.paths import dotted
+from qil_jax.training.parameters import Params
+from qil_jax.training.step import TrainState
+
+
+def checksums(state: TrainState) -> dict[str, int]:
+    """A number for the bits of every array of a state, by its place in the tree."""
+    leaves = jax.tree_util.tree_flatten_with_path(state_tree(state))[0]
+    sums = _sums([leaf for _, leaf in leaves])
+    return {jax.tree_util.keystr(path): int(value) for (path, _), value in zip(leaves, np.asarray(sums), strict=True)}
+
+
+@jax.jit
+def _sums(arrays: list[Array]) -> Array:
+    return jnp.stack([_sum(x) for x in arrays])
+
+
+def _sum(x: Array) -> Array:
+    bits = x.astype(jnp.uint32) if jnp.issubdtype(x.dtype, jnp.integer) else jax.lax.bitcast_convert_type(x, jnp.uint32)
+    # Odd weights by place: elements that change places change the sum. Written per axis, so that shards need no others.
+    weight = jnp.ones((), jnp.uint32)
+    for axis in range(bits.ndim):
+        place = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        weight = weight * (2 * place + 1) + place
+    return jnp.sum(bits * (2 * weight + 1), dtype=jnp.uint32)
+
+
+def state_tree(state: TrainState) -> dict[str, Any]:
+    """A state as plain dictionaries, which orbax keeps without knowing our classes or optax's."""
+    return {
+        "params": _dotted(state.params),
+        "ema_params": _dotted(state.ema_params),
+        "opt_state": {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state.opt_state))},
+        "counters": {"step": state.step, "skipped": state.skipped, "failing": state.failing},
+    }
+
+
+def _dotted(params: Params) -> Params:
+    """Names that are names of files."""
+    return {dotted(path): value for path, value in params.items()}
+
+
+def state_of(tree: dict[str, Any], like: TrainState) -> TrainState:
+    """The state of a `state_tree`, with the optimiser's classes of `like`."""
+    leaves, form = jax.tree.flatten(like.opt_state)
+    return TrainState(
+        params={path: tree["params"][name] for path, name in zip(like.params, _dotted(like.params), strict=True)},
+        ema_params={
+            path: tree["ema_params"][name] for path, name in zip(like.params, _dotted(like.params), strict=True)
+        },
+        opt_state=jax.tree.unflatten(form, [tree["opt_state"][str(i)] for i in range(len(leaves))]),
+        **tree["counters"],
+    )
