@@ -153,14 +153,14 @@ def _painted() -> Iterator[None]:
     """Decompositions are painted, and train.py can be imported."""
     from qil_jax.inference.pipeline import Pipeline
 
-    load, decompose, path = Pipeline.load, Pipeline.decompose, list(sys.path)
+    of, decompose, path = Pipeline.of, Pipeline.decompose, list(sys.path)
     sys.path.insert(0, str(ROOT))
     try:
-        Pipeline.load = classmethod(lambda cls, *_, **__: object.__new__(cls))  # type: ignore[method-assign]
+        Pipeline.of = classmethod(lambda cls, *_, **__: object.__new__(cls))  # type: ignore[method-assign]
         Pipeline.decompose = _paint  # type: ignore[method-assign]
         yield
     finally:
-        Pipeline.load, Pipeline.decompose, sys.path[:] = load, decompose, path  # type: ignore[method-assign]
+        Pipeline.of, Pipeline.decompose, sys.path[:] = of, decompose, path  # type: ignore[method-assign]
 
 
 def _paint(_self: Any, requests: Sequence["Request"], *_: Any, **__: Any) -> "list[Decomposition]":
