@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{**defaults, **options})
         self.elsewhere = elsewhere
 
-    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As argparse does it, but unknown options are refused, all together and before anything else."""
         given = list(sys.argv[1:] if args is None else args)
         known = _options(self)

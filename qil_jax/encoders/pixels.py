@@ -12,5 +12,5 @@ def to_float(pixels: Any) -> Any:
 
 
 def to_uint8(pixels: Any) -> UInt8[np.ndarray, "..."]:
-    """[-1, 1], of numpy or jax, to 8 bits; what lies beyond is clipped."""
+    """Values in [-1, 1], of numpy or jax, as 8 bits; what lies beyond is clipped."""
     return np.round((np.asarray(pixels, np.float32) * 0.5 + 0.5).clip(0, 1) * 255).astype(np.uint8)

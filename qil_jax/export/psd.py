@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 from psd_tools import PSDImage
 
@@ -48,7 +49,7 @@ def write_psd(layered: LayeredImage, file: Path) -> None:
         record.write(stream)
 
 
-def alpha_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
+def alpha_box(pixels: UInt8[np.ndarray, "y x 4"]) -> tuple[int, int, int, int]:
     """Top, left, bottom, right of the visible pixels; one pixel if there are none."""
     left, top, right, bottom = visible_box(pixels[..., 3] > 0) or (0, 0, 1, 1)
     return top, left, bottom, right

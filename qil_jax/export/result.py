@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from qil_jax.errors import QilError
 from qil_jax.export.png import write_pngs
@@ -29,7 +30,12 @@ class ResultError(QilError):
 
 
 def write_result(
-    folder: Path, layered: LayeredImage, original: np.ndarray, record: Mapping[str, Any], *, overwrite: bool = False
+    folder: Path,
+    layered: LayeredImage,
+    original: UInt8[np.ndarray, "y x 4"],
+    record: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
 ) -> float:
     """Write the folder of one decomposition, which appears complete or not at all.
 
@@ -107,7 +113,7 @@ def require_replaceable(folder: Path) -> None:
         raise ResultError(f"{folder}: also holds {', '.join(others[:5])}, which would be lost; move it elsewhere")
 
 
-def recomposition_psnr(layered: LayeredImage, original: np.ndarray) -> float:
+def recomposition_psnr(layered: LayeredImage, original: UInt8[np.ndarray, "y x 4"]) -> float:
     """PSNR in dB of the layers' 8-bit composite against the input, both blended over white; infinite if equal."""
     ours, theirs = (blended(x, (255, 255, 255), np.float64) for x in (layered.composite_8bit(), original))
     return decibels(float(np.mean(np.square((ours - theirs) / 255))))

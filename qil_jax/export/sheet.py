@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from qil_jax.layers.layered_image import LayeredImage
@@ -20,7 +21,7 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 BACKGROUND, INK = (250, 250, 250), (40, 40, 40)
 
 
-def write_sheet(layered: LayeredImage, original: np.ndarray, file: Path) -> None:
+def write_sheet(layered: LayeredImage, original: UInt8[np.ndarray, "y x 4"], file: Path) -> None:
     """Write the sheet as PNG: input, layers bottom to top, recomposition, each with its caption below.
 
     Args:

@@ -13,9 +13,9 @@ def guide(
     scale: Float[Array, " b"],
     rescale: Rescale,
 ) -> Float[Array, "b t c"]:
-    """unconditional + scale (conditional - unconditional), optionally rescaled; a scale of 1 returns `conditional`.
+    """The guided velocity unconditional + scale (conditional - unconditional), rescaled by `rescale`.
 
-    A token whose guided velocity is zero stays zero (the reference divides 0 by 0 there).
+    A scale of 1 gives `conditional`. A token whose guided velocity is zero stays zero, where diffusers divides 0 by 0.
     """
     wide = scale[:, None, None].astype(conditional.dtype)
     guided = unconditional + wide * (conditional - unconditional)

@@ -58,7 +58,7 @@ def draw_sigma(
 def noised(
     clean: Float[Array, "b t c"], noise: Float[Array, "b t c"], sigma: Float[Array, " b"], is_target: Bool[Array, "b t"]
 ) -> Float[Array, "b t c"]:
-    """(1 - sigma) clean + sigma noise where `is_target`; conditions and padding stay as they are."""
+    """Tokens (1 - sigma) clean + sigma noise where `is_target`; conditions and padding stay as they are."""
     level = sigma[:, None, None]
     return jnp.where(is_target[..., None], (1 - level) * clean + level * noise, clean)
 

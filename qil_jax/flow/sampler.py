@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 Velocity = Callable[[Float[Array, "b t c"], Any], Float[Array, "b t c"]]
 """The velocity of each token, from all tokens and the inputs of one step."""
@@ -18,9 +18,9 @@ def euler(
     sigmas: Float[Array, "steps1 b"],
     is_target: Bool[Array, "b t"],
     step_inputs: Any,
-    after_step: Callable[[Array, Array], None] | None = None,
+    after_step: Callable[[Int[Array, ""], Float[Array, "b t c"]], None] | None = None,
 ) -> Float[Array, "b t c"]:
-    """x <- x + (sigma_next - sigma) v over all steps; conditions and padding keep their values.
+    """Tokens after all Euler steps x <- x + (sigma_next - sigma) v; conditions and padding keep their values.
 
     Args:
       velocity: the velocity field of the whole sequence.

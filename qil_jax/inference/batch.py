@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
 from qil_jax.encoders.text_encoder import TEXT_BUCKET
 from qil_jax.models.axes import Axes, Axis
@@ -69,7 +69,7 @@ class SequenceBatch:
         """Rows per sample: 2 with guidance."""
         return self.text.shape[0] // self.tokens.shape[0]
 
-    def place(self, put: Callable[[Array, Axes], Array]) -> "SequenceBatch":
+    def place(self, put: Callable[[Shaped[Array, "..."], Axes], Shaped[Array, "..."]]) -> "SequenceBatch":
         """The same batch with every array replaced by what `put` makes of it and the names of its axes."""
 
         def rows(x: Array) -> Array:

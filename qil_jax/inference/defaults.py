@@ -33,7 +33,8 @@ class Defaults:
         """Read the defaults of a checkpoint.
 
         Raises:
-          QilError: naming the file and everything in it that is no default.
+          QilError: if the file is not JSON or no object; it is named.
+          ProblemsError: naming every entry that is no default.
         """
         file = checkpoint / FILE
         if not file.is_file():

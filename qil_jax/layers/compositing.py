@@ -49,7 +49,7 @@ def _on_all_channels(alpha: Float[np.ndarray, "y x"]) -> Float[np.ndarray, "y x 
 
 
 def blended(
-    picture: UInt8[np.ndarray, "y x 4"], colour: Sequence[int] | np.ndarray, dtype: type = np.float32
+    picture: UInt8[np.ndarray, "y x 4"], colour: Sequence[int] | Float[np.ndarray, "3"], dtype: type = np.float32
 ) -> Float[np.ndarray, "y x 3"]:
     """A straight RGBA image over an opaque solid colour, both in [0, 255], not rounded."""
     alpha = picture[..., 3:].astype(dtype) / 255

@@ -40,7 +40,7 @@ def attention(
     mask: Mask = Mask.FULL,
     kind: AttentionKind = AttentionKind.XLA,
 ) -> Float[Array, "b t n d"]:
-    """softmax(q k^T / sqrt(d)) v, each query seeing the keys of its own segment.
+    """Attention softmax(q k^T / sqrt(d)) v, each query seeing the keys of its own segment.
 
     Args:
       q, k, v: queries, keys and values; softmax in fp32.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from jax import Array
+from jaxtyping import Shaped
 
 
 class Axis(StrEnum):
@@ -27,7 +28,7 @@ Constrain = Callable[[Array, Axes], Array]
 """Constrains an activation to the sharding of its logical axes. `mesh.constrain` makes such a function."""
 
 
-def unconstrained(x: Array, axes: Axes) -> Array:
+def unconstrained(x: Shaped[Array, "*n"], axes: Axes) -> Shaped[Array, "*n"]:
     """Return `x` as it is: the compiler chooses its sharding."""
     del axes
     return x

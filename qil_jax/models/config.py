@@ -59,7 +59,11 @@ def parse_config(
 
 
 def require_none(problems: list[str], where: str) -> None:
-    """Raise a ConfigError that lists the problems of a file, if there are any."""
+    """Refuse a file that has problems.
+
+    Raises:
+      ConfigError: listing them.
+    """
     if problems:
         raise ConfigError(f"{where}:\n  " + "\n  ".join(problems))
 

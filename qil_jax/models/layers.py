@@ -17,7 +17,7 @@ Arrays = TypeVar("Arrays", bound=tuple[Any, ...])
 
 
 class Linear(nnx.Linear):
-    """x @ kernel + bias, summed in fp32 and rounded to x's dtype once. `use_matmul` replaces `matmul`."""
+    """A linear map x @ kernel + bias, summed in fp32 and rounded to x's dtype once. `use_matmul` replaces `matmul`."""
 
     def __init__(self, *sizes: int, **options: Any):
         super().__init__(*sizes, **options)
@@ -98,7 +98,7 @@ def conv3x3(
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x^2) + eps) * scale over the last axis, the mean taken in fp32."""
+    """Root-mean-square norm, x / sqrt(mean(x^2) + eps) * scale over the last axis, the mean taken in fp32."""
 
     def __init__(self, width: int, *, eps: float = 1e-6):
         self.eps = eps
@@ -111,7 +111,7 @@ class RMSNorm(nnx.Module):
 
 
 class ChannelNorm(nnx.Module):
-    """x / max(|x|_2, 1e-12) * sqrt(C) * scale over channels, in fp32 (docs/specification.md, 1)."""
+    """Channel norm, x / max(|x|_2, 1e-12) * sqrt(C) * scale over channels, in fp32 (docs/specification.md, 1)."""
 
     def __init__(self, channels: int):
         self.scale = nnx.Param(jnp.ones((channels,)), axes=(None,))

@@ -26,7 +26,7 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 def matmul(
     x: Float[Array, "... i"], kernel: Float[Array, "i o"], precision: PrecisionLike = None
 ) -> Float32[Array, "... o"]:
-    """x @ kernel in fp32."""
+    """The product x @ kernel in fp32."""
     return jnp.matmul(x, kernel, precision=precision, preferred_element_type=jnp.float32)
 
 

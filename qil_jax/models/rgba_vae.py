@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Key
 
 from qil_jax.models.attention import AttentionKind, attention
 from qil_jax.models.config import Blocks, ConfigError, parse_config
@@ -92,14 +92,14 @@ class Posterior:
         """The most likely latents: the mean."""
         return self.mean
 
-    def sample(self, key: Array) -> Float[Array, "b h w c"]:
+    def sample(self, key: Key[Array, ""]) -> Float[Array, "b h w c"]:
         """A reparametrised sample, mean + deviation * noise."""
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + jnp.exp(0.5 * self.logvar) * noise
 
 
 class ResBlock(nnx.Module):
-    """norm, SiLU, conv, norm, SiLU, conv, plus the input (through a 1x1 convolution if channels change)."""
+    """A residual block: norm, SiLU, conv, norm, SiLU, conv, plus the input (by a 1x1 convolution if widths differ)."""
 
     def __init__(self, channels_in: int, channels_out: int, *, rngs: nnx.Rngs):
         self.norm1 = ChannelNorm(channels_in)

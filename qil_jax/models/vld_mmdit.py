@@ -166,12 +166,20 @@ class Modulation(nnx.Module):
         )
 
     def embed(self, sigma: Float[Array, " b"], target_kind: Int[Array, " b"] | None = None) -> Float[Array, "b d"]:
-        """The vector of a noise level (and target kind) that all blocks share; arguments as of `__call__`."""
+        """The vector of a noise level (and target kind) that all blocks share; arguments as of `__call__`.
+
+        Raises:
+          ValueError: if `target_kind` is given where the config has no additional condition, or is missing.
+        """
         if self.config.use_additional_t_cond != (target_kind is not None):
             raise ValueError("target_kind must be given exactly when the config sets use_additional_t_cond")
         dtype = self.time_in.kernel[...].dtype
         hidden = self.time_out(jax.nn.silu(self.time_in(_sinusoid(sigma).astype(dtype))))
         return hidden if target_kind is None else hidden + self.addition(target_kind)
+
+
+Heads = Float[Array, "b t n h"]
+"""Vectors of length h for each of n heads."""
 
 
 class Stream(nnx.Module):
@@ -189,8 +197,8 @@ class Stream(nnx.Module):
         self.mlp_in = linear((d, Axis.EMBED), (4 * d, Axis.MLP), rngs=rngs)
         self.mlp_out = linear((4 * d, Axis.MLP), (d, Axis.EMBED), rngs=rngs)
 
-    def qkv(self, x: Float[Array, "b t d"], rotary: Rotary) -> tuple[Array, Array, Array]:
-        """Normalised and rotated queries and keys, and values, each [b, t, n, head_dim]."""
+    def qkv(self, x: Float[Array, "b t d"], rotary: Rotary) -> tuple[Heads, Heads, Heads]:
+        """Normalised and rotated queries and keys, and values."""
         split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)
         q = rotate_interleaved(self.q_norm(split(self.q(x))), rotary)
         k = rotate_interleaved(self.k_norm(split(self.k(x))), rotary)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from qil_jax.loader.config import Processes
 from qil_jax.mesh import Rules
@@ -71,7 +71,11 @@ class RowPlacement:
     """Which rows of a batch this process reads, and how they become arrays over the mesh."""
 
     def __init__(self, mesh: Mesh, rules: Rules, rows: int):
-        """`rows`: of a whole batch. Raises ExperimentError if the mesh does not divide them."""
+        """Place the `rows` of a whole batch.
+
+        Raises:
+          ExperimentError: if the mesh does not divide them.
+        """
         ways = rules.ways(Axis.BATCH, mesh)
         if rows % ways:
             raise ExperimentError(
@@ -89,7 +93,7 @@ class RowPlacement:
         """Index and count for the loader. Processes that hold parts of the same rows read the same ones."""
         return Processes(index=self.first // self.count, count=self.rows // self.count)
 
-    def put(self, local: np.ndarray, axes: Axes) -> Array:
+    def put(self, local: Shaped[np.ndarray, "b *n"], axes: Axes) -> Shaped[Array, "rows *n"]:
         """This process's rows of an array, its first axis, as an array of all rows."""
         shape = (local.shape[0] // self.count * self.rows, *local.shape[1:])
         offset = local.shape[0] // self.count * self.first

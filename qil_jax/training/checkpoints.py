@@ -120,7 +120,11 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Wait, and let go of threads. Raises SaveError if what was begun could not be written."""
+        """Wait for what is being written, and end the threads that write.
+
+        Raises:
+          SaveError: if a checkpoint could not be written.
+        """
         try:
             self._manager.close()
         except Exception as error:  # as in `wait`

@@ -67,7 +67,11 @@ def open_data(experiment: Experiment, split: str, config: LoaderConfig) -> Sampl
 
 
 def check_captions(experiment: Experiment, source: SampleSource) -> None:
-    """Refuse records without captions where a task is conditioned on text."""
+    """Refuse records without captions where a task is conditioned on text.
+
+    Raises:
+      ExperimentError: naming the tasks and the first such record.
+    """
     asked = [task for task, _ in experiment.data.loader.tasks.mix if task in TEXT_TASKS]
     lengths = source.metadata().captions
     if asked and not lengths.all():

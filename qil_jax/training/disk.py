@@ -14,7 +14,11 @@ CHECKPOINTS = "checkpoints"
 
 @contextmanager
 def at(path: Path) -> Iterator[None]:
-    """Put `path` into an OSError that names no file, as those of writes to a full disk do not."""
+    """Put `path` into an OSError that names no file, as those of writes to a full disk do not.
+
+    Raises:
+      OSError: whatever the block raises of these.
+    """
     try:
         yield
     except OSError as error:

@@ -218,7 +218,11 @@ class ExperimentError(QilError):
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Turn a QilError about what the experiment asks for into an ExperimentError."""
+    """Turn a QilError about what the experiment asks for into an ExperimentError.
+
+    Raises:
+      ExperimentError: where the block raises a QilError.
+    """
     try:
         yield
     except QilError as error:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from qil_jax.encoders.image_encoder import Autoencoder
 from qil_jax.encoders.text_encoder import PromptEncoder
@@ -128,7 +128,7 @@ class CachedInputs:
         return flow_batch(batch, put(tokens), put(states), laid, self.placement, self.shape, self.loss)
 
 
-def dropped_prompts(batch: Batch, first: int, share: float, seed: int) -> np.ndarray:
+def dropped_prompts(batch: Batch, first: int, share: float, seed: int) -> Bool[np.ndarray, "b s"]:
     """Whether each sample [b, s] loses its prompt; the draws do not depend on the number of processes.
 
     `first` is the number of this process's first row in the whole batch, `share` the probability.

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Key
 
 from qil_jax.encoders.pixels import to_float
 from qil_jax.flow.loss import FlowLoss, draw_sigma, noised, velocity_errors
@@ -79,7 +79,7 @@ class Compute:
 
 
 def row_normals(
-    key: Array, rows: Int[Array, " b"], shape: tuple[int, ...], constrain: Constrain = unconstrained
+    key: Key[Array, ""], rows: Int[Array, " b"], shape: tuple[int, ...], constrain: Constrain = unconstrained
 ) -> Float[Array, "b ..."]:
     """Standard normal draws for rows by their numbers: the same on any mesh and in any part of a batch."""
     draws = jax.vmap(lambda row: jax.random.normal(jax.random.fold_in(key, row), shape))(rows)

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jaxtyping import Float, Int
 
 from qil_jax.errors import QilError
 
@@ -90,6 +91,6 @@ def _decays(params: Any) -> dict[str, bool]:
     return {path: path.endswith("/kernel") for path in params}
 
 
-def ema_weight(config: OptimiserConfig, step: Array) -> Array:
+def ema_weight(config: OptimiserConfig, step: Int[Array, ""]) -> Float[Array, ""]:
     """The weight of a step's parameters in the EMA: 1 - decay, where the decay warms up as (1 + step) / (10 + step)."""
     return 1 - jnp.minimum(config.ema_decay, (1.0 + step) / (10.0 + step))

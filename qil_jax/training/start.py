@@ -73,7 +73,11 @@ def _require_rgba(experiment: Experiment) -> None:
 
 
 def origin_of(folder: Path) -> Stage | None:
-    """The stage that trained a checkpoint's transformer or, if it is one of the RGBA-VAE, its VAE; None: none did."""
+    """The stage that trained a checkpoint's transformer or, if it is one of the RGBA-VAE, its VAE; None: none did.
+
+    Raises:
+      ExperimentError: if the file that names the stage names none.
+    """
     file = folder / ORIGIN
     if not file.is_file():
         return None

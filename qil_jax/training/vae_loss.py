@@ -109,7 +109,7 @@ def opaque(rgb: Float[Array, "b y x 3"]) -> Float[Array, "b y x 4"]:
     return jnp.concatenate([rgb, jnp.ones_like(rgb[..., :1])], axis=-1)
 
 
-def straight_through_clip(x: Array) -> Array:
+def straight_through_clip(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """Values clipped to [-1, 1], with the gradients of unclipped ones, so that none vanish outside."""
     return x - jax.lax.stop_gradient(x - jnp.clip(x, -1, 1))
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from jaxtyping import Shaped
 
 from qil_jax.errors import QilError
 from qil_jax.files import recover, whole_folder
@@ -30,7 +31,7 @@ def export_checkpoint(
     destination: Path,
     *,
     component: Component,
-    params: Mapping[str, Array],
+    params: Mapping[str, Shaped[Array, "..."]],
     config: Mapping[str, Any],
     others: Mapping[Component, Path],
     origin: Mapping[str, Any],
@@ -47,7 +48,7 @@ def export_checkpoint(
       others: checkpoint folders of the released layout that give each part; that of `component` gives what the
         parameters do not hold: temporal taps of the VAE, the vision tower.
       origin: written to training.json.
-      dtype: of the trained tensors.
+      dtype: in which the trained tensors are stored.
 
     Raises:
       ExportError: if the destination exists, or a part is stored by orbax.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Shaped
 
 from qil_jax.weights.names import released_names
 from qil_jax.weights.safetensors_io import TensorReader, read_headers, stored_tensors
@@ -23,14 +24,14 @@ class Rows:
     """Some rows of a tensor, in its released shape and order.
 
     Attributes:
-      entry: of the tensor.
+      entry: the tensor.
       first: index of the first row.
       values: the rows.
     """
 
     entry: Entry
     first: int
-    values: np.ndarray
+    values: Shaped[np.ndarray, "..."]
 
 
 def chunk_of(target: Target, dtype: np.dtype) -> tuple[int, ...]:

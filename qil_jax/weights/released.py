@@ -88,6 +88,6 @@ STRUCTURE_HASHES: Mapping[str, str] = {
 
 
 def structure_hash(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:
-    """md5 of the sorted names, each once bare and once with its shape, as in `name:3072_256`."""
+    """The md5 of the sorted names, each once bare and once with its shape, as in `name:3072_256`."""
     words = [word for name, shape in tensors for word in (name, f"{name}:{'_'.join(map(str, shape))}")]
     return hashlib.md5(",".join(sorted(words)).encode(), usedforsecurity=False).hexdigest()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from jaxtyping import Shaped
 
 from qil_jax.weights.strict import DTYPES, TensorInfo, WeightsError, read_header, read_index
 
@@ -180,8 +181,12 @@ class ShardedWriter:
             self._places[plan.name] = (stream, start, plan)
             start += plan.bytes
 
-    def write(self, name: str, rows: np.ndarray, *, first: int = 0) -> None:
-        """Fill a tensor, or its rows from `first` on."""
+    def write(self, name: str, rows: Shaped[np.ndarray, "..."], *, first: int = 0) -> None:
+        """Fill a tensor, or its rows from `first` on.
+
+        Raises:
+          ValueError: if dtype or shape are not those that were planned.
+        """
         stream, start, plan = self._places[name]
         if rows.dtype != plan.dtype or rows.shape[1:] != plan.shape[1:] or first + len(rows) > plan.shape[0]:
             raise ValueError(f"{name}: {rows.dtype} {rows.shape} from row {first} does not fit {plan}")

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 import tensorstore as ts
+from jaxtyping import Shaped
 
 from qil_jax.models.paths import dotted
 from qil_jax.weights.safetensors_io import TensorReader
@@ -35,12 +36,12 @@ def layout_of(component: Path) -> Layout:
 class ParameterSource(Protocol):
     """Reads parts of parameters of our tree."""
 
-    def read(self, target: Target, index: tuple[slice, ...]) -> np.ndarray:
+    def read(self, target: Target, index: tuple[slice, ...]) -> Shaped[np.ndarray, "..."]:
         """The part of a parameter under `index` (one slice per dimension)."""
         ...
 
     def dtype(self, target: Target) -> np.dtype:
-        """How the parameter is stored."""
+        """The dtype in which a parameter is stored."""
         ...
 
 
@@ -51,9 +52,11 @@ class SafetensorsSource:
         self._reader, self._names = reader, names
 
     def dtype(self, target: Target) -> np.dtype:
+        """The dtype in which a parameter is stored."""
         return self._reader.tensors[self._names[target.entries[0].name]].dtype
 
-    def read(self, target: Target, index: tuple[slice, ...]) -> np.ndarray:
+    def read(self, target: Target, index: tuple[slice, ...]) -> Shaped[np.ndarray, "..."]:
+        """The part of a parameter under `index`, its blocks stacked."""
         self._reader.release()  # so that resident memory stays near one parameter
         first = target.entries[0]
         if first.block is None:
@@ -79,9 +82,11 @@ class OrbaxSource:
         self._open: dict[str, Any] = {}
 
     def dtype(self, target: Target) -> np.dtype:
+        """The dtype in which a parameter is stored."""
         return np.dtype(self.array(target.path).dtype.numpy_dtype)
 
-    def read(self, target: Target, index: tuple[slice, ...]) -> np.ndarray:
+    def read(self, target: Target, index: tuple[slice, ...]) -> Shaped[np.ndarray, "..."]:
+        """The part of a parameter under `index`."""
         return self.array(target.path)[index].read().result()
 
     def array(self, path: str) -> Any:
@@ -115,16 +120,16 @@ def zarr_spec(folder: Path, path: str) -> dict[str, Any]:
     }
 
 
-def row_major(x: np.ndarray) -> np.ndarray:
-    """`x`, or a copy of it, in row-major order. XLA transposes several times faster than numpy."""
+def row_major(x: Shaped[np.ndarray, "*n"]) -> Shaped[np.ndarray, "*n"]:
+    """The array `x`, or a copy of it, in row-major order: XLA transposes several times faster than numpy."""
     if x.flags.c_contiguous:
         return x
     bits = x.view(f"u{x.dtype.itemsize}")
     return np.asarray(jax.device_put(bits, jax.local_devices(backend="cpu")[0])).view(x.dtype)
 
 
-def copy_row_major(out: np.ndarray, x: np.ndarray) -> None:
-    """out[...] = x, by `row_major` in pieces of a few MB: larger ones leave the allocator with as much to keep."""
+def copy_row_major(out: Shaped[np.ndarray, "*n"], x: Shaped[np.ndarray, "*n"]) -> None:
+    """Copy `x` into `out` by `row_major`, in pieces of a few MB, which keeps the allocator's memory small."""
     if x.flags.c_contiguous:
         out[...] = x
         return

@@ -152,13 +152,13 @@ def _painted() -> Iterator[None]:
     """Decompositions are painted."""
     from qil_jax.inference.pipeline import Pipeline
 
-    load, decompose = Pipeline.load, Pipeline.decompose
+    of, decompose = Pipeline.of, Pipeline.decompose
     try:
-        Pipeline.load = classmethod(lambda cls, *_, **__: object.__new__(cls))  # type: ignore[method-assign]
+        Pipeline.of = classmethod(lambda cls, *_, **__: object.__new__(cls))  # type: ignore[method-assign]
         Pipeline.decompose = _paint  # type: ignore[method-assign]
         yield
     finally:
-        Pipeline.load, Pipeline.decompose = load, decompose  # type: ignore[method-assign]
+        Pipeline.of, Pipeline.decompose = of, decompose  # type: ignore[method-assign]
 
 
 def _paint(_self: Any, requests: Sequence["Request"], *_: Any, **__: Any) -> "list[Decomposition]":

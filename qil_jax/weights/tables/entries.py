@@ -9,6 +9,7 @@ import math
 from enum import StrEnum
 
 import numpy as np
+from jaxtyping import Shaped
 
 
 class Component(StrEnum):
@@ -36,8 +37,8 @@ class Transform(StrEnum):
     PATCH = "patch"  # [out, c, t, y, x] -> [c t y x, out]
     SIDECAR = "sidecar"  # kept whole beside the parameters; no picture ever reads it
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        """Stored tensor to parameter, as a view."""
+    def forward(self, x: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+        """The parameter of a stored tensor, as a view."""
         match self:
             case Transform.COPY | Transform.SIDECAR:
                 return x
@@ -54,8 +55,8 @@ class Transform(StrEnum):
             case Transform.PATCH:
                 return x.reshape(x.shape[0], -1).T
 
-    def backward(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Parameter to a stored tensor of `shape`, as a view; TAP gives the last temporal tap, [out, in, 3, 3]."""
+    def backward(self, x: Shaped[np.ndarray, "..."], shape: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
+        """The stored tensor of a parameter, of `shape`, as a view; TAP gives the last temporal tap, [out, in, 3, 3]."""
         match self:
             case Transform.CONV | Transform.TAP:
                 return x.transpose(3, 2, 0, 1)
