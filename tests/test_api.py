@@ -41,7 +41,7 @@ def sections(thing: griffe.Object, kind: griffe.DocstringSectionKind) -> list:
 
 
 def function_problems(function: griffe.Function, documented: griffe.Object) -> list[str]:
-    """What a caller is not told; `documented` is the class where the function is its `__init__`."""
+    """What a caller cannot learn; `documented` is the class where the function is its `__init__`."""
     problems = []
     for parameter in function.parameters:
         if parameter.name not in ("self", "cls") and not parameter.name.startswith("*"):

@@ -1,4 +1,4 @@
-"""The rules of the house that a machine can check: who imports whom, and how long things get (design.md 1 and 4)."""
+"""The rules of the architecture that a machine can check: who imports whom, and how long things get."""
 
 import ast
 import graphlib

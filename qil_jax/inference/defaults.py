@@ -18,7 +18,7 @@ class Defaults:
       layers: number of layers to make of a picture.
       resolution: side of the size bucket in pixels, a multiple of 32.
       steps: number of Euler steps.
-      guidance: scale of classifier-free guidance; 1 turns it off.
+      guidance: scale of classifier-free guidance; 1 switches it off.
       about: in one line, what the checkpoint is and what it is not.
     """
 

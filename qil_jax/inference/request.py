@@ -133,7 +133,7 @@ class Settings:
     """
 
     steps: int | None = option(None, int, "Euler steps", least=1)
-    guidance: float | None = option(None, float, "guidance scale, 1 turns it off")
+    guidance: float | None = option(None, float, "guidance scale, 1 switches it off")
     rescale: Rescale = option(Rescale.NORM, Rescale, "length of guided velocities")
     max_prompt_tokens: int = option(512, int, "tokens of a prompt", least=1)
 

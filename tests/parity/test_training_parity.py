@@ -128,13 +128,13 @@ def test_losses_of_the_vae_and_their_gradients(tmp_path, kind):
 
 
 def test_blended_error_is_the_mean_over_many_backgrounds():
-    """The closed form against Monte Carlo with the moments that it states."""
+    """The closed form against Monte Carlo with the mean and variance that it states."""
     from qil_jax.training.vae_loss import BACKGROUND_MEAN, BACKGROUND_SQUARE, ab_mse, blend
 
     random = np.random.default_rng(0)
     made, true = (jnp.asarray(random.uniform(-1, 1, (1, 4, 4, 4)), jnp.float32) for _ in range(2))
     mean, square = np.array(BACKGROUND_MEAN), np.array(BACKGROUND_SQUARE)
-    signs = np.sqrt(square - mean**2) * np.array([-1, 1])[:, None]  # a two-point variable of these moments
+    signs = np.sqrt(square - mean**2) * np.array([-1, 1])[:, None]  # a two-point variable of this mean and square
     backgrounds = jnp.asarray(mean + signs, jnp.float32)
     exact = np.mean([np.mean((blend(made, over) - blend(true, over)) ** 2) for over in backgrounds])
     assert float(ab_mse(made, true)[0]) == pytest.approx(exact, rel=1e-5)

@@ -21,7 +21,7 @@ CAMPAIGNS = {
     "documents": "Photoshop documents and the files beside them, through build_dataset.py",
     "pictures": "pictures of all formats, through infer.py",
     "commands": "command lines of the programs",
-    "kills": "programs killed at random moments and started again",
+    "kills": "programs killed at random times and started again",
 }
 """Each NAME is a function NAME(seeds, folder) of the module tools.fuzz.NAME, which yields a Case for each seed."""
 
