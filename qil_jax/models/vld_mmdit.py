@@ -9,7 +9,7 @@ Inference computes the modulation of all steps first and may then free its param
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,15 @@ from qil_jax.models.attention import AttentionKind, attention
 from qil_jax.models.axes import Axis, Constrain, unconstrained
 from qil_jax.models.config import Blocks, ConfigError, parse_config
 from qil_jax.models.layers import RMSNorm, embedding, layer_norm, linear
-from qil_jax.models.rope import Rotary, rotary_embedding, rotate_interleaved
+from qil_jax.models.rope import (
+    LayerIndex,
+    Rotary,
+    image_positions,
+    rotary_embedding,
+    rotate_interleaved,
+    text_offset,
+    text_positions,
+)
 from qil_jax.models.stack import PLAIN, Scan, scan_blocks, stack_blocks
 
 
@@ -130,6 +138,25 @@ class TokenLayout:
     text_positions: Int[Array | np.ndarray, "b s 3"]
     image_segments: Int[Array | np.ndarray, "b t"]
     text_segments: Int[Array | np.ndarray, "b s"]
+
+    @classmethod
+    def of(cls, grid: tuple[int, int], layers: Sequence[int], words: Int[np.ndarray, "b s"]) -> "TokenLayout":
+        """The layout of rows that hold one sample each, all of the same pictures; on the host.
+
+        Args:
+          grid: rows and columns of a picture in tokens.
+          layers: layer index of each picture, the condition's included.
+          words: 1 for tokens of text and 0 for padding, row by row.
+        """
+        rows, targets = len(words), sum(index != LayerIndex.CONDITION for index in layers)
+        image = image_positions(grid, tuple(layers))
+        text = text_positions(words.shape[1], offset=text_offset(grid, targets=targets))
+        return cls(
+            image_positions=np.stack([image] * rows),
+            text_positions=np.stack([text] * rows),
+            image_segments=np.ones((rows, len(image)), np.int32),
+            text_segments=words.astype(np.int32),
+        )
 
 
 class Modulation(nnx.Module):

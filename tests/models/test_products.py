@@ -11,7 +11,6 @@ from jax.test_util import check_grads
 from qil_jax.models.layers import conv3x3, linear, use_matmul
 from qil_jax.models.products import convolution, matmul, matmul_by_rows
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
-from qil_jax.models.rope import image_positions, text_positions
 from qil_jax.models.vld_mmdit import MMDiTConfig, TokenLayout, VLDMMDiT
 from qil_jax.training.parameters import training_network
 
@@ -24,12 +23,7 @@ def velocity_of(model: VLDMMDiT):
     """A function of the model's parameters and image tokens to velocities."""
     graph, state = nnx.split(model)
     grid, words = (2, 3), 4
-    layout = TokenLayout(
-        image_positions=image_positions(grid, (0, 1, -1))[None],
-        text_positions=text_positions(words, offset=3)[None],
-        image_segments=jnp.ones((1, 18), jnp.int32),
-        text_segments=jnp.ones((1, words), jnp.int32),
-    )
+    layout = TokenLayout.of(grid, (0, 1, -1), np.ones((1, words), np.int32))
     text = normal(1, words, model.config.joint_attention_dim, seed=1)
     numbers = {"sigma": jnp.array([0.4]), "target_kind": jnp.array([0])}
     return state, lambda state, image: nnx.merge(graph, state)(image, text, layout, **numbers)

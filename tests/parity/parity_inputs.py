@@ -9,7 +9,7 @@ from checkpoints import VAE
 from PIL import Image
 
 from qil_jax.inference.request import Request
-from qil_jax.models.rope import LayerIndex, image_positions, text_offset, text_positions
+from qil_jax.models.rope import LayerIndex
 from qil_jax.models.vld_mmdit import TokenLayout
 from qil_jax.training.batches import BOTTOM, COMPOSITE, NO_TARGET, UPPER, FlowBatch
 
@@ -31,33 +31,19 @@ def layered(count: int) -> tuple[int, ...]:
 
 
 def layout(grid, layers, text_mask) -> TokenLayout:
-    batch, words = text_mask.shape
-    positions = image_positions(grid, layers)
-    offset = text_offset(grid, targets=max(layers) + 1)
-    return TokenLayout(
-        image_positions=jnp.asarray(np.stack([positions] * batch)),
-        text_positions=jnp.asarray(np.stack([text_positions(words, offset=offset)] * batch)),
-        image_segments=jnp.ones((batch, len(positions)), jnp.int32),
-        text_segments=jnp.asarray(text_mask.numpy().astype(np.int32)),
-    )
+    return TokenLayout.of(grid, layers, text_mask.numpy().astype(np.int32))
 
 
 def flow_inputs(config) -> FlowBatch:
     """Two rows of one sample with two layers; the second row's prompt is shorter."""
     random = np.random.default_rng(3)
-    positions = image_positions(GRID, LAYERS)
     words = np.array([[1] * WORDS, [1] * (WORDS - 2) + [0, 0]], np.int32)
     kinds = np.repeat([COMPOSITE, BOTTOM, UPPER, NO_TARGET], PER)
     weights = np.where(kinds == COMPOSITE, 0.5, np.where(kinds == NO_TARGET, 0.0, 1.5)).astype(np.float32)
     return FlowBatch(
-        clean=jnp.asarray(random.standard_normal((2, len(positions), config.in_channels)), jnp.float32),
+        clean=jnp.asarray(random.standard_normal((2, PER * len(LAYERS), config.in_channels)), jnp.float32),
         text=jnp.asarray(random.standard_normal((2, WORDS, config.joint_attention_dim)), jnp.float32),
-        layout=TokenLayout(
-            image_positions=jnp.asarray(np.stack([positions] * 2)),
-            text_positions=jnp.asarray(np.stack([text_positions(WORDS, offset=text_offset(GRID, targets=3))] * 2)),
-            image_segments=jnp.ones((2, len(positions)), jnp.int32),
-            text_segments=jnp.asarray(words),
-        ),
+        layout=TokenLayout.of(GRID, LAYERS, words),
         weights=jnp.asarray(np.stack([weights] * 2)),
         kinds=jnp.asarray(np.stack([kinds] * 2).astype(np.int32)),
         target_kinds=jnp.asarray([0, 1], jnp.int32),

@@ -82,7 +82,7 @@ def ours(name: str, folder: Path) -> Case:
     from qil_jax.inference.request import Request, Settings
     from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
     from qil_jax.models.attention import AttentionKind
-    from qil_jax.models.rope import LayerIndex, image_positions, text_offset, text_positions
+    from qil_jax.models.rope import LayerIndex
     from qil_jax.models.vld_mmdit import TokenLayout
     from qil_jax.weights import Component, load_component
 
@@ -101,13 +101,7 @@ def ours(name: str, folder: Path) -> Case:
         model = load_component(folder / "mmdit", Component.TRANSFORMER, **place)
         targets = PICTURES - 1
         layers = (LayerIndex.COMPOSITE, *range(1, targets), LayerIndex.CONDITION)
-        positions = image_positions(GRID, layers)
-        layout = TokenLayout(
-            image_positions=jnp.asarray(positions)[None],
-            text_positions=jnp.asarray(text_positions(WORDS, offset=text_offset(GRID, targets=targets)))[None],
-            image_segments=jnp.ones((1, len(positions)), jnp.int32),
-            text_segments=jnp.ones((1, WORDS), jnp.int32),
-        )
+        layout = TokenLayout.of(GRID, layers, np.ones((1, WORDS), np.int32))
         arguments = {"sigma": jnp.full(1, 0.6), "target_kind": jnp.zeros(1, jnp.int32)}
         kind = AttentionKind.XLA_BY_HEAD
         run = compiled(model, lambda m, *a: m(*a, layout, kind=kind, **arguments))

@@ -30,7 +30,6 @@ def ours(folder: Path, rows: int) -> Step:
 
     from qil_jax.flow.loss import FlowLoss
     from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
-    from qil_jax.models.rope import image_positions, text_offset, text_positions
     from qil_jax.models.stack import Scan
     from qil_jax.models.vld_mmdit import TokenLayout
     from qil_jax.training.batches import COMPOSITE, NO_TARGET, UPPER, FlowBatch
@@ -42,19 +41,12 @@ def ours(folder: Path, rows: int) -> Step:
 
     model = load_component(folder, Component.TRANSFORMER, mesh=single_device_mesh(), rules=INFERENCE_RULES)
     network, config = training_network(model), model.config
-    positions = image_positions(GRID, LAYERS)
     kinds = np.repeat([COMPOSITE, *[UPPER] * (len(LAYERS) - 2), NO_TARGET], GRID[0] * GRID[1]).astype(np.int32)
-    words = text_positions(WORDS, offset=text_offset(GRID, targets=len(LAYERS) - 1))
     tokens, text = batch_of(rows, config.in_channels, config.joint_attention_dim)
     batch = FlowBatch(
         clean=jnp.asarray(tokens),
         text=jnp.asarray(text),
-        layout=TokenLayout(
-            image_positions=jnp.asarray(np.stack([positions] * rows)),
-            text_positions=jnp.asarray(np.stack([words] * rows)),
-            image_segments=jnp.ones((rows, len(positions)), jnp.int32),
-            text_segments=jnp.ones((rows, WORDS), jnp.int32),
-        ),
+        layout=TokenLayout.of(GRID, LAYERS, np.ones((rows, WORDS), np.int32)),
         weights=jnp.asarray(np.stack([kinds != NO_TARGET] * rows), jnp.float32),
         kinds=jnp.asarray(np.stack([kinds] * rows)),
         target_kinds=jnp.zeros(rows, jnp.int32),
