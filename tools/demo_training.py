@@ -22,7 +22,7 @@ from qil_jax.command_line import Parser
 from qil_jax.programs import run_main
 
 if TYPE_CHECKING:
-    from qil_jax.training.experiment import Experiment, Inputs
+    from qil_jax.training.experiment import Experiment
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "demo"
@@ -109,6 +109,7 @@ class Recipe:
     def train(self, run: Run) -> list[float]:
         """A run, whole or its share; its losses, line by line."""
         from qil_jax.training.config_file import load_experiment
+        from qil_jax.training.experiment import Inputs
 
         experiment = load_experiment(run.config)
         folder = self.out / run.name

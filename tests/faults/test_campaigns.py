@@ -9,9 +9,9 @@ import fuzz
 import fuzz_commands
 import fuzz_kills
 import fuzz_pictures
-from tests.data import psd_files
 
 from qil_jax.documents import prepare
+from tests.data import psd_files
 
 
 def test_broken_pictures_are_decomposed_or_refused_for_a_reason(capsys):
