@@ -91,6 +91,18 @@ def test_results_are_scored_as_worked_out_by_hand(records, tmp_path, capsys):
     assert (out / "report.png").is_file() and not (out / "samples").exists()
 
 
+def test_results_are_known_by_their_content(records, tmp_path, capsys):
+    for name in ("0", "1"):
+        save([GROUND, SQUARE], tmp_path / "results" / name)
+    run = ["layers", str(records), "--out", str(tmp_path / "out"), "--results"]
+    assert main([*run, str(tmp_path / "results")]) == 0
+    (tmp_path / "results").rename(tmp_path / "moved")
+    assert main([*run, str(tmp_path / "moved")]) == 0
+    Image.fromarray(GROUND, "RGBA").save(tmp_path / "moved" / "1" / "001.png")
+    assert ended(main, [*run, str(tmp_path / "moved")]) == 2
+    assert "holds another evaluation" in capsys.readouterr().err
+
+
 def test_it_equals_the_second_implementation(tmp_path):
     rng = np.random.default_rng(5)
 

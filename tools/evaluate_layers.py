@@ -172,8 +172,17 @@ def score_results(subset: Subset, results: Path, out: Path) -> str:
       QilError: listing all results that are missing or do not fit, before any is scored.
     """
     files = find_results(subset, results)
-    claim(out, {**subset.identity(), "results": str(results.resolve())})
+    claim(out, {**subset.identity(), "results": content(files)})
     return _report(subset, files, out, {"results": results.resolve().name})
+
+
+def content(files: Mapping[int, Sequence[Path]]) -> str:
+    """16 hexadecimal digits of the SHA-256 of the layers of all results."""
+    digest = hashlib.sha256()
+    for number, layers in sorted(files.items()):
+        sums = [hashlib.sha256(layer.read_bytes()).hexdigest() for layer in layers]
+        digest.update(f"{number} {' '.join(sums)}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def batches(subset: Subset, size: int) -> list[list[int]]:
