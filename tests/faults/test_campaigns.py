@@ -56,7 +56,8 @@ def test_the_campaign_of_command_lines_finds_tracebacks_and_losses(monkeypatch, 
     assert "changed or gone: out/notes.txt" in capsys.readouterr().out
 
 
-def test_kills_cost_nothing(monkeypatch):
+def test_kills_cost_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))  # kills may leave half an entry in it
     jobs = fuzz_kills._jobs
     monkeypatch.setattr(fuzz_kills, "_jobs", lambda folder: jobs(folder)[:2])
     assert fuzz.main(["kills", "--count", "4"]) == 0

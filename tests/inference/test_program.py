@@ -120,7 +120,9 @@ def test_what_an_interrupt_leaves(checkpoint, pictures, tmp_path):
     """Ctrl-C in the compiled loop ends at once, in two lines; the command that they name goes on."""
     words = [pictures, "--checkpoint", checkpoint, "--out", tmp_path / "out", "--resolution", 64, "--steps", 5000]
     command = [sys.executable, ROOT / "infer.py", *map(str, words)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    own_cache = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    with subprocess.Popen(command, env=own_cache, **pipes) as process:
         assert process.stdout is not None and process.stderr is not None
         for line in process.stdout:
             if "step 500/" in line:

@@ -124,7 +124,7 @@ def test_a_second_ctrl_c_ends_at_once(world: World, tmp_path):
     file.write_text(STUCK.format(config=str(ROOT / "configs" / "demo" / f"{stage}.py"), settings=settings))
     call = [sys.executable, str(ROOT / "train.py"), str(file), "--out", str(run)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(call, env=environment(world.folder), **pipes) as child:
+    with subprocess.Popen(call, env=environment(tmp_path), **pipes) as child:
         assert child.stdout is not None and child.stderr is not None
         assert child.stdout.readline() == "compiling\n", child.stderr.read()
         child.send_signal(signal.SIGINT)
