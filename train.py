@@ -1,4 +1,4 @@
-"""Train a stage: python train.py configs/demo/rgba_vae.py --out RUN [--set name=value ...]. It goes on where it was."""
+"""Train a stage, or resume its run: python train.py configs/demo/rgba_vae.py --out RUN [--set name=value ...]."""
 
 import sys
 
@@ -9,9 +9,9 @@ from qil_jax.training.disk import quiet_late_errors
 
 
 def main(argv: list[str]) -> int:
-    """Parse, check, train, export.
+    """Parse the arguments, check the experiment, train, and export.
 
-    Returns 0 when finished or stopped by a signal, 2 for what cannot be done, 130 after Ctrl-C where there was nothing
+    Returns the exit status: 0 if finished or stopped by a signal, 2 for unusable input, 130 after a Ctrl-C with nothing
     to save.
     """
     arguments = parse_arguments(argv)
@@ -23,8 +23,8 @@ def main(argv: list[str]) -> int:
 
 
 def run(arguments: Arguments) -> int:
-    """Train as the command line says; the exit status."""
-    # The heavy imports wait until the arguments make sense.
+    """Train by the arguments of the command line and return the exit status."""
+    # JAX is imported only after the arguments have been checked.
     from qil_jax.mesh import make_mesh
     from qil_jax.training.checkpoints import SaveError
     from qil_jax.training.config_file import load_experiment

@@ -1,4 +1,4 @@
-"""Qwen-Image-Layered in JAX/Flax: one picture in, N editable RGBA layers out."""
+"""Qwen-Image-Layered in JAX/Flax: decomposition of a picture into N editable RGBA layers."""
 
 import importlib
 from typing import Any
@@ -9,7 +9,7 @@ _HOMES = {
     "Request": "inference.request",
     "Settings": "inference.request",
 }
-"""Module of each public name; it is imported when the name is first asked for."""
+"""Module of each public name; it is imported on first access of the name."""
 __all__ = ["LayeredImage", "Pipeline", "Request", "Settings"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 

@@ -1,4 +1,4 @@
-"""What the programs' command lines have in common. Imports nothing heavy: --help must answer at once."""
+"""The argument parser that all programs share. It imports no JAX, so that --help is printed without delay."""
 
 import argparse
 import difflib
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows its description as it is written, and answers an unknown option with the nearest one that it has.
+    """An argument parser that keeps the line breaks of its description and suggests the nearest known option.
 
-    `elsewhere` ends that answer: where other options would have to stand.
+    `elsewhere` is appended to the message about unknown options, and says where other options belong.
     """
 
     def __init__(self, *, elsewhere: str = "", **options: Any):
@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         self.elsewhere = elsewhere
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As argparse does it, but unknown options are refused, all together and before anything else."""
+        """Parse arguments as argparse does, after a check that reports all unknown options together."""
         given = list(sys.argv[1:] if args is None else args)
         known = _options(self)
         before, _ = at_dashes(given)
@@ -31,19 +31,19 @@ class Parser(argparse.ArgumentParser):
 
 
 def at_dashes(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands before the first `--`, and what behind it."""
+    """The words before and after the first `--`."""
     end = words.index("--") if "--" in words else len(words)
     return list(words[:end]), list(words[end + 1 :])
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A question for the end of a message; nothing if no name is near."""
+    """A suggestion of the most similar known name, for the end of a message; empty if no name is similar."""
     found = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {found[0]}?)" if found else ""
 
 
 def _options(parser: argparse.ArgumentParser) -> set[str]:
-    """Those of a parser and of its subcommands."""
+    """The option strings of a parser and of its subcommands."""
     known = set()
     for action in parser._actions:
         known |= set(action.option_strings)

@@ -1,28 +1,28 @@
-"""The errors that the package raises for what it was given: their message names what is wrong, where, and the fix.
+"""The errors that the package raises for unusable input: their message names the problem, its place, and the fix.
 
-Programs catch `QilError` and `OSError` and end with a line; any other exception is a fault of the code and keeps its
+Programs catch `QilError` and `OSError` and exit with a one-line message; any other exception is a bug and keeps its
 traceback.
 """
 
 from collections.abc import Iterable
 
 SHOWN = 40
-"""Problems that a message lists; the others are counted."""
+"""Maximum number of problems that a message lists; further problems are only counted."""
 
 
 class QilError(ValueError):
-    """Something that was given cannot be used. The message names it and says what to do."""
+    """An input cannot be used. The message names the input and the fix."""
 
 
 class ProblemsError(QilError):
-    """Several things that were given cannot be used: all of them are listed together.
+    """Several inputs cannot be used; the message lists all of them.
 
     Attributes:
-      problems: one sentence each.
+      problems: one sentence for each problem.
     """
 
     def __init__(self, heading: str, problems: Iterable[str]):
-        """`heading`: the first line of the message, without its colon."""
+        """`heading` is the first line of the message, without its colon."""
         self.problems = tuple(problems)
         rest = len(self.problems) - SHOWN
         shown = [*self.problems[:SHOWN], *([f"... and {rest} more"] if rest > 0 else [])]

@@ -1,4 +1,4 @@
-"""Files and folders that are written atomically: they appear complete or not at all, however the program ends."""
+"""Atomic writing of files and folders: they appear complete or not at all, even if the program is killed."""
 
 import fcntl
 import json
@@ -19,13 +19,13 @@ from qil_jax.errors import QilError
 DRAFT = ".draft"
 """Suffix of the folder beside a destination in which its content is prepared: .NAME.RANDOM.draft."""
 MARK = "qil_jax_draft.json"
-"""The file that identifies a draft as ours; the program that writes the draft keeps it locked."""
+"""The file that marks a folder as a draft of this module; the program that writes the draft keeps it locked."""
 CONTENT = "content"
 """The folder in a draft that becomes the destination."""
 REPLACED = "replaced"
 """The folder in a draft that was the destination before."""
 YOUNG = 60.0
-"""Seconds for which a draft without a readable mark is taken for one that another program has just begun."""
+"""Seconds for which a draft without a readable mark is assumed to belong to a program that has just begun it."""
 
 
 def write_whole(file: epath.Path, data: bytes) -> None:
@@ -43,7 +43,7 @@ def text_beside(file: Path | epath.Path, suffix: str) -> str | None:
     """The text of the file with the same name but this suffix; None if there is no such file.
 
     Raises:
-      QilError: if it cannot be read, or is not UTF-8.
+      QilError: if the file cannot be read, or is not UTF-8.
     """
     beside = epath.Path(file).with_suffix(suffix)
     try:
@@ -87,7 +87,7 @@ def whole_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path
 def recover(folder: Path) -> None:
     """Remove the drafts of `whole_folder` that killed programs left in a folder, and restore what they were replacing.
 
-    Drafts of running programs stay, and so does everything without our mark.
+    Drafts of running programs and folders without a mark of this module stay.
     """
     for draft in folder.glob(f".*{DRAFT}"):
         if draft.is_symlink() or not draft.is_dir():

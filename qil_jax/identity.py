@@ -1,4 +1,4 @@
-"""Settings as JSON, and the fingerprints by which stored work is recognised as made under the same settings."""
+"""Settings as JSON, and fingerprints that identify the settings under which stored results were made."""
 
 import dataclasses
 import hashlib
@@ -10,10 +10,10 @@ from typing import Any
 
 
 def to_json(value: Any) -> Any:
-    """A config as JSON: dataclasses and mappings become objects, sequences lists, enums their values, paths text.
+    """A config as JSON: dataclasses and mappings become objects, sequences lists, enums their values, paths strings.
 
     Raises:
-      TypeError: if it holds anything that JSON cannot express.
+      TypeError: if the config holds a value that JSON cannot represent.
     """
     if isinstance(value, Enum):
         return value.value

@@ -1,26 +1,26 @@
-"""Bounds and choices of what may be asked for, and the words in which anything else is refused."""
+"""Bounds and choices of request options, and the messages for values outside them."""
 
 from enum import StrEnum
 
 RESOLUTION = 640
-"""The default bucket: pictures are resized to about this many pixels squared. The release also knows 1024."""
+"""The default bucket: pictures are resized to about this many pixels squared. The release also supports 1024."""
 MULTIPLE = 32
-"""Both sides of the model's picture are multiples of this many pixels."""
+"""Both sides of the model's input picture are multiples of this many pixels."""
 MAX_LAYERS = 20
-"""Most layers seen in training (arXiv 2512.15603, section 4.2)."""
+"""The largest number of layers in the release's training data (arXiv 2512.15603, section 4.2)."""
 MAX_SEED = 2**32 - 1
-"""jax.random.key takes 32 bits and would drop the rest."""
+"""The largest seed: jax.random.key uses 32 bits and would ignore higher ones."""
 
 
 class Rescale(StrEnum):
-    """What happens to the length of a guided velocity."""
+    """The rescaling of a guided velocity's norm."""
 
     NONE = "none"
-    NORM = "norm"  # each token's guided velocity gets the length of its conditional one
+    NORM = "norm"  # each token's guided velocity is rescaled to the norm of its conditional one
 
 
 def integer_problems(name: str, value: object, *, least: int, most: int | None = None) -> list[str]:
-    """What keeps a value from being an integer within bounds, in words; empty where nothing does."""
+    """The reasons why a value is not an integer within the bounds; empty if it is one."""
     if not isinstance(value, int) or isinstance(value, bool):
         return [f"{name} must be an integer, got {value!r}"]
     bounds = f"at least {least}" if most is None else f"from {least} to {most}"
@@ -28,6 +28,6 @@ def integer_problems(name: str, value: object, *, least: int, most: int | None =
 
 
 def resolution_problems(name: str, value: object) -> list[str]:
-    """What keeps a value from being a size bucket, in words; empty where nothing does."""
+    """The reasons why a value is not the side of a size bucket; empty if it is one."""
     fits = isinstance(value, int) and not isinstance(value, bool) and value >= MULTIPLE and value % MULTIPLE == 0
     return [] if fits else [f"{name} must be a multiple of {MULTIPLE}, got {value!r}"]

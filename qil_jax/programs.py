@@ -1,4 +1,4 @@
-"""How a program ends: an interrupt is heard while compiled code runs, and ends the program at once."""
+"""Exit statuses of programs, and immediate handling of Ctrl-C while compiled code runs."""
 
 import os
 import shlex
@@ -12,19 +12,19 @@ from typing import NoReturn, TypeVar
 from qil_jax.errors import QilError
 
 UNUSABLE = 2
-"""Exit status where what was given, or the machine, does not do."""
+"""Exit status after unusable input or an operating-system error."""
 INTERRUPTED = 130
-"""Exit status of what Ctrl-C has ended, as shells have it."""
+"""Exit status after Ctrl-C, by the convention of shells."""
 Value = TypeVar("Value")
 
 
 def interruptible(work: Callable[[], Value]) -> Value:
-    """The value of `work()`, which runs in a thread of its own.
+    """Run `work()` in a separate thread and return its value.
 
-    Python hears Ctrl-C between two steps of its main thread only, and a compiled loop of minutes is one step.
+    Python handles Ctrl-C only between two bytecode instructions of the main thread, so a compiled loop would delay it.
 
     Raises:
-      KeyboardInterrupt: at once; the work goes on until the process ends, see `leave`.
+      KeyboardInterrupt: on Ctrl-C, immediately; the work continues until the process ends, see `leave`.
     """
     future: Future[Value] = Future()
 
@@ -39,7 +39,7 @@ def interruptible(work: Callable[[], Value]) -> Value:
 
 
 def ended(main: Callable[[list[str]], int], argv: list[str]) -> int:
-    """The exit status of `main(argv)`; what it was given and cannot use, a failing disk and Ctrl-C become a line."""
+    """The exit status of `main(argv)`; a QilError, an OSError or Ctrl-C is reported in one line."""
     try:
         return main(argv)
     except KeyboardInterrupt:
@@ -54,12 +54,12 @@ def ended(main: Callable[[list[str]], int], argv: list[str]) -> int:
 
 
 def run_main(main: Callable[[list[str]], int]) -> NoReturn:
-    """A program: `main` with the words of its command line."""
+    """Run `main` on the command line's arguments and exit with its status."""
     leave(ended(main, sys.argv[1:]))
 
 
 def leave(status: int) -> NoReturn:
-    """End the process; after an interrupt without waiting for threads that still compute."""
+    """End the process; after an interrupt, do not wait for threads that still compute."""
     if status != INTERRUPTED:
         sys.exit(status)
     sys.stdout.flush()
@@ -68,7 +68,7 @@ def leave(status: int) -> NoReturn:
 
 
 def command(argv: Sequence[str]) -> str:
-    """How this program was called, to be called so again."""
+    """The shell command that runs this program again with the same arguments."""
     program = sys.argv[0]
     called = ["python", os.path.relpath(program)] if program.endswith(".py") else [Path(program).name]
     return shlex.join([*called, *argv])

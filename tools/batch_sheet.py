@@ -1,4 +1,4 @@
-"""The work of show_batch.py: a batch in words, and as a picture."""
+"""Implementation of show_batch.py: the description and the picture of a batch."""
 
 import argparse
 import io

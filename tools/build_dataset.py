@@ -38,7 +38,7 @@ def parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    """Build the dataset; 0 if there is one at the end, 1 if no document is kept."""
+    """Build the dataset; returns 0, or 1 if no document is kept."""
     own, for_beam = at_dashes(argv)
     args = parser().parse_args(own)
     problems = [

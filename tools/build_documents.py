@@ -1,4 +1,4 @@
-"""The work of build_dataset.py: from its command line to the dataset and the report."""
+"""Implementation of build_dataset.py: from its command line to the dataset and the report."""
 
 import argparse
 import dataclasses
@@ -31,11 +31,11 @@ Result = TypeVar("Result")
 
 
 class BuildError(QilError):
-    """What was asked cannot be done. The message says what is wrong, where, and how to mend it."""
+    """The build cannot be carried out. The message says what is wrong, where, and how to mend it."""
 
 
 def _tried(problems: list[str], function: Callable[..., Result], *args: Any) -> Result | None:
-    """The function's result; None if it refuses, for the reason that the list then has."""
+    """The function's result; None if it raises an error, whose message is appended to `problems`."""
     try:
         return function(*args)
     except (OSError, QilError) as error:
@@ -44,10 +44,10 @@ def _tried(problems: list[str], function: Callable[..., Result], *args: Any) -> 
 
 
 def build(args: argparse.Namespace, for_beam: Sequence[str]) -> int:
-    """Build the dataset; 0 if there is one at the end, 1 if no document is kept.
+    """Build the dataset; returns 0, or 1 if no document is kept.
 
     Raises:
-      BuildError: for input that cannot be used, all of it before any document is read; and for a dataset that is there.
+      BuildError: before any document is read, if the input cannot be used; or if there is a dataset of other input.
     """
     out = epath.Path(args.out)
     problems: list[str] = []
@@ -77,7 +77,7 @@ def build(args: argparse.Namespace, for_beam: Sequence[str]) -> int:
 
 
 def disk_error(error: BaseException) -> str | None:
-    """The OSError behind what ended a build, in words; None if there is none. Beam's errors hold it in their text."""
+    """The message of the OSError that ended a build; None if there is none. Beam's errors hold it in their text."""
     if isinstance(error, OSError):
         return str(error)
     found = re.findall(r"^\w*Error: (\[Errno \d+\] [^\n]*)", str(error), re.MULTILINE)

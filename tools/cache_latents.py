@@ -2,7 +2,7 @@
 
 python tools/cache_latents.py RECORDS [...] --checkpoint FOLDER [--vae FOLDER] --out FOLDER --config configs/....py
 
-Sizes, buckets and layers are those of the config's loader. What was cut off goes on where it was.
+Sizes, buckets and layers are those of the config's loader. An interrupted run continues where it stopped.
 """
 
 from pathlib import Path

@@ -26,13 +26,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("destination", type=Path, help="folder to write, which appears whole")
     parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint at the destination")
     arguments = parser.parse_args(argv)
-    # The heavy imports wait until the arguments make sense.
+    # Heavy imports are deferred until the arguments are valid.
     from qil_jax.weights.convert import checkpoint_bytes, to_diffusers, to_orbax
 
     convert = dict(zip(DIRECTIONS, (to_orbax, to_diffusers), strict=True))[arguments.direction]
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of merging what there is nothing of
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns about a merge in which nothing is merged
     began = time.perf_counter()
-    total = cache(lambda: checkpoint_bytes(arguments.source))  # asked once the source is known to be sound
+    total = cache(lambda: checkpoint_bytes(arguments.source))  # read once the source is known to be sound
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), disable=not sys.stdout.isatty()) as progress:
         bar = progress.add_task(arguments.direction, total=None)

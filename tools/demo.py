@@ -21,7 +21,7 @@ PICTURES = {
 
 
 def main(argv: list[str]) -> int:
-    """Write a result folder for each picture, and say what is in them."""
+    """Write a result folder for each picture, and print their contents."""
     parser = Parser(description=__doc__)
     parser.add_argument(
         "--out", type=Path, default=Path("build/demo"), help="folder of the results (default %(default)s)"
@@ -33,10 +33,10 @@ def main(argv: list[str]) -> int:
 
 
 def decompose(out: Path, checkpoint: Path | None) -> None:
-    """The whole demonstration.
+    """Decompose the example pictures.
 
     Raises:
-      QilError: if something else stands where a result goes, before any compute.
+      QilError: before any compute, if the path of a result is occupied by something else.
     """
     from PIL import Image
 

@@ -3,7 +3,7 @@
 python tools/demo_training.py [--share 0.05] [--out build/demo_training]
 
 --share 1 runs everything to its end; a smaller share takes that part of all scenes and steps.
-What is there already is kept, so a run that was cut goes on.
+Existing results are kept, so an interrupted run continues.
 """
 
 import dataclasses
@@ -34,11 +34,11 @@ LEAST_STEPS = 12
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A file of configs/demo/ without its ending.
+    """One training run of the demonstration, defined by a file of configs/demo/.
 
     Attributes:
-      name: of the file.
-      shipped: step whose EMA weights are shipped; None is the last. A smaller share is a share of it.
+      name: name of the config file without its extension.
+      shipped: step whose EMA weights are shipped; None is the last. A run of a smaller share trains this share of it.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Run:
 
     @property
     def config(self) -> Path:
-        """The file."""
+        """Path of the config file."""
         return CONFIGS / f"{self.name}.py"
 
     def steps(self, whole: int, share: float) -> int:
-        """Steps of a run that takes a share of the `whole` steps of its config."""
+        """Number of steps of a run that takes a share of the `whole` steps of its config."""
         return whole if share == 1 else max(LEAST_STEPS, round((self.shipped or whole) * share))
 
 
@@ -71,16 +71,16 @@ ENVIRONMENT = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "PYTHONPATH": str(ROOT),
 }
-"""Two devices use both cores where convolutions are small; memory that is kept is faster than memory mapped anew."""
+"""Two devices use both cores where convolutions are small; retained memory is faster than newly mapped memory."""
 
 
 def datasets() -> dict[str, tuple[str, int]]:
-    """Name of each dataset to its preset of tools/make_scenes.py and its number of scenes."""
+    """Name of each dataset, with its preset of tools/make_scenes.py and its number of scenes."""
     return runpy.run_path(str(CONFIGS / "common.py"))["DATA"]
 
 
 class Recipe:
-    """The steps of the demonstration, in a folder; `share` is that of all scenes and steps."""
+    """The stages of the demonstration in a folder; `share` is the share of all scenes and training steps to run."""
 
     def __init__(self, out: Path, share: float):
         self.out, self.share = out, share
@@ -101,7 +101,7 @@ class Recipe:
         return folder
 
     def latents(self, experiment: "Experiment", config: Path) -> None:
-        """Encode the latents that a run reads; what is encoded already is kept."""
+        """Encode the latents that a run reads; existing ones are kept."""
         (source,) = experiment.data.sources
         name = Path(source).name.removeprefix("latents_")
         vae = self.out / "rgba_vae" / "checkpoint"
@@ -109,7 +109,7 @@ class Recipe:
         call("cache_latents", self.out / f"scenes_{name}", "--checkpoint", self.out / "base", *where)
 
     def train(self, run: Run) -> list[float]:
-        """Train a run, whole or a share of it, and return the losses of its metrics."""
+        """Train a run for its share of steps, and return its logged losses."""
         from qil_jax.training.config_file import load_experiment
         from qil_jax.training.experiment import Inputs
 
@@ -133,7 +133,7 @@ class Recipe:
         return [line["loss"] for line in lines if "loss" in line]
 
     def moved(self, path: str) -> str:
-        """A path that the configs name, in the folder of this demonstration."""
+        """A path that the configs name, relocated to the folder of this demonstration."""
         return str(self.out / Path(path).relative_to(WRITTEN_FOR))
 
 
@@ -143,14 +143,14 @@ def call(tool: str, *arguments: object) -> None:
 
 
 def python(*arguments: object) -> None:
-    """Run Python; raises CalledProcessError if it fails."""
+    """Run a Python program; raises CalledProcessError if it fails."""
     words = [sys.executable, *map(str, arguments)]
     print("$ python " + " ".join(words[1:]), flush=True)
     subprocess.run(words, check=True, env={**os.environ, **ENVIRONMENT})
 
 
 def main(argv: list[str]) -> int:
-    """Train everything and show how the losses fell; 1 if one did not."""
+    """Train all runs and print their losses; returns 1 if a loss did not fall."""
     parser = Parser(description=__doc__)
     parser.add_argument("--share", type=float, default=0.05, help="share of all scenes and steps (default 0.05)")
     parser.add_argument(

@@ -24,8 +24,8 @@ class Curves:
     """The losses of one run.
 
     Attributes:
-      name: title of its panel.
-      lines: (step, value) pairs by the name of the loss.
+      name: title of the run's panel.
+      lines: pairs (step, value) of each loss, by its name.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Measure a checkpoint, or layers made by anything else, on the records of a split (docs/evaluation.md).
+"""Measure a checkpoint, or layers made by other programs, on the records of a split (docs/evaluation.md).
 
 python tools/evaluate.py layers RECORDS --checkpoint FOLDER --out FOLDER     decompositions, by the LayerD protocol
 python tools/evaluate.py layers RECORDS --results FOLDER --out FOLDER        layers that are there already
@@ -71,10 +71,10 @@ def _add_layers(parse: argparse.ArgumentParser) -> None:
 
 
 def complete(arguments: argparse.Namespace) -> None:
-    """Put the shipped model in where no other is named, and a checkpoint's defaults where nothing was said.
+    """Complete the arguments: the shipped model if none is named, and the checkpoint's defaults for unset options.
 
     Raises:
-      QilError: if its qil.json cannot be used.
+      QilError: if the checkpoint's qil.json cannot be used.
     """
     if getattr(arguments, "results", None) is not None:
         defaults = Defaults()
@@ -89,7 +89,7 @@ def complete(arguments: argparse.Namespace) -> None:
 
 
 def problems_of(arguments: argparse.Namespace) -> list[str]:
-    """Everything that is wrong with the command line, one sentence each."""
+    """All problems of the command line, one sentence each."""
     from qil_jax.mesh import MeshShape
 
     found = []

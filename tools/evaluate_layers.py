@@ -1,4 +1,4 @@
-"""The runs of `evaluate.py layers`: decompose what is not decomposed yet, then score folders of layers."""
+"""Implementation of `evaluate.py layers`: decompose the remaining records, then score folders of layers."""
 
 import dataclasses
 import hashlib
@@ -37,7 +37,7 @@ class Prompts(StrEnum):
     """The prompt of a decomposition."""
 
     NONE = "none"
-    CAPTIONS = "captions"  # of the records; none where a record has none
+    CAPTIONS = "captions"  # the record's caption, or no prompt if it has none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,8 +45,8 @@ class Subset:
     """The first records of a split that have two layers or more, which the protocol needs.
 
     Attributes:
-      count: how many of the first records there are with those of fewer layers.
-      resolution: of the bucket that the model sees them at.
+      count: number of leading records considered, those of fewer layers included.
+      resolution: resolution of the bucket at which the model decomposes the records, in pixels.
     """
 
     source: RecordSource
@@ -76,7 +76,7 @@ class Subset:
 
     @property
     def numbers(self) -> list[int]:
-        """Of the records."""
+        """Numbers of the records."""
         return np.flatnonzero(self.facts.layers[: self.count] >= 2).tolist()
 
     def size(self, number: int) -> tuple[int, int]:
@@ -85,19 +85,19 @@ class Subset:
         return width, height
 
     def bucket(self, number: int) -> tuple[int, int]:
-        """Width and height that the model sees it at."""
+        """Width and height at which the model decomposes a record."""
         return bucket_size(*self.size(number), self.resolution)
 
     def record(self, number: int) -> Record:
         """Raises QilError naming a record that cannot be read."""
         try:
             return self.source[number]
-        except Exception as error:  # whatever a reader may raise, the user must learn of which record
+        except Exception as error:  # readers raise any error; the message must name the record
             raise QilError(f"{self.source.name(number)} cannot be read: {error}") from error
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the result, as JSON values. The records are identified by all sizes, layer counts and
-        lengths of captions, and by the pixels of the first one."""
+        """All settings that determine the result, as JSON values. The records are identified by all sizes, layer counts
+        and lengths of captions, and by the pixels of the first one."""
         first = self.record(self.numbers[0])
         digest = hashlib.sha256(self.facts.rows.tobytes() + composite_8bit(first.layers, first.size).tobytes())
         settings = {"split": self.split, "count": self.count, "resolution": self.resolution}
@@ -106,18 +106,18 @@ class Subset:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a checkpoint decomposes.
+    """Settings of the sampler with which a checkpoint decomposes.
 
     Attributes:
-      checkpoint: its folder.
-      layers: number of layers; None is as many as the truth has.
-      prompts: none, or the records' captions.
-      steps: Euler steps.
-      guidance: guidance scale; 1 is none.
-      seed: of the noise; each record adds its number.
-      batch: pictures decomposed together.
-      dtype: compute precision; None is as stored.
-      mesh: sizes of mesh axes, such as "data=2"; empty is the first device.
+      checkpoint: folder of the checkpoint.
+      layers: number of layers to generate; None takes the true number.
+      prompts: prompts of the decompositions: none, or the records' captions.
+      steps: number of Euler steps of the sampler.
+      guidance: guidance scale; 1 means no guidance.
+      seed: random seed of the noise, to which each record's number is added.
+      batch: number of pictures decomposed together.
+      dtype: compute precision; None takes the precision of the stored weights.
+      mesh: sizes of mesh axes, such as "data=2"; empty means the first device only.
     """
 
     checkpoint: Path
@@ -131,23 +131,23 @@ class Sampling:
     mesh: str
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the result up to rounding, as JSON values; batch and mesh do not."""
+        """All settings that determine the result up to rounding, as JSON values; batch and mesh do not."""
         layers = "true" if self.layers is None else self.layers
         names = ("prompts", "steps", "guidance", "seed", "dtype")
         return {"layers": layers, **{name: getattr(self, name) for name in names}}
 
     def load(self) -> Pipeline:
-        """The checkpoint on the mesh."""
+        """Load the checkpoint onto the mesh."""
         mesh = make_mesh(MeshShape.parse(self.mesh)) if self.mesh else single_device_mesh()
         return Pipeline.load(self.checkpoint, mesh=mesh, dtype=self.dtype)
 
     def fingerprints(self) -> dict[str, str]:
-        """Of each part that a decomposition depends on."""
+        """Fingerprints of the checkpoint's components on which a decomposition depends, by component."""
         return {part: fingerprint(self.checkpoint, (part,)) for part in PARTS}
 
 
 def score_sampled(subset: Subset, sampling: Sampling, out: Path) -> str:
-    """Decompose the records of which OUT/samples holds nothing yet, and write the report of all of them to OUT.
+    """Decompose the records that OUT/samples does not hold yet, and write the report of all records to OUT.
 
     Raises:
       QilError: before any compute, if the checkpoint is not sound or OUT holds something else.
@@ -166,7 +166,7 @@ def score_sampled(subset: Subset, sampling: Sampling, out: Path) -> str:
 
 
 def score_results(subset: Subset, results: Path, out: Path) -> str:
-    """Write the report of layers that exist already to OUT.
+    """Write the report of existing layers to OUT.
 
     Raises:
       QilError: listing all results that are missing or do not fit, before any is scored.
@@ -186,14 +186,14 @@ def content(files: Mapping[int, Sequence[Path]]) -> str:
 
 
 def batches(subset: Subset, size: int) -> list[list[int]]:
-    """The records' numbers, so many at a time, records of one shape together: they share a compiled program."""
+    """The records' numbers in batches; the records of a batch have one shape, so that they share a compiled program."""
     shape = lambda number: (int(subset.facts.layers[number]), *subset.bucket(number), number)
     ordered = sorted(subset.numbers, key=shape)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 def decomposed(groups: Sequence[Sequence[int]], subset: Subset, sampling: Sampling, out: Path) -> Iterator[int]:
-    """Decompose batches, each whole so that a resumed run gives the same; yields numbers as they are saved."""
+    """Decompose whole batches, so that a resumed run gives the same result; yields numbers as they are saved."""
     pipeline = sampling.load()
     settings = Settings(steps=sampling.steps, guidance=sampling.guidance)
     for group in groups:
@@ -213,7 +213,7 @@ def request_for(number: int, subset: Subset, sampling: Sampling) -> Request:
         image=Image.fromarray(composite_8bit(record.layers, record.size)),
         layers=sampling.layers or min(max(2, shows), MAX_LAYERS),
         prompt=prompt,
-        negative_prompt=None if prompt == NO_PROMPT else NO_PROMPT,  # guided away from itself it would stay the same
+        negative_prompt=None if prompt == NO_PROMPT else NO_PROMPT,  # guidance between equal prompts has no effect
         resolution=subset.resolution,
         seed=sampling.seed + number,
     )
@@ -273,18 +273,18 @@ def _require_fitting(files: Sequence[Path], wanted: set[tuple[int, int]]) -> Non
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Pairs:
-    """Records beside what was made of them, one at a time in memory."""
+    """Records with their decompositions, loaded one at a time."""
 
     subset: Subset
     files: Mapping[int, Sequence[Path]]
 
     def read(self, number: int) -> tuple[TrueSample, list[np.ndarray]]:
-        """The truth at the size of what was made."""
+        """The reference, resized to the size of the decomposition, and the decomposition."""
         made = [np.asarray(Image.open(file).convert("RGBA")) for file in self.files[number]]
         return true_sample(self.subset.record(number), made[0].shape[1::-1]), made
 
     def results(self) -> Iterator[LayerResult | None]:
-        """In order of the records; None for one that shows fewer than two layers at the model's size."""
+        """Scores in the records' order; None for a record with fewer than two visible layers at the model's size."""
         for number in self.subset.numbers:
             true, made = self.read(number)
             yield scored(f"{number:05d}", true, made) if len(true.layers) >= 2 else None

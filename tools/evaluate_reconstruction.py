@@ -1,4 +1,4 @@
-"""The run of `evaluate.py reconstruction`: layers through the RGBA-VAE and back."""
+"""Implementation of `evaluate.py reconstruction`: reconstruction of layers by the RGBA-VAE."""
 
 import dataclasses
 import functools
@@ -36,19 +36,19 @@ NOT_RFID = "of mean-pooled last features of LPIPS's backbone: not the paper's rF
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """What is measured, and how.
+    """Settings of the measurement of reconstructions.
 
     Attributes:
-      records: a dataset, or folders of PNGs.
-      split: of the dataset.
-      out: folder of the report.
-      checkpoint: its RGBA-VAE is measured.
-      count: layers, of the first records.
-      size: bucket resolution in pixels; None is the records' own sizes.
-      batch: layers coded together.
-      lpips: file of LPIPS weights; None leaves LPIPS out.
-      dtype: compute precision; None is as stored.
-      mesh: sizes of mesh axes, such as "data=2"; empty is the first device.
+      records: path of a dataset, or of folders of PNGs.
+      split: split of the dataset.
+      out: folder to which the report is written.
+      checkpoint: folder of the checkpoint whose RGBA-VAE is measured.
+      count: number of layers to measure, taken from the first records.
+      size: resolution of the bucket in pixels; None keeps the records' own sizes.
+      batch: number of layers encoded and decoded together.
+      lpips: file of LPIPS weights; None omits LPIPS.
+      dtype: compute precision; None takes the precision of the stored weights.
+      mesh: sizes of mesh axes, such as "data=2"; empty means the first device only.
     """
 
     records: str
@@ -68,8 +68,8 @@ class TrueLayer:
     """A layer of a record.
 
     Attributes:
-      name: number of the record and of the layer in it.
-      category: ground or upper.
+      name: identifier made of the record's number and the layer's number in it.
+      category: GROUND for the bottom layer, UPPER for all others.
       pixels: straight RGBA [height, width, 4] of the whole canvas, uint8.
     """
 
@@ -79,14 +79,14 @@ class TrueLayer:
 
 
 class PerceptualMetric:
-    """LPIPS, and the features for the Frechet distance, from one file of weights."""
+    """LPIPS and the features of the Frechet distance, from one file of weights."""
 
     def __init__(self, file: Path):
         weights, self.backbone = load_lpips(file)
         self._measure = jax.jit(functools.partial(_measure, weights, self.backbone))
 
     def __call__(self, pairs: Sequence[tuple[RGB, RGB]]) -> tuple[float, np.ndarray]:
-        """Mean distance of pairs, and the features [pairs, 2, d] of both sides."""
+        """Mean LPIPS distance of the pairs, and the features [pairs, 2, d] of their images."""
         pictures = to_float(np.asarray(pairs)).swapaxes(0, 1)
         distances, features = self._measure(pictures)
         return float(np.mean(distances)), np.asarray(features).swapaxes(0, 1)
@@ -132,7 +132,7 @@ def score_reconstructions(job: Reconstruction) -> str:
 
 
 def sizes_of(source: RecordSource, job: Reconstruction) -> list[tuple[int, int]]:
-    """Width and height at which the layers of each record are measured, of as many records as are needed.
+    """Width and height at which each record's layers are measured, for as many records as are needed.
 
     Raises:
       QilError: listing records that are too small or too narrow.
@@ -156,7 +156,7 @@ def sizes_of(source: RecordSource, job: Reconstruction) -> list[tuple[int, int]]
 
 
 def identity(job: Reconstruction, source: RecordSource) -> dict[str, Any]:
-    """Everything that decides the result, as JSON values."""
+    """All settings that determine the result, as JSON values."""
     names = ("split", "count", "size", "dtype")
     return {
         "verb": "reconstruction",
@@ -168,7 +168,7 @@ def identity(job: Reconstruction, source: RecordSource) -> dict[str, Any]:
 
 
 def load_autoencoder(job: Reconstruction) -> Autoencoder:
-    """The RGBA-VAE alone."""
+    """Load the RGBA-VAE of the checkpoint."""
     channels = VAEConfig.from_json(component_config(job.checkpoint, Component.VAE)).input_channels
     if channels != 4:
         raise QilError(f"{job.checkpoint}: its VAE has {channels} channels, not the 4 of RGBA")
@@ -178,7 +178,7 @@ def load_autoencoder(job: Reconstruction) -> Autoencoder:
 
 
 def true_layers(source: RecordSource, sizes: Sequence[tuple[int, int]], count: int) -> Iterator[TrueLayer]:
-    """The first layers that show anything at their size, record by record, bottom to top."""
+    """The first layers with visible pixels, record by record, bottom to top."""
     found = 0
     for number, size in enumerate(sizes):
         for place, pixels in enumerate(true_sample(source[number], size).layers):
@@ -192,7 +192,7 @@ def true_layers(source: RecordSource, sizes: Sequence[tuple[int, int]], count: i
 def reconstructed(
     layers: Iterator[TrueLayer], batch: int, autoencoder: Autoencoder
 ) -> Iterator[tuple[TrueLayer, np.ndarray]]:
-    """Each layer and what the autoencoder makes of it; layers of one size are coded together."""
+    """Each layer with its reconstruction; layers of one size are encoded and decoded together."""
     for group in grouped(layers, batch):
         pixels = to_float(np.stack([layer.pixels for layer in group]))
         yield from zip(group, autoencoder.decode(autoencoder.encode(pixels)), strict=True)

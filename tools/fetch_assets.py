@@ -29,7 +29,7 @@ def parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    """Fetch the packages; 0 if all are there at the end, 1 if not."""
+    """Fetch the packages; returns 0 if all are present at the end, 1 if not."""
     args = parser().parse_args(argv)
     known = {package.name: package for package in PACKAGES}
     if args.list:

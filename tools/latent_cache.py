@@ -1,4 +1,4 @@
-"""The work of cache_latents.py: latents of all images and hidden states of all captions, shard by shard."""
+"""Implementation of cache_latents.py: latents of all images and hidden states of all captions, shard by shard."""
 
 import argparse
 import dataclasses
@@ -35,18 +35,18 @@ from qil_jax.training.config_file import load_experiment
 from qil_jax.weights import Component, component_config, fingerprint, load_component, require_sound
 
 SHARD = 512
-"""Records of a shard: an interrupted run loses at most the work on one."""
+"""Maximum number of records of a shard; an interrupted run loses at most the work on one shard."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Encoders:
-    """The encoders of images and captions, which take the mesh's rows at a time.
+    """The encoders of images and captions, each applied to as many rows at a time as the mesh holds.
 
     Attributes:
-      pictures: encoder of images.
-      captions: encoder of prompts.
-      placement: of rows on the mesh.
-      width: most tokens of a prompt.
+      autoencoder: RGBA-VAE that encodes images.
+      prompts: text encoder that encodes captions.
+      placement: placement of the rows of a batch on the mesh.
+      width: maximum number of tokens of a prompt.
     """
 
     autoencoder: Autoencoder
@@ -83,12 +83,12 @@ class Job:
     """The settings of a folder of latents.
 
     Attributes:
-      out: the folder.
-      config: of the loader that will read it.
+      out: folder to which the latents are written.
+      config: config of the loader that will read the latents.
       vae: fingerprint of the VAE.
       text_encoder: fingerprint of the text encoder.
-      no_prompt: the prompt that stands for none.
-      text: most tokens of a prompt.
+      no_prompt: prompt that replaces a missing caption.
+      text: maximum number of tokens of a prompt.
     """
 
     out: Path
@@ -114,7 +114,7 @@ def cache(arguments: argparse.Namespace, splits: Sequence[str]) -> None:
     """Encode the splits of the records that the command line names.
 
     Raises:
-      QilError: for input that cannot be used.
+      QilError: if the input cannot be used.
     """
     experiment = load_experiment(arguments.config)
     mesh = make_mesh(MeshShape.parse(arguments.mesh)) if arguments.mesh else single_device_mesh()

@@ -119,7 +119,7 @@ class Preset(StrEnum):
 
 QUIET = ("_mod.1.weight", "norm_out.linear.weight", "proj_out.weight", "addition_t_embedding.weight")
 QUIET_IN_VAE = (".conv2.weight", "attentions.0.proj.weight")
-"""Ends of the names of weights that begin at 0 for training: the output projections of residual branches."""
+"""Suffixes of the names of weights initialised to 0 for training: the output projections of residual branches."""
 
 
 def random_tensor(entry: "Entry", generator: np.random.Generator, preset: Preset) -> np.ndarray:
@@ -130,7 +130,7 @@ def random_tensor(entry: "Entry", generator: np.random.Generator, preset: Preset
         return np.ones(entry.shape, np.float32)
     if entry.path.endswith("bias") or (preset is Preset.TRAIN and entry.name.endswith(QUIET + QUIET_IN_VAE)):
         return np.zeros(entry.shape, np.float32)
-    taps = 3 if preset is Preset.TRAIN and entry.transform is Transform.TAP else 1  # of which a picture sees one
+    taps = 3 if preset is Preset.TRAIN and entry.transform is Transform.TAP else 1  # images use one of them
     fan_in = int(np.prod(entry.shape[1:])) // taps
     return (generator.standard_normal(entry.shape) / np.sqrt(fan_in)).astype(np.float32)
 
@@ -173,7 +173,7 @@ def write_checkpoint(
     preset: Preset = Preset.TRY,
     captions: Sequence[str] = (),
 ) -> None:
-    """All files of the layout that inference reads; `captions` are what the tokenizer learns words from."""
+    """Write all files of the layout that inference reads; the tokenizer is trained on `captions`."""
     from qil_jax.weights.tables.entries import Component
 
     configs = configs or (CONFIGS if preset is Preset.TRY else TRAIN_CONFIGS)

@@ -44,8 +44,8 @@ class BlockError:
     """Errors of one block.
 
     Attributes:
-      component: that the block belongs to.
-      block: its name.
+      component: component of the checkpoint to which the block belongs.
+      block: name of the block.
       largest: largest absolute error over the largest absolute value of the reference.
       mean: mean absolute error over the mean absolute value of the reference.
     """
@@ -175,7 +175,7 @@ def compare_transformer(checkpoint: Path, reference: Path) -> Iterator[BlockErro
 
 
 class Tensors:
-    """Released tensors of one component for torch modules, by way of safetensors' own reader."""
+    """Released tensors of one component, read by safetensors into torch modules."""
 
     def __init__(self, checkpoint: Path, component: Component):
         self._files: dict[str, tuple[Path, str]] = {}
@@ -203,14 +203,14 @@ class Tensors:
 
 
 class Parameters:
-    """Our parameters of one component for parts of a model, fp32."""
+    """Parameters of one component in fp32, read into single modules of this package's model."""
 
     def __init__(self, checkpoint: Path, component: Component):
         self.source: ParameterSource = open_source(checkpoint / component, component)
         self.targets: dict[str, Target] = targets(table_of(component, component_config(checkpoint, component)))
 
     def fill(self, module: nnx.Module, path: str, block: int | None = None) -> None:
-        """Set the parameters of a module that sits at `path`, or of one block of a stack of one."""
+        """Set the parameters of the module at `path`; with `block`, those of that block in a stack of depth one."""
         state = nnx.state(module, nnx.Param)
         for inner, parameter in nnx.to_flat_state(state):
             target = self.targets[slashed([path, *inner])]
@@ -221,7 +221,7 @@ class Parameters:
         nnx.update(module, state)
 
     def block(self, stack: nnx.Module, path: str, index: int) -> nnx.Module:
-        """One block, by way of a stack of one."""
+        """One block with its parameters, loaded through a stack of depth one."""
         self.fill(stack, path, index)
         return block_at(stack, 0)
 

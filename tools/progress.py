@@ -1,4 +1,4 @@
-"""Progress of a program: a bar on a terminal, a line every tenth otherwise."""
+"""Progress of a program: a bar on a terminal, otherwise a line for every tenth of the work."""
 
 import sys
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""The work of make_scenes.py: scenes from seeds, as a dataset or as files."""
+"""Implementation of make_scenes.py: scenes from seeds, as a dataset or as files."""
 
 import argparse
 import dataclasses
@@ -25,18 +25,18 @@ PRESETS = {"rich": SceneConfig(), "simple": SIMPLE, "grouped": GROUPED}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How all scenes are made.
+    """Distribution of the generated scenes.
 
     Attributes:
-      config: of the scenes.
-      assets: folder of pictures and fonts; None draws everything.
+      config: distribution of the scenes' contents.
+      assets: folder of pictures and fonts; None uses drawn shapes only.
     """
 
     config: SceneConfig
     assets: Path | None
 
     def scene(self, seed: int, split: str) -> Record:
-        """The scene of a seed, from the assets of a split alone."""
+        """The scene of a seed, made from the assets of one split only."""
         assets = None if self.assets is None else _assets(self.assets, split)
         return make_scene(seed, self.config, assets)
 
@@ -51,10 +51,10 @@ def _assets(folder: Path, split: str) -> Assets:
 
 
 def write_scenes(args: argparse.Namespace, for_beam: Sequence[str]) -> None:
-    """Write what the command line asks for; it appears whole.
+    """Write the scenes that the command line asks for, atomically.
 
     Raises:
-      QilError, OSError: for assets that cannot be used, a folder that holds something already, and Beam's options.
+      QilError, OSError: if assets or Beam's options cannot be used, or the folder is not empty.
     """
     config = PRESETS[args.preset]
     config = dataclasses.replace(config, side=config.side if args.side is None else args.side)
@@ -73,7 +73,7 @@ def write_scenes(args: argparse.Namespace, for_beam: Sequence[str]) -> None:
 
 
 def _contents(seeds: range, recipe: Recipe) -> Contents:
-    """The scenes in splits of consecutive seeds, each of assets of its own."""
+    """The scenes in splits of consecutive seeds; splits share no assets."""
     splits, start = {}, 0
     for split, share in SPLITS.items():
         stop = len(seeds) if split == "test" else start + round(share * len(seeds))

@@ -1,6 +1,6 @@
 """Make a trained demonstration checkpoint what the package ships: bf16, with its defaults in qil.json.
 
-python tools/ship.py CHECKPOINT [--overwrite]     into qil_jax/shipped/demonstration; judge it first (docs/demo.md)
+python tools/ship.py CHECKPOINT [--overwrite]     into qil_jax/shipped/demonstration; evaluate it first (docs/demo.md)
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ DEFAULTS = Defaults(
 
 
 def ship(checkpoint: Path, destination: Path) -> int:
-    """Write the checkpoint into the folder, whole, and return its size in bytes.
+    """Write the checkpoint into the folder atomically, and return its size in bytes.
 
     Raises:
       QilError: if the checkpoint is not sound, or too large to be shipped.

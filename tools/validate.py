@@ -37,7 +37,7 @@ def parsed(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     """Check; returns 0 for a sound checkpoint, 1 for one that is not."""
     arguments = parsed(argv)
-    from tools.validate_checkpoint import validate  # heavy, so not before the arguments make sense
+    from tools.validate_checkpoint import validate  # heavy, so deferred until the arguments are valid
 
     return validate(arguments)
 

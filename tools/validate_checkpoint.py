@@ -1,4 +1,4 @@
-"""The work of validate.py: from its command line to tables, checksums and an exit status."""
+"""Implementation of validate.py: from its command line to tables, checksums and an exit status."""
 
 import argparse
 import math
@@ -30,7 +30,7 @@ from qil_jax.weights.values import TensorValues, checkpoint_values, differences,
 
 
 def structure(checkpoint: Path) -> Table:
-    """What a sound checkpoint holds, one row a component."""
+    """Table of the contents of a sound checkpoint, one row per component."""
     table = Table("component", "layout", "tensors", "parameters", "dtypes", "names and shapes of")
     for component in Component:
         entries = table_of(component, component_config(checkpoint, component))
@@ -63,7 +63,7 @@ def numerics(checkpoint: Path, reference: Path, tolerance: float, console: Conso
 
 
 def values(checkpoint: Path, console: Console) -> tuple[dict[str, TensorValues], int]:
-    """Read every tensor and print what stands out; also returns how many tensors hold NaN or infinities."""
+    """Read every tensor and print anomalies; returns the statistics of each and the number with NaN or infinities."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, disable=not sys.stdout.isatty()) as progress:
         bar = progress.add_task("values", total=checkpoint_bytes(checkpoint))
@@ -107,7 +107,7 @@ def validate(arguments: argparse.Namespace) -> int:
 
 
 def checked(arguments: argparse.Namespace, reference: Path, sums: Mapping[str, Any] | None, console: Console) -> int:
-    """What is asked beyond the structure of a checkpoint whose structure is sound; the exit status."""
+    """Make the requested checks beyond the structure, which is sound, and return the exit status."""
     console.print(structure(arguments.checkpoint))
     failed = 0
     if arguments.values or arguments.checksums is not None or sums is not None:

@@ -1,4 +1,4 @@
-"""What the runs of the demonstration model share: 64-pixel scenes on two cores (docs/demo.md)."""
+"""Constants and helpers shared by the demonstration model's configs: 64-pixel scenes, two CPU cores (docs/demo.md)."""
 
 from qil_jax.loader.buckets import BucketConfig
 from qil_jax.loader.config import LoaderConfig, Workers
@@ -13,22 +13,22 @@ PRECISION = Precision.FP32  # a CPU is slow in bf16
 
 
 def scenes_of(data: str) -> str:
-    """Where tools/demo_training.py puts the scenes of one of its datasets."""
+    """The folder to which tools/demo_training.py writes the scenes of a dataset."""
     return f"{FOLDER}/scenes_{data}"
 
 
 def latents_of(data: str) -> str:
-    """Where it puts their latents."""
+    """The folder to which tools/demo_training.py writes the cached latents of a dataset."""
     return f"{FOLDER}/latents_{data}"
 
 
 def run_of(name: str) -> str:
-    """The checkpoint that a run leaves; a run is named as its config's file."""
+    """The checkpoint folder that a run exports; a run has the name of its config file."""
     return f"{FOLDER}/{name}/checkpoint"
 
 
 DATA = {"grouped": ("grouped", 60_000), "ordered_8000": ("simple", 8_000), "ordered": ("simple", 60_000)}
-"""Each dataset's preset of tools/make_scenes.py and number of scenes."""
+"""The preset of tools/make_scenes.py and the number of scenes of each dataset."""
 RUNS = {
     "stage1_text_to_rgba": (BASE, "grouped"),
     "stage2_text_to_layers": (run_of("stage1_text_to_rgba"), "grouped"),
@@ -36,16 +36,16 @@ RUNS = {
     "stage3_image_to_layers_ordered": (run_of("stage3_image_to_layers"), "ordered_8000"),
     "stage3_image_to_layers_long": (run_of("stage3_image_to_layers_ordered"), "ordered"),
 }
-"""What each diffusion run starts from, and whose latents it reads."""
+"""The initial checkpoint of each diffusion run, and the dataset whose cached latents it reads."""
 
 
 def made(folder: str, command: str, *needs: str) -> Made:
-    """By a command as one writes it at the root of the repository."""
+    """A folder made by a Python command that is run at the root of the repository."""
     return Made(folder=folder, command=f"python {command}", needs=needs)
 
 
 def made_by() -> tuple[Made, ...]:
-    """How everything is made that these runs read, at the full size of tools/demo_training.py."""
+    """The commands that make every folder these runs read, at the full size of tools/demo_training.py."""
     assets, base = f"{FOLDER}/assets", f"--preset train --captions {scenes_of('grouped')}"
     makers = [
         made(assets, f"tools/fetch_assets.py --out {assets}"),
@@ -71,7 +71,7 @@ def made_by() -> tuple[Made, ...]:
 
 
 def loader(rows: int, mix: tuple[tuple[Task, float], ...], *, pictures: int, flatten: float = 0.3) -> LoaderConfig:
-    """Rows of so many pictures each."""
+    """A loader config whose rows hold `pictures` pictures each."""
     buckets = BucketConfig(
         resolutions=(SIDE,),
         aspect_ratios=((1, 1),),

@@ -1,4 +1,4 @@
-"""What the diffusion runs of the demonstration model share."""
+"""Configs shared by the diffusion runs of the demonstration model."""
 
 from configs.demo.common import PRECISION, RUNS, VAE, WORKERS, latents_of, loader, made_by
 from qil_jax.flow.loss import FlowLoss
@@ -38,7 +38,7 @@ def diffusion(
 
 
 def adamw(learning_rate: float, *, final_fraction: float | None = None) -> OptimiserConfig:
-    """The optimiser of all diffusion runs: constant after the warm-up, or down a cosine to a fraction of the peak."""
+    """AdamW with a learning rate that, after the warm-up, stays constant or decays by a cosine to `final_fraction`."""
     return OptimiserConfig(
         learning_rate=learning_rate,
         schedule=LRSchedule.CONSTANT if final_fraction is None else LRSchedule.COSINE,
@@ -50,7 +50,7 @@ def adamw(learning_rate: float, *, final_fraction: float | None = None) -> Optim
 
 
 def image_to_layers(run: str, *, steps: int, final_fraction: float | None = None) -> Experiment:
-    """A run of stage 3. A picture's decomposition is settled at high noise, and no prompt is the usual case."""
+    """A run of stage 3. High noise levels decide the decomposition, and inference mostly has an empty prompt."""
     return diffusion(
         run,
         Stage.IMAGE_TO_LAYERS,

@@ -1,4 +1,4 @@
-"""The demonstration model's RGBA-VAE, from nothing."""
+"""The demonstration model's RGBA-VAE, trained from random initialisation."""
 
 from configs.demo.common import BASE, PRECISION, WORKERS, loader, made_by, scenes_of
 from qil_jax.loader.tasks import Task
@@ -9,7 +9,7 @@ from qil_jax.training.vae_loss import Reconstruction, VAELoss
 
 
 def config() -> Experiment:
-    """One picture a row: a composite or a layer of a scene."""
+    """Each row holds one picture: a composite or a layer of a scene."""
     return Experiment(
         stage=Stage.RGBA_VAE,
         start=Start(checkpoint=BASE),

@@ -1,4 +1,4 @@
-"""The demonstration model, stage 1: a caption to the flat picture, or to its foreground with alpha."""
+"""Stage 1 of the demonstration model: from a caption to the flat picture, or to its foreground with alpha."""
 
 from configs.demo.diffusion import adamw, diffusion
 from qil_jax.flow.loss import FlowLoss
@@ -8,7 +8,7 @@ from qil_jax.training.stages.kinds import Stage
 
 
 def config() -> Experiment:
-    """Both tasks half of the time."""
+    """Each of the two tasks is drawn with probability 1/2."""
     return diffusion(
         "stage1_text_to_rgba",
         Stage.TEXT_TO_RGBA,

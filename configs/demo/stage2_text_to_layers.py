@@ -1,4 +1,4 @@
-"""The demonstration model, stage 2: a caption to the composite and its layers."""
+"""Stage 2 of the demonstration model: from a caption to the composite and its layers."""
 
 from configs.demo.diffusion import adamw, diffusion
 from qil_jax.flow.loss import FlowLoss
@@ -8,7 +8,7 @@ from qil_jax.training.stages.kinds import Stage
 
 
 def config() -> Experiment:
-    """From stage 1."""
+    """The run starts from the checkpoint of stage 1."""
     return diffusion(
         "stage2_text_to_layers",
         Stage.TEXT_TO_LAYERS,

@@ -1,7 +1,7 @@
 """Detection of anomalous content, such as mosaics and blurs over faces or numbers, and watermarks.
 
 arXiv 2512.15603, section 4.1, filters such layers without naming a detector (docs/specification.md, 9). `PatchDetector`
-finds mosaic and blur; anything else is left to a user's own model behind the same protocol.
+finds mosaic and blur; other anomalies need a user's own detector, an `AnomalyDetector`.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from qil_jax.layers.compositing import over_white
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Anomaly:
-    """A detection.
+    """One anomaly found in a layer.
 
     Attributes:
-      kind: what was found, as "mosaic".
-      box: left, top, right, bottom in pixels of the canvas.
+      kind: class of the anomaly, such as "mosaic".
+      box: bounding box (left, top, right, bottom) of the anomaly in pixels of the canvas.
     """
 
     kind: str
@@ -51,8 +51,8 @@ class PatchDetector:
     a sharp photograph is no blur of it. Of 300 scenes with landscapes one is refused.
 
     Attributes:
-      blocks: sizes of a mosaic's squares that are searched for, in pixels.
-      min_area: least area of a patch, as a share of the image, in [0, 1].
+      blocks: side lengths, in pixels, of the mosaic squares that are searched for.
+      min_area: least area of a reported patch as a share of the image, in [0, 1].
       max_flatness: share, in [0, 1], of pixels equal to their neighbours above which an image counts as drawn.
     """
 
@@ -112,7 +112,7 @@ def _cells(x: Float[np.ndarray, "y x"], block: int) -> Float[np.ndarray, "rows b
 
 
 def _blur(grey: Float[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
-    """Pixels of soft regions that end abruptly in a sharp image; regions out of a lens's focus fade instead."""
+    """Pixels of soft regions that end abruptly in a sharp image; defocused regions fade instead."""
     fine = ndimage.uniform_filter(np.abs(ndimage.laplace(grey)), 17)
     coarse = np.sqrt(np.maximum(ndimage.uniform_filter(grey**2, 33) - ndimage.uniform_filter(grey, 33) ** 2, 0))
     sharp = np.median(fine)
@@ -129,7 +129,7 @@ def _blur(grey: Float[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
 
 
 def _is_put_on(box: tuple[int, int, int, int], shape: tuple[int, ...]) -> bool:
-    """Whether a soft region may be man-made: inside the image, neither thin, tiny nor huge, unlike a sky."""
+    """Whether a soft region may be an edit: inside the image, neither thin, tiny nor huge, unlike a sky."""
     width, height = box[2] - box[0], box[3] - box[1]
     inside = box[0] > 0 and box[1] > 0 and box[2] < shape[1] and box[3] < shape[0]
     return inside and min(width, height) >= 24 and max(width, height) <= min(3 * min(width, height), min(shape) // 2)

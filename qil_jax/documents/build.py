@@ -1,4 +1,4 @@
-"""Documents to the contents of a dataset, by Apache Beam or in a plain loop.
+"""Conversion of documents to the contents of a dataset, by Apache Beam or in a plain loop.
 
 A build has three steps of one Beam job each: every document is prepared by itself (`prepare.py`); near-duplicates are
 dropped, and the others are captioned; those that have a caption are written (`dataset.py`). Intermediate results are
@@ -30,12 +30,12 @@ WORK = ".work"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workplace:
-    """What the steps of a build share.
+    """Settings that all steps of a build share.
 
     Attributes:
-      config: limits and thresholds.
-      work: folder of intermediate results.
-      options: of Beam; None: a plain loop instead.
+      config: limits and thresholds of the preparation.
+      work: folder in which intermediate results are kept.
+      options: options of the Beam pipeline; None runs a plain loop instead.
     """
 
     config: PrepareConfig
@@ -44,7 +44,7 @@ class Workplace:
 
     @property
     def done(self) -> epath.Path:
-        """The folder of results under this config."""
+        """Folder of the results that this config produced."""
         return self.work / self.config.fingerprint
 
 
@@ -89,7 +89,7 @@ class _Captioning:
 
 
 def _run(step: str, make: Callable[[], Any], items: Sequence[tuple[Any, ...]], place: Workplace) -> list[ReportRow]:
-    """The rows `make()(*item)` of all items, in their order, by Beam or in a loop."""
+    """The rows `make()(*item)` of all items in their order, computed by Beam or in a loop."""
     if place.options is None:
         worker = make()
         rows = [worker(*item) for item in items]
@@ -104,7 +104,7 @@ def _run(step: str, make: Callable[[], Any], items: Sequence[tuple[Any, ...]], p
 
 
 class _Step(beam.DoFn):
-    """A step in a worker that is kept between bundles; rows go to files, as not every runner can return them."""
+    """Beam transform whose worker is kept between bundles; rows go to files, as not every runner can return them."""
 
     def __init__(self, make: Callable[[], Any], folder: str):
         self.make, self.folder = make, folder

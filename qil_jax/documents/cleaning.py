@@ -24,8 +24,8 @@ class Cleaned:
     """A document after cleaning.
 
     Attributes:
-      layers: that are left, bottom to top.
-      decisions: what was changed, one sentence each.
+      layers: layers that remain, bottom to top.
+      decisions: changes made to the document, one sentence each.
       counts: number of layers that each rule removed.
     """
 

@@ -20,9 +20,9 @@ class BuildInfo:
     """Provenance of a dataset.
 
     Attributes:
-      source: where documents come from whose sidecar does not name a source.
-      licence: of documents whose sidecar does not name one, as an SPDX expression.
-      citation: of the documents, in BibTeX.
+      source: origin of those documents whose sidecar does not name a source.
+      licence: licence of those documents whose sidecar does not name one, as an SPDX expression.
+      citation: publication to cite for the documents, in BibTeX.
     """
 
     source: str = ""
@@ -31,7 +31,7 @@ class BuildInfo:
 
 
 def features() -> tfds.features.FeaturesDict:
-    """The fields of an example, as `records.record.encode` gives them."""
+    """Types and shapes of the fields that `records.record.encode` returns for an example."""
     text = tfds.features.Text
     return tfds.features.FeaturesDict(
         {
@@ -57,11 +57,11 @@ def features() -> tfds.features.FeaturesDict:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contents:
-    """The examples of a dataset, not yet made.
+    """The examples of a dataset, which are computed when they are written.
 
     Attributes:
-      splits: for each split, a key and the arguments of `make` for each example.
-      make: gives the flat arrays and texts of an example, as `records.record.encode` does.
+      splits: split name to its examples, each a key and the arguments of `make`.
+      make: function that returns the flat arrays and texts of an example, as `records.record.encode` does.
     """
 
     splits: Mapping[str, Sequence[tuple[str, tuple[Any, ...]]]]
@@ -69,7 +69,7 @@ class Contents:
 
 
 class StableWriter(ExampleWriter):
-    """Writes the same bytes for the same examples.
+    """Shard writer whose output is a deterministic function of the examples.
 
     Protobuf orders the fields of a serialised example by a hash that differs between processes, so each is serialised
     once more, with sorted fields.
@@ -86,7 +86,7 @@ def _sorted(data: bytes) -> bytes:
 
 
 class LayeredDataset(tfds.core.BeamBasedBuilder):
-    """The builder by which tensorflow-datasets writes and describes the dataset."""
+    """The tensorflow-datasets builder that writes and describes the dataset."""
 
     VERSION = tfds.core.Version(VERSION)
     name = NAME
@@ -97,10 +97,10 @@ class LayeredDataset(tfds.core.BeamBasedBuilder):
         super().__init__(**options)
 
     def _log_download_bytes(self) -> None:
-        """Silent: nothing is downloaded."""
+        """Log nothing, because nothing is downloaded."""
 
     def _log_download_done(self) -> None:
-        """Silent likewise."""
+        """Log nothing, because nothing is downloaded."""
 
     def _example_writer(self) -> ExampleWriter:
         return StableWriter(self.info.file_format)
@@ -130,7 +130,7 @@ class LayeredDataset(tfds.core.BeamBasedBuilder):
 def write_dataset(
     contents: Contents, info: BuildInfo, out: epath.Path, options: PipelineOptions | None = None
 ) -> epath.Path:
-    """Write a tensorflow-datasets folder, which appears only when it is complete; its path.
+    """Write a tensorflow-datasets folder, which appears only when it is complete, and return its path.
 
     Raises:
       FileExistsError: if the folder exists.

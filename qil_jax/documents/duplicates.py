@@ -27,11 +27,11 @@ def near_duplicates(hashes: Mapping[str, int], max_bits: int) -> dict[str, str]:
     are compared.
 
     Args:
-      hashes: 64-bit hash by name.
-      max_bits: 0 to 15.
+      hashes: document name to its 64-bit hash.
+      max_bits: maximum Hamming distance of duplicates, 0 to 15.
 
     Raises:
-      QilError: for other `max_bits`.
+      QilError: if `max_bits` is outside this range.
     """
     if not 0 <= max_bits <= 15:
         raise QilError(f"max_bits is {max_bits}: take 0 (equal hashes) to 15 (alike)")

@@ -25,11 +25,11 @@ class Piece:
     """A layer in its own box, in the colour space of its document, straight alpha.
 
     Attributes:
-      colour: 8-bit channels of the document's colour mode.
-      alpha: 8 bit.
-      left: of the box on the canvas, in pixels.
-      top: of the box on the canvas, in pixels.
-      name: of the layer.
+      colour: colour channels in the document's colour mode, 8 bits each.
+      alpha: straight alpha channel, 8 bits.
+      left: x coordinate of the box's left edge on the canvas, in pixels.
+      top: y coordinate of the box's upper edge on the canvas, in pixels.
+      name: name of the layer.
     """
 
     colour: UInt8[np.ndarray, "y x c"]
@@ -40,19 +40,19 @@ class Piece:
 
     @property
     def box(self) -> Box:
-        """Its box on the canvas."""
+        """Left, top, right, bottom of the piece on the canvas."""
         height, width = self.alpha.shape[:2]
         return self.left, self.top, self.left + width, self.top + height
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Raster:
-    """An image of a part of the canvas.
+    """An image of a rectangle of the canvas, in floating point.
 
     Attributes:
-      colour: straight, in [0, 1].
-      alpha: in [0, 1].
-      box: of the part on the canvas.
+      colour: straight colour, in [0, 1].
+      alpha: opacity of each pixel, in [0, 1].
+      box: rectangle of the canvas that the image covers.
     """
 
     colour: Float[np.ndarray, "y x c"]
@@ -62,7 +62,7 @@ class Raster:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How much of a stack was adjusted.
+    """Extent of the adjustments that `fit` made to a stack.
 
     Attributes:
       repaired: share of the visible pixels in which a piece was overwritten.
@@ -87,7 +87,7 @@ def piece_of(raster: Raster, name: str) -> Piece | None:
 
 
 def flatten(pieces: Sequence[Piece], box: Box, channels: int) -> Raster:
-    """The alpha blend of the pieces over a clear ground. Memory: the box in fp32, whatever the number of pieces."""
+    """The alpha blend of the pieces over transparency. Memory: the box in fp32, independent of the number of pieces."""
     height, width = box[3] - box[1], box[2] - box[0]
     premultiplied = np.zeros((height, width, channels), np.float32)
     alpha = np.zeros((height, width, 1), np.float32)
@@ -125,12 +125,12 @@ def fit(pieces: list[Piece], wanted: Raster, name: str) -> Fit:
     and in pixels that still differ the topmost piece takes the wanted colour and alpha.
 
     Args:
-      pieces: bottom to top, changed in place.
+      pieces: the stack, bottom to top, which is changed in place.
       wanted: the target image.
-      name: of the piece that may be added.
+      name: name given to a piece that is added.
 
     Returns:
-      How much was adjusted.
+      The shares of pixels that were repaired or added.
     """
     channels = wanted.colour.shape[2]
     visible = max(1, np.count_nonzero(wanted.alpha > VISIBLE))

@@ -8,14 +8,14 @@ class PSDLimits:
     """Limits that a document must respect to be read.
 
     Attributes:
-      pixels: most pixels of its canvas.
-      max_alloc_bytes: most bytes that psd-tools may allocate for one image, by its own estimate.
+      pixels: maximum number of pixels of the canvas.
+      max_alloc_bytes: maximum number of bytes that psd-tools may allocate for one image, by its own estimate.
       recomposition_psnr: PSNR in dB that the layers' composite must reach against psd-tools' composite or the stored
         image.
-      stored_psnr: PSNR in dB that it must reach against the stored image, if there is one: below it psd-tools has
-        drawn another image altogether.
-      repaired: share, in [0, 1], of visible pixels above which a group is kept as one flat layer instead of its
-        repaired parts.
+      stored_psnr: PSNR in dB that the layers' composite must reach against the stored image, if there is one; below it
+        psd-tools does not render the document correctly.
+      repaired: share of repaired visible pixels, in [0, 1], above which a group is kept as one flat layer instead of
+        its repaired layers.
     """
 
     pixels: int = 64_000_000
@@ -31,11 +31,11 @@ class CleaningConfig:
 
     Attributes:
       contribution: a layer is dropped if the composite without it differs by no more than this, in values from 0 to 1.
-      min_side: least width and height of the canvas, in pixels.
-      min_layers: least number of layers after cleaning and merging.
-      max_layers: most layers; documents with more are merged down to this.
-      min_deviation: least standard deviation of the composite over white, in values from 0 to 255; a document below
-        it is flat.
+      min_side: minimum width and height of the canvas, in pixels.
+      min_layers: minimum number of layers after cleaning and merging.
+      max_layers: maximum number of layers; those of documents with more are merged.
+      min_deviation: minimum standard deviation of the composite over white, in values from 0 to 255; documents below
+        it are dropped as flat.
     """
 
     contribution: float = 1e-4

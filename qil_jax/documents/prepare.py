@@ -1,4 +1,4 @@
-"""One document to one record, with a row for the report; results are kept, so that no document is read twice.
+"""Conversion of a document to a record and a row of the report, cached so that no document is read twice.
 
 The steps follow arXiv 2512.15603, section 4.1 (docs/specification.md, 9).
 """
@@ -39,15 +39,15 @@ RULES = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """All settings on the way from a document to a record; results are reused only under equal settings.
+    """Settings of the conversion of documents to records; results are reused only under equal settings.
 
     Attributes:
-      psd: limits of a document.
+      psd: limits that a document must respect to be read.
       cleaning: thresholds of the cleaning rules.
-      process: time and memory of the process that reads a document.
-      file_bytes: most bytes of a file, checked before it is read.
-      duplicate_bits: documents whose 64-bit perceptual hashes differ in no more bits than this are duplicates, 0 to 15.
-      detectors: of anomalies; their settings are part of the fingerprint if they are dataclasses.
+      process: time and memory limits of the process that reads a document.
+      file_bytes: maximum size of a file in bytes, checked before the file is read.
+      duplicate_bits: maximum Hamming distance, 0 to 15, between the 64-bit perceptual hashes of near-duplicates.
+      detectors: anomaly detectors to apply; settings of those that are dataclasses are part of the fingerprint.
     """
 
     psd: PSDLimits = dataclasses.field(default_factory=PSDLimits)
@@ -76,7 +76,7 @@ class Preparer:
         self._sandbox = Sandbox(config.process)
 
     def __call__(self, path: str, name: str) -> ReportRow:
-        """The outcome for a document; its record is written beside the row if it is kept."""
+        """The report row of a document, beside which the record of a kept document is written."""
         file = epath.Path(path)
         try:
             size = file.stat().length
@@ -114,7 +114,7 @@ def prepare(data: bytes, config: PrepareConfig) -> tuple[dict[str, Any], bytes]:
     """The fields of a document's row, and its record as bytes. Runs in the sandbox.
 
     Raises:
-      Dropped: if it is not kept.
+      Dropped: if the document is not kept.
     """
     document = read_psd(data, config.psd)
     cleaned = clean(document.layers, document.size, config.cleaning, config.detectors)
@@ -138,7 +138,7 @@ def thumbnail(data: bytes, limits: PSDLimits) -> bytes:
     """The image that a document stores, reduced to THUMBNAIL, as PNG. Runs in the sandbox.
 
     Raises:
-      QilError: if it stores none.
+      QilError: if the document stores no image.
     """
     picture = PSDImage.open(io.BytesIO(data), max_alloc_bytes=limits.max_alloc_bytes).topil()
     if picture is None:
@@ -152,7 +152,7 @@ def load_record(done: epath.Path, digest: str) -> Record:
 
 
 def without_duplicates(rows: Sequence[ReportRow], config: PrepareConfig) -> list[ReportRow]:
-    """The rows, those of near-duplicates marked as dropped."""
+    """The rows, in which near-duplicates are marked as dropped."""
     hashes = {row.document: row.picture_hash for row in rows if row.reason is None}
     originals = near_duplicates(hashes, config.duplicate_bits)
     return [
@@ -172,6 +172,6 @@ def to_bytes(record: Record) -> bytes:
 
 
 def from_bytes(data: bytes) -> Record:
-    """The inverse of `to_bytes`."""
+    """Decode a record that `to_bytes` encoded."""
     fields, _, pixels = data.partition(b"\n")
     return decode({**json.loads(fields), "pixels": np.frombuffer(zlib.decompress(pixels), np.uint8)})

@@ -30,12 +30,13 @@ class PSDDocument:
     """A document as plain layers, bottom to top, and how well they reproduce its image.
 
     Attributes:
-      layers: in their own boxes on the canvas.
+      layers: plain layers, each in its own box on the canvas.
       size: width and height of the canvas in pixels.
-      mode: colour mode and bits per channel, as "RGB 8".
-      psnr_compositor: of the layers' composite against psd-tools' composite, in dB, as `layers.compositing.psnr`.
-      psnr_stored: of it against the image that the document stores, in dB; None if it stores none.
-      notes: what was worked into other layers, added, or could not be drawn, one sentence each.
+      mode: colour mode and bits per channel, such as "RGB 8".
+      psnr_compositor: PSNR in dB of the layers' composite against psd-tools' composite (`layers.compositing.psnr`).
+      psnr_stored: PSNR in dB of the layers' composite against the image that the document stores; None if it stores
+        none.
+      notes: content that was merged into other layers, added, or not rendered, one sentence each.
     """
 
     layers: tuple[BoxedLayer, ...]
@@ -53,7 +54,7 @@ def read_psd(data: bytes, limits: PSDLimits) -> PSDDocument:
     separate process with limits (`sandbox.py`).
 
     Raises:
-      Dropped: if it is unreadable, too large, without layers, or not expressible by alpha blending of layers.
+      Dropped: if the document is unreadable, too large, without layers, or not expressible by alpha blending of layers.
     """
     logging.getLogger("psd_tools").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
@@ -114,7 +115,7 @@ def _rgba(image: Image.Image) -> UInt8[np.ndarray, "y x 4"]:
 
 
 def _psnr_stored(ours: UInt8[np.ndarray, "y x 4"], stored: UInt8[np.ndarray, "y x 4"]) -> float:
-    """The highest PSNR under the conventions of writers: blended over white, with alpha, or straight without alpha."""
+    """The highest PSNR over conventions of stored images: blended over white, with alpha, or straight without alpha."""
     if stored.shape != ours.shape:
         return 0.0
     readings = [psnr(over_white(ours), over_white(stored)), psnr(ours, stored)]
@@ -174,7 +175,7 @@ class _Unpacking:
         self._settle(inner, wanted, base.name, scope)
 
     def _group(self, group: Group, scope: list[Piece], box: Box, *, trust: bool) -> None:
-        """Append a group, fitted on a scope of its own; `trust`: it consists of its children only and needs no fit."""
+        """Append a group, fitted on a scope of its own unless `trust` says that its children alone reproduce it."""
         if trust and group.blend_mode is BlendMode.PASS_THROUGH:
             self.items(group, scope, box)
             return
@@ -202,7 +203,7 @@ class _Unpacking:
         self.notes.append(f"'{layer.name}' knocks out what is below it, {result.repaired:.1%} repaired")
 
     def _settle(self, inner: list[Piece], wanted: Raster, name: str, scope: list[Piece]) -> None:
-        """Append a scope, fitted to its image; as one flat piece if too much of it would be repaired."""
+        """Append a scope fitted to its image, or one flat piece if too many of its pixels would be repaired."""
         kept = len(inner)
         result = fit(inner, wanted, name)
         if result.repaired > self.limits.repaired:

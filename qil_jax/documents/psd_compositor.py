@@ -47,7 +47,7 @@ def put(layer: Layer, backdrop: Raster, *, without_clips: bool = False) -> Raste
 
 
 def is_plain(layer: Layer) -> bool:
-    """Whether a layer consists of stored pixels and two opacities only."""
+    """Whether a layer consists only of stored pixels, an opacity and a fill opacity."""
     if layer.kind not in PLAIN_KINDS or not layer.has_pixels() or layer.has_vector_mask() or layer.has_mask():
         return False
     return not (len(layer.effects) or layer.has_stroke())

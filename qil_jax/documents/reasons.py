@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """The classes that reports count; the details are given beside them in words."""
+    """Class of the reason for which a document is dropped, as reports count it."""
 
     UNREADABLE = "unreadable"  # psd-tools or the file system cannot read it
     TOO_LARGE = "too large"  # its canvas, before any pixel is read
@@ -24,11 +24,11 @@ class Reason(StrEnum):
 
 
 class Dropped(Exception):  # noqa: N818 (an outcome, not an error)
-    """A document is left out; the build continues.
+    """Raised for a document that is left out of the dataset; the build continues.
 
     Attributes:
-      reason: its class.
-      detail: what exactly was wrong.
+      reason: class of the reason.
+      detail: description of the fault.
     """
 
     def __init__(self, reason: Reason, detail: str):

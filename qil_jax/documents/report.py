@@ -1,4 +1,4 @@
-"""The report of a build: counts and the outcome of every document as JSON, and with images as one HTML page."""
+"""The report of a build: counts and the outcome of every document, as JSON and as an HTML page with images."""
 
 import base64
 import html
@@ -40,7 +40,7 @@ def summary(rows: Sequence[ReportRow]) -> dict[str, Any]:
 
 
 def write_report(rows: Sequence[ReportRow], done: epath.Path, out: epath.Path) -> dict[str, Any]:
-    """Write `report.json` and `report.html` into `out`, with images from the work folder `done`; the summary."""
+    """Write `report.json` and `report.html` into `out`, with images from the folder `done`, and return the summary."""
     counted = summary(rows)
     (out / "report.json").write_text(json.dumps(counted, indent=1) + "\n")
     kept = [row for row in rows if row.reason is None]

@@ -16,22 +16,22 @@ class ReportRow:
     """The outcome for one document.
 
     Attributes:
-      document: its path, without the folder that all documents share.
-      digest: SHA-256 of its bytes, empty if it could not be read.
-      reason: for which it is dropped; None if it is kept.
-      detail: what exactly was wrong.
-      mode: colour mode and bits per channel, as "RGB 8".
+      document: path of the document relative to the folder that all documents share.
+      digest: SHA-256 of the document's bytes, empty if it could not be read.
+      reason: reason for which the document is dropped; None if it is kept.
+      detail: description of the fault, empty for a kept document.
+      mode: colour mode and bits per channel, such as "RGB 8".
       size: width and height of the canvas in pixels.
-      source: where it comes from, from its sidecar.
-      licence: of the document, from its sidecar.
-      category: of the document, from its sidecar.
+      source: origin of the document, read from its sidecar.
+      licence: licence of the document, read from its sidecar.
+      category: category of the document, read from its sidecar.
       layers_before: number of layers before cleaning.
       layers_after: number of layers after cleaning and merging.
-      psnr_compositor: of the layers' composite against psd-tools' composite, in dB.
-      psnr_stored: of the layers' composite against the stored image, in dB; None if there is none.
+      psnr_compositor: PSNR in dB of the layers' composite against psd-tools' composite.
+      psnr_stored: PSNR in dB of the layers' composite against the stored image; None if there is none.
       picture_hash: 64-bit perceptual hash of the composite.
-      notes: what reading changed or could not draw.
-      decisions: what cleaning changed.
+      notes: content that was changed or not rendered when the document was read, one sentence each.
+      decisions: changes made by cleaning, one sentence each.
     """
 
     document: str
@@ -52,12 +52,12 @@ class ReportRow:
     decisions: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The row as JSON."""
+        """The row encoded as JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "ReportRow":
-        """The inverse of `to_json`."""
+        """Decode a row that `to_json` encoded."""
         lists = {key: tuple(values[key]) for key in ("size", "notes", "decisions")}
         reason = None if values["reason"] is None else Reason(values["reason"])
         return cls(**{**values, **lists, "reason": reason})
@@ -67,7 +67,7 @@ def find_documents(source: str) -> list[epath.Path]:
     """Photoshop documents of a folder (with its subfolders), a glob, a bucket, or one file, sorted by path.
 
     Raises:
-      FileNotFoundError: if there is none.
+      FileNotFoundError: if there is no such document.
     """
     path = epath.Path(source)
     if path.is_dir():

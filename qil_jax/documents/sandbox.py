@@ -1,4 +1,4 @@
-"""Calls in a separate process with limits of time and memory: one that hangs or crashes costs one document only."""
+"""Calls in a separate process with limits on time and memory: a hang or crash loses one document only."""
 
 import dataclasses
 import math
@@ -21,12 +21,13 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessLimits:
-    """Limits of one call.
+    """Limits on the time and memory of one call.
 
     Attributes:
-      seconds: of CPU time, rounded up to whole seconds (RLIMIT_CPU); a busy machine does not shorten it.
-      patience: wall-clock limit as a multiple of `seconds`, for calls that sleep.
-      memory: bytes of address space beyond those the process starts with (RLIMIT_AS).
+      seconds: CPU time limit in seconds, rounded up to whole seconds (RLIMIT_CPU); the load of the machine does not
+        shorten it.
+      patience: wall-clock limit as a multiple of `seconds`, which ends calls that sleep.
+      memory: address space limit in bytes, beyond what the process uses at its start (RLIMIT_AS).
     """
 
     seconds: float = 60.0
@@ -35,9 +36,9 @@ class ProcessLimits:
 
 
 class Sandbox:
-    """Calls functions in one child process that is replaced whenever it breaks. Use as a context manager.
+    """Calls functions in a child process that is replaced when it dies or exceeds a limit. A context manager.
 
-    The standard pools wait for ever when a worker dies, and pebble's stalled when it replaced workers under load.
+    The standard library's pools hang when a worker dies, and pebble's stalled when it replaced workers under load.
     """
 
     CALLS = 200
@@ -50,11 +51,11 @@ class Sandbox:
         self._calls = 0
 
     def __call__(self, function: Callable[..., Result], *args: Any) -> Result:
-        """The function's result.
+        """Call a function in the child process and return its result.
 
         Raises:
           Dropped: if the function raised it, ran out of time or memory, or its process died.
-          Exception: any other that the function raised.
+          Exception: any other exception that the function raised.
         """
         pipe = self._ready()
         try:
@@ -77,7 +78,7 @@ class Sandbox:
         return result
 
     def _ready(self) -> Connection:
-        """The pipe to a child that waits for a call. Starting a child takes about a second, which no limit counts."""
+        """The pipe to an idle child. Its start takes about a second, which does not count towards the limits."""
         if self._pipe is None or self._calls >= self.CALLS:
             self.close()
             context = get_context("spawn")  # the parent has threads: it must not be forked
@@ -116,7 +117,7 @@ class Sandbox:
 
 
 def _serve(pipe: Connection, limits: ProcessLimits) -> None:
-    """The main loop of the child: answer calls until the pipe is closed."""
+    """Main loop of the child process: execute calls until the pipe is closed."""
     _confine(limits.memory)
     pipe.send("ready")
     while True:
@@ -145,7 +146,7 @@ def _confine(memory: int) -> None:
 
 
 def _allow(seconds: float) -> None:
-    """Limit the CPU time from now on; the system ends a process that takes more."""
+    """Limit the further CPU time of this process; the system ends a process that exceeds it."""
     _limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds))
 
 

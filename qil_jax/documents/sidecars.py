@@ -11,7 +11,7 @@ FIELDS = ("source", "licence", "category")
 
 
 def sidecar_fields(document: str) -> dict[str, str]:
-    """Those of FIELDS that the document's JSON sidecar has; without a sidecar, none.
+    """The fields, among FIELDS, of the document's JSON sidecar; empty without a sidecar.
 
     Raises:
       Dropped: if the file cannot be read, or is no JSON object of texts.

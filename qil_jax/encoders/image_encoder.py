@@ -1,4 +1,4 @@
-"""The RGBA-VAE on a mesh: pictures in and out of latents, for inference, training and caches of latents."""
+"""Encoding and decoding with the RGBA-VAE on a mesh, for inference, training and latent caches."""
 
 import functools
 from collections.abc import Callable
@@ -20,7 +20,7 @@ PLAIN_PIXELS = 1440 * 1440
 
 
 class Autoencoder:
-    """Encodes and decodes with bounded memory. Latents are normalised, and of pictures the posterior's mode."""
+    """An encoder and decoder with bounded memory. Latents are normalised; encoding returns the posterior's mode."""
 
     def __init__(self, vae: RGBAVAE, *, mesh: Mesh):
         self.config = vae.config
@@ -40,7 +40,7 @@ class Autoencoder:
         return self._by_device(run, pixels)
 
     def decode(self, latents: Float[np.ndarray, "b h w z"]) -> UInt8[np.ndarray, "b y x c"]:
-        """8-bit pictures of latents, in steps as `encode`."""
+        """8-bit pictures of latents: one picture per device at a time, tiles where a picture is large."""
         scale = self.config.scale_factor
         run = functools.partial(self._decode, self._state)
         if latents.shape[1] * latents.shape[2] * scale**2 > PLAIN_PIXELS:

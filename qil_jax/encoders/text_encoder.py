@@ -1,4 +1,4 @@
-"""Prompts to the hidden states that the transformer attends to (docs/specification.md, 5)."""
+"""Encoding of prompts as the hidden states that the transformer attends to (docs/specification.md, 5)."""
 
 import functools
 
@@ -14,7 +14,7 @@ from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.models.qwen2_5_vl import TextEncoder
 
 TEXT_BUCKET = 32
-"""Text is padded to a multiple of this many tokens, so that prompts of like length share a compiled program."""
+"""Text is padded to a multiple of this many tokens, so that prompts of similar length share a compiled program."""
 
 
 class PromptEncoder:
@@ -37,8 +37,8 @@ class PromptEncoder:
         Prompts are run one by one: a prompt's states do not depend on its neighbours, to the last bit.
 
         Args:
-          prompts: any strings; " " gives 6 vectors, "" gives 5.
-          max_tokens: states beyond this many are cut off at the end.
+          prompts: arbitrary strings; " " gives 6 vectors, "" gives 5.
+          max_tokens: maximum number of states per prompt; further ones are cut off.
         """
         return {prompt: self._encode(prompt)[:max_tokens] for prompt in dict.fromkeys(prompts)}
 

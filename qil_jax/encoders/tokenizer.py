@@ -1,4 +1,4 @@
-"""Prompts to token ids by the checkpoint's own tokenizer files (docs/specification.md, 5)."""
+"""Tokenization of prompts with the checkpoint's own tokenizer files (docs/specification.md, 5)."""
 
 from pathlib import Path
 
@@ -28,12 +28,12 @@ class PromptTokenizer:
 
         Raises:
           FileNotFoundError: if neither folder holds a tokenizer.
-          WeightsError: if the files cannot be read as one, or parts of it are missing.
+          WeightsError: if the files cannot be read as a tokenizer, or are incomplete.
         """
         return cls(read_tokenizer(checkpoint))
 
     def ids(self, prompt: str) -> list[int]:
-        """Ids of the whole template around a prompt, the first `drop` of them before it. Never cut."""
+        """Token ids of the template with the prompt inserted, never truncated; the first `drop` precede the prompt."""
         return self._encode(PREFIX + prompt + SUFFIX)
 
     def _encode(self, text: str) -> list[int]:

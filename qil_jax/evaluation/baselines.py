@@ -1,4 +1,4 @@
-"""Decompositions without a model, which a model has to surpass."""
+"""Decompositions that need no model, as lower bounds for the scores of a model."""
 
 from enum import StrEnum
 
@@ -11,7 +11,7 @@ RGBA = UInt8[np.ndarray, "y x 4"]
 
 
 class Baseline(StrEnum):
-    """Ways to make layers without a model."""
+    """Methods that decompose an image without a model."""
 
     INPUT = "input"  # the picture as every layer
     COLOURS = "colours"  # k-means of colours; the largest cluster is the bottom layer

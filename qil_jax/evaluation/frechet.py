@@ -10,7 +10,7 @@ def frechet_distance(first: Float[np.ndarray, "n d"], second: Float[np.ndarray, 
     """Squared Frechet distance between the normal distributions fitted to two sets of features.
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), covariances over n - 1. The matrix root is taken of this
-    symmetric form, by eigenvalues, so that it is real where covariances are singular, as with few features.
+    symmetric form, by eigenvalues, so that it is real even for the singular covariances of few features.
 
     Raises:
       QilError: if a set has fewer than two rows.

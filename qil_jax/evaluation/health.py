@@ -1,4 +1,4 @@
-"""Faults of a stack of layers that show without a reference: empty, duplicate and full-canvas layers, and overlap."""
+"""Faults of a stack of layers, measured without a reference: empty, duplicate, full-canvas and overlapping layers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class Health:
 
     Attributes:
       upper: number of layers above the bottom one.
-      empty: number of them that cover less than 0.1 % of the canvas.
-      duplicates: number of them that nearly equal a layer below, the bottom one included: n - 1 of n equal layers.
-        Empty layers are no duplicates.
-      full_canvas: number of them that cover more than 95 % of the canvas.
+      empty: number of upper layers that cover less than 0.1 % of the canvas.
+      duplicates: number of non-empty upper layers that nearly equal a layer below, the bottom one included: n - 1 of n
+        equal layers.
+      full_canvas: number of upper layers that cover more than 95 % of the canvas.
       overlap: share of the pixels covered by any upper layer that two or more cover, in [0, 1].
     """
 
@@ -43,7 +43,7 @@ class HealthRates:
     Attributes:
       empty: share of upper layers that are empty.
       duplicates: share of upper layers that are duplicates.
-      full_canvas: share of upper layers that cover the canvas.
+      full_canvas: share of upper layers that cover more than 95 % of the canvas.
       overlap: mean overlap of the stacks.
     """
 

@@ -18,7 +18,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings of an evaluation to its folder, or check that a folder to be resumed has the same ones.
 
     Args:
-      settings: everything that decides the result; compared as JSON.
+      settings: all settings that determine the result; they are compared as JSON.
 
     Raises:
       QilError: naming the settings that differ, or if the folder holds something else.

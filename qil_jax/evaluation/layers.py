@@ -1,4 +1,4 @@
-"""The LayerD protocol: a stack of layers against the true one (docs/specification.md, 10; arXiv 2509.25134).
+"""The LayerD protocol: comparison of a stack of layers with the true one (docs/specification.md, 10; arXiv 2509.25134).
 
 Both stacks are grouped by depth, aligned in order by dynamic time warping, and scored on the aligned pairs. Then, up to
 five times, the neighbours of either stack whose merging gains most are merged and all is scored again, so that a stack
@@ -92,7 +92,8 @@ def score_stacks(prediction: Sequence[Layer], reference: Sequence[Layer]) -> lis
     """The scores after 0, 1, ... merges, 5 at most; fewer where no merge helps.
 
     Args:
-      prediction, reference: layers of one size, bottom to top, ungrouped.
+      prediction: predicted layers, bottom to top, before any merging.
+      reference: true layers, likewise, of the same size.
 
     Raises:
       QilError: if there are fewer than two layers on a side (the protocol skips such samples), or sizes differ.
@@ -124,7 +125,7 @@ def at_level(scores: Sequence[Scores], level: int) -> Scores:
 
 
 def mean_scores(samples: Sequence[Sequence[Scores]]) -> list[Scores]:
-    """The mean over samples at each level."""
+    """The mean of each score over samples, for each number of merges."""
     fields = [field.name for field in dataclasses.fields(Scores)]
     levels = [[at_level(sample, level) for sample in samples] for level in range(LEVELS)]
     return [Scores(**{name: float(np.mean([getattr(s, name) for s in level])) for name in fields}) for level in levels]

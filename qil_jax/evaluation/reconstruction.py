@@ -23,7 +23,7 @@ WINDOW, SIGMA = 11, 1.5
 """Side and standard deviation of SSIM's Gaussian window in pixels."""
 RGB = UInt8[np.ndarray, "y x 3"]
 Metric = Callable[[RGB, RGB], float]
-"""The score of a picture against the true one."""
+"""A function that scores a picture against its reference."""
 
 
 def truncated_blend(picture: UInt8[np.ndarray, "y x 4"], background: Sequence[int]) -> RGB:
@@ -77,10 +77,10 @@ METRICS: dict[str, Metric] = {"psnr": psnr, "ssim": luma_ssim}
 def blended_pairs(
     picture: UInt8[np.ndarray, "_ _ 4"], true: UInt8[np.ndarray, "_ _ 4"]
 ) -> list[tuple[UInt8[np.ndarray, "y x 3"], UInt8[np.ndarray, "y x 3"]]]:
-    """A picture and the true one over each of the nine backgrounds, after JPEG.
+    """A picture and its reference, blended over each of the nine backgrounds and compressed as JPEG.
 
     Raises:
-      QilError: if sizes differ.
+      QilError: if the sizes of the two differ.
     """
     if picture.shape != true.shape:
         raise QilError(f"a reconstruction of shape {picture.shape} cannot be compared with {true.shape}")
@@ -89,7 +89,7 @@ def blended_pairs(
 
 
 def score_pairs(pairs: Sequence[tuple[RGB, RGB]], metrics: Mapping[str, Metric] = METRICS) -> dict[str, float]:
-    """The mean of each metric over pairs of a picture and the true one."""
+    """The mean of each metric over pairs of a picture and its reference."""
     return {name: float(np.mean([metric(*pair) for pair in pairs])) for name, metric in metrics.items()}
 
 

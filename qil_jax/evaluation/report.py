@@ -44,7 +44,7 @@ NEWER_LAYERS = {
         (0.0574, *_UNKNOWN, 0.0314), (0.8923, *_UNKNOWN, 0.9424)
     ),
 }  # fmt: skip
-"""The same from other sources, where only 0 and 5 merges are known."""
+"""RGB L1 and alpha soft IoU on Crello from other sources, which give only 0 and 5 merges."""
 PUBLISHED_LAYERS = {**PAPER_LAYERS, **NEWER_LAYERS}
 BASELINES = {Baseline.INPUT: "the picture as every layer", Baseline.COLOURS: "k-means of colours"}
 METRICS = {"l1": "RGB L1, lower is better", "iou": "Alpha soft IoU, higher is better"}
@@ -68,11 +68,11 @@ def write_layer_report(
     """Write samples.csv, summary.json, summary.md, and best.png, median.png, worst.png, together as report.png.
 
     Args:
-      show: from a sample's name to rows of pictures of it; called for three samples.
-      settings: how the samples were made and measured, for the summary.
+      show: function from a sample's name to rows of pictures that show it; called for three samples.
+      settings: settings of the decompositions and of the scores, which the summary lists.
 
     Returns:
-      the text of summary.md.
+      The text of summary.md.
 
     Raises:
       QilError: if there is no result.
@@ -109,7 +109,7 @@ def _layer_row(result: LayerResult) -> dict[str, Any]:
 
 
 def _layer_summary(group: Sequence[LayerResult]) -> dict[str, Any]:
-    """Means over a group of samples, for summary.json."""
+    """Means over a group of samples, as summary.json holds them."""
     return {
         "samples": len(group),
         **_levels([r.scores for r in group]),
@@ -175,8 +175,8 @@ def write_reconstruction_report(
 
     Args:
       rows: name, category and scores of each picture.
-      settings: how they were made and measured, for the summary.
-      frechet: Frechet distance of each category, if measured.
+      settings: settings of the reconstructions and of the scores, which the summary lists.
+      frechet: Frechet distance of each category; None if it was not measured.
 
     Raises:
       QilError: if there is no row.

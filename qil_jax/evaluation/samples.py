@@ -1,4 +1,4 @@
-"""A record as the sample of the LayerD protocol, and the scores of one decomposition of it."""
+"""Conversion of a record to a sample of the LayerD protocol, and the scores of a decomposition of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class TrueSample:
     """The reference of a decomposition, all pictures of one size.
 
     Attributes:
-      picture: the composite.
-      layers: its layers, bottom to top.
+      picture: composite of the layers, the input of a decomposition.
+      layers: true layers, bottom to top.
     """
 
     picture: RGBA
@@ -35,7 +35,7 @@ class LayerResult:
     Attributes:
       name: name of the sample.
       layers: number of true layers.
-      scores: scores after 0, 1, ... merges.
+      scores: scores of the decomposition after 0, 1, ... merges.
       recomposition: PSNR in dB of the blended layers against the picture, over black or white, whichever is lower.
       baselines: scores of as many layers made without a model.
       health: faults of the decomposition.

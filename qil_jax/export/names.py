@@ -1,4 +1,4 @@
-"""Layer names to file names that are valid on every system."""
+"""Conversion of layer names to file names that are valid on every system."""
 
 import re
 import unicodedata
@@ -7,7 +7,7 @@ RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt"
 
 
 def safe_name(name: str, fallback: str = "layer") -> str:
-    """Letters, digits, '.', '_' and '-' of any script, at most 60 UTF-8 bytes, never empty or reserved."""
+    """A file name of letters and digits of any script and '._-', at most 60 UTF-8 bytes, never empty or reserved."""
     text = unicodedata.normalize("NFC", name)
     text = re.sub(r"[^\w.-]+", "_", text).strip("._ ")
     text = text.encode()[:60].decode(errors="ignore")

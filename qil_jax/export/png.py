@@ -1,4 +1,4 @@
-"""A layered image as one PNG per layer."""
+"""Export of a layered image as one PNG per layer."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def write_pngs(layered: LayeredImage, folder: Path) -> list[Path]:
     """Write straight RGBA PNGs of the whole canvas, bottom first: `01_name.png`, `02_name.png`, ...
 
     Raises:
-      FileExistsError: if one of them exists.
+      FileExistsError: if one of these files exists.
     """
     files = []
     for i, (layer, name) in enumerate(zip(layered.layers, layered.names, strict=True), start=1):

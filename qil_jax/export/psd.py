@@ -1,4 +1,4 @@
-"""A layered image as a Photoshop document."""
+"""Export of a layered image as a Photoshop document."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ LONGEST_NAME = 255
 def write_psd(layered: LayeredImage, file: Path) -> None:
     """Write layers in tight boxes with their names, and their composite as the merged preview.
 
-    An empty layer is one transparent pixel. Colour under alpha 0 is kept inside a layer's box.
+    An empty layer is written as one transparent pixel. Colour under alpha 0 is kept inside a layer's box.
 
     Raises:
       QilError: if the canvas is larger than the format allows.
@@ -50,6 +50,6 @@ def write_psd(layered: LayeredImage, file: Path) -> None:
 
 
 def alpha_box(pixels: UInt8[np.ndarray, "y x 4"]) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right of the visible pixels; one pixel if there are none."""
+    """Top, left, bottom, right of the visible pixels; the box of one pixel if there are none."""
     left, top, right, bottom = visible_box(pixels[..., 3] > 0) or (0, 0, 1, 1)
     return top, left, bottom, right

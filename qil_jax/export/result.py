@@ -41,9 +41,9 @@ def write_result(
 
     Args:
       folder: the new folder; its parent is created if needed.
-      layered: the layers.
+      layered: layers of the decomposition.
       original: the 8-bit RGBA input, of the layers' size.
-      record: settings and timings for the JSON; names, checksums and recomposition PSNR are added.
+      record: settings and timings to be stored as JSON; names, checksums and recomposition PSNR are added.
       overwrite: whether an existing result is replaced.
 
     Returns:
@@ -51,7 +51,7 @@ def write_result(
 
     Raises:
       FileExistsError: if the folder exists and is not to be replaced.
-      ResultError: if it is to be replaced and is no result, or holds files that are not the result's.
+      ResultError: if the folder is to be replaced and is no result, or holds files that are not the result's.
     """
     if overwrite:
         require_replaceable(folder)
@@ -74,7 +74,7 @@ def write_result(
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The JSON of a result; None if there is none that can be read."""
+    """The JSON of a result; None if it is missing or unreadable."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -83,10 +83,10 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The JSON of a result whose files are all as they were written; None if there is no such folder.
+    """The JSON of a result whose files all match their checksums; None if there is no such folder.
 
     Raises:
-      ResultError: if something else is there, or a file of the result is missing or altered.
+      ResultError: if the path is no result, or a file of the result is missing or altered.
     """
     record = _result_at(folder)
     for name, sha256 in {} if record is None else record["files"].items():
@@ -102,7 +102,7 @@ def require_replaceable(folder: Path) -> None:
     """Check that a folder holds nothing but a result, so that replacing it loses nothing else.
 
     Raises:
-      ResultError: if there is anything else in it or in its place.
+      ResultError: if the folder holds other files, or the path is not a folder.
     """
     record = _result_at(folder)
     if record is None:

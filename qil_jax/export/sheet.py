@@ -1,4 +1,4 @@
-"""A contact sheet: the input, every layer on a checkerboard, and the layers' composite."""
+"""The contact sheet of a decomposition: the input, every layer on a checkerboard, and the layers' composite."""
 
 from pathlib import Path
 
@@ -25,9 +25,9 @@ def write_sheet(layered: LayeredImage, original: UInt8[np.ndarray, "y x 4"], fil
     """Write the sheet as PNG: input, layers bottom to top, recomposition, each with its caption below.
 
     Args:
-      layered: the layers.
+      layered: layers of the decomposition.
       original: the 8-bit RGBA input, of the layers' size.
-      file: the new file.
+      file: path of the new PNG file.
 
     Raises:
       FileExistsError: if the file exists.

@@ -1,7 +1,7 @@
 """The loss of rectified flow: noise levels, noised tokens, error of the velocity (docs/specification.md, 8).
 
 sigma is 1 at noise and 0 at data, as in diffusers: x = (1 - sigma) x0 + sigma noise, and the velocity is noise - x0.
-arXiv 2512.15603, 3.2, counts time the other way round.
+In arXiv 2512.15603, 3.2, time runs in the opposite direction.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ from qil_jax.errors import QilError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowLoss:
-    """Settings of the flow loss that arXiv 2512.15603 leaves open.
+    """Hyperparameters of the flow loss that arXiv 2512.15603 does not specify.
 
     Attributes:
       logit_mean: mean of the normal variable whose sigmoid is the unshifted noise level.
-      logit_std: standard deviation of that variable; not negative.
+      logit_std: standard deviation of the normal variable whose sigmoid is the unshifted noise level; not negative.
       shift: s in the shifted noise level s u / (1 + (s - 1) u), positive; None: sqrt(tokens / 256) of one picture.
       composite_weight: weight of the composite's tokens; not negative.
       layer_weight: weight of a layer's tokens; not negative.
       caption_dropout: share of samples whose prompt is replaced by `no_prompt`, in [0, 1].
-      no_prompt: the prompt of dropped captions, and the sampler's negative prompt.
+      no_prompt: prompt that replaces dropped captions, and the sampler's negative prompt.
     """
 
     logit_mean: float = 0.0

@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 Velocity = Callable[[Float[Array, "b t c"], Any], Float[Array, "b t c"]]
-"""The velocity of each token, from all tokens and the inputs of one step."""
+"""A function from all tokens and the inputs of one step to the velocity of each token."""
 
 
 def euler(
@@ -24,11 +24,11 @@ def euler(
 
     Args:
       velocity: the velocity field of the whole sequence.
-      tokens: noise where `is_target`, clean elsewhere; their dtype is that of the integration.
+      tokens: noise where `is_target`, clean latents elsewhere; the integration runs in their dtype.
       sigmas: decreasing noise levels per sample, ending in 0.
-      is_target: which tokens are integrated.
-      step_inputs: pytree whose leaves lead with the steps, handed to `velocity` one step at a time.
-      after_step: called while tracing with (step index, tokens), to place host callbacks.
+      is_target: true for tokens that are integrated.
+      step_inputs: pytree whose leaves have the steps as leading axis; `velocity` receives one step at a time.
+      after_step: function that is called during tracing with (step index, tokens), to insert host callbacks.
     """
     deltas = sigmas[1:] - sigmas[:-1]
 

@@ -17,7 +17,7 @@ CLASS = "FlowMatchEulerDiscreteScheduler"
 
 
 class TimeShift(StrEnum):
-    """How mu shifts a uniform grid u towards noise: mu u / (1 + (mu - 1) u), with e^mu for mu in EXPONENTIAL."""
+    """The shift of a uniform grid u towards noise: mu u / (1 + (mu - 1) u), with e^mu for mu in EXPONENTIAL."""
 
     LINEAR = "linear"
     EXPONENTIAL = "exponential"
@@ -25,12 +25,12 @@ class TimeShift(StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Keys of scheduler/scheduler_config.json that have an effect.
+    """The keys of scheduler/scheduler_config.json that affect sampling.
 
     Attributes:
-      time_shift_type: how mu shifts the grid.
-      use_dynamic_shifting: whether mu follows from the picture's size; else `shift` is used.
-      shift: constant mu where `use_dynamic_shifting` is off; positive.
+      time_shift_type: formula by which mu shifts the grid.
+      use_dynamic_shifting: whether mu is computed from the picture's size; otherwise mu is `shift`.
+      shift: value of mu, positive, if `use_dynamic_shifting` is false.
       shift_terminal: the last noise level before 0, to which the grid is stretched, in (0, 1); None: not stretched.
     """
 
@@ -44,7 +44,7 @@ class Schedule:
         """Parse the released JSON.
 
         Raises:
-          ConfigError: on an empty file, values of wrong types, and a scheduler, a shift type or a sigma spacing that
+          ConfigError: if the file is empty, a value has a wrong type, or the scheduler, shift type or sigma spacing
             is not supported.
         """
         problems = [] if values else ["it is empty: copy it from the release"]
@@ -69,7 +69,7 @@ class Schedule:
 
         Args:
           steps: number of Euler steps.
-          tokens: tokens of one picture, which set mu = sqrt(tokens / 256).
+          tokens: number of tokens of one picture, which determines mu = sqrt(tokens / 256).
 
         Raises:
           QilError: if steps < 1.

@@ -8,14 +8,14 @@ from qil_jax.inference.cli import Arguments, Ledger, parse_arguments, report, sh
 from qil_jax.programs import INTERRUPTED, command, interruptible, leave
 
 SKIPPED = 3
-"""Exit status where everything was done but for pictures that --skip-bad left out."""
+"""Exit status if all results were written except those of pictures that --skip-bad left out."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, check, load, decompose, report.
+    """Parse the arguments, check the inputs, load the checkpoint, decompose, and report.
 
     Returns:
-      The exit status: 2 for input that cannot be used, 3 where bad pictures were skipped, 130 after Ctrl-C.
+      The exit status: 2 for unusable input, 3 if bad pictures were skipped, 130 after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
     ledger = Ledger()
@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def decompose(arguments: Arguments, ledger: Ledger) -> None:
-    """Everything between the command line and the report; the ledger holds what was done, however it ends."""
-    # The heavy imports wait until the arguments make sense.
+    """Check the inputs, load the checkpoint and decompose; `ledger` records the results, also of an interrupted run."""
+    # JAX is imported only after the arguments have been checked.
     from qil_jax.files import recover
     from qil_jax.inference.checkpoint import Checkpoint
     from qil_jax.inference.job import JobError, plan_results, results_left, run_job
@@ -78,7 +78,7 @@ def decompose(arguments: Arguments, ledger: Ledger) -> None:
 
 
 def program() -> NoReturn:
-    """`main` as a process."""
+    """Run `main` on the command line's arguments as a program."""
     leave(main())
 
 

@@ -1,6 +1,6 @@
-"""Pictures of unlike sizes, layer counts and prompts laid out as one padded batch of token sequences.
+"""Layout of pictures with different sizes, layer counts and prompts as one padded batch of token sequences.
 
-A row of the batch is [composite, layer 1, ..., layer L, condition, padding]; positions and segment ids say the rest.
+A row of the batch is [composite, layer 1, ..., layer L, condition, padding], with positions and segment ids.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ from qil_jax.models.vld_mmdit import TokenLayout
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Item:
-    """One picture of the batch, ready to be denoised. Latents are normalised.
+    """The sampler's inputs for one picture. Latents are normalised.
 
     Attributes:
-      noise: where sampling starts: composite first, then the layers from the bottom to the top.
-      condition: latent of the picture that is decomposed.
-      prompt: hidden states of its tokens.
-      negative: hidden states that guidance leads away from; None: no guidance.
-      sigmas: noise levels from 1 to 0, one more than there are steps.
+      noise: initial latents of the sampler: the composite, then the layers from the bottom to the top.
+      condition: latents of the picture that is decomposed.
+      prompt: hidden states of the prompt's tokens.
+      negative: hidden states of the negative prompt's tokens; None: no guidance.
+      sigmas: steps + 1 noise levels from 1 to 0.
     """
 
     noise: Float[np.ndarray, "l1 h w z"]
@@ -46,14 +46,14 @@ class Item:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SequenceBatch:
-    """Arrays of one run of the sampler: b samples, and g = 2 passes of each with guidance, else 1.
+    """Input arrays of one run of the sampler, with b samples and g passes of each (2 with guidance, otherwise 1).
 
     Attributes:
-      tokens: noise of the layers and latents of the conditions; zeros at the end.
-      is_target: whether a token is denoised.
+      tokens: noise of the composites and layers, latents of the conditions, and zeros for padding.
+      is_target: true for tokens that are denoised.
       sigmas: noise levels of each sample.
-      scales: of guidance; 1 for samples without it.
-      text: states of all prompts, then those of all negative prompts.
+      scales: guidance scale of each sample; 1 for samples without guidance.
+      text: hidden states of all prompts, then those of all negative prompts.
       layout: positions and segments of the gb rows.
     """
 
@@ -66,11 +66,11 @@ class SequenceBatch:
 
     @property
     def passes(self) -> int:
-        """Rows per sample: 2 with guidance."""
+        """Number of rows per sample: 2 with guidance, otherwise 1."""
         return self.text.shape[0] // self.tokens.shape[0]
 
     def place(self, put: Callable[[Shaped[Array, "..."], Axes], Shaped[Array, "..."]]) -> "SequenceBatch":
-        """The same batch with every array replaced by what `put` makes of it and the names of its axes."""
+        """A copy of the batch in which each array is replaced by `put` of the array and its logical axes."""
 
         def rows(x: Array) -> Array:
             return put(x, (Axis.BATCH, Axis.TOKENS, None)[: x.ndim])
@@ -87,12 +87,12 @@ class SequenceBatch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ways:
-    """Into how many parts the mesh splits each axis of a batch.
+    """Numbers of shards into which the mesh splits the axes of a batch.
 
     Attributes:
-      samples: parts of the samples.
-      rows: parts of the rows of the transformer, samples times passes.
-      tokens: parts of a sequence.
+      samples: number of shards of the samples.
+      rows: number of shards of the transformer's rows, which are samples times passes.
+      tokens: number of shards of a sequence.
     """
 
     samples: int = 1
@@ -101,9 +101,9 @@ class Ways:
 
 
 def build_batch(items: list[Item], *, patch: int, guidance: float, ways: Ways) -> SequenceBatch:
-    """Lay out `items`, padding samples, image tokens and text tokens to what divides on the mesh.
+    """Lay out `items`, padding samples, image tokens and text tokens to multiples of the mesh's shards.
 
-    Added rows repeat the last item, so that they hold no odd values; the caller drops them.
+    Rows added as padding repeat the last item, so that their values are finite; the caller drops them.
     """
     guided = guidance > 1 and any(item.negative is not None for item in items)
     rows = math.lcm(ways.samples, ways.rows // math.gcd(ways.rows, 2 if guided else 1))
@@ -134,7 +134,7 @@ def build_batch(items: list[Item], *, patch: int, guidance: float, ways: Ways) -
 
 
 def _image_sequence(item: Item, patch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, whether they are denoised, and positions of one row before padding."""
+    """Tokens, target mask and positions of one row before padding."""
     targets = len(item.noise)
     pictures = np.concatenate([item.noise, item.condition[None]])
     layers = (LayerIndex.COMPOSITE, *range(1, targets), LayerIndex.CONDITION)
@@ -148,7 +148,7 @@ def _up(size: int, multiple: int) -> int:
 
 
 def _stack(rows: list[np.ndarray], length: int) -> Array:
-    """Rows padded at the end with zeros (false) to one length."""
+    """Rows padded at the end to a common length with zeros (or false), and stacked."""
     out = np.zeros((len(rows), length, *rows[0].shape[1:]), rows[0].dtype)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row

@@ -1,4 +1,4 @@
-"""A checkpoint before any tensor is read: checked, its configs parsed, the bytes of its parameters counted."""
+"""Opening of a checkpoint without reading tensors: structure check, parsed configs, and size of the parameters."""
 
 import dataclasses
 import math
@@ -22,11 +22,11 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredSize:
-    """Size of a checkpoint's parameters once they are loaded.
+    """Memory of a checkpoint's parameters after loading.
 
     Attributes:
-      parameters: bytes of all of them.
-      itemsize: bytes of one element of the transformer's.
+      parameters: bytes of all parameters.
+      itemsize: bytes of one element of the transformer's parameters.
     """
 
     parameters: int
@@ -35,16 +35,16 @@ class StoredSize:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A sound checkpoint that can decompose pictures.
+    """A checkpoint whose structure was checked and that can decompose pictures.
 
     Attributes:
-      folder: that of model_index.json.
-      dtype: of parameters and activations; None: as stored.
-      defaults: what its qil.json says of options.
+      folder: the folder that holds model_index.json.
+      dtype: dtype of parameters and activations; None: the stored dtype.
+      defaults: default options from qil.json.
       transformer: config of the VLD-MMDiT.
       vae: config of the RGBA-VAE.
-      schedule: of the noise levels.
-      size: of its parameters in `dtype`.
+      schedule: schedule of the sampler's noise levels.
+      size: memory of the parameters in `dtype`.
     """
 
     folder: Path
@@ -60,12 +60,12 @@ class Checkpoint:
         """Check a folder of the released layout (diffusers) or of ours (orbax).
 
         Args:
-          folder: holds model_index.json; None: the demonstration model that the package ships.
-          dtype: of parameters and activations, float32 or bfloat16; None: as stored.
+          folder: folder that holds model_index.json; None: the demonstration model that the package ships.
+          dtype: dtype of parameters and activations, float32 or bfloat16; None: the stored dtype.
 
         Raises:
-          StructureError: listing everything wrong with the checkpoint.
-          ConfigError: if it is not one that decomposes pictures.
+          StructureError: if the checkpoint is not sound; the message lists every problem.
+          ConfigError: if the checkpoint's model does not decompose pictures.
           QilError: if `dtype` or qil.json cannot be used.
         """
         if dtype not in (None, *DTYPES):

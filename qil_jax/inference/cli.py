@@ -1,4 +1,4 @@
-"""The command line of infer.py: arguments checked before anything heavy is imported, progress, and a summary."""
+"""The command line of infer.py: arguments, checked before JAX is imported, progress display, and summary."""
 
 import dataclasses
 import math
@@ -30,24 +30,24 @@ OnCount = Callable[[int, int], None]
 OF_PICTURES = ("layers", "max_layers", "prompt", "negative_prompt", "resolution", "output_size", "seed", "samples")
 OF_BATCHES = ("steps", "guidance", "rescale")
 SHOWN = 10
-"""Pictures whose sizes are printed one by one."""
+"""Maximum number of pictures whose sizes are printed individually."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """The command line, checked, with the checkpoint's defaults where nothing was said.
+    """The arguments of the command line, with the checkpoint's defaults for those that are absent.
 
     Attributes:
       inputs: pictures, and folders of pictures.
-      checkpoint: its folder.
-      out: where a folder for each result goes.
-      options: what is asked of every picture.
-      settings: what all pictures share.
-      batch: decompositions at once.
-      dtype: of parameters and activations; None: as stored.
-      mesh: axes and sizes, such as data=2,tensor=4; empty: the first device.
-      skip_bad: go on without pictures that cannot be read.
-      overwrite: replace results that are there.
+      checkpoint: folder of the checkpoint.
+      out: folder in which each result gets a folder.
+      options: options of each picture's requests.
+      settings: sampler settings shared by all pictures.
+      batch: number of decompositions per batch.
+      dtype: dtype of parameters and activations; None: the stored dtype.
+      mesh: mesh axes and their sizes, such as data=2,tensor=4; empty: the first device.
+      skip_bad: whether unreadable pictures are skipped instead of ending the run.
+      overwrite: whether existing results are replaced.
     """
 
     inputs: list[Path]
@@ -62,16 +62,16 @@ class Arguments:
     overwrite: bool
 
     def problems(self) -> list[str]:
-        """Everything that is wrong with the command line, in words."""
+        """One message for each invalid argument."""
         found = [*self.options.problems(flag), *self.settings.problems(flag)]
         found += integer_problems("--batch", self.batch, least=1)
         return found + ([] if self.checkpoint.is_dir() else [f"--checkpoint {self.checkpoint}: no such folder"])
 
     def require_memory(self, left: "Sequence[PlannedResult]", checkpoint: "Checkpoint", mesh: "Mesh") -> None:
-        """Refuse what cannot fit, before anything is loaded.
+        """Refuse a batch that does not fit into memory, before the checkpoint is loaded.
 
         Raises:
-          QilError: with the figures.
+          QilError: if the batch does not fit; the message gives the required and the available memory.
         """
         from qil_jax.inference.memory import Drawing, plan_memory, require_memory
 
@@ -83,13 +83,13 @@ class Arguments:
 
 @dataclasses.dataclass(kw_only=True)
 class Ledger:
-    """What a run has to do and has done, known also when it is cut off.
+    """Planned, finished and skipped results of a run, also available after an interruption.
 
     Attributes:
-      planned: every result that was asked for.
-      left: those that no earlier run had finished.
-      done: those of them that were written, so far.
-      skipped: pictures left out, each with the reason.
+      planned: all requested results.
+      left: planned results that no earlier run had finished.
+      done: results that this run has written so far.
+      skipped: a line for each skipped picture, with the reason.
     """
 
     planned: "list[PlannedResult]" = dataclasses.field(default_factory=list)
@@ -98,12 +98,12 @@ class Ledger:
     skipped: list[str] = dataclasses.field(default_factory=list)
 
     def summary(self) -> str:
-        """How far the run came, in one line."""
+        """A line with the numbers of finished and of planned results."""
         finished = len(self.planned) - len(self.left) + len(self.done)
         return f"{finished} of {len(self.planned)} results are finished"
 
     def announce(self, resolution: int) -> None:
-        """Say what sizes the pictures have for the model, and whether any of them has no prompt."""
+        """Print the size at which the model sees each picture, and whether any picture has an empty prompt."""
         from qil_jax.inference.images import bucket_size
 
         pictures = {result.picture.path: result.picture for result in self.left}
@@ -118,7 +118,7 @@ class Ledger:
 
 
 def parse_arguments(argv: list[str]) -> Arguments:
-    """Read the command line; on anything unusable print all that is wrong and exit with status 2."""
+    """Parse the command line; if an argument is invalid, print every problem and exit with status 2."""
     parser = _parser()
     values = vars(parser.parse_args(argv))
     checkpoint = shipped_checkpoint() if values["checkpoint"] is None else values["checkpoint"]
@@ -144,7 +144,7 @@ Asked = TypeVar("Asked", JobOptions, Settings)
 
 
 def _said(cls: type[Asked], said: Mapping[str, Any]) -> Asked:
-    """An instance of what was said on the command line."""
+    """An instance of `cls` with the values given on the command line."""
     kinds = {name: option.kind for name, option in options_of(cls).items()}
     return cls(**{name: kinds[name](value) for name, value in said.items() if name in kinds and value is not None})
 
@@ -167,7 +167,7 @@ def _parser() -> Parser:
 
 @contextmanager
 def show_pictures() -> Iterator[OnCount]:
-    """A bar on a terminal while pictures are read, nothing otherwise. Yields the callback for pictures."""
+    """Show a progress bar on a terminal while pictures are read. Yields the callback for pictures."""
     columns = (TextColumn("reading pictures"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, disable=not sys.stdout.isatty(), transient=True) as progress:
         bar = progress.add_task("", total=None)
@@ -176,7 +176,7 @@ def show_pictures() -> Iterator[OnCount]:
 
 @contextmanager
 def show_progress(results: int, batch: int) -> Iterator[OnCount]:
-    """A bar on a terminal, a line every tenth of a batch otherwise. Yields the callback for steps."""
+    """Show a progress bar on a terminal, otherwise a line per tenth of a batch. Yields the callback for steps."""
     batches = -(-results // batch)
     done = 0
 
@@ -204,7 +204,7 @@ def show_progress(results: int, batch: int) -> Iterator[OnCount]:
 
 
 def report(ledger: Ledger) -> None:
-    """Print what was made, what an earlier run had already finished, and what was skipped."""
+    """Print the results written by this run, those finished by earlier runs, and the skipped pictures."""
     by_folder = {written.planned.folder: written for written in ledger.done}
     table = Table("picture", "status", "batch's seconds", "PSNR dB", "folder")
     for result in ledger.planned:

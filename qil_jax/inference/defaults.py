@@ -1,4 +1,4 @@
-"""Default options of a checkpoint: `qil.json` beside its model_index.json; without that file, those of the release."""
+"""Default options of a checkpoint, read from `qil.json` beside model_index.json, or else those of the release."""
 
 import dataclasses
 import json
@@ -12,14 +12,14 @@ FILE = "qil.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """Options where neither a request nor the command line says anything; the values here are the release's.
+    """Values of options that neither the request nor the command line sets; the field defaults are the release's.
 
     Attributes:
-      layers: number of layers to make of a picture.
+      layers: number of layers per picture.
       resolution: side of the size bucket in pixels, a multiple of 32.
       steps: number of Euler steps.
       guidance: scale of classifier-free guidance; 1 switches it off.
-      about: in one line, what the checkpoint is and what it is not.
+      about: one line that describes the checkpoint and its limitations.
     """
 
     layers: int = 4
@@ -33,8 +33,8 @@ class Defaults:
         """Read the defaults of a checkpoint.
 
         Raises:
-          QilError: if the file is not JSON or no object; it is named.
-          ProblemsError: naming every entry that is no default.
+          QilError: if the file is not a JSON object; the message names the file.
+          ProblemsError: if entries are unknown or invalid; the message names each of them.
         """
         file = checkpoint / FILE
         if not file.is_file():

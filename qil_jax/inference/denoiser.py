@@ -20,13 +20,13 @@ from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.vld_mmdit import Modulation, ModulationTable, VLDMMDiT
 
 OnStep = Callable[[int, int], None]
-"""Called with (steps done, steps) after every Euler step."""
+"""A callback with (steps done, steps) after every Euler step."""
 OnTokens = Callable[[int, np.ndarray], None]
-"""Called with (steps done, tokens [b, t, c]) after every Euler step; costs a copy to the host each time."""
+"""A callback with (steps done, tokens [b, t, c]) after every Euler step, which costs a copy to the host each."""
 
 
 class StepOutput(StrEnum):
-    """What the compiled loop sends to the host after each step."""
+    """The values that the compiled loop sends to the host after each step."""
 
     NONE = "none"
     STEPS = "steps"
@@ -80,7 +80,7 @@ class Denoiser:
     def _denoise(
         self, state: nnx.State, table: ModulationTable, batch: SequenceBatch, rescale: Rescale, output: StepOutput
     ) -> Array:
-        """The whole loop, as it is traced."""
+        """The traced function: modulation table, Euler loop and guidance."""
         backbone = nnx.merge(self._backbone[0], state)
         dtype = backbone.image_in.kernel[...].dtype
         passes, text = batch.passes, batch.text.astype(dtype)
@@ -121,7 +121,7 @@ class Denoiser:
 
 
 def _table(graph: nnx.GraphDef[Modulation], state: nnx.State, sigmas: Array, kinds: Array | None) -> ModulationTable:
-    """The modulation of all steps: leaves lead with the steps, then blocks, then samples."""
+    """The modulation table of all steps; the leading axes of its leaves are steps, blocks and samples."""
     steps, rows = sigmas.shape
     flat = nnx.merge(graph, state)(sigmas.reshape(-1), kinds)
 

@@ -1,4 +1,4 @@
-"""Picture files to the input of the VAE, prepared exactly as diffusers' `pipeline_qwenimage_layered.py` does."""
+"""Preprocessing of picture files for the VAE, identical to diffusers' `pipeline_qwenimage_layered.py`."""
 
 import io
 import warnings
@@ -23,12 +23,12 @@ class ImageError(QilError):
 
 
 def open_image(path: Path, *, resolution: int = RESOLUTION) -> Image.Image:
-    """Read a picture as 8-bit RGBA, upright.
+    """Read a picture as 8-bit RGBA, rotated upright by its EXIF orientation.
 
-    Gray, palette, CMYK and 16-bit pictures are converted; alpha is kept, and opaque where there is none.
+    Grey, palette, CMYK and 16-bit pictures are converted; a picture without alpha becomes opaque.
 
     Raises:
-      ImageError: as `decode_image`, or if the file cannot be read.
+      ImageError: if the file cannot be read or decoded, see `decode_image`.
     """
     return decode_image(read_bytes(path), str(path), resolution=resolution)
 
@@ -37,7 +37,7 @@ def read_bytes(path: Path) -> bytes:
     """The bytes of a file.
 
     Raises:
-      ImageError: if they cannot be read.
+      ImageError: if the file cannot be read.
     """
     try:
         return path.read_bytes()
@@ -48,15 +48,15 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_image(data: bytes, name: str, *, resolution: int = RESOLUTION) -> Image.Image:
-    """The picture in the bytes of a file, as `open_image` gives it.
+    """Decode the bytes of a picture file as `open_image` does.
 
     Raises:
-      ImageError: if it is no picture, animated, has a side below 2 or above 16,384 pixels, or is too narrow for a
-        bucket of `resolution`.
+      ImageError: if the bytes are no picture, the picture is animated, has a side below 2 or above 16,384 pixels, or
+        is too narrow for a bucket of `resolution`.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures and odd metadata: what matters is said here
+            warnings.simplefilter("ignore")  # warnings of large pictures and malformed metadata
             with Image.open(io.BytesIO(data)) as image:
                 pictures = getattr(image, "n_frames", 1)
                 if pictures > 1:
@@ -68,12 +68,12 @@ def decode_image(data: bytes, name: str, *, resolution: int = RESOLUTION) -> Ima
         raise
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: too many pixels ({error}); scale it down first") from error
-    except Exception as error:  # Pillow's decoders raise whatever malformed bytes lead them to
+    except Exception as error:  # Pillow's decoders raise arbitrary exceptions on malformed bytes
         raise ImageError(f"{name}: cannot be read as a picture ({error}); open and save it again as PNG") from error
 
 
 def check_size(size: tuple[int, int], name: str, resolution: int) -> None:
-    """Refuse sizes that cannot be decomposed.
+    """Refuse pictures whose size the model does not support.
 
     Raises:
       ImageError: if a side is out of bounds, or the picture is so narrow that a side of its bucket would be zero.
@@ -87,7 +87,7 @@ def check_size(size: tuple[int, int], name: str, resolution: int) -> None:
 
 
 def to_rgba(image: Image.Image) -> Image.Image:
-    """Any picture as 8-bit RGBA; 16-bit and float gray are scaled, not clipped."""
+    """A picture of any mode converted to 8-bit RGBA; 16-bit and float grey values are scaled, not clipped."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image, np.float64)
         top = 1.0 if image.mode == "F" and values.max(initial=0) <= 1 else 255.0 if image.mode == "F" else 65535.0
@@ -96,7 +96,7 @@ def to_rgba(image: Image.Image) -> Image.Image:
 
 
 def bucket_size(width: int, height: int, resolution: int, *, name: str = "picture") -> tuple[int, int]:
-    """Width and height at which the model sees a picture: resolution^2 pixels at its aspect ratio, rounded to 32.
+    """Width and height of the model's input: resolution^2 pixels at the picture's aspect ratio, rounded to 32.
 
     Raises:
       ImageError: if the picture is so narrow or flat that a side would round to zero.
@@ -112,9 +112,9 @@ def bucket_size(width: int, height: int, resolution: int, *, name: str = "pictur
 
 
 def preprocess(image: Image.Image, resolution: int) -> tuple[UInt8[np.ndarray, "y x 4"], Float32[np.ndarray, "y x 4"]]:
-    """A picture at the model's size: as 8-bit RGBA, and in [-1, 1] with alpha treated as any channel.
+    """A picture resized for the model, as 8-bit RGBA and as an array in [-1, 1], alpha included.
 
-    LANCZOS on the RGBA picture, which premultiplies: colour under alpha 0 becomes black unless the size already fits.
+    Pillow's LANCZOS filter premultiplies RGBA: colours under alpha 0 become black unless the size already fits.
     """
     image = to_rgba(image)
     size = bucket_size(*image.size, resolution)
@@ -123,7 +123,7 @@ def preprocess(image: Image.Image, resolution: int) -> tuple[UInt8[np.ndarray, "
 
 
 def resize_layers(layers: UInt8[np.ndarray, "l y x 4"], size: tuple[int, int]) -> UInt8[np.ndarray, "l Y X 4"]:
-    """Layers at another size (width, height), by LANCZOS on premultiplied colour: no edge takes on hidden colour."""
+    """Layers resized to (width, height) by LANCZOS on premultiplied colour, so that hidden colours do not bleed."""
     if layers.shape[2:0:-1] == size:
         return layers
     return np.stack([np.asarray(Image.fromarray(x, "RGBA").resize(size, Image.Resampling.LANCZOS)) for x in layers])

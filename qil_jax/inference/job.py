@@ -1,4 +1,4 @@
-"""A run over pictures: what is left to do, in batches, each result written once and whole."""
+"""Decomposition of many pictures in batches, with atomic writing of results and skipping of finished ones."""
 
 import dataclasses
 import os
@@ -20,7 +20,7 @@ OnStep = Callable[[int, int], None]
 
 @runtime_checkable
 class Decomposer(Protocol):
-    """What a job needs of a pipeline."""
+    """The interface of a pipeline that a job uses."""
 
     def decompose(
         self,
@@ -34,7 +34,7 @@ class Decomposer(Protocol):
 
 
 class JobError(ProblemsError):
-    """Inputs or outputs of a run that do not work, all of them listed, before any compute."""
+    """Inputs or outputs of a run are unusable. The message lists all of them, and is raised before any compute."""
 
     def __init__(self, problems: list[str]):
         super().__init__("cannot start", problems)
@@ -42,14 +42,14 @@ class JobError(ProblemsError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlannedResult:
-    """One decomposition that was asked for.
+    """One requested decomposition.
 
     Attributes:
-      picture: what is decomposed.
-      sample: its number among the samples of the picture.
-      folder: of the result.
-      options: what is asked of every picture.
-      made_from: what decides the result: the picture's file name and sha256, the checkpoint, the settings, the sample.
+      picture: picture to decompose.
+      sample: index among the samples of the picture.
+      folder: folder to which the result is written.
+      options: options of each picture's requests.
+      made_from: file name and sha256 of the picture, checkpoint, settings and sample, which determine the result.
     """
 
     picture: InputImage
@@ -60,22 +60,22 @@ class PlannedResult:
 
     @property
     def prompt(self) -> str:
-        """That of the options, else the picture's own."""
+        """The prompt of the options, or the picture's own prompt if the options have none."""
         return _prompt(self.options, self.picture)
 
     def request(self) -> Request:
-        """What is asked of the pipeline."""
+        """The pipeline's request for this result."""
         return self.options.request(self.picture.image(), self.prompt, self.sample)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WrittenResult:
-    """A decomposition that was made and written.
+    """A decomposition that was written to disk.
 
     Attributes:
-      planned: what was asked for.
-      batch_seconds: of the batch that it was made in.
-      psnr: of its layers put together, in dB.
+      planned: requested result.
+      batch_seconds: seconds that the result's whole batch took.
+      psnr: PSNR between the recomposed layers and the input picture, in dB.
     """
 
     planned: PlannedResult
@@ -91,14 +91,14 @@ def plan_results(
     checkpoint: Mapping[str, str],
     settings: Mapping[str, Any],
 ) -> list[PlannedResult]:
-    """One result for every sample of every picture. The first sample's folder has the picture's name, others a number.
+    """One result for each sample of each picture. Folders have the picture's name; later samples append a number.
 
     Args:
-      pictures: by the name of their folder.
-      out: where the folders go.
-      options: what is asked of every picture.
-      checkpoint: its folder's name and its fingerprint.
-      settings: everything else that decides a result, as JSON values.
+      pictures: mapping from the name of the result's folder to the picture.
+      out: folder in which the results' folders are made.
+      options: options of each picture's requests.
+      checkpoint: name of the checkpoint's folder, and its fingerprint.
+      settings: all other settings that determine a result, as JSON values.
     """
     planned, taken = [], {name.lower() for name in pictures}
     for name, picture in pictures.items():
@@ -126,10 +126,10 @@ def _prompt(options: JobOptions, picture: InputImage) -> str:
 
 
 def results_left(planned: Sequence[PlannedResult], out: Path, *, overwrite: bool) -> list[PlannedResult]:
-    """Those still to be made. A finished result of the same picture, checkpoint and settings is kept.
+    """The results that are not finished. A finished result of the same picture, checkpoint and settings is kept.
 
     Raises:
-      JobError: if `out` cannot be written, or holds something else where a result should go.
+      JobError: if `out` is not writable, or a result's folder already holds something else.
     """
     problems = []
     existing = next(p for p in (out, *out.parents) if os.path.lexists(p))
@@ -153,10 +153,10 @@ def results_left(planned: Sequence[PlannedResult], out: Path, *, overwrite: bool
 
 
 def is_finished(planned: PlannedResult) -> bool:
-    """Whether the result is there, whole; False where nothing is.
+    """Whether the result's folder exists and holds this result; False if there is no such folder.
 
     Raises:
-      ResultError: if something else is there, naming all that differs.
+      ResultError: if the folder holds another result; the message names every difference.
     """
     record = read_result(planned.folder)
     if record is None:
@@ -180,7 +180,7 @@ def run_job(
     overwrite: bool,
     on_step: OnStep | None = None,
 ) -> Iterator[WrittenResult]:
-    """Decompose in batches and write each result as soon as its batch is through."""
+    """Decompose in batches and write the results of each batch as soon as it is finished."""
     for start in range(0, len(planned), batch):
         group = planned[start : start + batch]
         made = decomposer.decompose([result.request() for result in group], settings, on_step=on_step)
@@ -210,7 +210,7 @@ def _write(planned: PlannedResult, made: Decomposition, together: int, overwrite
 
 
 def _identity(made_from: Mapping[str, Any]) -> dict[str, Any]:
-    """What equal results have in common: content and settings, never names of files and folders."""
+    """The entries that must agree for two results to be equal: content and settings, but no file or folder names."""
     checkpoint, settings = made_from.get("checkpoint"), made_from.get("settings")
     return {
         "a picture of sha256": made_from.get("input_sha256"),

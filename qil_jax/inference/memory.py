@@ -1,4 +1,4 @@
-"""Memory that a run needs at least, planned from configs and shapes, so that what cannot fit is refused beforehand."""
+"""Lower bound of a run's memory, computed from configs and shapes, so that oversized batches are refused early."""
 
 import dataclasses
 import math
@@ -17,24 +17,24 @@ from qil_jax.inference.request import Settings, known
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 STREAMS = 6
-"""Arrays as wide as the residual stream that a block holds at once: itself, its norm, queries, keys, values, sum."""
+"""Simultaneous arrays of the residual stream's width in a block: input, norm, queries, keys, values and sum."""
 MODULATIONS = 12
-"""Shift, scale and gate, for attention and feed-forward, of pictures and text."""
+"""Modulation vectors per block: shift, scale and gate, for attention and MLP, of the image and the text stream."""
 MAPS = 2
-"""Feature maps at full size that the VAE's last block holds at once."""
+"""Number of simultaneous full-size feature maps in the VAE's last block."""
 RGBA = 4
-"""Bytes of a pixel as it is handed back."""
+"""Bytes per pixel of the returned pictures."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """Bytes that a batch needs at least, over all devices.
+    """Lower bound of a batch's memory in bytes, summed over all devices.
 
     Attributes:
-      parameters: of all components.
-      denoise: activations of one transformer block, and the modulation of all steps.
-      decode: feature maps of the VAE, and the pictures.
-      tokens: image tokens of the batch.
+      parameters: bytes of the parameters of all components.
+      denoise: bytes of the activations of one transformer block and of the modulation of all steps.
+      decode: bytes of the VAE's feature maps and of the pictures.
+      tokens: number of image tokens of the batch.
     """
 
     parameters: int
@@ -44,13 +44,13 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """Bytes of the parameters and of the larger of the two phases."""
+        """Bytes of the parameters plus those of the larger of the two phases."""
         return self.parameters + max(self.denoise, self.decode)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What a request needs room for.
+    """Size and number of the pictures that a request processes.
 
     Attributes:
       size: width and height in pixels at which the model sees the picture.
@@ -67,7 +67,7 @@ class Drawing:
 
 
 def plan_memory(drawings: Sequence[Drawing], settings: Settings, checkpoint: Checkpoint) -> MemoryPlan:
-    """Bytes of one batch; the settings have the checkpoint's defaults filled in."""
+    """Memory of one batch; `settings` must have the checkpoint's defaults filled in."""
     mmdit, vae, size = checkpoint.transformer, checkpoint.vae, checkpoint.size
     pixels = [math.prod(drawing.size) for drawing in drawings]
     drawn = sum(each * drawing.pictures for each, drawing in zip(pixels, drawings, strict=True))
@@ -85,10 +85,10 @@ def plan_memory(drawings: Sequence[Drawing], settings: Settings, checkpoint: Che
 
 
 def require_memory(plan: MemoryPlan, mesh: Mesh) -> None:
-    """Refuse a batch that cannot fit.
+    """Refuse a batch that does not fit into memory.
 
     Raises:
-      QilError: with the figures.
+      QilError: if the batch does not fit; the message gives the required and the available memory.
     """
     there = available_bytes(mesh)
     if there is not None and plan.total > there:
@@ -102,7 +102,7 @@ def require_memory(plan: MemoryPlan, mesh: Mesh) -> None:
 
 
 def available_bytes(mesh: Mesh) -> int | None:
-    """Memory of all devices of a mesh together; None if they do not say. Devices of a CPU share the host's."""
+    """Total memory of a mesh's devices in bytes; None if they do not report it. CPU devices share the host's memory."""
     devices = list(mesh.devices.flat)
     if devices[0].platform == "cpu":
         return host_bytes() * jax.process_count()
@@ -111,7 +111,7 @@ def available_bytes(mesh: Mesh) -> int | None:
 
 
 def host_bytes() -> int:
-    """Memory of this host, or of the container that the program runs in."""
+    """Bytes of memory of this host, or of the container in which the program runs."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = CGROUP.read_text().strip() if CGROUP.is_file() else "max"
     return min(total, int(limit)) if limit.isdecimal() else total

@@ -1,4 +1,4 @@
-"""Fields of dataclasses as options: default, bounds and help are said once, for calls and for command lines."""
+"""Options as dataclass fields: default, bounds and help are defined once, for the API and for command lines."""
 
 import dataclasses
 import math
@@ -12,22 +12,22 @@ from qil_jax.limits import integer_problems, resolution_problems
 KEY = "option"
 """Key of an `Option` in the metadata of its field."""
 Named = Callable[[str], str]
-"""A field's name to the one that a message calls it by."""
+"""A function from a field's name to its name in messages."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Option:
-    """What a field accepts.
+    """Type, bounds and help of an option.
 
     Attributes:
-      kind: of its values: int, float, str or a StrEnum.
-      help: one line, without the default.
+      kind: type of the values: int, float, str or a StrEnum.
+      help: help text of one line, without the default.
       least: lower bound of an integer.
-      most: upper bound of an integer; None: there is none.
+      most: upper bound of an integer; None: unbounded.
       bucket: whether the integer is the side of a size bucket, in pixels.
-      optional: whether None is a value.
-      unset: what None stands for, in words, where `Defaults` has no such field.
-      decides: whether results of unlike values are unlike results.
+      optional: whether None is allowed.
+      unset: description of the meaning of None, for options that `Defaults` lacks.
+      decides: whether the value affects the result.
     """
 
     kind: type
@@ -40,7 +40,7 @@ class Option:
     decides: bool = True
 
     def problems(self, name: str, value: object) -> list[str]:
-        """What is wrong with a value, in words; empty where nothing is."""
+        """Messages that say why a value is invalid; empty for a valid one."""
         if value is None and self.optional:
             return []
         if self.bucket:
@@ -59,7 +59,7 @@ class Option:
 
 
 def option(default: Any, kind: type, help: str, **says: Any) -> Any:
-    """A dataclass field that is an option; `says` are further attributes of `Option`."""
+    """A dataclass field that is an option; `says` gives further attributes of `Option`."""
     says = {"optional": default is None, **says}
     return dataclasses.field(default=default, metadata={KEY: Option(kind=kind, help=help, **says)})
 
@@ -70,7 +70,7 @@ def options_of(given: Any) -> dict[str, Option]:
 
 
 def option_problems(given: Any, named: Named = str) -> list[str]:
-    """Everything that is wrong with the options of an instance, each taken for itself."""
+    """Messages for all invalid options of an instance, each option checked independently."""
     return [
         problem
         for name, option in options_of(given).items()
@@ -79,7 +79,7 @@ def option_problems(given: Any, named: Named = str) -> list[str]:
 
 
 def deciding(given: Any) -> dict[str, Any]:
-    """The values of those options that decide a result, as JSON has them."""
+    """The values of the options that affect a result, as JSON values."""
     found = {name: getattr(given, name) for name, option in options_of(given).items() if option.decides}
     return {name: str(value) if isinstance(value, StrEnum) else value for name, value in found.items()}
 
@@ -90,13 +90,13 @@ def flag(name: str) -> str:
 
 
 def add_options(add: Callable[..., Any], cls: type, names: Sequence[str], **notes: str) -> None:
-    """Add options of a dataclass to a command line. What is not said there stays None.
+    """Add options of a dataclass to a command-line parser. Absent options have the value None.
 
     Args:
-      add: `add_argument` of a parser or of a group.
-      cls: the dataclass.
-      names: which of its options.
-      notes: what a program adds to the help of an option, by name.
+      add: method `add_argument` of a parser or of a group.
+      cls: dataclass that defines the options.
+      names: names of the options to add.
+      notes: text to append to the help of an option, by name.
     """
     options = options_of(cls)
     for name in names:

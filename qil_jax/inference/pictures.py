@@ -1,4 +1,4 @@
-"""The pictures of a run: files and folders found, decoded and checked before any compute."""
+"""Search, decoding and checks of a run's input pictures before any compute."""
 
 import dataclasses
 import hashlib
@@ -13,22 +13,22 @@ from qil_jax.files import text_beside
 from qil_jax.inference.images import LARGEST_SIDE, RESOLUTION, SUFFIXES, ImageError, decode_image, read_bytes
 
 PROMPT = ".txt"
-"""A file of a picture's name with this ending holds its prompt."""
+"""Suffix of the text file with a picture's name that holds its prompt."""
 LONGEST_PROMPT = 20_000
 KEPT_BYTES = 1 << 30
-"""Decoded pictures up to so many bytes together stay in memory; those beyond are decoded again when needed."""
+"""Bytes of decoded pictures that stay in memory; further pictures are decoded again when needed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputImage:
-    """One file to decompose.
+    """One picture file to decompose.
 
     Attributes:
-      path: as it was given.
-      sha256: of the file's bytes.
+      path: path of the file as given by the user.
+      sha256: SHA-256 of the file's bytes.
       size: width and height in pixels.
-      prompt: from the text file beside it; None where there is none.
-      kept: the decoded picture, where memory allowed.
+      prompt: content of the text file beside the picture; None if there is no such file.
+      kept: decoded picture; None if it exceeded the memory budget.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class InputImage:
         """The picture as 8-bit RGBA.
 
         Raises:
-          ImageError: if the file is no longer what it was.
+          ImageError: if the file has changed since it was found.
         """
         if self.kept is not None:
             return self.kept
@@ -53,12 +53,12 @@ class InputImage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
-    """The pictures that a run was given.
+    """The input pictures of a run.
 
     Attributes:
-      pictures: those that can be decomposed, by the name of their result.
-      problems: what is wrong with the inputs themselves.
-      bad: files that are no picture that can be decomposed, each with the reason.
+      pictures: pictures that can be decomposed, by the name of their result.
+      problems: messages about inputs that are missing or hold no pictures.
+      bad: a line for each file that cannot be decomposed, with the reason.
     """
 
     pictures: dict[str, InputImage]
@@ -72,16 +72,16 @@ def find_pictures(
     resolution: int = RESOLUTION,
     on_picture: Callable[[int, int], None] | None = None,
 ) -> Found:
-    """Every picture of the given files and folders (sorted, not recursive, hidden files left out), once each.
+    """Collect each picture of the given files and folders once (sorted, not recursive, without hidden files).
 
     Args:
-      inputs: files and folders.
-      resolution: size bucket that each picture must have.
-      on_picture: called with (files seen, files).
+      inputs: picture files, and folders of them.
+      resolution: side in pixels of the size bucket to which each picture must be resizable.
+      on_picture: callback with (number of files read, number of files).
 
     Returns:
-      The pictures by their file names without ending, numbered where those clash; a file keeps its number whatever is
-      wrong with others.
+      The pictures by file name without suffix, numbered where names clash; a file's number does not depend on the
+      validity of other files.
     """
     problems: list[str] = []
     sources: dict[Path, Path] = {}

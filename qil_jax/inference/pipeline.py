@@ -1,4 +1,4 @@
-"""From pictures to layers: all stages of inference.
+"""The inference pipeline from pictures to layers.
 
 RGBA picture -> bucket -> RGBA-VAE -> tokens and positions -> Euler with VLD-MMDiT -> RGBA-VAE -> LayeredImage
 """
@@ -36,10 +36,10 @@ class Pipeline:
     """A loaded checkpoint that decomposes pictures.
 
     Attributes:
-      checkpoint: its folder, configs and defaults.
+      checkpoint: folder, configs and defaults of the checkpoint.
       prompts: tokenizer and text encoder.
       autoencoder: the RGBA-VAE.
-      denoiser: the VLD-MMDiT.
+      denoiser: the VLD-MMDiT with its sampling loop.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, prompts: PromptEncoder, autoencoder: Autoencoder, denoiser: Denoiser):
@@ -58,17 +58,17 @@ class Pipeline:
         """Load a checkpoint of the released layout (diffusers) or of ours (orbax).
 
         Args:
-          checkpoint: the folder that holds model_index.json; None: the demonstration model that the package ships.
-          mesh: where parameters and batches go; None: the first device.
-          rules: how logical axes map to the mesh.
-          dtype: of parameters and activations; None: as stored. Latents between steps are always fp32.
-          attention: the transformer's program; None: XLA_BY_HEAD on one CPU, XLA_CHUNKED elsewhere.
+          checkpoint: folder that holds model_index.json; None: the demonstration model that the package ships.
+          mesh: mesh on which parameters and batches are placed; None: the first device.
+          rules: sharding rules that map logical axes to mesh axes.
+          dtype: dtype of parameters and activations; None: the stored dtype. Latents between steps are always fp32.
+          attention: the transformer's attention; None: XLA_BY_HEAD on one CPU, XLA_CHUNKED elsewhere.
 
         Raises:
-          StructureError: listing everything wrong with the checkpoint, before any tensor is read.
-          ConfigError: if a config asks for what this pipeline does not do.
+          StructureError: if the checkpoint is not sound; raised before any tensor is read, listing every problem.
+          ConfigError: if a config requires a feature that this pipeline does not support.
           MeshError: if the rules do not fit the mesh or the parameters.
-          QilError: if `dtype` is none of float32 and bfloat16, or the parameters do not fit into memory.
+          QilError: if `dtype` is neither float32 nor bfloat16, or the parameters do not fit into memory.
         """
         return cls.of(Checkpoint.open(checkpoint, dtype=dtype), mesh=mesh, rules=rules, attention=attention)
 
@@ -81,7 +81,7 @@ class Pipeline:
         rules: Rules = INFERENCE_RULES,
         attention: AttentionKind | None = None,
     ) -> "Pipeline":
-        """Load an opened checkpoint; arguments and errors as for `load`."""
+        """Load an opened checkpoint, with the arguments and errors of `load`."""
         mesh = single_device_mesh() if mesh is None else mesh
         one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
         kind = attention or (AttentionKind.XLA_BY_HEAD if one_cpu else AttentionKind.XLA_CHUNKED)
@@ -103,21 +103,21 @@ class Pipeline:
         on_step: OnStep | None = None,
         on_tokens: OnTokens | None = None,
     ) -> list[Decomposition]:
-        """Decompose pictures of any mix of sizes, layer counts and prompts as one batch.
+        """Decompose pictures of different sizes, layer counts and prompts as one batch.
 
-        The result of a picture depends on its neighbours by rounding only.
+        The other pictures of the batch affect a picture's result by rounding only.
 
         Args:
-          requests: the pictures.
-          settings: what they share. Where either says nothing, the checkpoint's defaults hold.
-          on_step: called with (steps done, steps) while the compiled loop runs.
-          on_tokens: called with (steps done, token batch); slower.
+          requests: pictures with their options; None in an option selects the checkpoint's default.
+          settings: sampler settings of the whole batch; None in a field selects the checkpoint's default.
+          on_step: callback with (steps done, steps) while the compiled loop runs.
+          on_tokens: callback with (steps done, token batch), which costs a copy to the host per step.
 
         Returns:
           `samples` decompositions per request, in order.
 
         Raises:
-          ProblemsError: listing all that is wrong with the requests and settings, before any compute.
+          ProblemsError: if requests or settings are invalid; raised before any compute, listing every problem.
           QilError: if the batch does not fit into memory.
         """
         defaults = self.checkpoint.defaults

@@ -1,4 +1,4 @@
-"""What a caller asks for and what comes back: the nouns of `Pipeline.decompose`. Imports nothing heavy."""
+"""Requests, settings and results of `Pipeline.decompose`. This module does not import JAX."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,22 +19,22 @@ Value = TypeVar("Value")
 
 
 def known(value: Value | None) -> Value:
-    """A field whose default `filled` has put in."""
+    """The value of an optional field after `filled` has set it."""
     assert value is not None
     return value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PictureOptions:
-    """What may be asked of a picture, whichever it is.
+    """Options of a decomposition that do not depend on the picture.
 
     Attributes:
-      layers: to make; None: the checkpoint's default.
-      negative_prompt: what guidance leads away from; None: no guidance for this picture.
+      layers: number of layers; None: the checkpoint's default.
+      negative_prompt: prompt of the unconditional pass of guidance; None: no guidance for this picture.
       resolution: side of the size bucket in pixels; None: the checkpoint's default.
-      seed: of the noise.
-      samples: decompositions to make.
-      max_layers: upper bound of `layers`; above 20 the model leaves what it was trained with.
+      seed: seed of the initial noise.
+      samples: number of decompositions per picture.
+      max_layers: upper bound of `layers`; the release was trained with at most 20.
     """
 
     layers: int | None = option(None, int, f"layers to make, 1 to {MAX_LAYERS}", least=1)
@@ -47,7 +47,7 @@ class PictureOptions:
     )
 
     def problems(self, named: Named = str) -> list[str]:
-        """Everything that is wrong with these options, in words."""
+        """One message for each invalid option."""
         found, layers, most = option_problems(self, named), self.layers, self.max_layers
         if isinstance(layers, int) and isinstance(most, int) and layers > most >= 1:
             hint = f"the model was trained with at most {MAX_LAYERS}, {named('max_layers')} N allows more"
@@ -57,12 +57,12 @@ class PictureOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request(PictureOptions):
-    """One picture to decompose. Every field may differ between the requests of one batch.
+    """One picture to decompose, with its options. Requests of one batch may differ in every field.
 
     Attributes:
-      image: of any mode and size.
-      prompt: what it shows.
-      first_sample: number of the first of the samples: each has noise of its own, whatever is asked beside it.
+      image: picture of any mode and size.
+      prompt: caption of the picture.
+      first_sample: index of the first sample; a sample's noise is drawn from the seed and its index.
       latents: starting noise [samples, layers + 1, height / 8, width / 8, z], composite first; None: drawn from `seed`.
     """
 
@@ -72,11 +72,11 @@ class Request(PictureOptions):
     latents: Float[np.ndarray, "s l1 h w z"] | None = None
 
     def filled(self, defaults: Defaults) -> "Request":
-        """The same with a checkpoint's defaults where nothing is said."""
+        """A copy in which fields that are None have the checkpoint's defaults."""
         return _filled(self, defaults)
 
     def problems(self, named: Named = str) -> list[str]:
-        """Everything that is wrong with this request, in words."""
+        """One message for each invalid field of the request."""
         found = super().problems(named)
         if not isinstance(self.image, Image.Image):
             what = type(self.image).__name__
@@ -90,7 +90,7 @@ class Request(PictureOptions):
 
 
 class OutputSize(StrEnum):
-    """Which size layers are written at."""
+    """The size at which layers are written."""
 
     MODEL = "model"
     INPUT = "input"
@@ -98,11 +98,11 @@ class OutputSize(StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JobOptions(PictureOptions):
-    """What is asked of every picture of a run.
+    """Options of the requests of all pictures of a run.
 
     Attributes:
-      prompt: of all pictures; None: what the text file beside each says, else an empty one.
-      output_size: of the layers that are written.
+      prompt: prompt of all pictures; None: the text file beside each picture, or else an empty prompt.
+      output_size: size at which layers are written.
     """
 
     prompt: str | None = option(
@@ -111,25 +111,25 @@ class JobOptions(PictureOptions):
     output_size: OutputSize = option(OutputSize.MODEL, OutputSize, "size of the layers written")
 
     def filled(self, defaults: Defaults) -> "JobOptions":
-        """The same with a checkpoint's defaults where nothing is said."""
+        """A copy in which fields that are None have the checkpoint's defaults."""
         return _filled(self, defaults)
 
     def request(self, image: Image.Image, prompt: str, sample: int) -> Request:
-        """What is asked of the pipeline for one sample of a picture."""
+        """The pipeline's request for one sample of a picture."""
         shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(PictureOptions)}
         return Request(**{**shared, "image": image, "prompt": prompt, "samples": 1, "first_sample": sample})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What all pictures of a batch share.
+    """Sampler settings shared by all pictures of a batch.
 
     Attributes:
-      steps: of Euler's method; None: the checkpoint's default.
-      guidance: scale of classifier-free guidance; at most 1: one forward pass a step instead of two; None: the
-        checkpoint's default.
-      rescale: what happens to the length of a guided velocity.
-      max_prompt_tokens: states of a prompt beyond this many are cut off.
+      steps: number of Euler steps; None: the checkpoint's default.
+      guidance: scale of classifier-free guidance; values up to 1 switch it off and need one forward pass per step
+        instead of two; None: the checkpoint's default.
+      rescale: rescaling of a guided velocity's norm.
+      max_prompt_tokens: maximum number of text tokens of a prompt; further ones are cut off.
     """
 
     steps: int | None = option(None, int, "Euler steps", least=1)
@@ -138,11 +138,11 @@ class Settings:
     max_prompt_tokens: int = option(512, int, "tokens of a prompt", least=1)
 
     def filled(self, defaults: Defaults) -> "Settings":
-        """The same with a checkpoint's defaults where nothing is said."""
+        """A copy in which fields that are None have the checkpoint's defaults."""
         return _filled(self, defaults)
 
     def problems(self, named: Named = str) -> list[str]:
-        """Everything that is wrong with these settings, in words."""
+        """One message for each invalid setting."""
         return option_problems(self, named)
 
 
@@ -155,7 +155,7 @@ def _filled(asked: Asked, defaults: Defaults) -> Asked:
 
 
 def result_settings(options: JobOptions, settings: Settings, dtype: str | None) -> dict[str, Any]:
-    """Everything that was asked and decides a result, but for its prompt and its sample, as JSON has it."""
+    """The options and settings that affect a result, except its prompt and its sample, as JSON values."""
     return {**deciding(options), **deciding(settings), "dtype": dtype}
 
 
@@ -164,13 +164,13 @@ class Decomposition:
     """One sample of one request.
 
     Attributes:
-      layered: the layers, bottom to top.
-      composite: the model's own picture of the whole, generated beside the layers.
-      input: the request's picture at the model's size.
-      latents: normalised, composite first.
+      layered: RGBA layers from the bottom to the top.
+      composite: flat picture that the model generates together with the layers.
+      input: request's picture at the model's size.
+      latents: normalised latents, composite first.
       timings: seconds of the whole batch by phase.
-      request: what was asked, defaults filled in.
-      sample: its number.
+      request: request with the defaults filled in.
+      sample: index of the sample.
     """
 
     layered: LayeredImage

@@ -22,13 +22,13 @@ def window(of: Box, box: Box) -> tuple[slice, slice]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class BoxedLayer:
-    """A layer that covers a part of a canvas.
+    """A layer stored as a rectangle of its canvas; all pixels outside are transparent.
 
     Attributes:
-      pixels: straight RGBA, 8 bit.
-      left: of its left edge on the canvas, in pixels.
-      top: of its upper edge on the canvas, in pixels.
-      name: of the layer.
+      pixels: straight RGBA values of the rectangle, 8 bits each.
+      left: x coordinate of the rectangle's left edge on the canvas, in pixels.
+      top: y coordinate of the rectangle's upper edge on the canvas, in pixels.
+      name: name of the layer.
     """
 
     pixels: UInt8[np.ndarray, "y x 4"]
@@ -38,12 +38,12 @@ class BoxedLayer:
 
     @property
     def box(self) -> Box:
-        """Its box on the canvas."""
+        """Left, top, right, bottom of the layer on the canvas."""
         height, width = self.pixels.shape[:2]
         return self.left, self.top, self.left + width, self.top + height
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Its rows and columns of the canvas."""
+        """Slices of the rows and columns of the canvas that the layer covers."""
         left, top, right, bottom = self.box
         return slice(top, bottom), slice(left, right)

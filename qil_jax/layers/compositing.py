@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from qil_jax.layers.boxed_layer import BoxedLayer
 
 MOST_PSNR = 99.0
-"""PSNR in dB that equal images are given."""
+"""PSNR in dB that is assigned to equal images."""
 
 
 def composite(layers: Sequence[BoxedLayer], size: tuple[int, int]) -> Float[np.ndarray, "y x 4"]:
@@ -70,7 +70,7 @@ def over_colour(picture: UInt8[np.ndarray, "y x 4"], colour: Sequence[float]) ->
 def psnr(a: UInt8[np.ndarray, "y x 4"], b: UInt8[np.ndarray, "y x 4"]) -> float:
     """PSNR in dB of two straight RGBA images over black or over white, whichever is lower.
 
-    It is 99 at most, which equal images have, and 0 for images of different sizes.
+    The value is 99 at most, as for equal images, and 0 for images of different sizes.
     """
     if a.shape != b.shape:
         return 0.0

@@ -1,4 +1,4 @@
-"""Fewer layers with the same composite: layers that do not overlap are grouped, neighbouring layers merged.
+"""Reduction of the number of layers at an unchanged composite: non-overlapping or neighbouring layers are merged.
 
 ArXiv 2512.15603, section 4.1, merges layers that do not overlap; the grouping rule is that of LayerD's evaluation code
 (arXiv 2509.25134).
@@ -48,11 +48,13 @@ def overlap(a: BoxedLayer, b: BoxedLayer) -> bool:
 
 
 def cheapest_merges(visible: Float[np.ndarray, " l"], count: int) -> Groups:
-    """At most `count` contiguous groups: the neighbours whose smaller visible area is least are joined, repeatedly.
+    """Partition into at most `count` contiguous groups, by joining neighbours repeatedly.
+
+    Each step joins the two neighbours of which the smaller one has the least visible area.
 
     Args:
       visible: visible area of each layer in the composite, in pixels.
-      count: most groups.
+      count: maximum number of groups.
     """
     groups = [[i] for i in range(len(visible))]
     shown = visible.tolist()
@@ -72,8 +74,8 @@ def merge(layers: Sequence[BoxedLayer], groups: Groups, size: tuple[int, int]) -
     accumulate from layer to layer.
 
     Args:
-      layers: bottom to top.
-      groups: every index once. Members that overlap must be in their order.
+      layers: layers to merge, bottom to top.
+      groups: partition of the layers' indices. Members of a group that overlap must keep their order.
       size: width and height of the canvas.
 
     Memory: two canvases in fp32 and one of a group.

@@ -1,4 +1,4 @@
-"""LayeredImage: layers on one canvas, as data, inference, evaluation and export exchange them."""
+"""The layered image, the data structure that datasets, inference, evaluation and export exchange."""
 
 import dataclasses
 import json
@@ -24,12 +24,12 @@ class LayeredImage:
     """Layers on one canvas, bottom to top: 8-bit RGBA with straight (not premultiplied) alpha.
 
     Attributes:
-      layers: the pixels; RGB under alpha 0 is kept as given.
-      names: one per layer.
+      layers: RGBA pixels of the layers; RGB under alpha 0 is kept as given.
+      names: names of the layers, one per layer.
       caption: description of the composite.
-      source: path, address or seed that it comes from.
-      licence: of the source, as an SPDX expression where there is one.
-      decisions: changes made to it during preparation, in order, one sentence each.
+      source: path, address or seed from which the image was made.
+      licence: licence of the source, as an SPDX expression where there is one.
+      decisions: changes made to the image during preparation, in order, one sentence each.
 
     Raises:
       QilError: listing everything that does not fit.

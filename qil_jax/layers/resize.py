@@ -21,13 +21,13 @@ FILTER, SUPPORT = Image.Resampling.HAMMING, 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Crop:
-    """The part of a canvas that is kept.
+    """The rectangle of a canvas that cropping keeps.
 
     Attributes:
-      left: of its left edge, in pixels of the canvas.
-      top: of its upper edge, in pixels of the canvas.
-      width: in pixels of the canvas, possibly fractional.
-      height: in pixels of the canvas, possibly fractional.
+      left: x coordinate of the rectangle's left edge, in pixels of the canvas.
+      top: y coordinate of the rectangle's upper edge, in pixels of the canvas.
+      width: width of the rectangle in pixels of the canvas, possibly fractional.
+      height: height of the rectangle in pixels of the canvas, possibly fractional.
     """
 
     left: int
@@ -57,12 +57,12 @@ def resized(
     """The layers, cropped and resized to the target, each cut to the box of its visible pixels.
 
     Args:
-      layers: on a canvas of `size` (width, height).
-      crop: the part to keep.
+      layers: layers on a canvas of `size` (width, height).
+      crop: rectangle of the canvas that is kept.
       target: width and height of the result.
 
     Returns:
-      The layers that are still visible, in their order; at least one, which may be clear. Colour under alpha 0 is 0.
+      The layers that are still visible, in order; at least one, which may be transparent. Colour under alpha 0 is 0.
     """
     scale = target[0] / crop.width
     moved = [_moved(layer, size, crop, target, scale) for layer in layers]

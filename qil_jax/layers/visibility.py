@@ -17,7 +17,7 @@ CONTRIBUTION = 1e-4
 
 
 def visible_box(shows: Bool[np.ndarray, "y x"]) -> tuple[int, int, int, int] | None:
-    """Left, top, right, bottom (outside) of the pixels that are set; None if none is."""
+    """Left, top, right, bottom of the pixels that are set, right and bottom exclusive; None if none is set."""
     rows, columns = np.flatnonzero(shows.any(axis=1)), np.flatnonzero(shows.any(axis=0))
     if not len(rows):
         return None

@@ -1,4 +1,4 @@
-"""One process's rows of a training step, as arrays of fixed shapes."""
+"""Batches of one process: its rows of a training step, as arrays of fixed shapes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ TASKS = tuple(Task)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """One process's rows of a step.
+    """The rows of a training step that one process holds.
 
     A row holds samples one after the other, each [composite, layer 1, ..., layer L, condition], then padding. All
     samples of a row have one task, because the transformer has one noise level and target kind per row.
@@ -27,16 +27,15 @@ class Batch:
     Attributes:
       pictures: straight RGBA images, or latents from a source of cached latents; padding is 0.
       layer_indices: index of each image on the layer axis of Layer3D RoPE; 0 for padding.
-      segments: number, from 1, of the sample of the row that an image belongs to; 0 is padding, which is never
-        attended to.
-      targets: whether an image counts in the loss. Conditions and padding do not.
+      segments: number, from 1, of the row's sample to which an image belongs; 0 is padding, which is never attended to.
+      targets: mask of the images that count in the loss; conditions and padding do not.
       tasks: task of each row, as index in TASKS.
       target_kinds: entry of the transformer's addition embedding for each row.
       records: number of each sample's record, or NO_RECORD.
       captions: the prompt of each sample, empty where there is none.
-      step: counted from 0 over all epochs.
-      states: hidden states of each sample's prompt and of the empty prompt, from a source of cached latents only.
-      lengths: number of valid states of each of the two.
+      step: number of the step, counted from 0 over all epochs.
+      states: hidden states of each sample's prompt and of the empty prompt; None unless latents are cached.
+      lengths: number of valid states of either prompt; None unless latents are cached.
     """
 
     pictures: UInt8[np.ndarray, "b p y x 4"] | Float[np.ndarray, "b p h w z"]
@@ -63,11 +62,11 @@ class BatchMaker:
         limits: Int[np.ndarray, " n"],
         processes: Processes,
     ):
-        """`limits`: most layers that each record may have."""
+        """`limits` is the maximum number of layers of each record."""
         self.source, self.config, self.plan, self.limits, self.processes = source, config, plan, limits, processes
 
     def __call__(self, step: int) -> dict[str, Any]:
-        """The fields of a Batch."""
+        """Return the fields of a Batch by name."""
         whole = self.plan.batch(step)
         mine = len(whole.records) // self.processes.count
         first = self.processes.index * mine
@@ -84,7 +83,7 @@ class BatchMaker:
         return {**batch, "captions": tuple(captions), "step": step}
 
     def _sample(self, index: int, whole: GlobalBatch, task: Task) -> Sample | None:
-        """A record's sample at the batch's size; None for no record."""
+        """The sample of a record at the batch's size; None where there is no record."""
         if index == NO_RECORD:
             return None
         rng = self._rng(_Draw.SAMPLE, whole.epoch, index)
@@ -96,7 +95,7 @@ class BatchMaker:
 
 
 class _Draw(IntEnum):
-    """What is drawn: each has its own stream of random numbers."""
+    """Random quantities of a batch, each drawn from its own stream of random numbers."""
 
     TASK = 1
     SAMPLE = 2

@@ -1,4 +1,4 @@
-"""Buckets: the size at which a record is trained on, and the number of images of that size in one row of a batch.
+"""Buckets: image sizes of training samples, each with the number of images of that size that one row of a batch holds.
 
 Programs are compiled for fixed shapes, so every record goes to one of few buckets: a resolution times an aspect ratio.
 All images of a sample have the bucket's size. A row holds as many of them as its token budget allows.
@@ -20,15 +20,16 @@ ENLARGED = 1.1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BucketConfig:
-    """The sizes of images, and the capacity of rows.
+    """Settings of the image sizes and of the capacity of rows.
 
     Attributes:
       resolutions: square roots of the number of pixels. A record takes the largest that does not enlarge it and at
         which its images fit into a row, or else the smallest.
-      aspect_ratios: (width, height). A record takes the nearest and is cropped to it.
-      multiple: of both sides in pixels, itself a multiple of `token_pixels`; the released model uses 32.
+      aspect_ratios: pairs (width, height). A record takes the nearest ratio and is cropped to it.
+      multiple: number of pixels of which both sides are multiples, itself a multiple of `token_pixels`; the released
+        model uses 32.
       token_pixels: side in pixels of the square that one token covers (VAE 8 times patch 2).
-      row_tokens: most image tokens of a row: the budget of memory and compute.
+      row_tokens: maximum number of image tokens of a row, which bounds memory and compute.
 
     Raises:
       QilError: naming the field that does not fit.
@@ -58,12 +59,12 @@ class BucketConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """A size of images.
+    """An image size, with the capacity of a row at this size.
 
     Attributes:
-      width: in pixels.
-      height: in pixels.
-      room: number of images of this size that the budget of a row allows.
+      width: width of the images in pixels.
+      height: height of the images in pixels.
+      room: number of images of this size that the token budget of a row allows.
     """
 
     width: int
@@ -85,8 +86,8 @@ def assign(
 
     Args:
       sizes: width and height of each record in pixels.
-      pictures: number of images that each needs in a row.
-      least: number of images of a sample of one layer: records of more layers can be merged down to it.
+      pictures: number of images that each record's sample has.
+      least: number of images of a sample with one layer, to which records of more layers can be merged.
 
     Raises:
       QilError: if a bucket that is needed has no room for `least` pictures.

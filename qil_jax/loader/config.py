@@ -1,4 +1,4 @@
-"""Settings of the loader: what batches consist of, and how the work is distributed."""
+"""Settings of the loader: the composition of batches, and the distribution of the work."""
 
 import dataclasses
 
@@ -13,8 +13,8 @@ class Processes:
     """The processes that share each batch.
 
     Attributes:
-      index: of this process, `jax.process_index()`.
-      count: of processes, `jax.process_count()`.
+      index: index of this process, `jax.process_index()`.
+      count: number of processes, `jax.process_count()`.
     """
 
     index: int = 0
@@ -23,15 +23,15 @@ class Processes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """What batches consist of.
+    """Composition of the batches.
 
     Attributes:
-      rows: of a batch, all processes together, at least 1. A row is one sequence of the transformer.
-      seed: of the order of records, the tasks, the crops and whatever else is random.
-      order: of the records in an epoch; crops are random if it is shuffled, else central.
-      epochs: number after which the loader ends, at least 1; None: endless.
-      max_layers: of a sample, at least 1; records with more are merged down to it.
-      tasks: mix of tasks.
+      rows: number of rows of a batch over all processes, at least 1. A row is one sequence of the transformer.
+      seed: random seed of the order of records, the tasks, the crops and all other random choices.
+      order: order of the records in an epoch; crops are random if it is shuffled, else central.
+      epochs: number of epochs after which the loader ends, at least 1; None means endless.
+      max_layers: maximum number of layers of a sample, at least 1; those of records with more are merged.
+      tasks: mix of training tasks.
       buckets: sizes of images and capacity of rows.
 
     Raises:
@@ -58,12 +58,12 @@ class LoaderConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workers:
-    """How a process distributes the work. It has no influence on the batches.
+    """Distribution of a process's work over workers and threads, which does not influence the batches.
 
     Attributes:
-      processes: number of worker processes; 0: the loader's own process does the work.
-      threads: of each process, at least 1; each makes a batch of its own.
-      ahead: number of batches that each process prepares in advance and holds in memory.
+      processes: number of worker processes; with 0 the loader's own process does the work.
+      threads: number of threads of each process, at least 1; each thread makes a whole batch.
+      ahead: number of batches that each process prefetches and holds in memory.
     """
 
     processes: int = 0

@@ -1,4 +1,4 @@
-"""Records whose images and captions have been encoded: what `tools/cache_latents.py` writes and the loader reads.
+"""Cached latents: records whose images and captions are encoded by `tools/cache_latents.py`, for the loader to read.
 
     FOLDER/SPLIT-00000.safetensors ...   latents of the images and states of the captions of some hundred records each
     FOLDER/SPLIT.json                    written last: number and sizes of the records, fingerprints of the encoders
@@ -25,7 +25,7 @@ from qil_jax.files import write_whole
 from qil_jax.identity import to_json
 
 EXTRA = 3
-"""Images that are encoded of a record beside its layers."""
+"""Number of images that are encoded for a record besides its layers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,7 +33,7 @@ class LatentRecord:
     """An encoded record.
 
     Attributes:
-      latents: of [composite, layer 1, ..., layer L, foreground, composite over white].
+      latents: latents of the images [composite, layer 1, ..., layer L, foreground, composite over white].
       states: hidden states of the caption.
       size: width and height of the images in pixels.
       caption: length of the caption in characters.
@@ -46,21 +46,21 @@ class LatentRecord:
 
     @property
     def layers(self) -> int:
-        """Number of layers."""
+        """Number of layers of the record."""
         return len(self.latents) - EXTRA
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentIndex:
-    """What a folder of latents holds and how it was made.
+    """Index of one split of a folder of latents: its records and the encoders that produced it.
 
     Attributes:
       shards: number of records in each shard.
       vae: fingerprint of the VAE, as `weights.fingerprint` gives it.
       text_encoder: fingerprint of the text encoder.
-      no_prompt: the prompt whose states stand for none.
+      no_prompt: prompt whose hidden states replace those of a missing caption.
       rows: width and height in pixels, number of layers and length of the caption in characters, of each record.
-      text: most states of a caption or of `no_prompt`.
+      text: maximum number of states of a caption or of `no_prompt`.
     """
 
     shards: tuple[int, ...]
@@ -73,9 +73,9 @@ class LatentIndex:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Shard:
-    """An open shard: latents [p, h, w, z] and states [n, e] to be sliced, and small arrays that are read.
+    """An open shard: latents [p, h, w, z] and states [n, e], read by slices, and small arrays held in memory.
 
-    Record i has the latents starts[i] to starts[i + 1], and likewise the states.
+    Record i has the latents starts[i] to starts[i + 1] and the states state_starts[i] to state_starts[i + 1].
     """
 
     latents: Any
@@ -100,7 +100,7 @@ def _shard_file(folder: Path, split: str, number: int) -> Path:
 def write_shard(
     folder: Path, split: str, number: int, records: Sequence[LatentRecord], no_prompt: Float[np.ndarray, "n e"]
 ) -> None:
-    """Write a shard whole; all its records have one size. States [n, e] of `no_prompt` are kept with it."""
+    """Write a shard atomically; all its records have one size. States [n, e] of `no_prompt` are kept with it."""
     tensors = {
         "latents": np.concatenate([r.latents for r in records]).astype(np.float16),
         "states": np.concatenate([r.states for r in records]).astype(np.float16),
@@ -113,7 +113,7 @@ def write_shard(
 
 
 def _starts(counts: Sequence[int]) -> Int[np.ndarray, " r"]:
-    """Where each of several runs of these lengths starts, and where the last one ends."""
+    """Offsets at which consecutive segments of these lengths start, and the offset at which the last one ends."""
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
@@ -127,7 +127,7 @@ def shard_records(folder: Path, split: str, number: int) -> list[tuple[int, int,
 
 
 def write_index(folder: Path, split: str, index: LatentIndex) -> None:
-    """Write the index, after all shards: a folder without one is not finished."""
+    """Write the index of a split after all its shards; a split without one is incomplete."""
     write_whole(epath.Path(folder) / f"{split}.json", (json.dumps(to_json(index)) + "\n").encode())
 
 

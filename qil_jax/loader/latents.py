@@ -1,4 +1,4 @@
-"""The source of samples whose images and captions are cached in encoded form (`latent_files.py`)."""
+"""Source of samples whose images and captions are cached in encoded form (`latent_files.py`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ class LatentSource:
         return len(self.index.rows)
 
     def name(self, index: int) -> str:
-        """Split and number in the folder."""
+        """Name of a record for messages: its split and number in the folder."""
         return f"{self.folder}: {self.split}[{index}]"
 
     def metadata(self) -> RecordMetadata:
@@ -47,7 +47,7 @@ class LatentSource:
         """Refuse tasks for which no latents are kept, and other sizes or fewer layers than were encoded.
 
         Raises:
-          QilError: naming what is asked for and cannot be provided.
+          QilError: if the config asks for what cannot be provided, which the message names.
         """
         mix = [task for task, _ in config.tasks.mix]
         if Task.RECONSTRUCTION in mix or (Task.TEXT_TO_RGBA in mix and config.tasks.subject is Subject.LAYER):
@@ -73,11 +73,11 @@ class LatentSource:
         Args:
           vae: fingerprint of the VAE at hand.
           text_encoder: fingerprint of the text encoder at hand.
-          no_prompt: the prompt that stands for none.
-          text: most states of a prompt; fewer than were kept are cut from them.
+          no_prompt: prompt that replaces a missing caption.
+          text: maximum number of states of a prompt; longer cached states are truncated.
 
         Raises:
-          QilError: naming what differs.
+          QilError: if a fingerprint, prompt or length differs, which the message names.
         """
         for part, found, wanted in (
             ("VAE", self.index.vae, vae),
@@ -100,7 +100,7 @@ class LatentSource:
             )
 
     def sample(self, index: int, task: Task, *, size: tuple[int, int], limit: int, rng: np.random.Generator) -> Sample:
-        """The latents of a task's images, with the states of the caption; nothing is random, `require` saw the rest."""
+        """The cached latents of a task's images and the states of the caption. The result is deterministic."""
         del size, limit, rng
         which = int(np.searchsorted(self._ends, index, side="right"))
         at = index - int(self._ends[which - 1] if which else 0)

@@ -1,4 +1,4 @@
-"""The loader: records to batches of fixed shapes, by grain.
+"""The loader, which makes batches of fixed shapes from records with grain.
 
     plan: which records -> read, decode -> crop, resize -> merge layers, if a row has no room -> task -> rows of a batch
 
@@ -78,7 +78,7 @@ class Loader:
 
     @property
     def shapes(self) -> list[Shape]:
-        """All shapes that batches will have."""
+        """All static shapes of the batches."""
         return self.plan.shapes
 
     def __iter__(self) -> "Loader":
@@ -99,7 +99,7 @@ class Loader:
         """Continue where a loader of the same records and config was, whatever its processes and workers.
 
         Raises:
-          QilError: if the state is of other records or another config: its batches could not be continued.
+          QilError: if the state belongs to other records or another config.
         """
         if state.get("fingerprint") != self.fingerprint:
             raise QilError(
@@ -110,7 +110,7 @@ class Loader:
         self._step = int(state["step"])
 
     def close(self) -> None:
-        """Stop threads and worker processes. Batches that were made ahead are lost, the position is not."""
+        """Stop threads and worker processes. Prefetched batches are discarded; the position is kept."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
@@ -138,7 +138,7 @@ class Loader:
 def fitted(
     metadata: RecordMetadata, config: LoaderConfig
 ) -> tuple[list[Bucket], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Bucket of each record, most images that its samples have there, and most layers that it may keep.
+    """Bucket, maximum number of images of a sample, and maximum number of layers of each record.
 
     Raises:
       QilError: if a row has no room for the smallest sample.
@@ -151,7 +151,7 @@ def fitted(
 
 
 class _Steps:
-    """The numbers of the steps, as grain's source."""
+    """Data source of grain whose elements are the numbers of the steps."""
 
     def __init__(self, start: int, end: int):
         self.start, self.end = start, end
@@ -164,6 +164,6 @@ class _Steps:
 
 
 def _ignore_interrupts(index: int, count: int) -> None:
-    """Ctrl-C reaches every process of a terminal: only the main one answers it."""
+    """Ignore Ctrl-C in a worker process, because it reaches all processes of a terminal and the main one handles it."""
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)

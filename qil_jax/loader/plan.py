@@ -1,4 +1,4 @@
-"""Which records make which batch: a pure function of the records' sizes, the seed and the step.
+"""Assignment of records to batches, a pure function of the records' sizes, the seed and the step.
 
 All batches are planned before a pixel is read. So a loader's whole state is one number, the same for all processes; any
 number of processes can share a batch, and every record occurs exactly once in an epoch.
@@ -24,8 +24,8 @@ NO_RECORD = -1
 class Order(StrEnum):
     """The order of the records in an epoch."""
 
-    SHUFFLED = "shuffled"  # anew in every epoch
-    SEQUENTIAL = "sequential"  # as the source has them, for evaluation
+    SHUFFLED = "shuffled"  # a new random order in every epoch
+    SEQUENTIAL = "sequential"  # the order of the source, for evaluation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,10 @@ class Shape:
     """The static shape of a batch's rows.
 
     Attributes:
-      width: of every image, in pixels.
-      height: of every image, in pixels.
-      pictures: images of a row, padding included.
-      samples: most samples of a row.
+      width: width of every image in pixels.
+      height: height of every image in pixels.
+      pictures: number of images of a row, padding included.
+      samples: maximum number of samples of a row.
     """
 
     width: int
@@ -47,12 +47,12 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class GlobalBatch:
-    """One step of all processes together.
+    """The records of one training step over all processes.
 
     Attributes:
-      shape: of its rows.
+      shape: static shape of the rows.
       records: number of the record at each place of each row, or NO_RECORD.
-      epoch: that the step belongs to, from 0.
+      epoch: number of the epoch to which the step belongs, from 0.
     """
 
     shape: Shape
@@ -79,9 +79,9 @@ class Plan:
         Args:
           buckets: bucket of each record.
           pictures: number of images of each record's sample, no more than its bucket has room for.
-          rows: of a batch, all processes together.
-          seed: of the shuffling.
-          order: of the records.
+          rows: number of rows of a batch over all processes.
+          seed: random seed of the shuffling.
+          order: order of the records in an epoch.
         """
         self.rows, self.seed, self.order = rows, seed, order
         number = {bucket: i for i, bucket in enumerate(dict.fromkeys(buckets))}
@@ -97,7 +97,7 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch; the last of each bucket may have empty rows."""
+        """Number of batches of an epoch; the last of each bucket may have empty rows."""
         return sum(-(-len(layout.rooms) // self.rows) for layout in self._layouts)
 
     def batch(self, step: int) -> GlobalBatch:
@@ -107,7 +107,7 @@ class Plan:
         return GlobalBatch(shape=shape, records=records, epoch=epoch)
 
     def _epoch(self, epoch: int) -> list[tuple[Shape, np.ndarray]]:
-        """The batches of an epoch. The last two are kept: threads that read ahead are in both."""
+        """The batches of an epoch. The last two epochs are cached, because threads that prefetch need both."""
         found = self._filled.get(epoch)
         if found is None:
             found = self._fill(epoch)
@@ -134,7 +134,7 @@ class Plan:
 
 
 def _lay_out(bucket: Bucket, pictures: Int[np.ndarray, " n"]) -> _Layout:
-    """Rows for samples of these numbers of images, packed greedily: the largest first, then the next that fits."""
+    """Pack samples of these numbers of images into rows greedily: the largest first, then the next that fits."""
     left = dict(zip(*(x.tolist() for x in np.unique(pictures, return_counts=True)), strict=True))
     patterns: list[tuple[list[int], int]] = []
     while left:

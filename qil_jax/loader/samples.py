@@ -33,13 +33,13 @@ class Sample:
     """The images of one sample, all of one size, RGBA with straight alpha and colour 0 under alpha 0.
 
     Attributes:
-      pictures: images in the order of the sequence, targets first, the condition last; or their latents.
+      pictures: images, or their latents, in the order of the sequence: targets first, the condition last.
       layer_indices: index of each image on the layer axis of Layer3D RoPE: composite 0, layers 1.. from the bottom,
         condition -1.
-      targets: number of images, counted from the first, that the model generates.
-      caption: the prompt.
-      states: hidden states of the prompt and of the empty prompt, of a source of cached latents only.
-      lengths: number of valid states of each of the two.
+      targets: number of leading images that the model generates.
+      caption: prompt of the sample.
+      states: hidden states of the prompt and of the empty prompt; None unless latents are cached.
+      lengths: number of valid states of either prompt; None unless latents are cached.
     """
 
     pictures: UInt8[np.ndarray, "p y x 4"] | Float[np.ndarray, "p h w z"]
@@ -52,12 +52,12 @@ class Sample:
 
 @runtime_checkable
 class SampleSource(Protocol):
-    """Samples by the number of their record."""
+    """A source that provides the sample of a record by the record's number."""
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """Where a record is stored, for messages."""
+        """Location of a record in its source, for messages."""
         ...
 
     def metadata(self) -> RecordMetadata:
@@ -65,15 +65,15 @@ class SampleSource(Protocol):
         ...
 
     def require(self, config: LoaderConfig, buckets: Sequence[Bucket], limits: Int[np.ndarray, " n"]) -> None:
-        """Refuse what the source cannot provide.
+        """Check that the source can provide the samples that a config asks for.
 
         Args:
-          config: of the loader.
+          config: settings of the loader.
           buckets: bucket of each record.
-          limits: most layers that each record may have.
+          limits: maximum number of layers of each record.
 
         Raises:
-          QilError: naming what is asked for and cannot be provided.
+          QilError: if the config asks for what cannot be provided, which the message names.
         """
         ...
 
@@ -82,10 +82,10 @@ class SampleSource(Protocol):
 
         Args:
           index: number of the record.
-          task: what the model is trained on.
+          task: training task for which the sample is made.
           size: width and height of the images in pixels.
-          limit: most layers.
-          rng: decides everything random about the sample.
+          limit: maximum number of layers; those of a record with more are merged.
+          rng: random generator of all random choices.
 
         Raises:
           RecordError: if the record cannot be read.
@@ -93,7 +93,7 @@ class SampleSource(Protocol):
         ...
 
     def empty(self, shape: Shape, rows: int) -> dict[str, Shaped[np.ndarray, "rows ..."]]:
-        """Zeros for the images of `rows` rows of a batch, and for the other arrays that only this source fills."""
+        """Zeros for the images of `rows` rows of a batch, and for further arrays that only this source fills."""
         ...
 
 
@@ -101,14 +101,14 @@ class RecordSamples:
     """Samples of records that are decoded, cropped and resized when they are asked for."""
 
     def __init__(self, records: RecordSource, config: LoaderConfig):
-        """Take the tasks and the order (random crops if shuffled, else central ones) from a loader's config."""
+        """Store the tasks and the order of a loader's config; crops are random if shuffled, else central."""
         self.records, self.tasks, self.order = records, config.tasks, config.order
 
     def __len__(self) -> int:
         return len(self.records)
 
     def name(self, index: int) -> str:
-        """Where a record is stored, for messages."""
+        """Location of a record in its source, for messages."""
         return self.records.name(index)
 
     def metadata(self) -> RecordMetadata:
@@ -119,7 +119,7 @@ class RecordSamples:
         """Check that the config is the one given to the constructor; records can be resized and merged as needed.
 
         Raises:
-          ValueError: if it is another.
+          ValueError: if the config differs.
         """
         del buckets, limits
         if (config.tasks, config.order) != (self.tasks, self.order):
@@ -133,7 +133,7 @@ class RecordSamples:
         """
         try:
             record = self.records[index]
-        except Exception as error:  # whatever a reader may raise, the user must learn of which record
+        except Exception as error:  # readers raise any error; the message must name the record
             raise RecordError(f"{self.name(index)} cannot be read: {error}") from error
         crop_rng = rng if self.order is Order.SHUFFLED else None
         return make_sample(task, resized_record(record, size, limit, crop_rng), self.tasks, rng)

@@ -1,4 +1,4 @@
-"""The training tasks: which images a model is given, and which it generates (arXiv 2512.15603, 3.3)."""
+"""The training tasks, which define the conditions and the targets of a sample (arXiv 2512.15603, 3.3)."""
 
 import dataclasses
 from enum import StrEnum
@@ -18,7 +18,7 @@ class Task(StrEnum):
     IMAGE_TO_LAYERS = "image-to-layers"
 
     def pictures(self, layers: int) -> int:
-        """Number of images of a sample of so many layers: layers, composite, and the condition if there is one."""
+        """Number of images of a sample with this number of layers: layers, composite, and the condition if any."""
         return {Task.TEXT_TO_LAYERS: layers + 1, Task.IMAGE_TO_LAYERS: layers + 2}.get(self, 1)
 
     @property
@@ -45,7 +45,7 @@ class TaskConfig:
         so that the VAE is trained on opaque images too; 0.3 in AlphaVAE (arXiv 2507.09308).
 
     Raises:
-      QilError: if a weight is not positive, or `flatten` no share.
+      QilError: if a weight is not positive, or `flatten` is not in [0, 1].
     """
 
     mix: tuple[tuple[Task, float], ...] = ((Task.IMAGE_TO_LAYERS, 1.0),)
@@ -59,10 +59,10 @@ class TaskConfig:
             raise QilError(f"TaskConfig: flatten {self.flatten} must lie between 0 and 1")
 
     def choose(self, rng: np.random.Generator) -> Task:
-        """A task of the mix, drawn with probability proportional to its weight."""
+        """Draw a task of the mix with probability proportional to its weight."""
         weights = np.array([weight for _, weight in self.mix])
         return self.mix[int(rng.choice(len(weights), p=weights / weights.sum()))][0]
 
     def pictures(self, layers: int) -> int:
-        """Most images of a sample of so many layers, over the tasks of the mix."""
+        """Maximum number of images of a sample with this number of layers, over the tasks of the mix."""
         return max(task.pictures(layers) for task, _ in self.mix)

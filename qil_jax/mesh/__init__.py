@@ -1,4 +1,4 @@
-"""Logical axes to device meshes: rules, placement, and checks before anything compiles."""
+"""Sharding of logical axes over device meshes: rules, placement, and checks before compilation."""
 
 from qil_jax.mesh.devices import MeshShape, make_mesh, single_device_mesh
 from qil_jax.mesh.placement import constrain, describe, place, shardings

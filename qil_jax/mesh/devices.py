@@ -1,4 +1,4 @@
-"""Device meshes from a line of text such as "data=2,tensor=4"."""
+"""Device meshes from a specification such as "data=2,tensor=4"."""
 
 import dataclasses
 import math
@@ -16,11 +16,11 @@ class MeshShape:
     """The number of devices along each mesh axis.
 
     Attributes:
-      cfg: conditional and unconditional pass of guidance; 1 or 2.
-      data: shards of the samples.
-      fsdp: shards of the samples and of the parameters' residual width.
-      context: shards of a sequence's tokens.
-      tensor: shards of heads and feed-forward width.
+      cfg: number of devices over which the conditional and the unconditional pass of guidance are split; 1 or 2.
+      data: number of shards of the samples.
+      fsdp: number of shards of the samples and of the parameters' residual width.
+      context: number of shards of a sequence's tokens.
+      tensor: number of shards of the attention heads and of the feed-forward width.
     """
 
     cfg: int = 1
@@ -34,7 +34,7 @@ class MeshShape:
         """Read "data=2,tensor=4"; axes that are not named have size 1.
 
         Raises:
-          MeshError: on unknown or repeated axes, and on sizes that are not positive integers.
+          MeshError: if an axis is unknown or repeated, or a size is not a positive integer.
         """
         sizes: dict[str, int] = {}
         problems = []
@@ -62,8 +62,8 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
     """A mesh with all five axes.
 
     Args:
-      shape: devices along each axis.
-      devices: the devices to use; None: all there are.
+      shape: number of devices along each axis.
+      devices: devices of the mesh; None: all available devices.
 
     Raises:
       MeshError: if the sizes do not multiply to the number of devices.

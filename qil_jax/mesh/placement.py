@@ -1,4 +1,4 @@
-"""Parameters, batches and activations placed on a mesh by the rules."""
+"""Placement of parameters, batches and activations on a mesh by the sharding rules."""
 
 import math
 
@@ -16,7 +16,7 @@ def shardings(model: nnx.Module, mesh: Mesh, rules: Rules) -> dict[str, NamedSha
     """The sharding of every parameter of a (possibly abstract) model, by slash-joined path.
 
     Raises:
-      MeshError: listing every unknown axis, collision and dimension that does not divide, before anything compiles.
+      MeshError: if an axis is unknown, mesh axes collide, or a dimension does not divide; all problems are listed.
     """
     problems = rules.problems(mesh)
     result: dict[str, NamedSharding] = {}
@@ -46,7 +46,7 @@ def place(model: nnx.Module, mesh: Mesh, rules: Rules) -> None:
     """Move a model's parameters onto the mesh, in place.
 
     Raises:
-      MeshError: see `shardings`.
+      MeshError: if the rules do not fit the model, see `shardings`.
     """
     by_path = shardings(model, mesh, rules)
     state = nnx.state(model, nnx.Param)
@@ -56,7 +56,7 @@ def place(model: nnx.Module, mesh: Mesh, rules: Rules) -> None:
 
 
 def constrain(mesh: Mesh, rules: Rules) -> Constrain:
-    """The function by which models constrain activations to the sharding of their logical axes. Sizes must divide."""
+    """A function that constrains activations to the sharding of their logical axes; shards must divide the sizes."""
     if mesh.size == 1:
         return lambda x, axes: x
 

@@ -11,7 +11,7 @@ from qil_jax.models.axes import Axes, Axis
 
 
 class MeshError(ProblemsError):
-    """Devices, mesh axes, rules and shapes do not fit together; lists every problem."""
+    """Devices, mesh axes, rules and shapes are inconsistent. The message lists every problem."""
 
     def __init__(self, problems: Iterable[str]):
         super().__init__("the mesh does not fit", problems)
@@ -32,7 +32,7 @@ class Rules:
     """The mesh axes that split each logical axis.
 
     Attributes:
-      table: logical axis to its mesh axes; an absent axis is whole on every device.
+      table: mapping from each logical axis to its mesh axes; an absent axis is replicated on every device.
     """
 
     table: Mapping[Axis, tuple[MeshAxis, ...]]
@@ -66,7 +66,7 @@ class Rules:
         return ways
 
     def problems(self, mesh: Mesh) -> list[str]:
-        """Problems of logical axes that are mapped to no axis of the mesh, or twice to the same one."""
+        """Messages for unknown logical axes, and for those mapped to an absent mesh axis or twice to one axis."""
         found = []
         for axis, mesh_axes in self.table.items():
             if axis not in tuple(Axis):
@@ -96,7 +96,7 @@ _PARAMETERS = {
 }
 
 INFERENCE_RULES = Rules({**_PARAMETERS, Axis.BATCH: (MeshAxis.CFG, MeshAxis.DATA, MeshAxis.FSDP)})
-"""Both guidance passes and all samples over cfg, data and fsdp; parameters over fsdp and tensor; the VAE whole."""
+"""Guidance passes and samples are split over cfg, data and fsdp, parameters over fsdp and tensor, the VAE not."""
 
 TRAINING_RULES = Rules({**_PARAMETERS, Axis.BATCH: (MeshAxis.DATA, MeshAxis.FSDP)})
-"""Those of inference, without an axis for guidance."""
+"""The rules of inference without the axis of guidance."""

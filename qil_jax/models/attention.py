@@ -1,4 +1,4 @@
-"""Attention of all three networks, by one of several programs that give the same numbers up to rounding."""
+"""Attention of all three networks, by one of several implementations with the same result up to rounding."""
 
 from enum import StrEnum
 
@@ -9,11 +9,11 @@ from jaxtyping import Float, Int
 
 
 class AttentionKind(StrEnum):
-    """The program that computes attention."""
+    """The implementation of attention."""
 
     XLA = "xla"  # one matrix of scores, b * n * t * s values
-    XLA_CHUNKED = "xla_chunked"  # scores of a few queries of all heads at a time: memory stays bounded
-    XLA_BY_HEAD = "xla_by_head"  # the same, head after head: fastest on a CPU; samples and heads must not be sharded
+    XLA_CHUNKED = "xla_chunked"  # scores of a chunk of queries of all heads at a time, in bounded memory
+    XLA_BY_HEAD = "xla_by_head"  # chunks of one head at a time: fastest on a CPU; samples and heads must not be sharded
 
 
 class Mask(StrEnum):
@@ -26,7 +26,7 @@ class Mask(StrEnum):
 SCORES_PER_CHUNK = 1 << 23
 """Upper bound of the scores that XLA_CHUNKED holds at once (32 MiB in fp32)."""
 QUERIES_PER_CHUNK = 512
-"""Queries whose scores XLA_BY_HEAD holds at once: few enough for the cache, enough for a fast product."""
+"""Queries per chunk of XLA_BY_HEAD: few enough for the cache, enough for an efficient matrix product."""
 Ids = tuple[Array, Array]
 """Segment ids of queries [..., t] and keys [..., s]."""
 
@@ -43,22 +43,22 @@ def attention(
     """Attention softmax(q k^T / sqrt(d)) v, each query seeing the keys of its own segment.
 
     Args:
-      q, k, v: queries, keys and values; softmax in fp32.
+      q, k, v: queries, keys and values; the softmax is computed in fp32.
       segments: segment ids of queries and keys. Tokens attend within equal ids; padding is segment 0 and attends to
-        padding, so that no sum of weights is zero. None: every token attends to every token.
-      mask: whether later keys are hidden.
-      kind: the program. Programs in chunks take Mask.FULL only.
+        padding, so that no softmax is empty. None: every token attends to every token.
+      mask: whether keys after the query are masked out.
+      kind: the implementation. The chunked ones support Mask.FULL only.
 
     Returns:
-      weighted sums of the values, in q's dtype.
+      The weighted sums of the values, in q's dtype.
 
     Raises:
-      ValueError: if a program in chunks is asked for a causal mask.
+      ValueError: if a causal mask is requested of a chunked implementation.
     """
     if mask is Mask.CAUSAL and kind is not AttentionKind.XLA:
         raise ValueError(f"{kind} attention has no causal mask: use AttentionKind.XLA")
     b, t, n, _ = q.shape
-    # Heads first and keys transposed, once: not again in every chunk.
+    # Heads come first and keys are transposed once here, rather than in every chunk.
     q, k, v = jnp.swapaxes(q, 1, 2), jnp.transpose(k, (0, 2, 3, 1)), jnp.swapaxes(v, 1, 2)
     ids = None if segments is None else (segments[0][:, None], segments[1][:, None])
     match kind:
@@ -91,7 +91,7 @@ def _mix_chunks(q: Array, k: Array, v: Array, ids: Ids | None, *, rows: int) -> 
 
 
 def _split(x: Array, chunks: int, rows: int, *, axis: int) -> Array:
-    """`axis` padded and split into chunks, which become the leading axis."""
+    """An array padded along `axis` and split into chunks, which become the leading axis."""
     widths = [(0, chunks * rows - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
     return jnp.moveaxis(jnp.pad(x, widths).reshape(*x.shape[:axis], chunks, rows, *x.shape[axis + 1 :]), axis, 0)
 
@@ -103,7 +103,7 @@ def _mix(q: Array, k: Array, v: Array, ids: Ids | None, mask: Mask = Mask.FULL) 
         scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, -jnp.inf)
     if ids is not None:
         scores = jnp.where(ids[0][..., :, None] == ids[1][..., None, :], scores, -jnp.inf)
-    # A padded query may match no key at all: the bounds keep it finite.
+    # A padded query may match no key at all; the bounds keep its result finite.
     peak = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), jnp.finfo(jnp.float32).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(peak))
     total = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)

@@ -1,4 +1,4 @@
-"""Names of the dimensions of parameters and activations: all that the models know of sharding."""
+"""Names of the dimensions of parameters and activations, the only notion of sharding in the models."""
 
 from collections.abc import Callable
 from enum import StrEnum
@@ -25,7 +25,7 @@ class Axis(StrEnum):
 
 Axes = tuple[Axis | None, ...]
 Constrain = Callable[[Array, Axes], Array]
-"""Constrains an activation to the sharding of its logical axes. `mesh.constrain` makes such a function."""
+"""A function that constrains an activation to the sharding of its logical axes, made by `mesh.constrain`."""
 
 
 def unconstrained(x: Shaped[Array, "*n"], axes: Axes) -> Shaped[Array, "*n"]:

@@ -1,4 +1,4 @@
-"""Released config JSON to frozen dataclasses; what the models do not support is refused."""
+"""Parsing of released config JSON as frozen dataclasses; unsupported values are refused."""
 
 import dataclasses
 import types
@@ -15,10 +15,10 @@ MOST_BLOCKS = 1000
 MOST_VALUES = 4096
 MOST_SIZE = 1 << 24
 MOST_FLOAT = 3e38
-"""Bounds far above any model, so that a wrong digit is an error instead of an exhausted memory."""
+"""Bounds far above any real model, so that a mistyped size raises an error instead of exhausting memory."""
 
 Blocks = Annotated[int, MOST_BLOCKS]
-"""The type of a field that says how often a block repeats."""
+"""The type of a field that gives the number of repetitions of a block."""
 
 
 class ConfigError(QilError):
@@ -36,14 +36,14 @@ def parse_config(
     """Build the dataclass `cls` from the keys of `values` that carry its field names; lists become tuples.
 
     Args:
-      cls: a frozen dataclass; fields without a default must be present.
-      values: the parsed JSON. Keys that start with "_" (class and version notes) are skipped.
-      where: name of the file for error messages.
-      fixed: keys the models support with one value only; any other value is refused.
-      ignored: known keys that do not change the maths.
+      cls: frozen dataclass, whose fields without a default must be present.
+      values: parsed JSON, of which keys that start with "_" (class and version notes) are skipped.
+      where: name of the file in error messages.
+      fixed: keys of which the models support a single value; any other value is refused.
+      ignored: known keys that do not affect the computation.
 
     Raises:
-      ConfigError: listing every missing, unknown and unsupported key, and every value of a wrong type, together.
+      ConfigError: if keys are missing, unknown or unsupported, or values have a wrong type; all are listed.
     """
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     fixed = fixed or {}
@@ -62,20 +62,20 @@ def require_none(problems: list[str], where: str) -> None:
     """Refuse a file that has problems.
 
     Raises:
-      ConfigError: listing them.
+      ConfigError: if there are problems; all are listed.
     """
     if problems:
         raise ConfigError(f"{where}:\n  " + "\n  ".join(problems))
 
 
 def read_fields(cls: type, values: Mapping[str, Any], problems: list[str], *, prefix: str = "") -> dict[str, Any]:
-    """The fields of a dataclass that `values` holds; what is absent without a default or of a wrong type is a problem.
+    """Read the fields of a dataclass from `values`; an absent required field or a wrong type is a problem.
 
     Args:
-      cls: its annotations say what fits: Blocks and int (at least 1), float, bool, a StrEnum, tuples of these, None.
-      values: the parsed JSON; other keys are skipped.
-      problems: gets one line for each field that does not fit.
-      prefix: put before the names in these lines.
+      cls: dataclass with fields of type Blocks, int (at least 1), float, bool, a StrEnum, tuples of these, or None.
+      values: parsed JSON; keys that are no field are skipped.
+      problems: list to which a line is appended for each invalid field.
+      prefix: text before the field names in these lines.
     """
     kinds = typing.get_type_hints(cls, include_extras=True)
     found = {}
@@ -95,7 +95,7 @@ def fitted(value: Any, kind: Any) -> Any:
     """A JSON value converted to the type `kind` of a field (`read_fields` lists the types).
 
     Raises:
-      ConfigError: naming what is expected, such as "a number".
+      ConfigError: if the value does not fit; the message names the expected type, such as "a number".
     """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:

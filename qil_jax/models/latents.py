@@ -1,4 +1,4 @@
-"""Latents of pictures to tokens of a sequence and back, for arrays of numpy and of jax (docs/specification.md, 2)."""
+"""Conversion between latents and sequence tokens, for numpy and jax arrays (docs/specification.md, 2)."""
 
 from typing import TypeVar
 
@@ -9,15 +9,15 @@ AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)
 
 
 def pack(latents: AnyArray, patch: int) -> AnyArray:
-    """Each patch x patch square of latents becomes one token; pictures follow one another, each row-major.
+    """Pack each patch x patch square of latents into one token; pictures are concatenated, each row-major.
 
-    Feature index is z * patch^2 + dy * patch + dx.
+    The feature index is z * patch^2 + dy * patch + dx.
 
     Args:
-      latents: [..., l, h, w, z]; sides must be multiples of `patch`.
+      latents: latents [..., l, h, w, z] whose sides h and w are multiples of `patch`.
 
     Returns:
-      [..., t, c].
+      The tokens [..., t, c].
     """
     *batch, pictures, h, w, z = latents.shape
     squares = latents.reshape(*batch, pictures, h // patch, patch, w // patch, patch, z)
@@ -30,5 +30,5 @@ def unpack(tokens: AnyArray, patch: int, grid: tuple[int, int]) -> AnyArray:
     rows, cols = grid
     *batch, _, c = tokens.shape
     squares = tokens.reshape(*batch, -1, rows, cols, c // patch**2, patch, patch)
-    squares = squares.swapaxes(-2, -3).swapaxes(-1, -2).swapaxes(-3, -4)  # and back
+    squares = squares.swapaxes(-2, -3).swapaxes(-1, -2).swapaxes(-3, -4)  # the inverse permutation
     return squares.reshape(*batch, -1, rows * patch, cols * patch, c // patch**2)

@@ -1,4 +1,4 @@
-"""Layers that the networks share: linear maps, convolutions, norms. Every parameter carries its logical axes."""
+"""Layers shared by the networks: linear maps, convolutions, norms. Every parameter has logical axes as metadata."""
 
 from typing import Any, TypeVar
 
@@ -43,16 +43,16 @@ def linear(features_in: Width, features_out: Width, *, bias: bool = True, rngs: 
 
 
 def use_matmul(model: nnx.Module, function: MatMul) -> None:
-    """Let every linear map of a (possibly abstract) model compute with `function`, in place."""
+    """Replace the matrix product of every linear map of a (possibly abstract) model by `function`, in place."""
     for _, module in nnx.iter_modules(model):
         if isinstance(module, Linear):
             module.matmul = function
 
 
 def embedding(count: int, width: int, *, axes: tuple[Axis | None, Axis | None], rngs: nnx.Rngs) -> nnx.Embed:
-    """A table [count, width] whose rows have the dtype of the table when it is read.
+    """An embedding table [count, width] that returns rows in the table's current dtype.
 
-    nnx.Embed by itself casts rows to the dtype that it was built with, whatever its table has been cast to since.
+    By default nnx.Embed casts rows to the dtype with which it was built, even if the table has been cast since.
     """
     return nnx.Embed(count, width, promote_dtype=_as_stored, embedding_metadata={"axes": axes}, rngs=rngs)
 
@@ -75,7 +75,7 @@ class Conv(nnx.Conv):
         return self.biased(out, inputs.dtype)
 
     def biased(self, out: Float32[Array, "... o"], dtype: Any) -> Float[Array, "... o"]:
-        """A result of `convolution` plus the bias, rounded to `dtype`."""
+        """The sum of a result of `convolution` and the bias, rounded to `dtype`."""
         assert self.bias is not None
         return (out + self.bias[...]).astype(dtype)
 

@@ -13,11 +13,11 @@ from jax import Array
 from jaxtyping import Float
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-"""Mean and deviation of each colour, for pictures in [-1, 1]."""
+"""Mean and standard deviation by which each colour channel of pictures in [-1, 1] is normalised."""
 TINY = 1e-10
-"""Added to a feature vector's length."""
+"""Constant added to the norm of a feature vector."""
 TAPS = 5
-"""Layers whose features are compared."""
+"""Number of layers whose features are compared."""
 
 
 class LPIPSNetwork(StrEnum):
@@ -28,10 +28,10 @@ class LPIPSNetwork(StrEnum):
 
 
 Weights = Mapping[str, Array]
-"""Arrays conv_I/kernel [y, x, in, out], conv_I/bias [out] and head_J [channels]."""
+"""The arrays conv_I/kernel [y, x, in, out], conv_I/bias [out] and head_J [channels] by name."""
 
 _ALEXNET = ((11, 4, 2, 64), None, (5, 1, 2, 192), None, (3, 1, 1, 384), (3, 1, 1, 256), (3, 1, 1, 256))
-"""Kernel side, stride, padding, channels of each convolution; None is 3x3 max pooling with stride 2."""
+"""Kernel side, stride, padding and channels of each convolution; None stands for 3x3 max pooling with stride 2."""
 _VGG16 = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512, None, 512, 512, 512)
 _VGG_TAPS = (1, 3, 6, 9, 12)
 

@@ -1,4 +1,4 @@
-"""How parameters are named: by their path in a module, joined by slashes; by dots where files are called after them."""
+"""Names of parameters: their path in the module joined by slashes, or by dots in file names."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,5 +10,5 @@ def slashed(path: Iterable[Any]) -> str:
 
 
 def dotted(name: str) -> str:
-    """The name of a parameter as orbax calls its folder."""
+    """The name of the folder in which orbax stores a parameter."""
     return name.replace("/", ".")

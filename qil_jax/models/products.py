@@ -1,4 +1,4 @@
-"""Products of activations with kernels: matrix products and convolutions, summed in fp32 whatever their operands are.
+"""Products of activations with kernels: matrix products and convolutions accumulated in fp32 for all input dtypes.
 
 Both are bilinear, f(x, kernel), and so are their derivatives: f(dx, kernel) + f(x, dkernel). jax derives those of a
 product whose result is wider than its operands with the wide dtype on one side, which is slow for matrices and not
@@ -19,7 +19,7 @@ from jaxtyping import Float, Float32
 MatMul = Callable[[Array, Array, PrecisionLike], Any]
 """`matmul` or `matmul_by_rows`."""
 Pads = tuple[tuple[int, int], tuple[int, int]]
-"""Zeros above and below, left and right."""
+"""Numbers of zeros added (above, below) and (left, right)."""
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -82,11 +82,11 @@ def _tangent(product: Callable[[Array, Array], Array], primals: Any, tangents: A
 def matmul_by_rows(
     x: Float[Array, "... i"], kernel: Float[Array, "i o"], precision: PrecisionLike = None
 ) -> Float32[Array, "... o"]:
-    """`matmul`, its kernel's gradient written so that XLA for CPUs makes a fast program of it; no forward mode.
+    """`matmul` with a kernel gradient that XLA compiles to a fast program on CPUs; no forward-mode differentiation.
 
     Summed over several axes, the product of that gradient takes a transposed copy of its first operand, and what
-    precedes the operand is fused into the copy. So there is one axis of rows; the operands are computed before the
-    product; and the narrower one goes first, since it is what the product itself transposes.
+    precedes the operand is fused into the copy. Therefore the rows are merged into one axis, the operands are computed
+    before the product, and the narrower one comes first, since the product transposes its first operand.
     """
     return matmul(x, kernel, precision)
 
@@ -97,13 +97,13 @@ def _by_rows_forward(x: Array, kernel: Array, precision: PrecisionLike) -> tuple
 
 def _by_rows_backward(precision: PrecisionLike, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = kept
-    gradient = gradient.astype(x.dtype)  # it comes from a result of that dtype: nothing is lost
+    gradient = gradient.astype(x.dtype)  # the gradient comes from a result of that dtype, so the cast is exact
     for_x = jnp.matmul(gradient, kernel.T, precision=precision)
     x, gradient = jax.lax.optimization_barrier((x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])))
     outer = lambda a, b: jnp.einsum("ri,ro->io", a, b, precision=precision)
     if x.shape[-1] <= gradient.shape[-1]:
         return for_x, outer(x, gradient)
-    # The barrier keeps the compiler from exchanging the operands again.
+    # The barrier prevents the compiler from swapping the operands back.
     return for_x, jax.lax.optimization_barrier(outer(gradient, x)).T
 
 

@@ -1,6 +1,6 @@
-"""The language model of Qwen2.5-VL as text encoder: token ids to the last hidden state after the final norm.
+"""The language model of Qwen2.5-VL as text encoder, from token ids to the last hidden state after the final norm.
 
-The equations are in docs/specification.md, 5. Output head and vision tower of the checkpoint are not loaded.
+The equations are in docs/specification.md, 5. The checkpoint's output head and vision tower are not loaded.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ class VisionConfig:
     """Sizes of the vision tower: `vision_config` of text_encoder/config.json.
 
     Attributes:
-      depth: blocks.
+      depth: number of blocks.
       hidden_size: width of the residual stream.
       intermediate_size: feed-forward width.
-      num_heads: attention heads.
-      in_channels: colours of a picture.
-      out_hidden_size: width of the tokens handed to the language model.
+      num_heads: number of attention heads.
+      in_channels: number of colour channels of a picture.
+      out_hidden_size: width of the output tokens, which the language model reads.
       patch_size: side of a patch in pixels.
-      temporal_patch_size: frames of a patch.
-      spatial_merge_size: patches merged into one token, along a side.
+      temporal_patch_size: number of frames of a patch.
+      spatial_merge_size: number of patches merged into one token along each side.
     """
 
     depth: Blocks = 32
@@ -54,12 +54,12 @@ class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
 
     Attributes:
       hidden_size: width of the residual stream.
-      num_hidden_layers: decoder layers.
-      num_attention_heads: heads of the queries.
-      num_key_value_heads: heads of keys and values; divides `num_attention_heads`.
+      num_hidden_layers: number of decoder layers.
+      num_attention_heads: number of heads of the queries.
+      num_key_value_heads: number of heads of keys and values; divides `num_attention_heads`.
       intermediate_size: feed-forward width.
-      vocab_size: rows of the embedding.
-      rms_norm_eps: added to the mean square in every norm; positive.
+      vocab_size: number of rows of the embedding.
+      rms_norm_eps: positive constant added to the mean square in every norm.
       rope_theta: base of the rotary embedding's wavelengths; positive.
       vision: sizes of the vision tower.
     """
@@ -76,10 +76,10 @@ class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str = "text_encoder/config.json") -> "Qwen2_5VLConfig":
-        """Parse the released JSON, whose language keys stand at the top level or, in newer files, under `text_config`.
+        """Parse the released JSON; its language keys are at the top level or, in newer files, under `text_config`.
 
         Raises:
-          ConfigError: on a missing size, a value of a wrong type, heads that do not divide, a sliding window, a tied
+          ConfigError: for a missing size, a value of a wrong type, heads that do not divide, a sliding window, a tied
             head, or an activation other than SiLU.
         """
         problems: list[str] = []
@@ -119,7 +119,7 @@ def _vision_fields(values: Mapping[str, Any], problems: list[str]) -> dict[str, 
 
 
 def _uneven(config: Qwen2_5VLConfig) -> list[str]:
-    """Problems of widths and heads that do not divide."""
+    """A message for each width or number of heads that violates divisibility."""
     problems = []
     width, heads, groups = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
     if width % (2 * heads):
@@ -154,7 +154,7 @@ class DecoderLayer(nnx.Module):
         self.down = linear(hidden, (d, Axis.EMBED), bias=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b t d"], rotary: Rotary, segments: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        """The residual stream after this layer. `segments` are 1 on tokens and 0 on padding."""
+        """The residual stream after this layer; `segments` is 1 on tokens and 0 on padding."""
         split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)
         y = self.input_norm(x)
         q, k = rotate_half(split(self.q(y)), rotary), rotate_half(split(self.k(y)), rotary)
@@ -191,7 +191,7 @@ class Language(nnx.Module):
 
 
 class TextEncoder(nnx.Module):
-    """Token ids to hidden states: 7.07 B of the text encoder's 8.29 B parameters in the release."""
+    """The encoder from token ids to hidden states, with 7.07 B of the released text encoder's 8.29 B parameters."""
 
     def __init__(self, config: Qwen2_5VLConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -204,6 +204,6 @@ class TextEncoder(nnx.Module):
 
         Args:
           ids: token ids, padded on the right.
-          mask: true on tokens. States of padding are unspecified.
+          mask: true on tokens and false on padding, whose hidden states are unspecified.
         """
         return self.language(self.language.embed(ids), mask, constrain)

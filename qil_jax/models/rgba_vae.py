@@ -23,22 +23,22 @@ from qil_jax.models.layers import ChannelNorm, Conv, conv3x3, pointwise
 from qil_jax.models.products import convolution
 
 MOST_LEVELS = 8
-"""Most resolutions inside the network: 8 of them give 128 pixels per latent, where the release has 8 pixels."""
+"""Maximum number of resolutions in the network: 8 give 128 pixels per latent; the release has 8 pixels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-    """Keys of the released vae/config.json. The latents' statistics have no default: checkpoints may differ in them.
+    """Keys of the released vae/config.json. The latent statistics have no default, since they differ by checkpoint.
 
     Attributes:
       latents_mean: mean of each latent channel, `z_dim` numbers.
       latents_std: standard deviation of each latent channel, `z_dim` positive numbers.
-      base_dim: channels after the first convolution.
-      z_dim: channels of the latents.
-      dim_mult: channels of each resolution in units of `base_dim`; sides halve from one to the next.
-      num_res_blocks: residual blocks per resolution of the encoder; the decoder has one more.
+      base_dim: number of channels after the first convolution.
+      z_dim: number of channels of the latents.
+      dim_mult: number of channels of each resolution in units of `base_dim`; sides halve from one to the next.
+      num_res_blocks: number of residual blocks per resolution of the encoder; the decoder has one more.
       temperal_downsample: whether time is halved with each resolution (the release's spelling); no effect on a picture.
-      input_channels: 3 for RGB, 4 for RGBA.
+      input_channels: number of channels of the pictures, 3 for RGB or 4 for RGBA.
     """
 
     latents_mean: tuple[float, ...]
@@ -55,7 +55,7 @@ class VAEConfig:
         """Parse the released JSON.
 
         Raises:
-          ConfigError: on absent latent statistics, unknown keys, values of wrong types, or attention scales.
+          ConfigError: for absent latent statistics, unknown keys, values of wrong types, or attention scales.
         """
         config = parse_config(cls, values, where=where, fixed={"attn_scales": ()}, ignored=("dropout",))
         for name in ("latents_mean", "latents_std"):
@@ -71,7 +71,7 @@ class VAEConfig:
 
     @property
     def scale_factor(self) -> int:
-        """Pixels per latent along each side (8 in the release)."""
+        """The number of pixels per latent along each side (8 in the release)."""
         return 2 ** (len(self.dim_mult) - 1)
 
 
@@ -81,19 +81,19 @@ class Posterior:
     """The diagonal Gaussian q(z | x).
 
     Attributes:
-      mean: its mean, and mode.
-      logvar: logarithm of its variance, in [-30, 20].
+      mean: mean of the Gaussian, equal to its mode.
+      logvar: logarithm of the variance, in [-30, 20].
     """
 
     mean: Float[Array, "b h w c"]
     logvar: Float[Array, "b h w c"]
 
     def mode(self) -> Float[Array, "b h w c"]:
-        """The most likely latents: the mean."""
+        """The mode of the Gaussian, which is its mean."""
         return self.mean
 
     def sample(self, key: Key[Array, ""]) -> Float[Array, "b h w c"]:
-        """A reparametrised sample, mean + deviation * noise."""
+        """A reparametrised sample, mean + standard deviation * noise."""
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + jnp.exp(0.5 * self.logvar) * noise
 
@@ -131,7 +131,7 @@ class AttentionBlock(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """One line of zeros at the right and at the bottom, then a 3x3 convolution of stride 2."""
+    """Zero padding of one pixel at the right and at the bottom, then a 3x3 convolution of stride 2."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.conv = conv3x3(channels, channels, stride=2, padding=((0, 1), (0, 1)), rngs=rngs)
@@ -141,7 +141,7 @@ class Downsample(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """Residual blocks, then (but for the last block) nearest doubling and a 3x3 convolution that halves channels."""
+    """Residual blocks, then (except in the last block) nearest upsampling and a 3x3 convolution to C/2 channels."""
 
     def __init__(self, channels_in: int, channels_out: int, *, blocks: int, upsample: bool, rngs: nnx.Rngs):
         widths = [channels_in] + [channels_out] * blocks
@@ -156,10 +156,10 @@ class UpBlock(nnx.Module):
 
 
 def doubled_conv3x3(conv: Conv, x: Float[Array, "b y x c"]) -> Float[Array, "b y2 x2 d"]:
-    """`conv` applied to `x` repeated twice along both sides, without making the repeated picture.
+    """`conv` applied to `x` upsampled by 2 with nearest neighbours, without materialising the upsampled array.
 
-    An output pixel of parity (i, j) depends on 2x2 distinct input pixels: for each parity the 3x3 kernel on doubled
-    pixels is a 2x2 kernel whose taps are sums of the original ones. 16 multiplications per input pixel instead of 36.
+    An output pixel of parity (i, j) depends on 2x2 distinct input pixels: for each parity the 3x3 kernel reduces to a
+    2x2 kernel whose taps are sums of the original ones. This takes 16 multiplications per input pixel instead of 36.
     """
     kernel = conv.kernel[...].astype(jnp.float32)  # sums of taps in full precision
     b, height, width, _ = x.shape
@@ -185,7 +185,7 @@ def _mid(channels: int, *, rngs: nnx.Rngs) -> nnx.List:
 
 
 class Encoder(nnx.Module):
-    """Pixels to the 2 z_dim channels that `quant_conv` maps to mean and logvar."""
+    """The network from pixels to the 2 z_dim channels that `quant_conv` maps to mean and logvar."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         widths = [config.base_dim * m for m in (1, *config.dim_mult)]
@@ -208,7 +208,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents after `post_quant_conv` to pixels, before the clamp."""
+    """The network from the output of `post_quant_conv` to pixels, before the clamp."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         reverse = config.dim_mult[::-1]
@@ -233,7 +233,7 @@ class Decoder(nnx.Module):
 
 
 class RGBAVAE(nnx.Module):
-    """The autoencoder of RGB and RGBA pictures: 126.9 M parameters as stored, of which 44.6 M act on one picture."""
+    """The autoencoder of RGB or RGBA pictures: of 126.9 M stored parameters, 44.6 M act on a single picture."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -252,7 +252,7 @@ class RGBAVAE(nnx.Module):
         return jnp.clip(self.decoder(self.post_quant_conv(latents)), -1.0, 1.0)
 
     def normalise(self, latents: Float[Array, "... z"]) -> Float[Array, "... z"]:
-        """Raw latents brought to zero mean and unit variance per channel, as the transformer takes them."""
+        """Raw latents normalised to zero mean and unit variance per channel, as the transformer's input."""
         mean, std = (jnp.asarray(v, latents.dtype) for v in (self.config.latents_mean, self.config.latents_std))
         return (latents - mean) / std
 

@@ -18,21 +18,21 @@ Positions = Int[np.ndarray, "t 3"]
 
 
 class LayerIndex(IntEnum):
-    """Positions on the layer axis of pictures that are not layers. Layers are 1..L, bottom to top."""
+    """Indices on the layer axis of pictures that are not layers; layers have 1..L from the bottom to the top."""
 
     CONDITION = -1
     COMPOSITE = 0
 
 
 def image_positions(grid: tuple[int, int], layer_indices: tuple[int, ...]) -> Positions:
-    """Positions of the tokens of pictures that follow one another, each row-major over the same grid.
+    """Positions of the tokens of concatenated pictures, each row-major over the same grid.
 
     Args:
-      grid: rows and columns in tokens (16 pixels each in the release).
-      layer_indices: one index per picture, in sequence order.
+      grid: numbers of rows and columns in tokens (16 pixels each in the release).
+      layer_indices: layer index of each picture, in sequence order.
 
     Returns:
-      `len(layer_indices) * rows * cols` positions (layer, row, col).
+      The `len(layer_indices) * rows * cols` positions (layer, row, column).
     """
     rows, cols = grid
     axes = np.meshgrid(np.array(layer_indices), _centred(rows), _centred(cols), indexing="ij")
@@ -40,7 +40,7 @@ def image_positions(grid: tuple[int, int], layer_indices: tuple[int, ...]) -> Po
 
 
 def text_positions(count: int, *, offset: int) -> Positions:
-    """Positions of `count` text tokens, offset + j on all three axes."""
+    """Positions of `count` text tokens: token j has offset + j on all three axes."""
     return np.repeat(np.arange(offset, offset + count, dtype=np.int32)[:, None], 3, axis=1)
 
 
@@ -48,8 +48,8 @@ def text_offset(grid: tuple[int, int], *, targets: int = 1) -> int:
     """The first text position: beyond half the grid, and beyond the layer index of every denoised picture.
 
     Args:
-      grid: rows and columns in tokens.
-      targets: denoised pictures (L + 1 with the composite). Qwen-Image's plain RoPE has one.
+      grid: numbers of rows and columns in tokens.
+      targets: number of denoised pictures (L + 1 with the composite; 1 in Qwen-Image, without Layer3D RoPE).
     """
     return max(grid[0] // 2, grid[1] // 2, targets)
 

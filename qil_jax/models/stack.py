@@ -1,4 +1,4 @@
-"""Equal blocks held as one module, parameters stacked on a leading axis, and applied by one scan."""
+"""Blocks of equal structure held as one module, with parameters stacked on a leading axis and applied by a scan."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,21 +15,21 @@ Carry = TypeVar("Carry")
 
 
 class Remat(StrEnum):
-    """What a block keeps for the backward pass; the rest is computed again."""
+    """The activations that a block keeps for the backward pass; the others are recomputed."""
 
     NONE = "none"  # everything is kept: fastest
     DOTS = "dots"  # the products with parameters are kept
-    BLOCK = "block"  # only what passes from block to block is kept: least memory, a third more compute
+    BLOCK = "block"  # only the inputs of blocks are kept: least memory, a third more compute
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scan:
-    """How a stack of blocks is applied.
+    """Settings of the scan over a stack of blocks.
 
     Attributes:
-      remat: what is kept for the backward pass.
-      unroll: whether every block is compiled by itself: compile time grows with depth, but a CPU copies no block out of
-        the stack.
+      remat: activations that are kept for the backward pass.
+      unroll: whether each block is compiled separately: compile time grows with depth, but on a CPU no parameters are
+        copied out of the stack.
     """
 
     remat: Remat = Remat.NONE
@@ -40,7 +40,7 @@ PLAIN = Scan()
 
 
 def stack_blocks(make: Callable[[nnx.Rngs], Block], count: int, *, rngs: nnx.Rngs) -> Block:
-    """`count` independently initialised blocks as one module whose parameters lead with Axis.BLOCK."""
+    """A module of `count` independently initialised blocks, whose parameters have Axis.BLOCK as leading axis."""
     split = nnx.split_rngs(splits=count)
     stacked = split(nnx.vmap(make, in_axes=(0,), out_axes=0))(rngs)
     for _, parameter in nnx.to_flat_state(nnx.state(stacked, nnx.Param)):
@@ -50,7 +50,7 @@ def stack_blocks(make: Callable[[nnx.Rngs], Block], count: int, *, rngs: nnx.Rng
 
 
 def block_at(stacked: Block, index: int) -> Block:
-    """The block of a stack at `index`, as a module of its own."""
+    """The block of a stack at `index`, as a separate module."""
     graph, state = nnx.split(stacked)
     return nnx.merge(graph, jax.tree.map(lambda x: x[index], state))
 
@@ -63,7 +63,7 @@ def scan_blocks(
     *,
     how: Scan = PLAIN,
 ) -> Carry:
-    """Fold `step(block, carry, input)` over the stack; `inputs` lead with the block axis (or are None)."""
+    """Fold `step(block, carry, input)` over the stack; `inputs` have blocks as leading axis, or are None."""
     graph, state = nnx.split(stacked)
 
     def body(carry: Carry, xs: Any) -> tuple[Carry, None]:

@@ -13,22 +13,22 @@ STRIDE = 192
 """Distance between tiles in pixels; they are blended over TILE - STRIDE pixels."""
 
 Pass = Callable[[Array], Array]
-"""Encoding or decoding of one tile."""
+"""A function that encodes or decodes one tile."""
 
 
 def encode_tiled(encode: Pass, pixels: Float[Array, "b y x c"], *, scale: int) -> Float[Array, "b h w z"]:
-    """Latent means of pictures of any size; needs the memory of one tile.
+    """Latent means of pictures of any size, computed with the memory of one tile.
 
     Args:
-      encode: pixels of one tile to its latents, `scale` times smaller.
-      pixels: sides must be multiples of `scale`.
-      scale: pixels per latent.
+      encode: function from the pixels of one tile to its latents, whose sides are `scale` times smaller.
+      pixels: pictures whose sides are multiples of `scale`.
+      scale: number of pixels per latent along each side.
     """
     return _tiled(encode, pixels, stride=STRIDE, tile=TILE, out_stride=STRIDE // scale, out_tile=TILE // scale)
 
 
 def decode_tiled(decode: Pass, latents: Float[Array, "b h w z"], *, scale: int) -> Float[Array, "b y x c"]:
-    """Pixels of latents of any size, clamped to [-1, 1] in every tile; needs the memory of one tile."""
+    """Pixels of latents of any size, clamped to [-1, 1] in each tile, computed with the memory of one tile."""
     stride, tile = STRIDE // scale, TILE // scale
     out = _tiled(decode, latents, stride=stride, tile=tile, out_stride=STRIDE, out_tile=TILE)
     return jnp.clip(out, -1.0, 1.0)

@@ -1,8 +1,8 @@
 """VLD-MMDiT: the dual-stream transformer that denoises a variable number of layers at once.
 
 The equations are in docs/specification.md, 4 (arXiv 2512.15603, 3.2; diffusers `transformer_qwenimage.py`).
-`Modulation` depends on the noise level only and has a third of the parameters; `Backbone` maps tokens to velocities.
-Inference computes the modulation of all steps first and may then free its parameters.
+`Modulation` depends only on the noise level and has a third of the parameters; `Backbone` maps tokens to velocities.
+Inference computes the modulation of all steps first and may then free the parameters of `Modulation`.
 
     sigma [b], target kind [b]  --Modulation-->  ModulationTable
     image tokens, text tokens, their TokenLayout, the table  --Backbone-->  velocity of the image tokens
@@ -40,14 +40,14 @@ class MMDiTConfig:
     """Keys of the released transformer/config.json.
 
     Attributes:
-      num_layers: blocks.
-      num_attention_heads: heads of each block's joint attention.
+      num_layers: number of blocks.
+      num_attention_heads: number of heads of each block's joint attention.
       attention_head_dim: width of a head; the sum of `axes_dims_rope`.
-      joint_attention_dim: features of a text token.
-      in_channels: features of an image token.
-      out_channels: channels of the latents; a token's velocity has patch_size^2 as many features.
+      joint_attention_dim: number of features of a text token.
+      in_channels: number of features of an image token.
+      out_channels: number of channels of the latents; a token's velocity has patch_size^2 as many features.
       patch_size: side of the square of latents that one token covers.
-      axes_dims_rope: features of a head that are rotated by layer, row and column; even.
+      axes_dims_rope: even numbers of features of a head that are rotated by layer, row and column.
       use_additional_t_cond: whether the kind of target is embedded beside the noise level.
       use_layer3d_rope: whether the condition has layer index -1 (Layer3D RoPE).
     """
@@ -68,8 +68,8 @@ class MMDiTConfig:
         """Parse the released JSON.
 
         Raises:
-          ConfigError: on unknown keys, values of wrong types, guidance_embeds or zero_cond_t, or sizes that
-            contradict each other.
+          ConfigError: for unknown keys, values of wrong types, guidance_embeds or zero_cond_t, or inconsistent
+            sizes.
         """
         config = parse_config(
             cls,
@@ -91,7 +91,7 @@ class MMDiTConfig:
 
     @property
     def width(self) -> int:
-        """Width of both residual streams (3072 in the release)."""
+        """The width of both residual streams (3072 in the release)."""
         return self.num_attention_heads * self.attention_head_dim
 
 
@@ -101,8 +101,8 @@ class ModulationTable:
     """The modulation of k blocks at m noise levels: the batch, or 1 where all samples share level and target kind.
 
     Attributes:
-      image, text: shift, scale, gate of the attention, then shift, scale, gate of the MLP, of each block's stream.
-      out: scale, then shift of the output.
+      image, text: shift, scale and gate of the attention, then of the MLP, in this stream of each block.
+      out: scale, then shift, of the output norm.
     """
 
     image: Float[Array, "*steps k m 6 d"]
@@ -119,7 +119,7 @@ class AdaLN(NamedTuple):
 
     @classmethod
     def of_block(cls, vectors: Float[Array, "m 6 d"]) -> tuple["AdaLN", "AdaLN"]:
-        """The modulations of a block's attention and of its MLP, from its six vectors."""
+        """The modulations of a block's attention and of its MLP, split from its six vectors."""
         parts = [vectors[:, i, None] for i in range(6)]
         return cls(*parts[:3]), cls(*parts[3:])
 
@@ -127,11 +127,11 @@ class AdaLN(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenLayout:
-    """Position and segment of every token of a batch. On the host the arrays are numpy's.
+    """Position and segment of every token of a batch; the arrays are numpy's on the host.
 
     Attributes:
-      image_positions, text_positions: (layer, row, column) of each token (docs/specification.md, 3).
-      image_segments, text_segments: segment ids; tokens attend within equal ids, 0 is padding.
+      image_positions, text_positions: position (layer, row, column) of each token (docs/specification.md, 3).
+      image_segments, text_segments: segment id of each token; tokens attend within equal ids, and 0 is padding.
     """
 
     image_positions: Int[Array | np.ndarray, "b t 3"]
@@ -141,12 +141,12 @@ class TokenLayout:
 
     @classmethod
     def of(cls, grid: tuple[int, int], layers: Sequence[int], words: Int[np.ndarray, "b s"]) -> "TokenLayout":
-        """The layout of rows that hold one sample each, all of the same pictures; on the host.
+        """The layout, in numpy arrays, of rows that hold one sample each, all with the same grid and layers.
 
         Args:
-          grid: rows and columns of a picture in tokens.
-          layers: layer index of each picture, the condition's included.
-          words: 1 for tokens of text and 0 for padding, row by row.
+          grid: numbers of rows and columns of a picture in tokens.
+          layers: layer index of each picture, including the condition.
+          words: mask of text tokens in each row: 1 for tokens and 0 for padding.
         """
         rows, targets = len(words), sum(index != LayerIndex.CONDITION for index in layers)
         image = image_positions(grid, tuple(layers))
@@ -160,7 +160,7 @@ class TokenLayout:
 
 
 class Modulation(nnx.Module):
-    """Noise level (and target kind) to the modulation of every block: 6.8 B parameters in the release."""
+    """The map from noise level and target kind to the modulation of every block: 6.8 B parameters in the release."""
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -178,11 +178,11 @@ class Modulation(nnx.Module):
         """The modulation table of one noise level per sample.
 
         Args:
-          sigma: noise level in [0, 1].
-          target_kind: row of the addition embedding; 0 at inference.
+          sigma: noise level of each sample, in [0, 1].
+          target_kind: row of the addition embedding for each sample; 0 at inference.
 
         Raises:
-          ValueError: unless target_kind is given exactly where the config has such an embedding.
+          ValueError: if `target_kind` is given without an addition embedding in the config, or missing with one.
         """
         hidden = jax.nn.silu(self.embed(sigma, target_kind))
         per_block = lambda stacked: _stacked_linear(stacked, hidden)
@@ -193,7 +193,7 @@ class Modulation(nnx.Module):
         )
 
     def embed(self, sigma: Float[Array, " b"], target_kind: Int[Array, " b"] | None = None) -> Float[Array, "b d"]:
-        """The vector of a noise level (and target kind) that all blocks share; arguments as of `__call__`.
+        """The embedding of noise level and target kind that all blocks share; the arguments are those of `__call__`.
 
         Raises:
           ValueError: if `target_kind` is given where the config has no additional condition, or is missing.
@@ -206,7 +206,7 @@ class Modulation(nnx.Module):
 
 
 Heads = Float[Array, "b t n h"]
-"""Vectors of length h for each of n heads."""
+"""Vectors of length h for each of n heads and t tokens."""
 
 
 class Stream(nnx.Module):
@@ -276,7 +276,7 @@ class Block(nnx.Module):
 
 
 class Backbone(nnx.Module):
-    """Image and text tokens to velocities, given a modulation table."""
+    """The blocks and the output layer, from image and text tokens and a modulation table to velocities."""
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -298,7 +298,7 @@ class Backbone(nnx.Module):
         constrain: Constrain = unconstrained,
         scan: Scan = PLAIN,
     ) -> Float[Array, "b t c_out"]:
-        """The velocity of every image token, of which those of conditions and padding mean nothing."""
+        """The velocity of every image token; values at conditions and padding are meaningless."""
         axes = self.config.axes_dims_rope
         rotary = (rotary_embedding(layout.text_positions, axes), rotary_embedding(layout.image_positions, axes))
         segments = jnp.concatenate([layout.text_segments, layout.image_segments], axis=1)
@@ -313,7 +313,7 @@ class Backbone(nnx.Module):
 
 
 class VLDMMDiT(nnx.Module):
-    """The whole transformer: 20,430,407,232 parameters in the release."""
+    """The complete transformer, with 20,430,407,232 parameters in the release."""
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -332,13 +332,13 @@ class VLDMMDiT(nnx.Module):
         constrain: Constrain = unconstrained,
         scan: Scan = PLAIN,
     ) -> Float[Array, "b t c_out"]:
-        """Velocities by `Backbone` with the table of `Modulation`, both in one program."""
+        """Velocities of the image tokens: `Modulation` and `Backbone` in one program."""
         table = self.modulation(sigma, target_kind)
         return self.backbone(image, text, layout, table, kind=kind, constrain=constrain, scan=scan)
 
 
 SINUSOID = 256
-"""Features of the noise level's sinusoidal embedding."""
+"""Number of features of the noise level's sinusoidal embedding."""
 
 
 def _sinusoid(sigma: Float[Array, " b"]) -> Float[Array, "b 256"]:

@@ -23,13 +23,13 @@ class Record:
     """One sample of a dataset.
 
     Attributes:
-      layers: in their boxes on the canvas, bottom to top.
+      layers: layers in their boxes on the canvas, bottom to top.
       size: width and height of the canvas in pixels.
       caption: description of the composite.
-      source: path, address or seed that it comes from.
-      licence: of the source, as an SPDX expression where there is one.
-      category: such as poster or illustration; empty if unknown.
-      decisions: changes made to it during preparation, in order, one sentence each.
+      source: path, address or seed from which the sample was made.
+      licence: licence of the source, as an SPDX expression where there is one.
+      category: kind of design, such as "poster" or "illustration"; empty if unknown.
+      decisions: changes made to the sample during preparation, in order, one sentence each.
     """
 
     layers: tuple[BoxedLayer, ...]
@@ -91,7 +91,7 @@ def encode(record: Record) -> dict[str, Any]:
 
 
 def decode(example: Mapping[str, Any]) -> Record:
-    """The inverse of `encode`; texts may be str or UTF-8 bytes.
+    """Decode a record that `encode` encoded; texts may be str or UTF-8 bytes.
 
     Raises:
       QilError: if the boxes do not match the pixels or do not lie on the canvas.
@@ -120,7 +120,7 @@ def _differences(pixels: UInt8[np.ndarray, "y x 4"]) -> UInt8[np.ndarray, "y x 4
 
 
 def _sums(differences: UInt8[np.ndarray, "y x 4"]) -> UInt8[np.ndarray, "y x 4"]:
-    """The inverse of `_differences`. Row by row it is 25 times as fast as numpy's accumulate along the first axis."""
+    """Invert `_differences`. Summing row by row is 25 times as fast as numpy's accumulate along the first axis."""
     pixels = differences.copy()
     for above, row in zip(pixels, pixels[1:], strict=False):
         row += above

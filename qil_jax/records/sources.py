@@ -29,12 +29,12 @@ SPLIT = "train"
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class RecordMetadata:
-    """What is known of all records before any is read.
+    """Properties of all records that are known before any pixel is decoded.
 
     Attributes:
-      sizes: width and height of each in pixels.
-      layers: number of layers of each.
-      captions: length of each caption in characters.
+      sizes: width and height of each record in pixels.
+      layers: number of layers of each record.
+      captions: length of each record's caption in characters.
     """
 
     sizes: Int[np.ndarray, "n 2"]
@@ -43,25 +43,25 @@ class RecordMetadata:
 
     @classmethod
     def from_rows(cls, rows: Int[np.ndarray, "n 4"]) -> "RecordMetadata":
-        """The metadata from width, height, number of layers and length of the caption of each record."""
+        """Make the metadata from rows of width, height, number of layers and length of the caption, one per record."""
         return cls(sizes=rows[:, :2], layers=rows[:, 2], captions=rows[:, 3])
 
     @property
     def rows(self) -> Int[np.ndarray, "n 4"]:
-        """The inverse of `from_rows`."""
+        """Rows of width, height, number of layers and length of the caption, one per record."""
         return np.concatenate([self.sizes, self.layers[:, None], self.captions[:, None]], axis=1)
 
 
 @runtime_checkable
 class RecordSource(Protocol):
-    """Records by number."""
+    """A source that provides records by number."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
 
     def name(self, index: int) -> str:
-        """Where a record is stored, for messages."""
+        """Location of a record in its source, for messages."""
         ...
 
     def metadata(self) -> RecordMetadata:
@@ -79,7 +79,7 @@ def open_source(path: str | Path, split: str = SPLIT) -> RecordSource:
       split: train, validation or test; plain folders without folders of these names have only one.
 
     Raises:
-      QilError: if it is none of these, or holds no record; the message lists what was looked for.
+      QilError: if the folder is none of these, or holds no record; the message lists what was looked for.
     """
     folder = epath.Path(path)
     found = [folder, *sorted(folder.glob("layered_dataset/*"))] if folder.is_dir() else []
@@ -97,7 +97,7 @@ def open_source(path: str | Path, split: str = SPLIT) -> RecordSource:
 
 
 def open_sources(paths: Sequence[str | Path], split: str = SPLIT) -> RecordSource:
-    """The records of one folder or several, concatenated; `open_source` opens each.
+    """The concatenated records of one or several folders, each opened by `open_source`.
 
     Raises:
       QilError: as `open_source`.
@@ -131,7 +131,7 @@ class DatasetSource:
         return decode(examples(self.folder, self.split)[index])
 
     def name(self, index: int) -> str:
-        """Split and number in the folder."""
+        """Name of a record for messages: its split and number in the folder."""
         return f"{self.folder}: {self.split}[{index}]"
 
     def metadata(self) -> RecordMetadata:
@@ -174,7 +174,7 @@ def _row_of(example: Any) -> tuple[int, int, int, int]:
 
 
 def _keep(file: epath.Path, rows: np.ndarray) -> None:
-    """Write the metadata; not in a read-only folder, where they are read anew each time."""
+    """Write the metadata unless the folder is read-only, where all records are read each time."""
     stream = io.BytesIO()
     np.save(stream, rows)
     try:
@@ -197,7 +197,7 @@ class FolderSource:
         return from_layered_image(LayeredImage.load(self.folders[index], order=self.order))
 
     def name(self, index: int) -> str:
-        """The folder of a record."""
+        """Name of a record for messages: its folder."""
         return str(self.folders[index])
 
     def metadata(self) -> RecordMetadata:
@@ -218,7 +218,7 @@ def last_number(file: Path) -> tuple[int, str]:
     """Sort key of a file of LayerD: the number after the last underscore.
 
     Raises:
-      QilError: if there is none.
+      QilError: if the name has no such number.
     """
     digits = re.search(r"_(\d+)$", file.stem)
     if digits is None:
@@ -241,7 +241,7 @@ class UnionSource:
         return part[at]
 
     def name(self, index: int) -> str:
-        """Where a record is stored, as its part names it."""
+        """Location of a record, as the source that holds it names it."""
         part, at = self._find(index)
         return part.name(at)
 

@@ -24,7 +24,7 @@ LIST = "assets.json"
 
 
 class Kind(StrEnum):
-    """The kinds of assets."""
+    """Kind of an asset."""
 
     OBJECT = "object"  # a cut-out with transparency
     BACKGROUND = "background"  # an opaque picture
@@ -33,13 +33,13 @@ class Kind(StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Asset:
-    """A picture.
+    """A picture that scenes may contain.
 
     Attributes:
-      pixels: straight RGBA, 8 bit.
-      name: of what it shows, as captions use it.
-      package: that it is from.
-      licence: as an SPDX expression.
+      pixels: straight RGBA values, 8 bits each.
+      name: description of the picture's content, as captions use it.
+      package: name of the package that contains it.
+      licence: licence as an SPDX expression.
     """
 
     pixels: UInt8[np.ndarray, "y x 4"]
@@ -50,13 +50,13 @@ class Asset:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Font:
-    """A TrueType file.
+    """A TrueType font.
 
     Attributes:
-      file: its path.
-      name: of the font.
-      package: that it is from.
-      licence: as an SPDX expression.
+      file: path of the font file.
+      name: name of the font.
+      package: name of the package that contains it.
+      licence: licence as an SPDX expression.
     """
 
     file: str
@@ -67,12 +67,12 @@ class Font:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Assets:
-    """The assets that scenes are made from. Where there are none of a kind, things are drawn instead.
+    """The assets that scenes are made from. If there are none of a kind, drawn shapes and backgrounds replace them.
 
     Attributes:
-      objects: cut-outs with transparency.
-      backgrounds: opaque pictures.
-      fonts: of text; if there are none, the font that Pillow ships.
+      objects: pictures of objects with a transparent background.
+      backgrounds: opaque pictures used as backgrounds.
+      fonts: fonts used for text; if there are none, the font that Pillow ships is used.
     """
 
     objects: Sequence[Asset] = ()
@@ -86,9 +86,9 @@ class Stored:
 
     Attributes:
       file: path relative to the package's folder.
-      name: of what it shows, as captions use it.
-      kind: of asset.
-      licence: as an SPDX expression.
+      name: description of the picture's content, as captions use it.
+      kind: kind of the asset.
+      licence: licence as an SPDX expression.
     """
 
     file: str
@@ -127,9 +127,9 @@ def load_assets(folder: Path, split: str | None = None) -> Assets:
     """The assets of all packages in a folder.
 
     Args:
-      folder: what `tools/fetch_assets.py` filled.
+      folder: folder that `tools/fetch_assets.py` filled.
       split: train, validation or test: only the assets of this split, by the hash of package and file, so that scenes
-        of different splits never share one. None: all.
+        of different splits never share one. None loads all.
 
     Raises:
       QilError: if there is no package, or a package has no valid list.
@@ -168,7 +168,7 @@ def read_list(file: Path) -> list[Stored]:
     """The assets of a package.
 
     Raises:
-      QilError: naming the file, if it does not list assets.
+      QilError: if the file, which the message names, is no list of assets.
     """
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
@@ -178,6 +178,6 @@ def read_list(file: Path) -> list[Stored]:
 
 
 def write_list(file: Path, assets: Sequence[Stored]) -> None:
-    """The inverse of `read_list`."""
+    """Write the list of a package's assets, which `read_list` reads."""
     rows = [dataclasses.asdict(asset) for asset in assets]
     file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -36,12 +36,12 @@ class FetchError(QilError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Archive:
-    """A file of a registry.
+    """An archive file of a package registry.
 
     Attributes:
-      url: its address.
-      sha256: its expected hash, in hexadecimal digits.
-      keep: regular expression of the paths of members that are used.
+      url: address of the archive.
+      sha256: expected SHA-256 of the archive, in hexadecimal digits.
+      keep: regular expression that the paths of the used members match.
     """
 
     url: str
@@ -54,10 +54,10 @@ class Package:
     """A set of archives that is fetched under one name.
 
     Attributes:
-      name: of the package and its folder.
-      licence: for listings.
-      archives: to download.
-      select: gives the assets among the members of all archives, each with its path.
+      name: name of the package and of its folder.
+      licence: licence that listings show.
+      archives: archives to download.
+      select: function that returns the assets among the members of all archives, each with its path.
     """
 
     name: str
@@ -195,7 +195,7 @@ def debian_licences(text: str) -> list[tuple[str, str]]:
 
 
 def select_fonts(members: Members, licence: str = "OFL-1.1") -> list[tuple[str, Stored]]:
-    """The TrueType files."""
+    """The TrueType fonts among the members of an archive."""
     files = [PurePosixPath(path) for path in sorted(members) if path.endswith(".ttf")]
     return [(str(f), Stored(file=f.name, name=f.stem, kind=Kind.FONT, licence=licence)) for f in files]
 

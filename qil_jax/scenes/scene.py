@@ -30,11 +30,11 @@ from qil_jax.scenes.shapes import (
 )
 
 MOST_THINGS = 6
-"""Most things on a background."""
+"""Maximum number of things on a background."""
 
 
 class Depth(StrEnum):
-    """What a layer consists of."""
+    """Assignment of the things of a scene to layers."""
 
     THING = "thing"  # one thing
     GROUP = "group"  # all things at one depth that never overlap, as build_dataset merges them
@@ -52,18 +52,18 @@ class SceneConfig:
     """The distribution of scenes.
 
     Attributes:
-      side: of the square canvas, in pixels.
-      most: most things on the background, 1 to 6.
+      side: side length of the square canvas in pixels.
+      most: maximum number of things on the background, 1 to 6.
       shadow: probability, in [0, 1], that an object or text has a shadow.
       glass: probability, in [0, 1], that a thing is a pane of glass.
       text: probability, in [0, 1], that a thing is text.
       drawn: probability, in [0, 1], that an object is a drawn shape although there are pictures.
       pictured: probability, in [0, 1], that a background is a picture if there are any.
-      grounds: kinds of drawn backgrounds.
-      depth: what a layer consists of.
-      order: of the things in depth.
-      visible: share, in [0, 1], of its own area that a thing must show.
-      share: share, in [0, 1], of the canvas that a thing must cover visibly.
+      grounds: kinds of drawn backgrounds to choose from.
+      depth: assignment of the things to layers.
+      order: order of the things in depth.
+      visible: minimum share, in [0, 1], of a thing's area that is visible.
+      share: minimum share, in [0, 1], of the canvas that a thing visibly covers.
     """
 
     side: int = 128
@@ -96,7 +96,7 @@ SIMPLE = SceneConfig(
 """The training data of the demonstration model: few large opaque objects on smooth backgrounds, one layer each, in
 the order of their lower edges: the order in which things that never touch were drawn cannot be learnt."""
 GROUPED = dataclasses.replace(SIMPLE, depth=Depth.GROUP, order=Order.DRAWN)
-"""The same with things merged by depth, as build_dataset does it; the first runs of the demonstration model use it."""
+"""SIMPLE with things merged by depth as in build_dataset; the first runs of the demonstration model use it."""
 ORDERINGS, APART = 50, 10**9
 """Number of seeds tried for a scene whose things are visible enough in the wanted order, and their distance."""
 
@@ -159,7 +159,7 @@ def _place(rng: np.random.Generator, length: int, side: int, outside: float) -> 
 
 
 def _all_count(layers: Sequence[BoxedLayer], config: SceneConfig) -> bool:
-    """Whether every thing shows enough of itself and of the canvas, and differs from what it covers."""
+    """Whether every thing is sufficiently visible, covers enough of the canvas and differs from what it covers."""
     size = config.side, config.side
     shown = visible_pixels(layers, size)
     own = np.array([layer.pixels[..., 3].sum(dtype=np.float64) / 255 for layer in layers])

@@ -15,7 +15,7 @@ COLOURS = {
     "teal": (0, 137, 123), "blue": (33, 101, 192), "violet": (106, 61, 154), "pink": (236, 120, 170),
     "brown": (121, 85, 61), "grey": (120, 124, 130), "black": (24, 24, 28), "white": (248, 248, 245),
 }  # fmt: skip
-"""Name to sRGB."""
+"""Colour names and their sRGB values."""
 WORDS = ("SALE", "NEW", "Hello", "Summer", "Music", "OPEN", "Coffee", "Sunday", "Free", "Travel", "50%", "No. 7")
 GROUNDS = ("gradient", "glow", "stripes", "checks", "plain")
 """Kinds of drawn backgrounds."""
@@ -23,13 +23,13 @@ GROUNDS = ("gradient", "glow", "stripes", "checks", "plain")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Thing:
-    """A part of a scene.
+    """An image that a scene is composed of.
 
     Attributes:
-      image: straight RGBA.
-      phrase: its name in the caption.
-      assets: that it was made from.
-      outside: share of its length, in [0, 1], that may lie off the canvas.
+      image: straight RGBA image.
+      phrase: noun phrase that names the thing in the caption.
+      assets: assets from which the thing was made.
+      outside: maximum share of the thing's length, in [0, 1], that lies off the canvas.
     """
 
     image: Image.Image
@@ -41,7 +41,7 @@ class Thing:
 def draw_background(
     rng: np.random.Generator, side: int, assets: Assets, *, pictured: float, grounds: Sequence[str]
 ) -> Thing:
-    """A background: a picture with the probability `pictured` if there are any, else of one of the kinds `grounds`."""
+    """A background: a picture with probability `pictured` if there are any, else a drawn one of a kind in `grounds`."""
     if assets.backgrounds and rng.random() < pictured:
         asset = assets.backgrounds[int(rng.integers(len(assets.backgrounds)))]
         image = Image.fromarray(asset.pixels).convert("RGB")

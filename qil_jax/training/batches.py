@@ -1,4 +1,4 @@
-"""Batches as the compiled step reads them, spread over the mesh."""
+"""Batches of the compiled training step, sharded over the mesh."""
 
 import dataclasses
 from typing import Any
@@ -17,23 +17,23 @@ from qil_jax.training.experiment import ExperimentError
 
 NO_TARGET, COMPOSITE, BOTTOM, UPPER = -1, 0, 1, 2
 KINDS = ("composite", "bottom", "upper")
-"""Names of what a target token shows: the composite (or a single picture), the bottom layer, or a layer above it."""
+"""Names of the kinds of target tokens: composite (or a single picture), bottom layer, and layer above it."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowBatch:
-    """Rows of the transformer.
+    """A batch of the transformer. A row is one sequence, which may hold several samples.
 
     Attributes:
-      clean: tokens of the pictures' latents, conditions and padding included.
-      text: states of the prompts, sample after sample.
+      clean: tokens of the pictures' latents, including conditions and padding.
+      text: hidden states of the prompts, sample after sample.
       layout: positions and segments of all tokens.
       weights: weight of each token in the loss; 0 for conditions and padding.
-      kinds: NO_TARGET, COMPOSITE, BOTTOM or UPPER for each token.
-      target_kinds: row of the transformer's addition embedding.
-      rows: number of each row in the whole batch, from which its noise follows.
-      picture_tokens: tokens of one picture of each row, for the shift of noise levels; a row's pictures have one size.
+      kinds: kind of each token: NO_TARGET, COMPOSITE, BOTTOM or UPPER.
+      target_kinds: row of the transformer's addition embedding for each row of the batch.
+      rows: index of each row in the global batch, from which its noise is drawn.
+      picture_tokens: number of tokens of each picture of a row, which all have one size; it shifts the noise levels.
     """
 
     clean: Float[Array, "b t c"]
@@ -47,19 +47,19 @@ class FlowBatch:
 
     @property
     def is_target(self) -> Bool[Array, "b t"]:
-        """Which tokens are noised and denoised."""
+        """A mask that is true for tokens that are noised and denoised."""
         return self.kinds != NO_TARGET
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PictureBatch:
-    """Pictures for the RGBA-VAE.
+    """A batch of the RGBA-VAE.
 
     Attributes:
-      pixels: straight RGBA.
+      pixels: pictures in straight (not premultiplied) RGBA.
       weights: weight of each picture in the loss; 0 for padding.
-      rows: number of each picture in the whole batch, from which its noise follows.
+      rows: index of each picture in the global batch, from which its noise is drawn.
     """
 
     pixels: UInt8[Array, "b y x 4"]
@@ -68,13 +68,13 @@ class PictureBatch:
 
 
 class RowPlacement:
-    """Which rows of a batch this process reads, and how they become arrays over the mesh."""
+    """The rows of a batch that this process reads, and their placement on the mesh."""
 
     def __init__(self, mesh: Mesh, rules: Rules, rows: int):
-        """Place the `rows` of a whole batch.
+        """Assign the `rows` rows of a global batch to processes and devices.
 
         Raises:
-          ExperimentError: if the mesh does not divide them.
+          ExperimentError: if the shards of the mesh do not divide them.
         """
         ways = rules.ways(Axis.BATCH, mesh)
         if rows % ways:
@@ -90,11 +90,11 @@ class RowPlacement:
 
     @property
     def processes(self) -> Processes:
-        """Index and count for the loader. Processes that hold parts of the same rows read the same ones."""
+        """The loader's process index and count. Processes that hold shards of the same rows read the same rows."""
         return Processes(index=self.first // self.count, count=self.rows // self.count)
 
     def put(self, local: Shaped[np.ndarray, "b *n"], axes: Axes) -> Shaped[Array, "rows *n"]:
-        """This process's rows of an array, its first axis, as an array of all rows."""
+        """A global array of all rows from this process's rows, which are its first axis."""
         shape = (local.shape[0] // self.count * self.rows, *local.shape[1:])
         offset = local.shape[0] // self.count * self.first
 
@@ -106,7 +106,7 @@ class RowPlacement:
         return jax.make_array_from_callback(shape, self._sharding(axes), part)
 
     def put_all(self, tree: Any) -> Any:
-        """Arrays [b, t, ...] of a pytree, by rows and, from the second axis on, by tokens."""
+        """A pytree of global arrays [b, t, ...], sharded by rows and, where there is a second axis, by tokens."""
         axes = lambda x: (Axis.BATCH, Axis.TOKENS, *(None,) * x.ndim)[: x.ndim]
         return jax.tree.map(lambda x: self.put(x, axes(x)), tree)
 

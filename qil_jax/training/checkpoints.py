@@ -1,4 +1,4 @@
-"""The state of a run on disk, by orbax: written while training goes on, checked when it is read.
+"""Checkpoints of the training state by orbax, written asynchronously and verified by checksums when read.
 
 RUN/experiment.json                 what is trained
 RUN/checkpoints/STEP/state          parameters, their EMA, optimiser state, counters
@@ -27,30 +27,30 @@ from qil_jax.training.step import TrainState
 
 DAMAGED = "damaged"
 DAMAGE_STATUSES = ("DATA_LOSS:", "NOT_FOUND:", "OUT_OF_RANGE:", "FAILED_PRECONDITION:")
-"""How tensorstore's errors begin where a file does not hold what it held."""
+"""Prefixes of tensorstore's error messages for damaged files."""
 NO_STEP = -1
-"""The newest step where there is no checkpoint."""
+"""Value that stands for the newest step if there is no checkpoint."""
 MARGIN = 1.1
-"""How much more room than the bare arrays a checkpoint may need."""
+"""Upper bound of the ratio between a checkpoint's size on disk and the bytes of its arrays."""
 
 
 class CheckpointError(QilError):
-    """A run cannot be continued or its state cannot be kept. The message says what, where and the fix."""
+    """A run cannot be continued or its state cannot be saved. The message gives the cause, the path and the fix."""
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint does not hold what was saved. The message says what differs."""
+    """A checkpoint differs from the saved state. The message names the difference."""
 
 
 class SaveError(CheckpointError):
-    """The state could not be saved; earlier checkpoints are whole. The message says where and why."""
+    """The state could not be saved; earlier checkpoints are intact. The message gives the path and the cause."""
 
 
 class Checkpoints:
     """The checkpoints of one run."""
 
     def __init__(self, run: Path, config: CheckpointConfig, *, gather: Callable[[int], list[int]] = gathered):
-        """`gather`: the values that all processes give, in their order."""
+        """`gather` returns the values of all processes, in the order of the processes."""
         self._gather = gather
         self.folder = (run / CHECKPOINTS).absolute()
         options = ocp.CheckpointManagerOptions(
@@ -62,14 +62,14 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "position"))
 
     def steps(self) -> list[int]:
-        """Steps of all checkpoints, oldest first."""
+        """The steps of all checkpoints, in increasing order."""
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, loader: dict[str, Any]) -> None:
-        """Begin to write a state; it is copied first, so the state may be given away.
+        """Begin to write a state asynchronously. It is copied first, so its buffers may be donated afterwards.
 
         Raises:
-          SaveError: if the disk has no room for it, or an earlier save failed. What is there already stays whole.
+          SaveError: if the disk has too little space, or an earlier save failed; existing checkpoints stay intact.
         """
         self._require_room(state)
         step = int(state.step)
@@ -78,7 +78,7 @@ class Checkpoints:
         position = {"loader": loader, "checksums": checksums(state)}
         tree = state_tree(state)
         if jax.default_backend() == "cpu":
-            tree = copied(tree)  # elsewhere orbax copies to the host; here it would read what the next step overwrites
+            tree = copied(tree)  # on a CPU orbax makes no copy, and would read buffers that the next step overwrites
         try:
             items = ocp.args.Composite(state=ocp.args.StandardSave(tree), position=ocp.args.JsonSave(position))
             self._manager.save(step, args=items)
@@ -86,26 +86,26 @@ class Checkpoints:
             raise SaveError(f"{self.folder}: step {step} could not be saved: {error}") from error
 
     def wait(self) -> None:
-        """Until all that was begun is on disk.
+        """Wait until all begun checkpoints are on disk.
 
         Raises:
-          SaveError: if it could not be written.
+          SaveError: if a checkpoint could not be written.
         """
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        except Exception as error:  # whatever the writing threads met
+        except Exception as error:  # any exception of the writing threads
             raise SaveError(f"{self.folder}: a checkpoint could not be written: {error}") from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest sound state, laid out like `like`, and the loader's; None if there is no checkpoint at all.
+        """The newest intact state, sharded like `like`, and the loader's state; None if there is no checkpoint.
 
-        All processes must call; they agree on the step. A checkpoint that any of them cannot read, or that does not
-        pass its checksums, is set aside with a warning.
+        All processes must call this function; they agree on the step. A checkpoint that any process cannot read, or
+        whose checksums do not match, is renamed with a warning.
 
         Raises:
-          CheckpointError: if there are checkpoints but none is sound, or processes see different ones.
-          OSError: if the disk fails in another way than by a missing file.
+          CheckpointError: if there are checkpoints but none is intact, or processes see different ones.
+          OSError: if reading fails for another reason than a missing file.
         """
         tried = []
         while (step := self._newest()) is not None:
@@ -120,7 +120,7 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Wait for what is being written, and end the threads that write.
+        """Wait for checkpoints that are being written, and end the writing threads.
 
         Raises:
           SaveError: if a checkpoint could not be written.
@@ -142,10 +142,10 @@ class Checkpoints:
         return None if newest == NO_STEP else newest
 
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """A checkpoint's state and the loader's.
+        """The training state and the loader's state of a checkpoint.
 
         Raises:
-          DamagedError: in all processes, if it is damaged for any of them.
+          DamagedError: in all processes, if any of them finds the checkpoint damaged.
         """
         restored, fault = None, ""
         try:
@@ -165,7 +165,7 @@ class Checkpoints:
         return state, position["loader"]
 
     def _require_all(self, sound: bool, fault: str) -> None:
-        """Raise DamagedError in every process unless the checkpoint is sound in all."""
+        """Raise DamagedError in every process unless all of them find the checkpoint intact."""
         if not all(self._gather(int(sound))):
             raise DamagedError("another process cannot read it" if sound else fault)
 
@@ -175,7 +175,7 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             aside.parent.mkdir(exist_ok=True)
             (self.folder / str(step)).rename(aside)
-        self._gather(step)  # no process goes on before it is moved
+        self._gather(step)  # no process continues before the folder is renamed
         self._manager.reload()
         return aside
 
@@ -189,10 +189,10 @@ class Checkpoints:
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether reading failed because files of a checkpoint are missing, cut off or changed.
+    """Whether reading failed because files of a checkpoint are missing, truncated or changed.
 
-    Missing files and broken JSON have exceptions of their own; tensorstore raises ValueErrors that begin with a status;
-    orbax raises some of these again as the cause of a bare Exception.
+    Missing files and invalid JSON have specific exceptions; tensorstore raises ValueErrors that begin with a status
+    code; orbax re-raises some of these as the cause of a bare Exception.
     """
     if isinstance(error, FileNotFoundError | json.JSONDecodeError | UnicodeDecodeError | DamagedError):
         return True
@@ -202,7 +202,7 @@ def is_damage(error: BaseException) -> bool:
 
 
 def _restored(folder: epath.Path, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """State and position of a checkpoint's folder, read by this process alone: the manager would wait for others."""
+    """State and position of a checkpoint, read by this process alone; orbax's manager would wait for the others."""
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state_tree(like))
     with closing(ocp.StandardCheckpointHandler()) as states, closing(ocp.JsonCheckpointHandler()) as positions:
         tree = states.restore(folder / "state", args=ocp.args.StandardRestore(abstract))

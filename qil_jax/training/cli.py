@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """The command line, parsed.
+    """The parsed arguments of the command line.
 
     Attributes:
-      config: file with a function config().
+      config: Python file that defines a function config().
       out: folder of the run.
-      set: overrides of settings, NAME=VALUE.
-      distributed: how the other processes are found; None: there are none.
-      profile: step from which on five steps are traced; None: none.
-      argv: the words themselves.
+      set: overrides of settings as NAME=VALUE.
+      distributed: specification of the other processes (see `start_distributed`); None: a single process.
+      profile: first of five steps that are profiled; None: no profile.
+      argv: unparsed arguments.
     """
 
     config: Path
@@ -42,22 +42,22 @@ class Arguments:
     argv: tuple[str, ...]
 
     def command(self) -> str:
-        """The command that calls the program again."""
+        """The shell command that runs the program again with the same arguments."""
         return shlex.join(["python", "train.py", *self.argv])
 
     def standing(self) -> str:
-        """A line with the step that is saved, and the command that goes on."""
+        """A line with the last saved step and the command that resumes the run."""
         step = newest_step(self.out)
         return f"{'nothing' if step is None else f'step {step}'} is saved; to go on: {self.command()}"
 
     def last_words(self) -> str:
-        """The same, from a program that ends at once: the bar has hidden the cursor."""
+        """The line of `standing` for a program that ends immediately; restores the cursor that the progress bar hid."""
         Console().show_cursor()
         return f"ended: {self.standing()}"
 
     @contextmanager
     def progress(self, steps: int) -> "Iterator[Show]":
-        """A function that shows metrics: a bar on a terminal, otherwise a printed line."""
+        """A function that displays metrics by a progress bar on a terminal, and by printed lines otherwise."""
         columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         terminal = sys.stdout.isatty()
         with Progress(*columns, TextColumn("{task.fields[line]}"), disable=not terminal, console=Console()) as progress:
@@ -74,7 +74,7 @@ class Arguments:
 
 
 def summary(values: dict[str, float]) -> str:
-    """The few numbers that fit on a line."""
+    """The metrics that fit on one line."""
     wanted = ("loss", "gradient_norm", "samples_per_second", "tflops_per_second", "mfu", "goodput", "time/input")
     shown = [name for name in values if name in wanted or name.startswith("validation/loss") or "finite" in name]
     return "  ".join(
@@ -83,7 +83,7 @@ def summary(values: dict[str, float]) -> str:
 
 
 class _Help(argparse.Action):
-    """Prints the help; behind a config, with its settings. They need the heavy imports, so plain --help does not."""
+    """Prints the help and, after a config, its settings. Only the settings require importing JAX."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         del values, option_string
@@ -99,7 +99,7 @@ class _Help(argparse.Action):
 
 
 def parse_arguments(argv: Sequence[str]) -> Arguments:
-    """Read the command line; exits with 2 where it makes no sense."""
+    """Parse the command line; exits with status 2 if it is invalid."""
     about = "Train one stage. A run that is there is continued. CONFIG --help lists the settings of a config."
     parser = Parser(prog="train.py", description=about, add_help=False)
     parser.add_argument("config", type=Path, help="a file of configs/ with a function config()")

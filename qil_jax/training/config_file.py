@@ -1,4 +1,4 @@
-"""Config files: Python files of configs/ with a function `config()`."""
+"""Loading of config files, which are Python files that define a function `config()`."""
 
 import runpy
 import sys
@@ -13,10 +13,10 @@ from qil_jax.training.settings import changed, require_types
 
 
 def load_experiment(file: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment of `config()` in a Python file, with overrides such as "optimiser.learning_rate=1e-4".
+    """The experiment that `config()` in a Python file returns, with overrides like "optimiser.learning_rate=1e-4".
 
     Raises:
-      ExperimentError: if the file cannot be run, has no such function, or overrides name or give what is not there.
+      ExperimentError: if the file cannot be run, lacks the function, or an override has an invalid name or value.
     """
     if not file.is_file():
         raise ExperimentError(f"{file}: no such file: give one of configs/")
@@ -31,10 +31,10 @@ def load_experiment(file: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def called(file: Path) -> Any:
-    """What `config()` returns.
+    """The return value of the file's `config()`.
 
     Raises:
-      ExperimentError: if the file defines no such function, or an exception escapes, with the file's line.
+      ExperimentError: if the file lacks the function, or raises an exception; the message gives the file's line.
     """
     with _importable(file):
         try:
@@ -53,7 +53,7 @@ def called(file: Path) -> Any:
 
 @contextmanager
 def _importable(file: Path) -> Iterator[None]:
-    """Let a config import those beside it, as configs.demo.common, wherever the program was called."""
+    """Make imports such as configs.demo.common work in a config, independent of the working directory."""
     roots = [str(folder.parent) for folder in file.resolve().parents if folder.name == "configs"]
     before = list(sys.path)
     sys.path[:0] = roots

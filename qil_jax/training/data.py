@@ -1,4 +1,4 @@
-"""The records that a run is trained and validated on, opened and checked."""
+"""Opening and checking of the training and validation records."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ TEXT_TASKS = (Task.TEXT_TO_RGB, Task.TEXT_TO_RGBA, Task.TEXT_TO_LAYERS)
 
 
 def training_data(experiment: Experiment, processes: Processes) -> tuple[SampleSource, Loader]:
-    """Samples of the split train, and a loader of batches of them."""
+    """The samples of the split `train`, and a loader that batches them."""
     config = experiment.data.loader
     source = open_data(experiment, SPLIT, config)
     check_captions(experiment, source)
@@ -26,7 +26,7 @@ def training_data(experiment: Experiment, processes: Processes) -> tuple[SampleS
 
 
 def validation_data(experiment: Experiment, processes: Processes) -> Loader:
-    """A loader of the validation split, in the order of its records."""
+    """A loader that batches the validation split in the order of its records."""
     split = experiment.validation.split
     config = dataclasses.replace(experiment.data.loader, order=Order.SEQUENTIAL)
     source = open_data(experiment, split, config)
@@ -48,10 +48,10 @@ def _loader(
 
 
 def open_data(experiment: Experiment, split: str, config: LoaderConfig) -> SampleSource:
-    """The samples of a split of all sources: of images to be encoded, or of cached latents.
+    """The samples of a split from all sources, either pictures or cached latents.
 
     Raises:
-      ExperimentError: if there are no sources, several of latents, or one that cannot be read.
+      ExperimentError: if there are no sources, several sources of latents, or an unreadable source.
     """
     data = experiment.data
     if not data.sources:
@@ -67,10 +67,10 @@ def open_data(experiment: Experiment, split: str, config: LoaderConfig) -> Sampl
 
 
 def check_captions(experiment: Experiment, source: SampleSource) -> None:
-    """Refuse records without captions where a task is conditioned on text.
+    """Refuse records without captions if a task is conditioned on text.
 
     Raises:
-      ExperimentError: naming the tasks and the first such record.
+      ExperimentError: if a record lacks a caption; the message names the tasks and the first such record.
     """
     asked = [task for task, _ in experiment.data.loader.tasks.mix if task in TEXT_TASKS]
     lengths = source.metadata().captions

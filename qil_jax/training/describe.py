@@ -1,4 +1,4 @@
-"""The settings of a config as text: name, type, value and meaning of every field."""
+"""Description of a config's settings as text: name, type, value and meaning of every field."""
 
 import dataclasses
 import inspect
@@ -16,18 +16,18 @@ from qil_jax.training.settings import to_json
 
 WIDTH = 100
 SHOWN = 60
-"""Characters of a value that are shown."""
+"""Maximum number of characters shown of a value."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A field of a config that has no fields of its own.
+    """A leaf field of a config.
 
     Attributes:
-      name: dotted, as --set takes it.
-      kind: its type in words.
-      value: the config's value, as --set takes it.
-      meaning: its line in the docstring of its dataclass; empty if it has none.
+      name: dotted name in the syntax of --set.
+      kind: description of the field's type.
+      value: value of the field in the syntax of --set.
+      meaning: description of the field in its dataclass's docstring; empty if there is none.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Setting:
 
 
 def settings_text(file: Path, overrides: Sequence[str] = ()) -> str:
-    """All settings of a config file, for --help.
+    """A text that lists all settings of a config file, for --help.
 
     Raises:
-      ExperimentError: as `load_experiment` does.
+      ExperimentError: if the config cannot be loaded, see `load_experiment`.
     """
     experiment = load_experiment(file, overrides)
     lines = [f"settings of {file}, changed by --set NAME=VALUE:"]
@@ -52,7 +52,7 @@ def settings_text(file: Path, overrides: Sequence[str] = ()) -> str:
 
 
 def settings(config: Any, values: dict[str, Any], above: str = "") -> Iterator[Setting]:
-    """The settings of a config and of the configs in it, in the order of their fields. `values`: the config as JSON."""
+    """The settings of a config and of nested configs, in the order of the fields; `values` is the config as JSON."""
     hints, meanings = typing.get_type_hints(type(config)), attributes_of(type(config))
     for field in dataclasses.fields(config):
         part, name = getattr(config, field.name), f"{above}{field.name}"
@@ -68,7 +68,7 @@ def settings(config: Any, values: dict[str, Any], above: str = "") -> Iterator[S
 
 
 def attributes_of(kind: type) -> dict[str, str]:
-    """The lines of the section `Attributes:` of a class's docstring, by name; "a, b: text" is of both."""
+    """The entries of the section `Attributes:` of a class's docstring, by name; "a, b: text" describes both names."""
     lines = inspect.cleandoc(kind.__doc__ or "").splitlines()
     found: dict[str, str] = {}
     names: list[str] = []
@@ -85,7 +85,7 @@ def attributes_of(kind: type) -> dict[str, str]:
 
 
 def kind_of(hint: Any) -> str:
-    """A type in words, such as "int or none" and "list of text"."""
+    """A description of a type, such as "int or none" or "list of text"."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return " or ".join(map(kind_of, arguments))
@@ -97,5 +97,5 @@ def kind_of(hint: Any) -> str:
 
 
 def _written(value: Any) -> str:
-    """A value of JSON as --set takes it."""
+    """A JSON value in the syntax of --set."""
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)

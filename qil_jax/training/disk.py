@@ -1,4 +1,4 @@
-"""Checkpoints on disk, and errors of the disk with the path that they are about."""
+"""The newest checkpoint on disk, and disk errors completed with the path concerned."""
 
 import logging
 import shutil
@@ -14,23 +14,23 @@ CHECKPOINTS = "checkpoints"
 
 @contextmanager
 def at(path: Path) -> Iterator[None]:
-    """Put `path` into an OSError that names no file, as those of writes to a full disk do not.
+    """Add `path` to OSErrors of the block that name no file, such as those of writes to a full disk.
 
     Raises:
-      OSError: whatever the block raises of these.
+      OSError: if the block raises one.
     """
     try:
         yield
     except OSError as error:
         if error.filename is not None:
             raise
-        several = error.args[0] if isinstance(error, shutil.Error) else []  # of source, destination and reason
+        several = error.args[0] if isinstance(error, shutil.Error) else []  # triples of source, destination and reason
         reasons = dict.fromkeys(str(reason) for _, _, reason in several) or [error.strerror or str(error)]
         raise OSError(f"{path}: {'; '.join(reasons)}") from error
 
 
 def quiet_late_errors() -> None:
-    """Keep orbax from printing tracebacks of failed writes, which it also raises, and of writes that end after them."""
+    """Suppress orbax's tracebacks of failed writes, which it also raises, and of writes that end after a failure."""
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     plain = sys.unraisablehook

@@ -1,4 +1,4 @@
-"""The config of a training run: a frozen dataclass, made by a function in configs/ and kept as JSON."""
+"""The config of a training run: a frozen dataclass, built by a function in configs/ and stored as JSON."""
 
 import dataclasses
 import re
@@ -22,14 +22,14 @@ from qil_jax.weights.tables.entries import Component
 
 
 class Inputs(StrEnum):
-    """What batches are made of."""
+    """The form of the records from which batches are made."""
 
     PICTURES = "pictures"  # pictures and captions, encoded while training
     LATENTS = "latents"  # latents and text states that tools/cache_latents.py wrote
 
 
 class Precision(StrEnum):
-    """The dtype of activations and of the parameters' copy that they meet."""
+    """The dtype of activations and of the parameter copy used in matrix products."""
 
     FP32 = "float32"
     BF16 = "bfloat16"
@@ -37,30 +37,30 @@ class Precision(StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Start:
-    """Checkpoint folders, of either layout, from which a stage takes its components.
+    """Checkpoint folders, of either layout, that provide a stage's components.
 
-    The `checkpoint/` of a finished run is such a folder.
+    The folder `checkpoint/` of a finished run is such a folder.
 
     Attributes:
-      checkpoint: folder of every component that is not named here.
-      vae: folder of the RGBA-VAE; None: `checkpoint`.
+      checkpoint: folder of all components, except those given by another field.
+      vae: folder of the RGBA-VAE; None: the folder `checkpoint`.
     """
 
     checkpoint: str
     vae: str | None = None
 
     def folder(self, component: Component) -> str:
-        """The folder that a component comes from."""
+        """The folder from which a component is read."""
         return self.vae if component is Component.VAE and self.vae else self.checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Made:
-    """How a folder that a config names is made.
+    """The command that makes a folder which a config reads.
 
     Attributes:
-      folder: the folder, as the config names it.
-      command: the command that makes it, called where the config's relative paths begin.
+      folder: path of the folder as written in the config.
+      command: shell command that makes the folder, run in the directory to which the config's paths are relative.
       needs: folders that the command reads.
     """
 
@@ -71,14 +71,14 @@ class Made:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where batches come from.
+    """Settings of the training data.
 
     Attributes:
-      sources: folders of records (docs/data.md), or one folder of cached latents where `inputs` says so.
-      inputs: whether pictures and captions are encoded while training, or were by `tools/cache_latents.py`.
-      loader: rows, buckets and tasks of the batches.
-      text_tokens: text tokens of a sample; longer prompts are cut at the end.
-      workers: threads and processes that decode; they do not change the batches.
+      sources: folders of records (docs/data.md), or one folder of cached latents, depending on `inputs`.
+      inputs: whether pictures and captions are encoded during training, or beforehand by `tools/cache_latents.py`.
+      loader: number of rows, size buckets and tasks of the batches.
+      text_tokens: maximum number of text tokens of a sample; longer prompts are truncated.
+      workers: numbers of decoding threads and processes, which do not affect the batches.
     """
 
     sources: tuple[str, ...]
@@ -90,12 +90,12 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When the state of a run is saved, and what stays.
+    """Intervals at which the training state is saved, and retention of checkpoints.
 
     Attributes:
-      every: steps between checkpoints, 1 or more.
-      keep_last: number of newest checkpoints that stay, 1 or more.
-      keep_every: checkpoints at multiples of this step stay for ever; 0: none.
+      every: number of steps between checkpoints, 1 or more.
+      keep_last: number of newest checkpoints that are kept, 1 or more.
+      keep_every: checkpoints at multiples of this step are kept permanently; 0: none.
     """
 
     every: int = 1000
@@ -105,14 +105,14 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Validation on records that are not trained on.
+    """Settings of the validation on held-out records.
 
     Attributes:
-      every: steps between validations; 0: never.
-      split: split of the sources that is read.
-      batches: batches of `data.loader.rows` rows, always the same ones; 1 or more.
-      samples: rows shown on the sample sheet.
-      steps: sampler steps for the sample sheet.
+      every: number of steps between validations; 0: no validation.
+      split: name of the split of the sources that is read.
+      batches: number of batches of `data.loader.rows` rows, the same in each validation; 1 or more.
+      samples: number of rows shown on the sample sheet.
+      steps: number of sampler steps for the sample sheet.
     """
 
     every: int = 0
@@ -125,26 +125,26 @@ class ValidationConfig:
 @with_config(extra="forbid", revalidate_instances="always")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A run of one stage: two equal experiments give equal runs on equal meshes.
+    """Config of a run of one stage: equal experiments give equal runs on equal meshes.
 
     Attributes:
-      stage: what is trained, and on which tasks.
-      start: checkpoints that the components come from.
-      data: records and batches.
-      loss: a VAELoss for the stage rgba_vae, otherwise a FlowLoss.
-      steps: optimiser steps of the run, 1 or more.
+      stage: stage of training, which determines the trained component and the possible tasks.
+      start: checkpoints from which the components are read.
+      data: settings of records and batches.
+      loss: settings of the loss: a VAELoss for the stage rgba_vae, otherwise a FlowLoss.
+      steps: number of optimiser steps of the run, 1 or more.
       seed: seed of all noise, from 0 to 2^32 - 1.
-      optimiser: AdamW, its learning rate and the EMA.
+      optimiser: settings of AdamW, its learning rate and the EMA.
       precision: dtype of compute; parameters, optimiser state and EMA are always fp32.
-      attention: program that computes attention.
+      attention: implementation of attention.
       remat: activations that are recomputed in the backward pass.
-      unroll: compile every block by itself: a longer compilation, and a tenth faster on a CPU.
-      trainable: regular expression that the paths of trained parameters contain; empty: all of them.
-      mesh: devices along each mesh axis.
-      checkpoints: when the state is saved.
-      validation: when and on what the run is validated.
-      log_every: steps between lines of metrics, 1 or more.
-      give_up: successive steps without a finite loss after which the run stops, 1 or more.
+      unroll: whether each block is compiled separately, which takes longer but trains 10 % faster on a CPU.
+      trainable: regular expression that the paths of trained parameters must contain; empty: all are trained.
+      mesh: number of devices along each mesh axis.
+      checkpoints: settings of saving the training state.
+      validation: settings of the validation.
+      log_every: number of steps between lines of metrics, 1 or more.
+      give_up: number of successive steps without a finite loss after which the run stops, 1 or more.
       made_by: commands that make the folders that the run reads.
     """
 
@@ -201,27 +201,27 @@ class Experiment:
 
     @property
     def flow_loss(self) -> FlowLoss:
-        """The loss of a stage that trains the transformer."""
+        """The loss settings of a stage that trains the transformer."""
         assert isinstance(self.loss, FlowLoss)
         return self.loss
 
     @property
     def vae_loss(self) -> VAELoss:
-        """The loss of the stage that trains the RGBA-VAE."""
+        """The loss settings of the stage that trains the RGBA-VAE."""
         assert isinstance(self.loss, VAELoss)
         return self.loss
 
 
 class ExperimentError(QilError):
-    """A config file, an override, or what they ask for, that cannot be trained. The message says what and the fix."""
+    """A config file or an override is invalid, or the experiment cannot be trained. The message gives the fix."""
 
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Turn a QilError about what the experiment asks for into an ExperimentError.
+    """Convert a QilError of the block into an ExperimentError.
 
     Raises:
-      ExperimentError: where the block raises a QilError.
+      ExperimentError: if the block raises a QilError.
     """
     try:
         yield

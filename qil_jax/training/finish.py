@@ -1,4 +1,4 @@
-"""What a finished stage leaves behind: RUN/checkpoint, a folder that inference, evaluation and the next stage read."""
+"""Export of a finished stage to RUN/checkpoint, which inference, evaluation and the next stage read."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +13,11 @@ from qil_jax.weights.export import export_checkpoint
 
 CHECKPOINT = "checkpoint"
 EXAMPLES = 64
-"""Batches over which a stage measures statistics of what it exports, such as the latents of a trained RGBA-VAE."""
+"""Number of batches for statistics of the exported model, such as those of a trained RGBA-VAE's latents."""
 
 
 def export_run(run: TrainingRun, state: TrainState, destination: Path, *, dtype: str = "float32") -> None:
-    """Write the EMA of the parameters with all else that a checkpoint has. Every process must call.
+    """Export the EMA of the parameters as a complete checkpoint. All processes must call this function.
 
     Raises:
       ExportError: if the folder exists.
@@ -40,7 +40,7 @@ def export_run(run: TrainingRun, state: TrainState, destination: Path, *, dtype:
 
 
 def _examples(run: TrainingRun) -> Iterator[Any]:
-    """The first batches of training, as the step reads them."""
+    """The first training batches, as inputs of the step."""
     with Loader(run.source, run.experiment.data.loader, processes=run.placement.processes) as loader:
         for batch, _ in zip(loader, range(min(EXAMPLES, loader.plan.steps_per_epoch)), strict=False):
             yield run.stage.inputs(batch)

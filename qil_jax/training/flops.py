@@ -1,4 +1,4 @@
-"""FLOPs of training steps, and the peak of the devices."""
+"""FLOPs of training steps, and peak throughput of the devices."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ from qil_jax.models.vld_mmdit import MMDiTConfig
 from qil_jax.training.batches import FlowBatch
 
 PEAKS = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12, "NVIDIA H100": 989e12}
-"""Peak bf16 FLOP/s of a device, by the beginning of its kind; the longest that fits counts."""
+"""Peak bf16 FLOP/s of a device by prefix of its kind; the longest matching prefix is used."""
 
 
 def peak_flops() -> float | None:
-    """Peak FLOP/s of all devices together; None where it is not known."""
+    """Total peak FLOP/s of all devices; None if it is unknown."""
     kind = jax.devices()[0].device_kind
     found = [name for name in PEAKS if kind.startswith(name)]
     return PEAKS[max(found, key=len)] * jax.device_count() if found else None
 
 
 def flow_flops(config: MMDiTConfig, batch: FlowBatch) -> float:
-    """FLOPs of a training step of the transformer: three times the matrix products of a forward pass."""
+    """FLOPs of a training step of the transformer, estimated as three times the matrix products of a forward pass."""
     rows, image = batch.clean.shape[:2]
     text, d = batch.text.shape[1], config.width
     per_block = 2 * 12 * d**2 * (image + text) + 4 * (image + text) ** 2 * d + 2 * 12 * d**2
@@ -30,7 +30,7 @@ def flow_flops(config: MMDiTConfig, batch: FlowBatch) -> float:
 
 
 def vae_flops_per_pixel(vae: RGBAVAE) -> float:
-    """FLOPs of a training step for each pixel of its pictures: three times the convolutions of a forward pass."""
+    """FLOPs of a training step per pixel, estimated as three times the convolutions of a forward pass."""
     total = 0.0
     for name, module in nnx.iter_modules(vae):
         if isinstance(module, nnx.Conv | nnx.Linear):
@@ -39,7 +39,7 @@ def vae_flops_per_pixel(vae: RGBAVAE) -> float:
 
 
 def _halvings(path: tuple[Any, ...], vae: RGBAVAE) -> int:
-    """How often the picture has been halved where a layer of the VAE stands."""
+    """The base-2 logarithm of the downsampling factor at a layer of the VAE."""
     levels = len(vae.config.dim_mult) - 1
     if path[0] == "decoder" and path[1] == "up":
         return levels - int(path[2])

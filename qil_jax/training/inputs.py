@@ -1,4 +1,4 @@
-"""The loader's batches as inputs of the step: pictures and captions encoded, or cached encodings laid out."""
+"""Conversion of the loader's batches to inputs of the step, by encoding pictures and captions or from a cache."""
 
 import dataclasses
 import functools
@@ -22,20 +22,20 @@ from qil_jax.training.tokens import BatchTokens, batch_tokens
 
 
 class _Draw(IntEnum):
-    """Random draws on the host; the loader's own have the first numbers."""
+    """Stream numbers of random draws on the host; the loader uses the lower ones."""
 
     DROPPED_PROMPT = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenShape:
-    """Sizes of tokens and sequences.
+    """Sizes of tokens and sequences of the transformer.
 
     Attributes:
-      scale: pixels along the side of a latent.
-      patch: latents along the side of a token.
-      text: text tokens of a sample, padding included.
-      ways: parts that the mesh cuts a sequence into.
+      scale: number of pixels along the side of a latent.
+      patch: number of latents along the side of a token.
+      text: number of text tokens of a sample, including padding.
+      ways: number of shards into which the mesh splits a sequence.
     """
 
     scale: int
@@ -50,7 +50,7 @@ class TokenShape:
 
 
 def picture_batch(batch: Batch, placement: RowPlacement) -> PictureBatch:
-    """All pictures of all rows, for the RGBA-VAE."""
+    """The batch of the RGBA-VAE that holds all pictures of all rows."""
     rows, pictures = batch.segments.shape
     numbers = (placement.first + np.arange(rows))[:, None] * pictures + np.arange(pictures)
     local = PictureBatch(
@@ -62,7 +62,7 @@ def picture_batch(batch: Batch, placement: RowPlacement) -> PictureBatch:
 
 
 class OnlineInputs:
-    """Batches of pictures and captions, encoded as they come."""
+    """Inputs of the step from batches of pictures and captions, which are encoded during training."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class OnlineInputs:
         """Side of the square that a token covers in the batch's pictures, in pixels."""
 
     def __call__(self, batch: Batch) -> FlowBatch:
-        """Encode and lay out this process's rows."""
+        """Encode this process's rows and lay them out as inputs of the step."""
         rows, samples = batch.records.shape
         dropped = dropped_prompts(batch, self.placement.first, self.loss.caption_dropout, self.seed)
         prompts = [
@@ -106,7 +106,7 @@ class OnlineInputs:
 
 
 class CachedInputs:
-    """Batches of latents and states that `tools/cache_latents.py` wrote."""
+    """Inputs of the step from latents and hidden states cached by `tools/cache_latents.py`."""
 
     def __init__(self, placement: RowPlacement, shape: TokenShape, loss: FlowLoss, *, seed: int):
         self.placement, self.shape, self.loss, self.seed = placement, shape, loss, seed
@@ -114,7 +114,7 @@ class CachedInputs:
         """Side of the square that a token covers in the batch's pictures, in latents."""
 
     def __call__(self, batch: Batch) -> FlowBatch:
-        """Lay out this process's rows. `batch.states` hold the prompt's states, then those of no prompt."""
+        """Lay out this process's rows; `batch.states` holds the prompts' states, then those of the empty prompt."""
         assert batch.states is not None and batch.lengths is not None
         rows, samples = batch.records.shape
         dropped = dropped_prompts(batch, self.placement.first, self.loss.caption_dropout, self.seed).astype(int)
@@ -129,9 +129,9 @@ class CachedInputs:
 
 
 def dropped_prompts(batch: Batch, first: int, share: float, seed: int) -> Bool[np.ndarray, "b s"]:
-    """Whether each sample [b, s] loses its prompt; the draws do not depend on the number of processes.
+    """A mask [b, s] of samples whose prompt is dropped; the draws do not depend on the number of processes.
 
-    `first` is the number of this process's first row in the whole batch, `share` the probability.
+    `first` is the index of this process's first row in the global batch, `share` the probability.
     """
     rows, samples = batch.records.shape
     draws = [
@@ -150,7 +150,7 @@ def flow_batch(
     shape: TokenShape,
     loss: FlowLoss,
 ) -> FlowBatch:
-    """The batch that the step reads, with sequences padded to lengths that the mesh divides."""
+    """The input of the step, with sequences padded to multiples of the mesh's shards."""
     per_picture = laid.loss.shape[1] // batch.segments.shape[1]
     kinds = np.minimum(np.repeat(batch.layer_indices, per_picture, axis=1), UPPER)
     kinds = np.where(laid.loss, kinds, NO_TARGET).astype(np.int32)
@@ -185,10 +185,10 @@ def flow_batch(
 
 
 def _lengthened(x: Float[Array, "b t c"], length: int) -> Float[Array, "b t2 c"]:
-    """Tokens padded with zeros. Without padding nothing is sent to the devices, where it would wait for the step."""
+    """Tokens padded with zeros. Without padding no operation is dispatched, which would wait for the current step."""
     return x if x.shape[1] == length else jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0)))
 
 
 def sample_ids(batch: Batch) -> list[list[int]]:
-    """Numbers of the records in each row of a batch."""
+    """Indices of the records in each row of a batch."""
     return [[int(record) for record in row if record != NO_RECORD] for row in batch.records]

@@ -1,4 +1,4 @@
-"""The training loop: from the last checkpoint, or the start, to the last step or a signal to stop."""
+"""The training loop from the newest checkpoint, or from step 0, to the last step or a stop signal."""
 
 import dataclasses
 import time
@@ -24,18 +24,18 @@ from qil_jax.training.step import StepFunction, StepMetrics, TrainState, fresh_s
 from qil_jax.training.validation import Validation
 
 Show = Callable[[int, dict[str, float]], None]
-"""Called with the step and a line of metrics."""
+"""A callback with the step and a line of metrics."""
 
 
 class RunStatus(StrEnum):
-    """How a run ended."""
+    """The reason why a run ended."""
 
     FINISHED = "finished"
     STOPPED = "stopped"
 
 
 class TrainingError(QilError):
-    """The loss was not finite for too many steps in a row. The message names the records."""
+    """The loss was not finite for too many successive steps. The message names the records."""
 
 
 def train(
@@ -47,22 +47,22 @@ def train(
     show: Show,
     profile: int | None = None,
 ) -> tuple[RunStatus, TrainState, TrainingRun]:
-    """Train, continuing what is in `folder`.
+    """Train, resuming from the newest checkpoint in `folder` if there is one.
 
     Args:
-      stop: asked before every step whether to save and return; it must answer alike in all processes.
-      show: called with every line of metrics.
-      profile: a step (of this attempt) from which on five steps are traced into FOLDER/profile.
+      stop: function that decides before each step whether to save and return, equally in all processes.
+      show: callback for each line of metrics.
+      profile: number of steps after the resumption at which five steps are profiled into FOLDER/profile.
 
     Returns:
-      How the run ended, the state, and what was prepared.
+      The reason for the end of the run, the training state, and the prepared run.
 
     Raises:
-      ExperimentError: if the folder holds a run of something else. Whatever is refused leaves the folder as it was.
-      TrainingError: after `give_up` steps in a row without a finite loss.
-      CheckpointError: if no checkpoint can be read.
+      ExperimentError: if the folder holds a run of another experiment; the folder is left unchanged.
+      TrainingError: after `give_up` successive steps without a finite loss.
+      CheckpointError: if there are checkpoints but none can be read.
       RecordError: if a record cannot be read.
-      SaveError, OSError: if the disk is full; the checkpoints that are there stay whole.
+      SaveError, OSError: if the disk is full; existing checkpoints stay intact.
     """
     check_folder(folder, experiment)
     run = prepare(experiment, mesh)
@@ -90,14 +90,14 @@ def train(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _PendingStep:
-    """A step that was sent to the devices.
+    """A step that was dispatched to the devices.
 
     Attributes:
-      batch: the batch that it trains on.
-      metrics: its metrics, perhaps still being computed.
-      ready: when its inputs were on the devices, on the clock of `time.perf_counter`.
-      ended: when it was done, on the same clock.
-      spent: the kind of its time.
+      batch: batch of the step.
+      metrics: metrics of the step, possibly still being computed.
+      ready: time, by `time.perf_counter`, at which the step's inputs were on the devices.
+      ended: time, by the same clock, at which the step was finished.
+      spent: category to which the step's time is booked.
     """
 
     batch: Batch
@@ -108,13 +108,13 @@ class _PendingStep:
 
 
 def _when(done: Any) -> float:
-    """The time at which arrays have been computed."""
+    """Wait until arrays have been computed, and return the time."""
     jax.block_until_ready(done)
     return time.perf_counter()
 
 
 class _Runner:
-    """The loop itself. A step is sent to the devices before the previous one is looked at, so they never wait."""
+    """The training loop. A step is dispatched before the previous one's metrics are read, so devices do not idle."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class _Runner:
         self.work, self.ledger = _Work(), Ledger()
 
     def go(self, state: TrainState, stop: Callable[[int], bool], profile: int | None) -> tuple[RunStatus, TrainState]:
-        """From the state's step to the end or the stop."""
+        """Train from the state's step until the last step or a stop."""
         experiment, first = self.run.experiment, int(state.step)
         with ThreadPoolExecutor(max_workers=1) as watch:
             for done in range(first, experiment.steps):
@@ -152,13 +152,13 @@ class _Runner:
         return RunStatus.FINISHED, state
 
     def _take(self, state: TrainState, batch: Batch, watch: ThreadPoolExecutor) -> TrainState:
-        """Send a step to the devices, then look at the previous one."""
+        """Dispatch a step to the devices, then read the previous one's metrics."""
         shape = tuple(part.shape for part in vars(batch).values() if isinstance(part, np.ndarray))
         new = shape not in self.compiled
         arrived = watch.submit(_when, ())
         inputs = self.run.stage.inputs(batch)
         self.work.add(self.run, batch, inputs)
-        # What is compiled for a shape includes what encodes its batches.
+        # Compilation for a new shape includes the programs that encode its batches.
         ready, spent = (arrived, Spent.COMPILE) if new else (watch.submit(_when, inputs), Spent.STEP)
         state, metrics = self.step(state, self.run.frozen, inputs)
         sent = _PendingStep(
@@ -173,7 +173,7 @@ class _Runner:
         return state
 
     def _after(self, state: TrainState, done: int) -> None:
-        """Metrics, validation and a checkpoint, where they are due after so many steps."""
+        """Write metrics, validate and save a checkpoint if due after `done` steps."""
         experiment = self.run.experiment
         last = done == experiment.steps
         if done % experiment.log_every == 0 or last:
@@ -190,7 +190,7 @@ class _Runner:
             self._save(state)
 
     def _settle(self) -> None:
-        """Wait for the pending step, if there is one, and take in its metrics."""
+        """Wait for the pending step, if there is one, and add its metrics and time."""
         sent, self.pending = self.pending, None
         if sent is None:
             return
@@ -210,7 +210,7 @@ class _Runner:
             )
 
     def _bad_records(self, batch: Batch, metrics: StepMetrics) -> str:
-        """Records of rows without a finite loss; all of this process's, if each loss by itself is finite."""
+        """Names of the records of rows without a finite loss, or of all rows of this process if each loss is finite."""
         records = sample_ids(batch)
         per_row = len(metrics.losses.rows) // self.run.placement.rows  # pictures of a row, for the RGBA-VAE
         mine = {row // per_row - self.run.placement.first for row in bad_rows(metrics)}
@@ -241,23 +241,23 @@ class _Runner:
 
 
 class _Work:
-    """Samples, tokens and FLOPs since the last line."""
+    """Counts of samples, tokens and FLOPs since the last line of metrics."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        """Count from now."""
+        """Set all counts to zero and the start time to now."""
         self.samples = self.tokens = 0
         self.flops, self.since = 0.0, time.perf_counter()
 
     def add(self, run: TrainingRun, batch: Batch, inputs: Any) -> None:
-        """A step's work, over all processes."""
+        """Add a step's samples, tokens and FLOPs over all processes."""
         processes = run.placement.processes.count
         self.samples += int((batch.records >= 0).sum()) * processes
         self.tokens += run.stage.tokens(batch) * processes
         self.flops += run.stage.flops(inputs)
 
     def rates(self) -> dict[str, float]:
-        """Of everything since the last line."""
+        """Throughput since the last line of metrics."""
         return throughput(self.samples, self.tokens, self.flops, time.perf_counter() - self.since)

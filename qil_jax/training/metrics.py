@@ -1,4 +1,4 @@
-"""Metrics of a run: lines of JSON, TensorBoard where it is installed, and a ledger of time.
+"""Metrics of a run: JSON lines, TensorBoard if it is installed, and time accounting.
 
 RUN/metrics.jsonl     {"step": 120, "loss": 0.31, "loss/sigma_0": ..., "samples_per_second": ...}
 """
@@ -26,7 +26,7 @@ FILE = "metrics.jsonl"
 
 
 class Spent(StrEnum):
-    """Kinds of time that a run spends. Only STEP is training."""
+    """Categories of a run's time. Only STEP counts as training."""
 
     COMPILE = "compile"
     INPUT = "input"
@@ -36,40 +36,40 @@ class Spent(StrEnum):
 
 
 class Ledger:
-    """Seconds of each kind of time: every entry reaches from the end of the one before it.
+    """Seconds of each category of time; every entry begins at the end of the previous one.
 
-    Steps are sent off before those before them have ended, so what the host does meanwhile costs nothing. INPUT is the
-    time from the end of a step until the inputs of the next are on the devices (encoding them counts), STEP from there
-    to that step's end.
+    Steps are dispatched asynchronously, so concurrent work of the host is not counted. INPUT is the time from the end
+    of a step until the inputs of the next, including their encoding, are on the devices; STEP is the time from then
+    until the end of that step.
     """
 
     def __init__(self) -> None:
-        """Time counts from now on."""
+        """Start the accounting at the current time."""
         self.seconds = dict.fromkeys(Spent, 0.0)
         self._end = time.perf_counter()
 
     def book(self, spent: Spent, until: float | None = None) -> None:
-        """Book what has passed since the last entry until a time of `perf_counter`, or now; nothing if that is past."""
+        """Book the time from the last entry to `until` (by `perf_counter`; None: now), or zero if that is earlier."""
         until = time.perf_counter() if until is None else until
         self.seconds[spent] += max(0.0, until - self._end)
         self._end = max(self._end, until)
 
     def shares(self) -> dict[str, float]:
-        """Shares of the time booked so far; `goodput` is the share of STEP."""
+        """Fraction of the booked time in each category; `goodput` is that of STEP."""
         total = sum(self.seconds.values()) or 1.0
         shares = {f"time/{spent}": seconds / total for spent, seconds in self.seconds.items()}
         return {**shares, "goodput": self.seconds[Spent.STEP] / total}
 
 
 class RunningMeans:
-    """Means of the steps' metrics since the last line."""
+    """Means of the steps' metrics since the last line of metrics."""
 
     def __init__(self) -> None:
         self._sums: dict[str, list[float]] = {}
         self._last: dict[str, float] = {}
 
     def add(self, metrics: StepMetrics) -> None:
-        """Take in a step's metrics; waits for the step."""
+        """Add a step's metrics, waiting for the step to finish."""
         if bool(metrics.finite):
             values = {name: (getattr(metrics, name), 1) for name in ("loss", "gradient_norm", "update_norm")}
             for name, (total, count) in jax.device_get({**values, **metrics.losses.sums}).items():
@@ -79,17 +79,17 @@ class RunningMeans:
         self._last = {"parameter_norm": float(metrics.parameter_norm), "skipped": int(metrics.skipped)}
 
     def line(self) -> dict[str, float]:
-        """The means, and a fresh start."""
+        """Return the means and reset them."""
         means = {name: total / count for name, (total, count) in self._sums.items() if count}
         self._sums = {}
         return {**means, **self._last}
 
 
 class MetricsWriter:
-    """Writes lines from the first process only."""
+    """A writer of metrics, active in the first process only."""
 
     def __init__(self, run: Path, *, since: int):
-        """Lines of steps after `since` are of an earlier attempt that was cut off: they are taken out."""
+        """Lines of steps after `since` belong to an interrupted attempt and are removed."""
         self._file = run / FILE
         self._writing = jax.process_index() == 0
         self._board: Any = None
@@ -99,11 +99,11 @@ class MetricsWriter:
         with at(self._file):
             write_whole(epath.Path(self._file), "".join(json.dumps(line) + "\n" for line in kept).encode())
         if importlib.util.find_spec("tensorboardX") is not None:
-            board = importlib.import_module("tensorboardX")  # an extra: [track]
+            board = importlib.import_module("tensorboardX")  # optional dependency: extra [track]
             self._board = board.SummaryWriter(str(run / "tensorboard"), purge_step=since)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line."""
+        """Append a line with the metrics of a step."""
         if not self._writing:
             return
         clean = {name: round(value, 8) if math.isfinite(value) else None for name, value in values.items()}
@@ -114,7 +114,7 @@ class MetricsWriter:
                 self._board.add_scalar(name, value, step)
 
     def _lines(self) -> list[dict[str, Any]]:
-        """Whole lines of the file; a run that was killed may have left half of one."""
+        """The complete lines of the file; a killed run may have left an incomplete one."""
         lines = []
         for line in self._file.read_text().splitlines() if self._file.exists() else []:
             try:
@@ -124,13 +124,13 @@ class MetricsWriter:
         return lines
 
     def close(self) -> None:
-        """Flush what TensorBoard has."""
+        """Flush and close the TensorBoard file."""
         if self._board is not None:
             self._board.close()
 
 
 def throughput(samples: int, tokens: int, flops: float, seconds: float) -> dict[str, float]:
-    """Rates of work done in `seconds`, and the share of the devices' peak (MFU) where that is known."""
+    """Samples, tokens and FLOPs per second, and the fraction of the devices' peak FLOP/s (MFU) if it is known."""
     seconds = max(seconds, 1e-9)
     rates = {
         "samples_per_second": samples / seconds,
@@ -142,5 +142,5 @@ def throughput(samples: int, tokens: int, flops: float, seconds: float) -> dict[
 
 
 def bad_rows(metrics: StepMetrics) -> list[int]:
-    """Rows whose own loss is not finite."""
+    """Indices of the rows whose loss is not finite."""
     return np.flatnonzero(~np.isfinite(np.asarray(jax.device_get(metrics.losses.rows)))).tolist()

@@ -1,7 +1,7 @@
 """The losses of the stages, as functions of parameters and a batch.
 
-They are sums of weighted errors, never means: the step divides the weights by their total first, so that a batch may be
-cut into microbatches.
+Losses are sums of weighted errors, not means: the step normalises the weights to sum 1, so that a batch may be split
+into microbatches.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from qil_jax.training.vae_loss import (
 )
 
 SIGMA_BUCKETS = 5
-"""The loss is reported for sigma in [0, 0.2), [0.2, 0.4), ..."""
+"""The loss is reported in bins of sigma: [0, 0.2), [0.2, 0.4), ..."""
 
 
 @jax.tree_util.register_dataclass
@@ -43,8 +43,8 @@ class LossMetrics:
     """Metrics of a loss.
 
     Attributes:
-      sums: name to (sum, count); their quotient is the mean over a batch.
-      rows: the loss of each row by itself, to find samples whose loss is not finite.
+      sums: sum and count of each metric by name; their quotient is the mean over a batch.
+      rows: loss of each row, by which samples with a loss that is not finite are found.
     """
 
     sums: dict[str, tuple[Array, Array]]
@@ -53,9 +53,9 @@ class LossMetrics:
 
 @runtime_checkable
 class Objective(Protocol):
-    """The loss of a batch with weights that add up to 1, and its metrics.
+    """A function that returns the loss of a batch whose weights sum to 1, and its metrics.
 
-    Args are the trained parameters, the frozen ones, the batch, and the key of all noise.
+    The arguments are the trained parameters, the frozen parameters, the batch, and the random key of all noise.
     """
 
     def __call__(self, params: Params, frozen: Params, batch: Any, key: Array) -> tuple[Array, LossMetrics]: ...
@@ -63,13 +63,13 @@ class Objective(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How the transformer is run.
+    """Numerical and memory settings of the transformer's computation.
 
     Attributes:
-      dtype: of activations and of the parameters' copy that they meet.
-      kind: program that computes attention.
-      scan: how blocks are applied, and what is recomputed.
-      constrain: keeps activations sharded as the mesh's rules say.
+      dtype: dtype of activations and of the parameter copy used in matrix products.
+      kind: implementation of attention.
+      scan: settings of the scan over blocks, including recomputation.
+      constrain: function that constrains activations to the sharding given by the mesh's rules.
     """
 
     dtype: Any = jnp.float32
@@ -81,7 +81,7 @@ class Compute:
 def row_normals(
     key: Key[Array, ""], rows: Int[Array, " b"], shape: tuple[int, ...], constrain: Constrain = unconstrained
 ) -> Float[Array, "b ..."]:
-    """Standard normal draws for rows by their numbers: the same on any mesh and in any part of a batch."""
+    """Standard normal draws by row index, identical on any mesh and in any microbatch."""
     draws = jax.vmap(lambda row: jax.random.normal(jax.random.fold_in(key, row), shape))(rows)
     return constrain(draws, (Axis.BATCH, Axis.TOKENS, None)[: draws.ndim])
 
@@ -120,7 +120,7 @@ def flow_errors(
 
 
 def flow_metrics(errors: Float[Array, "b t"], batch: FlowBatch, sigma: Float[Array, " b"]) -> LossMetrics:
-    """The error by noise level, by what a token shows, and of each row."""
+    """Metrics of the error by noise level, by kind of token, and by row."""
     is_target = batch.is_target
     bucket = jnp.minimum((sigma * SIGMA_BUCKETS).astype(jnp.int32), SIGMA_BUCKETS - 1)[:, None]
     masks = {f"sigma_{i}": is_target & (bucket == i) for i in range(SIGMA_BUCKETS)}
@@ -141,9 +141,9 @@ def vae_objective(
     """The weighted sum of reconstruction, perceptual and regularising terms (docs/specification.md, 8).
 
     Args:
-      dtype: of compute.
-      reference: parameters of the VAE that training starts from; None: no term compares with it.
-      perceptual_loss: LPIPS; None: no perceptual term.
+      dtype: dtype of compute.
+      reference: parameters of the initial VAE; None: no term of its posterior.
+      perceptual_loss: function that computes LPIPS; None: no perceptual term.
     """
 
     def objective(params: Params, frozen: Params, batch: PictureBatch, key: Array) -> tuple[Array, LossMetrics]:
@@ -175,7 +175,7 @@ def vae_terms(
     background: Float[Array, "b 3"],
     perceptual_loss: PerceptualLoss | None,
 ) -> dict[str, Float[Array, " b"]]:
-    """The unweighted terms of each picture without that of the reference; divergences are per colour value."""
+    """The unweighted terms of each picture except that of the reference; divergences are per colour value."""
     dtype = vae.quant_conv.kernel[...].dtype
     posterior = jax.tree.map(lambda x: x.astype(jnp.float32), vae.encode(true.astype(dtype)))
     latents = posterior.mean + jnp.exp(0.5 * posterior.logvar) * noise
@@ -186,7 +186,7 @@ def vae_terms(
 
 
 def _reference_kl(vae: RGBAVAE, reference: RGBAVAE, true: Array) -> Array:
-    """Divergence from the posterior of the frozen starting VAE, the mean over a black and a white background."""
+    """KL divergence from the posterior of the frozen initial VAE, averaged over a black and a white background."""
     dtype = vae.quant_conv.kernel[...].dtype
     total = jnp.zeros(true.shape[0])
     for colour in (-1.0, 1.0):

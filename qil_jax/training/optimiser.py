@@ -1,4 +1,4 @@
-"""AdamW by optax, with a learning rate schedule, clipping of the global norm, and the decay of the EMA."""
+"""AdamW by optax, with a learning rate schedule, clipping of the gradient's global norm, and the EMA's decay."""
 
 import dataclasses
 from enum import StrEnum
@@ -13,7 +13,7 @@ from qil_jax.errors import QilError
 
 
 class LRSchedule(StrEnum):
-    """The learning rate after the warm-up."""
+    """The schedule of the learning rate after the warm-up."""
 
     CONSTANT = "constant"
     COSINE = "cosine"  # falls to `final_fraction` of the peak at the last step
@@ -21,21 +21,21 @@ class LRSchedule(StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
-    """AdamW and the EMA.
+    """Hyperparameters of AdamW and of the EMA.
 
-    The defaults are the paper's (Adam, 1e-5: arXiv 2512.15603, section 4.2), and common choices where it gives none.
+    The defaults are the paper's (Adam, 1e-5: arXiv 2512.15603, section 4.2), and common values where it gives none.
 
     Attributes:
       learning_rate: peak learning rate, above 0.
-      schedule: the learning rate after the warm-up.
-      warmup_steps: steps over which the learning rate rises linearly from near 0; 0: no warm-up.
+      schedule: schedule of the learning rate after the warm-up.
+      warmup_steps: number of steps over which the learning rate rises linearly from near 0; 0: no warm-up.
       final_fraction: learning rate at the end of a cosine, as a fraction of the peak.
-      beta1: decay of Adam's first moment.
-      beta2: decay of Adam's second moment.
-      epsilon: added to the root of Adam's second moment.
-      weight_decay: decay of kernels; norms, biases and embeddings have none.
-      clip_norm: largest global norm of a gradient, above 0; larger ones are scaled down to it.
-      accumulate: microbatches that a batch is cut into to save memory; it divides `data.loader.rows`.
+      beta1: decay rate of Adam's first moment.
+      beta2: decay rate of Adam's second moment.
+      epsilon: constant added to the root of Adam's second moment.
+      weight_decay: decay rate of kernels; norms, biases and embeddings have no weight decay.
+      clip_norm: maximum global norm of a gradient, above 0; larger gradients are scaled down to it.
+      accumulate: number of microbatches into which a batch is split to save memory; it divides `data.loader.rows`.
       ema_decay: decay of the exponential moving average (EMA) of parameters after its warm-up, in [0, 1).
     """
 
@@ -73,7 +73,7 @@ def learning_rate(config: OptimiserConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransformation:
-    """Clip, then AdamW, for parameters in a dictionary by path."""
+    """Gradient clipping followed by AdamW, for a dictionary of parameters by path."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(

@@ -1,4 +1,4 @@
-"""A model split into its parameters, a dictionary by path, and a function from parameters to the model."""
+"""Separation of a model into a dictionary of parameters by path and a function from parameters to the model."""
 
 from typing import Any, Generic, TypeVar
 
@@ -35,7 +35,7 @@ class Network(Generic[Model]):
 
 
 def training_network(model: Model) -> Network[Model]:
-    """The network of a (possibly abstract) model, its matrix products those whose gradients suit this backend.
+    """The network of a (possibly abstract) model, with matrix products whose gradients are fast on this backend.
 
     On CPUs `matmul_by_rows` replaces `matmul`, in `model` itself too.
     """
@@ -50,5 +50,5 @@ def params_of(model: nnx.Module) -> Params:
 
 
 def copied(tree: Tree) -> Tree:
-    """The same values in buffers of their own, so that one of the two may be donated."""
+    """A copy in separate buffers, so that either may be donated."""
     return jax.tree.map(jnp.copy, tree)

@@ -1,4 +1,4 @@
-"""The folder of a run: what it is a run of, and what it keeps compiled."""
+"""The folder of a run: its stored experiment and its compilation cache."""
 
 import dataclasses
 import json
@@ -15,14 +15,15 @@ from qil_jax.training.settings import from_json, to_json
 
 EXPERIMENT = "experiment.json"
 MAY_CHANGE = ("log_every", "checkpoints", "validation", "mesh", "give_up", "made_by")
-"""Fields with which a run may be continued at other values; `data.workers` too."""
+"""Fields that may change when a run is resumed, in addition to `data.workers`."""
 
 
 def check_folder(run: Path, experiment: Experiment) -> None:
-    """Refuse a folder that is not new, empty, or a run of this experiment.
+    """Refuse a folder that is neither absent, nor empty, nor a run of this experiment.
 
     Raises:
-      ExperimentError: if it is of another experiment, naming what differs, or not of any.
+      ExperimentError: if it holds a run of another experiment, in which case the message names the differing
+        settings, or something that is no run.
     """
     file = run / EXPERIMENT
     if file.is_file():
@@ -41,14 +42,14 @@ def check_folder(run: Path, experiment: Experiment) -> None:
 
 
 def differences(now: Experiment, before: Experiment) -> list[str]:
-    """Names of the fields that keep a run of `before` from being continued as one of `now`."""
+    """Names of the fields whose difference prevents a run of `before` from being resumed as `now`."""
     a, b = (dataclasses.replace(e, data=dataclasses.replace(e.data, workers=Workers())) for e in (now, before))
     names = [field.name for field in dataclasses.fields(Experiment) if field.name not in MAY_CHANGE]
     return [name for name in names if getattr(a, name) != getattr(b, name)]
 
 
 def claim(run: Path, experiment: Experiment) -> None:
-    """Write down what the folder is a run of: only when all is ready, so that a failed start can be put right."""
+    """Store the experiment in the run's folder, after all checks, so that a failed start leaves it unchanged."""
     file = run / EXPERIMENT
     if jax.process_index() == 0 and not file.is_file():
         with at(file):
@@ -56,9 +57,9 @@ def claim(run: Path, experiment: Experiment) -> None:
 
 
 def keep_compiled(run: Path) -> None:
-    """Keep compiled programs in the run, so that it resumes without compiling, unless the user named a place.
+    """Cache compiled programs in the run's folder for fast resumption, unless the user configured another cache.
 
-    Not on CPUs: their programs are made for one machine's instructions, and nothing checks that it is still the same.
+    There is no cache on CPUs, whose programs use one machine's instruction set, which JAX does not verify on loading.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None and jax.default_backend() != "cpu":
         jax.config.update("jax_compilation_cache_dir", str(run.absolute() / "compiled"))

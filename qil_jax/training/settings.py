@@ -1,4 +1,4 @@
-"""An experiment's settings by dotted name: changed by overrides, written as JSON and read back, checked by pydantic."""
+"""Overrides, JSON serialisation and validation by pydantic of an experiment's settings, by dotted name."""
 
 import dataclasses
 import json
@@ -14,20 +14,20 @@ from qil_jax.training.experiment import Experiment, ExperimentError
 
 Names = tuple[str, ...]
 Place = tuple[str | int, ...]
-"""Names of fields from the outermost on; a number is a place in a tuple."""
+"""A path of field names from the outermost field; a number is an index in a tuple."""
 ADAPTER = TypeAdapter(Experiment)
 
 
 def to_json(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as JSON: dataclasses are objects, enums their values, tuples lists."""
+    """The experiment as JSON: dataclasses become objects, enums their values, tuples lists."""
     return ADAPTER.dump_python(experiment, mode="json")
 
 
 def from_json(text: str | bytes) -> Experiment:
-    """What `to_json` gave, as an experiment again.
+    """Parse the JSON of an experiment that `to_json` wrote.
 
     Raises:
-      ExperimentError: if it is not JSON, or not of an experiment.
+      ExperimentError: if the text is not JSON, or not that of an experiment.
     """
     try:
         return ADAPTER.validate_json(text, strict=True)
@@ -40,7 +40,7 @@ def require_types(experiment: Experiment) -> None:
     """Refuse fields whose values are not of their types.
 
     Raises:
-      ExperimentError: with name and value of each.
+      ExperimentError: if there are any; the message gives the name and value of each.
     """
     try:
         ADAPTER.validate_python(experiment, strict=True)
@@ -49,12 +49,12 @@ def require_types(experiment: Experiment) -> None:
 
 
 def changed(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    """The experiment with overrides such as "optimiser.learning_rate=1e-4"; what is checked is the result of all.
+    """The experiment with overrides like "optimiser.learning_rate=1e-4", validated after all of them are applied.
 
-    Values are numbers, words, `true` and `false`, `none` where a field may be empty, and JSON for lists.
+    Values are numbers, strings, `true` and `false`, `none` for optional fields, and JSON for lists.
 
     Raises:
-      ExperimentError: with all that is wrong, a line for each.
+      ExperimentError: if overrides are invalid; the message has a line for each problem.
     """
     if not overrides:
         return experiment
@@ -81,10 +81,10 @@ def changed(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
 
 
 def _put(tree: dict[str, Any], config: Any, path: Names, text: str) -> None:
-    """Put a value at a path of `config` as a dictionary.
+    """Set the value at a path of `tree`, which is `config` as a dictionary.
 
     Raises:
-      ExperimentError: if the path ends before or behind a field, or names none.
+      ExperimentError: if the path is that of a nested config, goes beyond a field, or names no field.
     """
     owner, name = config, _dotted(path)
     for place, part in enumerate(path):
@@ -103,7 +103,7 @@ def _put(tree: dict[str, Any], config: Any, path: Names, text: str) -> None:
 
 
 def _value(kind: Any, text: str) -> Any:
-    """A text as pydantic takes it for a field of this type: empty, truth, or a list; all else is left as it is."""
+    """Convert `none`, booleans and JSON lists for a field of this type; pydantic converts any other text."""
     if text.lower() == "none" and type(None) in typing.get_args(kind):
         return None
     if kind is bool:
@@ -117,7 +117,7 @@ def _value(kind: Any, text: str) -> Any:
 
 
 def _problems(error: ValidationError, config: Any, given: Mapping[Names, str]) -> list[str]:
-    """Pydantic's errors as lines of a message, with names and values of the overrides that they are about."""
+    """Pydantic's errors as lines of a message, with the names and values of the overrides that caused them."""
     lines = []
     for e in error.errors(include_url=False):
         path = _path(config, e["loc"])
@@ -134,10 +134,10 @@ def _problems(error: ValidationError, config: Any, given: Mapping[Names, str]) -
 
 
 def _path(config: Any, loc: Sequence[str | int]) -> Place | None:
-    """Where an error is, as names of fields.
+    """The location of a pydantic error as a path of field names.
 
-    Pydantic puts the class of a union's member before names in it. None: it is of a member that the config does not
-    have there.
+    Pydantic inserts the class of a union's member before field names in it. The result is None if the error concerns
+    a member of which the config's value is no instance.
     """
     path = []
     for part in loc:
@@ -152,12 +152,12 @@ def _path(config: Any, loc: Sequence[str | int]) -> Place | None:
 
 
 def _overlap(a: Place, b: Place) -> bool:
-    """Whether one of two paths begins with the other."""
+    """Whether one of two paths is a prefix of the other."""
     return all(x == y for x, y in zip(a, b, strict=False))
 
 
 def _fault(e: ErrorDetails) -> str:
-    """What is wrong, as the end of a sentence that begins with the value."""
+    """The predicate of the error's message, whose subject is the value."""
     match e["type"]:
         case "value_error":
             return str(e.get("ctx", {})["error"])

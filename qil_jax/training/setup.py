@@ -1,4 +1,4 @@
-"""Everything that a run needs before its first step, checked before anything is computed."""
+"""Preparation of a run: checks before any compute, then loading of data and parameters."""
 
 import dataclasses
 import re
@@ -24,18 +24,18 @@ from qil_jax.training.start import check_start, require_inputs
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingRun:
-    """A run, ready to begin.
+    """A prepared run.
 
     Attributes:
-      experiment: what is trained, and how.
-      mesh: the devices.
-      placement: which rows of a batch this process reads.
+      experiment: config of the run.
+      mesh: mesh of all devices.
+      placement: rows of a batch that this process reads, and their sharding.
       source: records of the training split.
-      loader: batches of the training split.
-      validation_loader: batches of the validation split; None where validation is off.
-      stage: what the stage does with batches and parameters.
+      loader: iterator over batches of the training split.
+      validation_loader: iterator over batches of the validation split; None if validation is off.
+      stage: operations of the stage on batches and parameters.
       params: trained parameters by path.
-      frozen: the trained component's other parameters by path.
+      frozen: frozen parameters of the trained component by path.
     """
 
     experiment: Experiment
@@ -50,11 +50,11 @@ class TrainingRun:
 
 
 def prepare(experiment: Experiment, mesh: Mesh) -> TrainingRun:
-    """Check, open and load everything.
+    """Check the experiment, open the data, and load the parameters.
 
     Raises:
-      ExperimentError: if something is not there, the start does not suit the stage, or records lack what tasks need.
-      QilError: StructureError, ConfigError and MeshError, as their functions say.
+      ExperimentError: if a folder is missing, a checkpoint does not suit the stage, or records lack captions.
+      QilError: a StructureError, ConfigError or MeshError, if the checkpoint, a config or the mesh is invalid.
     """
     require_inputs(experiment)
     placement = RowPlacement(mesh, TRAINING_RULES, experiment.data.loader.rows)
@@ -83,10 +83,10 @@ def prepare(experiment: Experiment, mesh: Mesh) -> TrainingRun:
 
 
 def _all_of(checks: Sequence[Callable[[], Any]]) -> list[Any]:
-    """The results of all checks.
+    """Run all checks and return their results.
 
     Raises:
-      QilError: what a check refused; an ExperimentError with all messages if several did.
+      QilError: the error of a failed check; if several fail, an ExperimentError with all messages.
     """
     results, errors = [], []
     for check in checks:
@@ -102,10 +102,10 @@ def _all_of(checks: Sequence[Callable[[], Any]]) -> list[Any]:
 
 
 def split(params: Params, trainable: str) -> tuple[Params, Params]:
-    """Parameters whose paths contain the regular expression `trainable`, and the others.
+    """Split parameters into those whose paths contain a match of the regular expression `trainable`, and the others.
 
     Raises:
-      ExperimentError: if no path contains it.
+      ExperimentError: if no path contains a match.
     """
     pattern = re.compile(trainable)
     trained = {path: value for path, value in params.items() if pattern.search(path)}

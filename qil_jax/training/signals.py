@@ -1,4 +1,4 @@
-"""Other processes of a run, and signals to stop."""
+"""Coordination of a run's processes, and handling of stop signals."""
 
 import multiprocessing
 import os
@@ -15,19 +15,19 @@ from qil_jax.programs import INTERRUPTED
 from qil_jax.training.experiment import ExperimentError
 
 WITHIN_STEPS = 10
-"""Steps after which several processes agree again whether to stop."""
+"""Number of steps between agreements of several processes whether to stop."""
 
 
 class StopSignal:
-    """The reaction of a run to SIGTERM (preemption) and SIGINT (Ctrl-C).
+    """The handler of SIGTERM (preemption) and SIGINT (Ctrl-C) during a run.
 
-    Before the first step and after the last they raise KeyboardInterrupt. In between the run is asked to save and stop,
-    with an answer that all processes give at the same step; a Ctrl-C after that ends the process at once, even while
-    it compiles: a thread waits for it, for Python's own handlers run only between steps.
+    Before the first step and after the last, both raise KeyboardInterrupt. In between, they request that the run saves
+    and stops, on which all processes agree at the same step. A further Ctrl-C ends the process immediately, even
+    during compilation, since a thread handles it: Python's own handlers would wait for the main thread.
     """
 
     def __init__(self, last_words: Callable[[], str]):
-        """`last_words`: the line to leave when a second Ctrl-C ends the process."""
+        """`last_words` returns the line that is printed when a second Ctrl-C ends the process."""
         self._last_words = last_words
         self._asked = self._stepping = False
         self._before: dict[int, Any] = {}
@@ -45,7 +45,7 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
-        os.close(self._writing)  # which ends the thread
+        os.close(self._writing)  # the thread ends when its pipe is closed
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame
@@ -54,7 +54,7 @@ class StopSignal:
         self._asked = True
 
     def _listen(self, reading: int) -> None:
-        """Handle signals as they come, whatever the main thread does."""
+        """Handle signals as they arrive, independently of the main thread."""
         count = 0
         with open(reading, "rb", buffering=0) as stream:
             while number := stream.read(1):
@@ -70,25 +70,25 @@ class StopSignal:
                     os.write(2, b"stopping after this step, saving; Ctrl-C ends at once\n")
 
     def __call__(self, step: int) -> bool:
-        """Whether to stop before this step. Several processes ask each other every WITHIN_STEPS steps."""
+        """Whether to stop before this step. Several processes communicate only every WITHIN_STEPS steps."""
         self._stepping = True
         if jax.process_count() > 1 and step % WITHIN_STEPS:
             return False
         return self._agreed()
 
     def finish(self) -> bool:
-        """Whether to stop after the last step, of which all processes must ask."""
+        """Whether to stop after the last step. All processes must call this function."""
         asked = self._agreed()
         self._stepping = False
         return asked
 
     def _agreed(self) -> bool:
-        """Whether any process was asked to stop."""
+        """Whether any process received a stop signal."""
         return any(gathered(int(self._asked)))
 
 
 def gathered(value: int) -> list[int]:
-    """The values that all processes call this with, in the order of the processes. Every process must call."""
+    """The arguments of all processes, in the order of the processes. All processes must call this function."""
     if jax.process_count() == 1:
         return [value]
     from jax.experimental import multihost_utils
@@ -97,14 +97,14 @@ def gathered(value: int) -> list[int]:
 
 
 def start_distributed(where: str | None) -> None:
-    """Join the other processes, before any device is touched.
+    """Connect to the other processes of the run, before any device is used.
 
     Args:
-      where: None: there are no others; "auto": the cluster's environment names them (TPU pods, SLURM, GKE);
-        "HOST:PORT,COUNT,INDEX": coordinator, number of processes, and which this is.
+      where: specification of the processes. None: a single process; "auto": taken from the cluster's environment (TPU
+        pods, SLURM, GKE); "HOST:PORT,COUNT,INDEX": coordinator, number of processes, and index of this process.
 
     Raises:
-      ExperimentError: if it is none of these.
+      ExperimentError: if `where` is none of these.
     """
     if where is None:
         return
@@ -115,5 +115,5 @@ def start_distributed(where: str | None) -> None:
     if len(numbers) != 2 or not all(n.isdecimal() for n in numbers):
         raise ExperimentError(f"--distributed {where}: give auto, or HOST:PORT,COUNT,INDEX such as 10.0.0.1:8476,4,0")
     count, index = map(int, numbers)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # which only CPUs use
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # affects CPUs only
     jax.distributed.initialize(address, count, index)

@@ -1,4 +1,4 @@
-"""What a run starts from: folders that must be there, and checkpoints that suit the stage."""
+"""Checks of a run's initial state: required folders exist, and initial checkpoints suit the stage."""
 
 import json
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from qil_jax.training.stages.kinds import Stage
 from qil_jax.weights import Component, component_config, require_sound
 
 ORIGIN = "training.json"
-"""File of a checkpoint folder that names the stage that wrote it."""
+"""File in a checkpoint folder that names the stage that wrote it."""
 
 
 def require_inputs(experiment: Experiment) -> None:
-    """Refuse folders that are missing where the config knows how they are made: the message gives the commands.
+    """Check that the folders for which the config has a command exist.
 
     Raises:
-      ExperimentError: with the commands, in their order, that make what is missing.
+      ExperimentError: if folders are missing; the message gives the commands that make them, in order.
     """
     start, known = experiment.start, {made.folder: made for made in experiment.made_by}
     wanted = dict.fromkeys([*experiment.data.sources, *(start.folder(part) for part in experiment.stage.reads)])
@@ -39,11 +39,11 @@ def require_inputs(experiment: Experiment) -> None:
 
 
 def check_start(experiment: Experiment) -> None:
-    """Refuse a start that is no checkpoint, or one of a stage that does not lead to this one.
+    """Refuse an initial folder that is no checkpoint, or one of a stage that does not precede this one.
 
     Raises:
       StructureError: if a component is missing or incomplete.
-      ExperimentError: if a component was trained by another stage, or the VAE has no alpha where it must.
+      ExperimentError: if a component was trained by an unsuitable stage, or the VAE lacks a required alpha channel.
     """
     stage = experiment.stage
     for component in stage.reads:
@@ -73,10 +73,10 @@ def _require_rgba(experiment: Experiment) -> None:
 
 
 def origin_of(folder: Path) -> Stage | None:
-    """The stage that trained a checkpoint's transformer or, if it is one of the RGBA-VAE, its VAE; None: none did.
+    """The stage that wrote a checkpoint, which trained its transformer or its VAE; None if no stage wrote it.
 
     Raises:
-      ExperimentError: if the file that names the stage names none.
+      ExperimentError: if the file that names the stage is invalid.
     """
     file = folder / ORIGIN
     if not file.is_file():

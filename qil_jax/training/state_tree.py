@@ -1,7 +1,7 @@
 """A training state as plain dictionaries of arrays, and checksums of its bits.
 
-A checksum is a sum of an array's bits modulo 2^32, weighted by their places: the same on any mesh. An array that was
-cut off, lost or changed on disk does not pass it.
+A checksum is the sum of the elements' bit patterns modulo 2^32, weighted by position, and independent of the mesh. It
+detects arrays that were truncated, lost or changed on disk.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from qil_jax.training.step import TrainState
 
 
 def checksums(state: TrainState) -> dict[str, int]:
-    """A number for the bits of every array of a state, by its place in the tree."""
+    """The checksum of every array of a state, by its path in the tree."""
     leaves = jax.tree_util.tree_flatten_with_path(state_tree(state))[0]
     sums = _sums([leaf for _, leaf in leaves])
     return {jax.tree_util.keystr(path): int(value) for (path, _), value in zip(leaves, np.asarray(sums), strict=True)}
@@ -30,7 +30,7 @@ def _sums(arrays: list[Array]) -> Array:
 
 def _sum(x: Array) -> Array:
     bits = x.astype(jnp.uint32) if jnp.issubdtype(x.dtype, jnp.integer) else jax.lax.bitcast_convert_type(x, jnp.uint32)
-    # Odd weights by place: elements that change places change the sum. Written per axis, so that shards need no others.
+    # Weights by position are odd, so exchanged elements change the sum; computed per axis, they need no communication.
     weight = jnp.ones((), jnp.uint32)
     for axis in range(bits.ndim):
         place = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
@@ -39,7 +39,7 @@ def _sum(x: Array) -> Array:
 
 
 def state_tree(state: TrainState) -> dict[str, Any]:
-    """A state as plain dictionaries, which orbax keeps without knowing our classes or optax's."""
+    """A state as plain dictionaries, which orbax restores independently of our classes and optax's."""
     return {
         "params": _dotted(state.params),
         "ema_params": _dotted(state.ema_params),
@@ -49,12 +49,12 @@ def state_tree(state: TrainState) -> dict[str, Any]:
 
 
 def _dotted(params: Params) -> Params:
-    """Names that are names of files."""
+    """Parameters with dotted names, which are valid file names."""
     return {dotted(path): value for path, value in params.items()}
 
 
 def state_of(tree: dict[str, Any], like: TrainState) -> TrainState:
-    """The state of a `state_tree`, with the optimiser's classes of `like`."""
+    """The inverse of `state_tree`, with the optimiser state's structure taken from `like`."""
     leaves, form = jax.tree.flatten(like.opt_state)
     return TrainState(
         params={path: tree["params"][name] for path, name in zip(like.params, _dotted(like.params), strict=True)},

@@ -19,15 +19,15 @@ from qil_jax.training.parameters import Params, copied
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """All that a step changes.
+    """The training state, which a step updates.
 
     Attributes:
       params: trained parameters by path, fp32.
-      ema_params: their exponential moving average (EMA), which is what gets exported.
-      opt_state: optax's state of AdamW.
-      step: steps taken.
-      skipped: steps among them without a finite loss and gradient, which changed nothing.
-      failing: how many such steps in a row were the last.
+      ema_params: exponential moving average (EMA) of the trained parameters, which is exported.
+      opt_state: state of AdamW in optax.
+      step: number of steps taken.
+      skipped: number of steps without a finite loss and gradient, which left the parameters unchanged.
+      failing: number of most recent successive steps without a finite loss and gradient.
     """
 
     params: Params
@@ -44,13 +44,13 @@ class StepMetrics:
     """Metrics of a step.
 
     Attributes:
-      loss: the weighted loss of the batch.
-      gradient_norm: global norm of the gradient, before clipping.
-      update_norm: global norm of what was added to the parameters.
+      loss: weighted loss of the batch.
+      gradient_norm: global norm of the gradient before clipping.
+      update_norm: global norm of the parameters' change.
       parameter_norm: global norm of the parameters after the step.
       finite: whether loss and gradient are finite.
-      skipped, failing: as in TrainState.
-      losses: the loss by term and by row, summed over microbatches.
+      skipped, failing: values of the counters in TrainState after the step.
+      losses: loss by term and by row, summed over microbatches.
     """
 
     loss: Float[Array, ""]
@@ -67,7 +67,7 @@ StepFunction = Callable[[TrainState, Params, Any], tuple[TrainState, StepMetrics
 
 
 def fresh_state(params: Params, config: OptimiserConfig, steps: int) -> TrainState:
-    """The state before the first step, laid out like the parameters."""
+    """The state before the first step, sharded like the parameters."""
     mesh = next(iter(params.values())).sharding.mesh  # type: ignore[union-attr]
     optimiser = make_optimiser(config, steps)
     layout = state_shardings(jax.eval_shape(optimiser.init, params), params)
@@ -84,7 +84,7 @@ def fresh_state(params: Params, config: OptimiserConfig, steps: int) -> TrainSta
 
 
 def state_shardings(tree: Any, params: Params) -> Any:
-    """Shardings of a tree's leaves: a dictionary by path, as the parameters are, is laid out as they are."""
+    """Shardings of a tree's leaves: dictionaries by parameter path have the parameters' shardings."""
     mesh = next(iter(params.values())).sharding.mesh  # type: ignore[union-attr]
     whole = NamedSharding(mesh, PartitionSpec())
 
@@ -99,14 +99,14 @@ def state_shardings(tree: Any, params: Params) -> Any:
 def make_step(
     objective: Objective, config: OptimiserConfig, *, steps: int, seed: int, like: TrainState
 ) -> StepFunction:
-    """The compiled step of a run. It gives its first argument's memory to its result.
+    """The compiled step of a run, which donates its first argument's buffers to its result.
 
     Args:
-      objective: the loss.
-      config: the optimiser's.
-      steps: steps of the whole run, for the learning rate.
-      seed: seed of all noise; a step's noise follows from it, the step's number and the row.
-      like: a state, for the layout of the result.
+      objective: loss of a batch.
+      config: hyperparameters of the optimiser.
+      steps: number of steps of the whole run, which determines the learning rate.
+      seed: seed of all noise; a step's noise is drawn from the seed, the step's index and the row's index.
+      like: state whose shardings the result has.
     """
     optimiser = make_optimiser(config, steps)
     layout = [leaf.sharding for leaf in jax.tree.leaves(like)]
@@ -121,7 +121,7 @@ def make_step(
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
-        # Without a finite gradient nothing changes.
+        # Without a finite gradient the parameters stay unchanged.
         updates = jax.tree.map(lambda x: jnp.where(finite, x, 0), updates)
         opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), opt_state, state.opt_state)
         params = jax.tree.map(jnp.add, state.params, updates)
@@ -160,7 +160,7 @@ def _laid_out(state: TrainState, layout: list[Any]) -> TrainState:
 def _gradients(
     objective: Objective, params: Params, frozen: Params, batch: Any, key: Array, *, microbatches: int
 ) -> tuple[Array, Params, LossMetrics]:
-    """Loss, gradients and metrics of a batch in n microbatches; each takes every n-th row, so no row changes device."""
+    """Loss, gradients and metrics of a batch in n microbatches of every n-th row, so that no row changes its device."""
     gradients_of = jax.value_and_grad(objective, has_aux=True)
     if microbatches == 1:
         (loss, losses), gradients = gradients_of(params, frozen, batch, key)

@@ -1,4 +1,4 @@
-"""A batch of pictures as tokens of the transformer: positions, segment ids, and a mask of the loss."""
+"""Layout of a batch of pictures as tokens of the transformer: positions, segment ids, and loss mask."""
 
 import dataclasses
 
@@ -13,11 +13,11 @@ from qil_jax.models.vld_mmdit import TokenLayout
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class BatchTokens:
-    """Positions of a batch's tokens, and which of them count in the loss.
+    """Positions and loss mask of a batch's tokens.
 
     Attributes:
-      layout: positions and segments; the texts of a row's samples lie one after the other, each in `width` places.
-      loss: whether an image token is one of a target; false for conditions and padding.
+      layout: positions and segments; the texts of a row's samples are concatenated, each padded to `width` tokens.
+      loss: mask that is true for image tokens of targets, and false for conditions and padding.
     """
 
     layout: TokenLayout
@@ -30,10 +30,10 @@ def batch_tokens(
     """Lay out image tokens (picture by picture, row-major) and text tokens (sample by sample).
 
     Args:
-      batch: the rows of one process.
-      text_lengths: text tokens of each sample; those of no record do not count.
-      width: places of text that each sample has, `max(text_lengths)` at least.
-      token_side: side of the square that a token covers, in pixels of the batch's pictures or, if cached, latents.
+      batch: rows of one process.
+      text_lengths: number of text tokens of each sample; values of absent samples are ignored.
+      width: number of text tokens to which each sample is padded, at least `max(text_lengths)`.
+      token_side: side of the square that a token covers, in pixels or, for cached latents, in latents.
 
     Raises:
       QilError: if a text is longer than `width`.

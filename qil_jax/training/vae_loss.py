@@ -1,6 +1,6 @@
 """The losses of the RGBA-VAE: reconstruction, LPIPS and regularisation (docs/specification.md, 8).
 
-The paper names the kinds of terms only (arXiv 2512.15603, section 3.1); the formulas are AlphaVAE's (arXiv 2507.09308).
+The paper only names the terms (arXiv 2512.15603, section 3.1); the formulas are AlphaVAE's (arXiv 2507.09308).
 Pictures are RGBA in [-1, 1]; opacity is (alpha + 1) / 2.
 """
 
@@ -17,15 +17,15 @@ from qil_jax.errors import QilError
 from qil_jax.models.rgba_vae import Posterior
 
 PerceptualLoss = Callable[[Float[Array, "b y x 3"], Float[Array, "b y x 3"]], Float[Array, " b"]]
-"""The distance of each pair of two batches of RGB pictures in [-1, 1]."""
+"""A function that computes the distance of each pair from two batches of RGB pictures in [-1, 1]."""
 
 BACKGROUND_MEAN = (-0.0357, -0.0811, -0.1797)
 BACKGROUND_SQUARE = (0.3163, 0.3060, 0.3634)
-"""First and second moment of a random background's colours: ImageNet's, in [-1, 1], as in AlphaVAE."""
+"""First and second moment of a random background's colours, from ImageNet, in [-1, 1], as in AlphaVAE."""
 
 
 class Reconstruction(StrEnum):
-    """The reconstruction term."""
+    """The kind of the reconstruction term."""
 
     AB_MSE = "ab_mse"  # squared error after blending over a random background, in closed form
     AB_L1 = "ab_l1"  # absolute error after blending over one background drawn per picture
@@ -33,16 +33,16 @@ class Reconstruction(StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAELoss:
-    """Weights of the terms, all 0 or more; 0 leaves a term out. The defaults are AlphaVAE's.
+    """Weights of the terms, all 0 or more; 0 omits a term. The defaults are AlphaVAE's.
 
     Attributes:
       reconstruction: kind of the pixel term.
       pixel: weight of the pixel term.
-      colour: weight of the absolute error of unblended colours where the picture is not transparent.
-      perceptual: weight of LPIPS over black and over white; needs `perceptual_weights`.
-      perceptual_weights: file that `tools/convert_lpips.py` wrote; without it the term is off, and the run says so.
-      kl: weight of the divergence from N(0, 1), summed over latents and divided by the number of colour values.
-      reference_kl: weight of the divergence from the starting VAE's posterior of the picture over black and over white.
+      colour: weight of the absolute error of unblended colours at pixels that are not transparent.
+      perceptual: weight of LPIPS after blending over black and over white; needs `perceptual_weights`.
+      perceptual_weights: file written by `tools/convert_lpips.py`; without it the term is off, and a line is printed.
+      kl: weight of the KL divergence from N(0, 1), summed over latents and divided by the number of colour values.
+      reference_kl: weight of the KL divergence from the initial VAE's posterior, over black and white backgrounds.
     """
 
     reconstruction: Reconstruction = Reconstruction.AB_MSE
@@ -59,15 +59,16 @@ class VAELoss:
 
 
 def blend(pictures: Float[Array, "b y x 4"], background: Float[Array, "..."] | float) -> Float[Array, "b y x 3"]:
-    """Straight RGBA over a background, a number or an array that fits [b, y, x, 3]."""
+    """Blend straight RGBA over a background, which is a number or an array that broadcasts to [b, y, x, 3]."""
     alpha = (pictures[..., 3:] + 1) / 2
     return pictures[..., :3] * alpha + background * (1 - alpha)
 
 
 def ab_mse(made: Float[Array, "b y x 4"], true: Float[Array, "b y x 4"]) -> Float[Array, " b"]:
-    """Expected squared error of the blends over a random background b: |P|^2 - 2 D <E[b], P> + D^2 sum E[b^2].
+    """Expected squared error after blending over a random background b: |P|^2 - 2 D <E[b], P> + D^2 sum E[b^2].
 
-    P is the difference of the premultiplied colours and D that of alphas. Mean over pixels and colours.
+    P is the difference of the premultiplied colours and D that of the alphas; the result is the mean over pixels and
+    colours.
     """
     alphas = (made[..., 3:] + 1) / 2, (true[..., 3:] + 1) / 2
     p = made[..., :3] * alphas[0] - true[..., :3] * alphas[1]
@@ -79,7 +80,7 @@ def ab_mse(made: Float[Array, "b y x 4"], true: Float[Array, "b y x 4"]) -> Floa
 def ab_l1(
     made: Float[Array, "b y x 4"], true: Float[Array, "b y x 4"], background: Float[Array, "b 3"]
 ) -> Float[Array, " b"]:
-    """Absolute error of the blends over one background per picture."""
+    """Mean absolute error after blending over one background per picture."""
     over = background[:, None, None]
     return jnp.mean(jnp.abs(blend(made, over) - blend(true, over)), axis=(1, 2, 3))
 
@@ -105,12 +106,12 @@ def kl_between(posterior: Posterior, reference: Posterior) -> Float[Array, " b"]
 
 
 def opaque(rgb: Float[Array, "b y x 3"]) -> Float[Array, "b y x 4"]:
-    """RGB with an alpha of 1, which is 1 in [-1, 1] too."""
+    """RGB pictures with an opaque alpha channel, which is 1 in the range [-1, 1]."""
     return jnp.concatenate([rgb, jnp.ones_like(rgb[..., :1])], axis=-1)
 
 
 def straight_through_clip(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Values clipped to [-1, 1], with the gradients of unclipped ones, so that none vanish outside."""
+    """Values clipped to [-1, 1] with the gradient of the identity, so that it does not vanish outside."""
     return x - jax.lax.stop_gradient(x - jnp.clip(x, -1, 1))
 
 
@@ -125,9 +126,9 @@ def reconstruction_terms(
     """The unweighted terms that compare pixels, per picture.
 
     Args:
-      made: the reconstruction, clipped.
-      background: of AB_L1, in [-1, 1].
-      perceptual_loss: LPIPS; None: no perceptual term.
+      made: reconstruction, clipped to [-1, 1].
+      background: background colours for AB_L1, in [-1, 1].
+      perceptual_loss: function that computes LPIPS; None: no perceptual term.
     """
     pixel = ab_mse(made, true) if config.reconstruction is Reconstruction.AB_MSE else ab_l1(made, true, background)
     terms = {"pixel": pixel, "colour": colour_error(made, true)}

@@ -1,4 +1,4 @@
-"""Validation of a run: the loss on records that are not trained on, and pictures of what the model makes of them."""
+"""Validation of a run: the loss on held-out records, and sheets of the model's outputs."""
 
 import dataclasses
 from pathlib import Path
@@ -17,11 +17,11 @@ from qil_jax.training.setup import TrainingRun
 
 FOLDER = "samples"
 SEED = 977
-"""Seed of the validation's noise."""
+"""Seed of the noise in validation."""
 
 
 class Validation:
-    """The validation of a run; compiled when it is first called."""
+    """The validation of a run, compiled at the first call."""
 
     def __init__(self, run: TrainingRun, loader: Loader):
         self.run, self.loader = run, loader
@@ -29,7 +29,7 @@ class Validation:
         self._batches: list[tuple[Batch, Any]] | None = None
 
     def __call__(self, ema_params: Params, step: int, folder: Path) -> dict[str, float]:
-        """The loss of the EMA parameters, always on the same batches and noise; writes FOLDER/samples/STEP.png."""
+        """The loss of the EMA parameters on fixed batches and noise; writes a sheet to FOLDER/samples/STEP.png."""
         if self._batches is None:
             count = min(self.run.experiment.validation.batches, self.loader.plan.steps_per_epoch)
             self._batches = [
@@ -55,7 +55,7 @@ class Validation:
         return {"loss": (loss, jnp.ones(())), **metrics.sums}
 
     def _sheet(self, first: tuple[Batch, Any], ema_params: Params, file: Path) -> None:
-        """Lines of pictures in pairs: the targets, and below them what the model makes."""
+        """Write a sheet of pictures in pairs of lines: targets, and below them the model's outputs."""
         params = {**self.run.frozen, **ema_params}
         lines = self.run.stage.sheet(params, *first, self.run.experiment.validation.samples)
         file.parent.mkdir(exist_ok=True)

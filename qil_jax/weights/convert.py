@@ -1,6 +1,6 @@
-"""Whole checkpoints from the released layout to orbax and back, one piece of a tensor at a time.
+"""Conversion of checkpoints between the released layout and orbax, one piece of a tensor at a time.
 
-Nothing is computed: bytes are only moved and transposed, so a checkpoint that went both ways is the one that left.
+Bytes are only copied and transposed, so a conversion to orbax and back reproduces the checkpoint exactly.
 """
 
 import math
@@ -30,7 +30,7 @@ from qil_jax.weights.tables.entries import Component, Entry, Target, Transform, 
 THREADS = 2
 
 OnBytes = Callable[[int], None]
-"""Called with the number of bytes that were written since the last call; from several threads."""
+"""A callback, from several threads, with the number of bytes that were written since the last call."""
 
 
 class ConversionError(QilError):
@@ -38,7 +38,7 @@ class ConversionError(QilError):
 
 
 def checkpoint_bytes(checkpoint: Path) -> int:
-    """Bytes of all parameters, as `on_bytes` counts them."""
+    """Bytes of all parameters, which is the sum of the calls of `on_bytes`."""
     total = 0
     for component in Component:
         source = open_source(checkpoint / component, component)
@@ -48,15 +48,15 @@ def checkpoint_bytes(checkpoint: Path) -> int:
 
 
 def to_orbax(source: Path, destination: Path, *, overwrite: bool = False, on_bytes: OnBytes | None = None) -> None:
-    """Write a checkpoint of the released layout as orbax parameters, with every other file beside them.
+    """Convert a checkpoint of the released layout to orbax, copying all files that hold no weights.
 
     Each component becomes COMPONENT/params, which `ocp.StandardCheckpointer().restore` reads as a tree of plain
-    dictionaries; parameters are uncompressed zarr arrays whose chunks never span two blocks. dtypes stay. What the
-    network does not use of the VAE goes to vae/temporal.safetensors. Host memory: a few pieces of 8 MiB per thread.
+    dictionaries; parameters are uncompressed zarr arrays whose chunks never span two blocks, and keep their dtypes. VAE
+    tensors that the network does not use go to vae/temporal.safetensors. Each thread holds a few pieces of 8 MiB.
 
     Raises:
-      ConversionError: if the destination exists (without `overwrite`), or the source has this layout already.
-      StructureError: with everything that is wrong with the source.
+      ConversionError: if the destination exists (without `overwrite`), or the source already has this layout.
+      StructureError: if the source is not sound; the message lists every problem.
     """
     with _prepared(source, destination, Layout.DIFFUSERS, overwrite=overwrite) as folder:
         for component in Component:
@@ -65,9 +65,9 @@ def to_orbax(source: Path, destination: Path, *, overwrite: bool = False, on_byt
 
 
 def to_diffusers(source: Path, destination: Path, *, overwrite: bool = False, on_bytes: OnBytes | None = None) -> None:
-    """The inverse of `to_orbax`: safetensors shards with released names that diffusers and transformers load.
+    """Convert an orbax checkpoint to safetensors shards with released names, which diffusers and transformers load.
 
-    Raises: as `to_orbax`.
+    The errors are those of `to_orbax`.
     """
     with _prepared(source, destination, Layout.ORBAX, overwrite=overwrite) as folder:
         for component in Component:
@@ -81,7 +81,7 @@ def _ignore(_: int) -> None:
 
 @contextmanager
 def _prepared(source: Path, destination: Path, layout: Layout, *, overwrite: bool) -> Iterator[Path]:
-    """A folder to fill that holds all but the weights, and takes the destination's place once it is complete."""
+    """A draft folder with all files except the weights, which replaces the destination once it is complete."""
     if destination.parent.is_dir():
         recover(destination.parent)
     _require_free(source, destination, overwrite=overwrite)
@@ -96,7 +96,7 @@ def _prepared(source: Path, destination: Path, layout: Layout, *, overwrite: boo
 
 
 def _require_free(source: Path, destination: Path, *, overwrite: bool) -> None:
-    """Refuse a destination that must not be written to."""
+    """Refuse a destination that exists and may not be replaced, or that overlaps the source."""
     if os.path.lexists(destination):
         if not overwrite:
             raise ConversionError(f"{destination} exists; give another folder, or --overwrite to replace it")
@@ -118,7 +118,7 @@ def _require_space(source: Path, folder: Path, destination: Path) -> None:
 
 
 def _carry(source: Path, folder: Path) -> None:
-    """Copy configs, tokenizer and all else that holds no weights."""
+    """Copy configs, tokenizer and all other files that hold no weights."""
     for file in sorted(source.rglob("*")):
         inside = file.relative_to(source)
         hidden = any(part.startswith(".") for part in inside.parts)
@@ -151,7 +151,7 @@ def _write_orbax(source: Path, folder: Path, table: list[Entry], on_bytes: OnByt
 def _write_skeleton(folder: Path, dtypes: dict[str, np.dtype]) -> None:
     """Let orbax write a checkpoint of our tree with one element per parameter; its arrays are then replaced.
 
-    Orbax itself can only save what is in memory at once. Shapes stand in the arrays' own metadata alone.
+    Orbax itself can only save arrays that are all in memory. Shapes are stored in the arrays' metadata only.
     """
     tree: dict = {}
     for path, dtype in dtypes.items():
@@ -179,7 +179,7 @@ def _copy_to_array(reader: ParameterSource, target: Target, array: ts.TensorStor
 
 
 def _write_sidecar(source: Path, folder: Path, table: list[Entry]) -> None:
-    """The tensors that no picture reads, and the first two taps [out, in, 2, 3, 3] of each causal convolution."""
+    """Write the VAE's unused tensors, and the first two taps [out, in, 2, 3, 3] of each causal convolution."""
     kept = [e for e in table if e.transform in (Transform.SIDECAR, Transform.TAP)]
     if not kept:
         return
@@ -193,7 +193,7 @@ def _write_sidecar(source: Path, folder: Path, table: list[Entry]) -> None:
 
 
 def _unused(entry: Entry, stored: np.ndarray) -> np.ndarray:
-    """What the parameters do not hold of a stored tensor, as a view."""
+    """A view of those elements of a stored tensor that the parameters do not hold."""
     return stored[:, :, :-1] if entry.transform is Transform.TAP else stored
 
 

@@ -1,4 +1,4 @@
-"""Trained parameters as a checkpoint folder of the released layout, beside the parts that were not trained."""
+"""Export of trained parameters, with the frozen components, as a checkpoint folder of the released layout."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from qil_jax.weights.tables.entries import Component, Entry, Target, Transform, 
 
 
 class ExportError(QilError):
-    """A checkpoint folder cannot be written. The message says why; nothing was replaced."""
+    """A checkpoint folder cannot be written, and nothing was replaced. The message gives the cause."""
 
 
 def export_checkpoint(
@@ -37,21 +37,21 @@ def export_checkpoint(
     origin: Mapping[str, Any],
     dtype: str = "float32",
 ) -> None:
-    """Write a whole checkpoint folder; it appears when it is complete.
+    """Write a complete checkpoint folder atomically.
 
-    Of several processes the first writes; the folder need not be there for the others.
+    Only the first process writes; the folder need not be accessible to the others.
 
     Args:
-      component: what was trained.
-      params: all its parameters by path, over the mesh; every process must call.
-      config: its config.json.
-      others: checkpoint folders of the released layout that give each part; that of `component` gives what the
-        parameters do not hold: temporal taps of the VAE, the vision tower.
-      origin: written to training.json.
-      dtype: in which the trained tensors are stored.
+      component: trained component.
+      params: all parameters of the component by path, on the mesh; all processes must call this function.
+      config: content of the component's config.json.
+      others: checkpoint folder of the released layout for each component. That of the trained component provides the
+        tensors that the parameters do not hold: temporal taps of the VAE, and the vision tower.
+      origin: content of training.json.
+      dtype: dtype in which the trained tensors are stored.
 
     Raises:
-      ExportError: if the destination exists, or a part is stored by orbax.
+      ExportError: if the destination exists, or a component is stored by orbax.
     """
     writing = jax.process_index() == 0
     if writing and destination.parent.is_dir():
@@ -75,7 +75,7 @@ def export_checkpoint(
 
 
 def _carry(folder: Path, component: Component, others: Mapping[Component, Path]) -> None:
-    """Copy the parts that were not trained, and the files that are no part."""
+    """Copy the frozen components, and all files outside of components."""
     base = others[Component.TRANSFORMER]
     for item in sorted(base.iterdir()):
         if item.name in tuple(Component) or item.name in ("training.json",) or item.name.startswith("."):
@@ -90,7 +90,7 @@ def _carry(folder: Path, component: Component, others: Mapping[Component, Path])
 def _trained(
     component: Component, config: Mapping[str, Any], params: Mapping[str, Array]
 ) -> list[tuple[Target, Array]]:
-    """The parameters that there are, in the order in which every process gathers them."""
+    """The available parameters, in the order in which all processes gather them."""
     wanted = targets(table_of(component, config))
     missing = [path for path in wanted if path not in params]
     if missing and component is not Component.TEXT_ENCODER:
@@ -127,14 +127,14 @@ def _stored(target: Target, whole: np.ndarray, kept: "_Kept", dtype: Any) -> lis
 
 
 class _Kept:
-    """Stored tensors of the checkpoint that training started from."""
+    """Stored tensors of the initial checkpoint."""
 
     def __init__(self, folder: Path, component: Component):
         self._reader = TensorReader(stored_tensors(folder))
         self._names = {new: name for name, new in released_names(component, self._reader.tensors).items()}
 
     def read(self, entry: Entry, dtype: Any) -> np.ndarray:
-        """A tensor; of an extended VAE, whose channels the base lacks, zeros where it has none."""
+        """The stored tensor of an entry, padded with zeros for the channels by which a VAE was extended."""
         stored = self._reader[self._names[entry.name]].astype(dtype)
         if stored.shape == entry.shape:
             return stored
@@ -152,5 +152,5 @@ def _gathered(x: Array) -> np.ndarray:
 
 
 def config_of(folder: Path, component: Component, **changed: Any) -> dict[str, Any]:
-    """A component's config.json with some keys changed."""
+    """The content of a component's config.json with some keys changed."""
     return {**component_config(folder, component), **changed}

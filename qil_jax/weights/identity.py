@@ -1,4 +1,4 @@
-"""Which checkpoint it is: a fingerprint of its content, whatever its folder is called."""
+"""Fingerprint of a checkpoint's content, independent of the name of its folder."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,22 +7,22 @@ from pathlib import Path
 from qil_jax.weights.tables.entries import Component
 
 PARTS = (*Component, "scheduler", "tokenizer", "processor")
-"""The folders of a checkpoint that decide what it computes."""
+"""The folders of a checkpoint that determine its results."""
 WHOLE = 64 << 20
-"""Files up to so many bytes are hashed whole."""
+"""Maximum size in bytes of files that are hashed completely."""
 STRIDE, PIECE = 4 << 20, 4 << 10
-"""Of larger files, the first PIECE bytes of every STRIDE: a training step alters every tensor, so these differ."""
+"""Larger files are hashed by the first PIECE bytes of every STRIDE, as a training step changes every tensor."""
 
 
 def fingerprint(checkpoint: Path, parts: Sequence[str] = PARTS) -> str:
-    """16 hexadecimal digits that change with weights, configs and tokenizer, and not with names of folders.
+    """16 hexadecimal digits that depend on weights, configs and tokenizer, but not on folder names.
 
-    Reads a thousandth of large files: it says which checkpoint this is, not whether a byte of it is damaged. A
-    conversion to the other layout changes it.
+    Only a thousandth of large files is read: the fingerprint identifies a checkpoint, but does not detect damage. It
+    differs between the two layouts of a checkpoint.
 
     Args:
-      checkpoint: the folder that holds model_index.json.
-      parts: folders in it that count; those that are absent are left out.
+      checkpoint: folder that holds model_index.json.
+      parts: names of the subfolders that are hashed; absent ones are skipped.
 
     Raises:
       OSError: if a file cannot be read.

@@ -1,4 +1,4 @@
-"""Stored parameters onto a mesh: each device gets its own part, read straight from the files."""
+"""Loading of stored parameters onto a mesh; each device's shard is read directly from the files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,10 +30,10 @@ MODELS: Mapping[Component, tuple[Any, Any]] = {
 
 
 def open_source(folder: Path, component: Component) -> ParameterSource:
-    """A reader of a component folder of either layout.
+    """A reader of a component's parameters, for either layout.
 
     Raises:
-      WeightsError: if its files cannot be read.
+      WeightsError: if the files cannot be read.
     """
     if layout_of(folder) is Layout.ORBAX:
         return OrbaxSource(folder)
@@ -49,7 +49,7 @@ def abstract(component: Literal[Component.VAE], config: Mapping[str, Any]) -> RG
 @overload
 def abstract(component: Literal[Component.TEXT_ENCODER], config: Mapping[str, Any]) -> TextEncoder: ...
 def abstract(component: Component, config: Mapping[str, Any]) -> nnx.Module:
-    """The module that a parsed config.json describes, with shapes in place of parameters.
+    """The module of a parsed config.json, with shapes in place of parameters.
 
     Raises:
       ConfigError: if the config is not one that the models support.
@@ -74,20 +74,20 @@ def load_component(
 def load_component(
     checkpoint: Path, component: Component, *, mesh: Mesh, rules: Rules, dtype: Any = None
 ) -> nnx.Module:
-    """The module of one component of a checkpoint of either layout, its parameters placed on the mesh.
+    """Load one component of a checkpoint of either layout, with its parameters placed on the mesh.
 
-    Only what the module holds is read; host memory stays near one parameter.
+    Only the module's parameters are read; host memory stays near the size of one parameter.
 
     Args:
-      checkpoint: the folder that holds model_index.json.
-      component: which of its parts.
-      mesh: the devices.
-      rules: how logical axes map to the mesh.
-      dtype: of the parameters; None: as stored.
+      checkpoint: folder that holds model_index.json.
+      component: component to load.
+      mesh: mesh on which the parameters are placed.
+      rules: sharding rules that map logical axes to mesh axes.
+      dtype: dtype of the loaded parameters; None: the stored dtype.
 
     Raises:
-      ConfigError: if its config is missing, or not one that the models support.
-      MeshError: if rules, mesh and shapes do not fit, before any tensor is read.
+      ConfigError: if the component's config is missing, or not one that the models support.
+      MeshError: if rules, mesh and shapes are inconsistent; raised before any tensor is read.
       WeightsError: if the files cannot be read.
     """
     config = component_config(checkpoint, component)

@@ -10,10 +10,10 @@ from qil_jax.weights.strict import WeightsError
 
 
 def load_lpips(file: Path) -> tuple[Weights, LPIPSNetwork]:
-    """The weights and whose they are.
+    """The weights and the network to which they belong.
 
     Raises:
-      WeightsError: if the file is not one of LPIPS.
+      WeightsError: if the file does not hold LPIPS weights.
     """
     try:
         stored = TensorReader(read_headers([file]))

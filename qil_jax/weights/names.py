@@ -1,4 +1,4 @@
-"""Names that other programs give to the same tensors, translated to the released ones (docs/specification.md, 7)."""
+"""Translation of other programs' tensor names to the released ones (docs/specification.md, 7)."""
 
 import re
 from collections.abc import Iterable
@@ -13,9 +13,9 @@ _WAN_RESIDUAL = {"residual.0": "norm1", "residual.2": "conv1", "residual.3": "no
 
 
 def released_names(component: Component, names: Iterable[str]) -> dict[str, str]:
-    """Name in the file -> released name, for every given name; unknown names map to themselves.
+    """Mapping from each given name to the released name; unknown names map to themselves.
 
-    Knows ComfyUI's `model.diffusion_model.` prefix (transformer), its Wan-style names (VAE), and the names that
+    Known are ComfyUI's `model.diffusion_model.` prefix (transformer), its Wan-style names (VAE), and the names that
     transformers 5 uses in memory, `model.visual.*` and `model.language_model.*` (text encoder).
     """
     rename = {
@@ -52,6 +52,6 @@ def _vae_name(name: str) -> str:
 
 
 def _wan_upsample(match: re.Match[str]) -> str:
-    """Wan counts residual blocks and upsamplers of the decoder in one row: three, then one, per level."""
+    """Wan numbers the decoder's blocks and upsamplers consecutively: per level, three blocks and one upsampler."""
     level, part = divmod(int(match[1]), 4)
     return f"up_blocks.{level}." + ("upsamplers.0." if part == 3 else f"resnets.{part}.")

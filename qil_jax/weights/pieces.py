@@ -1,4 +1,4 @@
-"""Parameters cut into pieces of a few MB, and pieces as rows of released tensors."""
+"""Division of parameters into pieces of a few MB, and of released tensors into corresponding rows."""
 
 import dataclasses
 import math
@@ -14,19 +14,19 @@ from qil_jax.weights.source import SIDECAR, Layout, OrbaxSource, ParameterSource
 from qil_jax.weights.tables.entries import Component, Entry, Target, Transform, targets
 
 PIECE_BYTES = 8 << 20
-"""Size of a chunk at most. Small pieces let the allocator reuse memory instead of asking for fresh pages."""
+"""Maximum size of a chunk in bytes. Small pieces let the allocator reuse memory instead of mapping new pages."""
 
 Index = tuple[slice, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Some rows of a tensor, in its released shape and order.
+    """Consecutive rows of a tensor, in its released shape and order.
 
     Attributes:
-      entry: the tensor.
+      entry: table entry of the tensor.
       first: index of the first row.
-      values: the rows.
+      values: elements of the rows.
     """
 
     entry: Entry
@@ -35,7 +35,7 @@ class Rows:
 
 
 def chunk_of(target: Target, dtype: np.dtype) -> tuple[int, ...]:
-    """The shape of a piece: one block, cut along what are rows of the stored tensor until it fits PIECE_BYTES."""
+    """The shape of a piece: one block, split along the stored tensor's rows into chunks of at most PIECE_BYTES."""
     chunk = list(target.shape) if target.entries[0].block is None else [1, *target.shape[1:]]
     rows = _rows_axis(target)
     parts = -(-math.prod(chunk) * dtype.itemsize // PIECE_BYTES)
@@ -44,13 +44,13 @@ def chunk_of(target: Target, dtype: np.dtype) -> tuple[int, ...]:
 
 
 def _rows_axis(target: Target) -> int:
-    """The axis of a parameter, blocks included, that is the first of its stored tensors."""
+    """The index, counting the axis of blocks, of the parameter's axis that is the first of its stored tensors."""
     first = target.entries[0]
     return first.transform.leading % len(first.transform.shape(first.shape)) + (first.block is not None)
 
 
 def pieces_of(target: Target, dtype: np.dtype) -> Iterator[Index]:
-    """The pieces of a parameter: block after block, and rows of the stored tensor from the first to the last."""
+    """The pieces of a parameter, ordered by block and then by row of the stored tensor."""
     chunk = chunk_of(target, dtype)
     counts = [-(-size // step) for size, step in zip(target.shape, chunk, strict=True)]
     for position in np.ndindex(*counts):
@@ -60,7 +60,7 @@ def pieces_of(target: Target, dtype: np.dtype) -> Iterator[Index]:
 
 
 def released_rows(reader: ParameterSource, target: Target, index: Index, sidecar: TensorReader) -> Rows:
-    """A piece of a parameter as rows of the released tensor; `sidecar` gives the temporal taps of the VAE."""
+    """A piece of a parameter as rows of the released tensor; `sidecar` provides the VAE's other temporal taps."""
     part = reader.read(target, index)
     rows = index[_rows_axis(target)]
     entry = target.entries[0]
@@ -73,14 +73,14 @@ def released_rows(reader: ParameterSource, target: Target, index: Index, sidecar
 
 
 def sidecar_of(folder: Path, component: Component) -> TensorReader:
-    """What an orbax component keeps beside its parameters: tensors of the VAE that no picture reads."""
+    """The tensors that an orbax component stores beside its parameters: those of the VAE that no picture uses."""
     return TensorReader(read_headers([folder / SIDECAR]) if component is Component.VAE else {})
 
 
 def released_pieces(folder: Path, component: Component, table: list[Entry]) -> Iterator[Rows]:
-    """All tensors of a sound component folder of either layout, each once and its rows in order.
+    """All tensors of a sound component folder of either layout, each once and with its rows in order.
 
-    Host memory: a few pieces of 8 MiB.
+    Host memory is bounded by a few pieces of 8 MiB.
     """
     if layout_of(folder) is Layout.ORBAX:
         reader, sidecar = OrbaxSource(folder), sidecar_of(folder, component)

@@ -1,4 +1,4 @@
-"""The released Qwen-Image-Layered: configs of its parts, and hashes that recognise the names and shapes of a file."""
+"""The released Qwen-Image-Layered: configs of its components, and hashes of its files' tensor names and shapes."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -75,7 +75,7 @@ CONFIGS: Mapping[Component, Mapping[str, Any]] = {
         "vocab_size": 152064,
     },
 }
-"""Parsed config.json of each part (docs/specification.md, 7)."""
+"""Parsed config.json of each component (docs/specification.md, 7)."""
 
 STRUCTURE_HASHES: Mapping[str, str] = {
     "8dc8cda05de16c73afa755e2c1ce2839": "Qwen-Image-Layered transformer",
@@ -84,10 +84,10 @@ STRUCTURE_HASHES: Mapping[str, str] = {
     "0319a1cb19835fb510907dd3367c95ff": "Qwen-Image transformer",
     "ed4ea5824d55ec3107b09815e318123a": "Qwen-Image RGB VAE",
 }
-"""Hashes of the names and shapes in released files, as DiffSynth-Studio publishes them."""
+"""Hashes of the tensor names and shapes in released files, as published by DiffSynth-Studio."""
 
 
 def structure_hash(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:
-    """The md5 of the sorted names, each once bare and once with its shape, as in `name:3072_256`."""
+    """The MD5 hash of the sorted names, each once alone and once with its shape, as in `name:3072_256`."""
     words = [word for name, shape in tensors for word in (name, f"{name}:{'_'.join(map(str, shape))}")]
     return hashlib.md5(",".join(sorted(words)).encode(), usedforsecurity=False).hexdigest()

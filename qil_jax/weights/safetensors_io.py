@@ -1,6 +1,6 @@
-"""Safetensors files read and written one tensor at a time, in single files or shards with an index.
+"""Reading and writing of safetensors one tensor at a time, in single files or in shards with an index.
 
-Reading maps the files: a tensor is a view, and only the bytes that are touched are read. The format is 8 bytes of
+Files are memory-mapped for reading: a tensor is a view, and only accessed bytes are read. The format is 8 bytes of
 header length, a JSON header, and the tensors' bytes.
 """
 
@@ -25,10 +25,10 @@ SHARD_BYTES = 9_990_000_000
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a component, as its index lists them.
+    """The safetensors files of a component, as listed by its index.
 
     Raises:
-      WeightsError: if there are none (naming pickles found instead), or the index names files that are not there.
+      WeightsError: if there are none (the message names pickle files found instead), or files of the index are absent.
     """
     index = _index_file(folder)
     if index is not None:
@@ -57,10 +57,10 @@ def _index_file(folder: Path) -> Path | None:
 
 
 def stored_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """All tensors of a component folder by the names in its files; no tensor is read.
+    """All tensors of a component folder by their names in the files, without reading tensors.
 
     Raises:
-      WeightsError: listing all that is wrong with its files, and where an index and its shards differ.
+      WeightsError: if files are invalid, or an index and its shards differ; all problems are listed.
     """
     tensors = read_headers(weight_files(folder))
     index = _index_file(folder)
@@ -84,10 +84,10 @@ def stored_tensors(folder: Path) -> dict[str, TensorInfo]:
 
 
 def read_headers(files: list[Path]) -> dict[str, TensorInfo]:
-    """All tensors of some files by name; no tensor is read.
+    """All tensors of some files by name, without reading tensors.
 
     Raises:
-      WeightsError: listing everything that is wrong with the files and every name that occurs twice.
+      WeightsError: if files are invalid or a name occurs twice; all problems are listed.
     """
     problems: list[str] = []
     tensors: dict[str, TensorInfo] = {}
@@ -105,14 +105,14 @@ def read_headers(files: list[Path]) -> dict[str, TensorInfo]:
 
 
 class TensorReader:
-    """Read-only views of tensors in mapped files."""
+    """Read-only views of tensors in memory-mapped files."""
 
     def __init__(self, tensors: Mapping[str, TensorInfo]):
         self.tensors = tensors
         self._maps: dict[Path, mmap.mmap] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """A view of one tensor; bytes are read when they are touched."""
+        """A view of one tensor; its bytes are read on access."""
         info = self.tensors[name]
         if info.file not in self._maps:
             with info.file.open("rb") as stream:
@@ -121,19 +121,19 @@ class TensorReader:
         return data.view(info.dtype).reshape(info.shape) if info.stop > info.start else np.empty(info.shape, info.dtype)
 
     def release(self) -> None:
-        """Give the pages of all tensors read so far back to the system; views stay valid and are read again."""
+        """Release the memory pages of all tensors read so far; views stay valid and are read again on access."""
         for mapped in self._maps.values():
             mapped.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorPlan:
-    """A tensor to be written.
+    """Name, dtype and shape of a tensor to be written.
 
     Attributes:
-      name: in the file.
-      dtype: of its elements.
-      shape: as stored.
+      name: name of the tensor in the file.
+      dtype: dtype of the elements.
+      shape: shape of the stored tensor.
     """
 
     name: str
@@ -142,12 +142,12 @@ class TensorPlan:
 
     @property
     def bytes(self) -> int:
-        """Size on disk."""
+        """The size of the tensor on disk in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class ShardedWriter:
-    """Safetensors shards whose headers are written first and whose tensors follow in any order, from any thread."""
+    """A writer of shards: headers are written first, then tensors in any order from any thread."""
 
     def __init__(self, folder: Path, stem: str, plans: list[TensorPlan], *, shard_bytes: int = SHARD_BYTES):
         shards = list(_shards(plans, shard_bytes))
@@ -182,10 +182,10 @@ class ShardedWriter:
             start += plan.bytes
 
     def write(self, name: str, rows: Shaped[np.ndarray, "..."], *, first: int = 0) -> None:
-        """Fill a tensor, or its rows from `first` on.
+        """Write the rows of a tensor that begin at index `first`.
 
         Raises:
-          ValueError: if dtype or shape are not those that were planned.
+          ValueError: if dtype or shape differ from the plan.
         """
         stream, start, plan = self._places[name]
         if rows.dtype != plan.dtype or rows.shape[1:] != plan.shape[1:] or first + len(rows) > plan.shape[0]:
@@ -197,7 +197,7 @@ class ShardedWriter:
             data, start = data[written:], start + written
 
     def close(self) -> None:
-        """Hand everything to the operating system."""
+        """Close all files."""
         for stream in self._files:
             stream.close()
 

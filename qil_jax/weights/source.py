@@ -1,4 +1,4 @@
-"""The stored parameters of one component, in either layout, read piece by piece."""
+"""Piecewise reading of the stored parameters of one component, in either layout."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -15,29 +15,29 @@ from qil_jax.weights.strict import CONVERT, WeightsError, read_json
 from qil_jax.weights.tables.entries import Entry, Target
 
 PARAMS = "params"
-"""Folder of a component that holds its orbax parameters."""
+"""Subfolder of a component that holds its orbax parameters."""
 SIDECAR = "temporal.safetensors"
-"""File of the VAE that holds the temporal taps and convolutions that no picture reads."""
+"""File of the VAE with the temporal taps and convolutions that do not affect single pictures."""
 
 
 class Layout(StrEnum):
-    """How a checkpoint folder stores its weights."""
+    """The storage format of a checkpoint's weights."""
 
     DIFFUSERS = "diffusers"  # safetensors under released names
     ORBAX = "orbax"  # our parameter tree
 
 
 def layout_of(component: Path) -> Layout:
-    """Which layout a component folder has."""
+    """The layout of a component folder."""
     return Layout.ORBAX if (component / PARAMS).is_dir() else Layout.DIFFUSERS
 
 
 @runtime_checkable
 class ParameterSource(Protocol):
-    """Reads parts of parameters of our tree."""
+    """A reader of slices of parameters."""
 
     def read(self, target: Target, index: tuple[slice, ...]) -> Shaped[np.ndarray, "..."]:
-        """The part of a parameter under `index` (one slice per dimension)."""
+        """The slice of a parameter at `index`, which has one slice per dimension."""
         ...
 
     def dtype(self, target: Target) -> np.dtype:
@@ -46,7 +46,7 @@ class ParameterSource(Protocol):
 
 
 class SafetensorsSource:
-    """Parameters assembled from released tensors; `names` maps released names to those in the files."""
+    """A reader that assembles parameters from released tensors; `names` maps released names to those in the files."""
 
     def __init__(self, reader: TensorReader, names: dict[str, str]):
         self._reader, self._names = reader, names
@@ -56,7 +56,7 @@ class SafetensorsSource:
         return self._reader.tensors[self._names[target.entries[0].name]].dtype
 
     def read(self, target: Target, index: tuple[slice, ...]) -> Shaped[np.ndarray, "..."]:
-        """The part of a parameter under `index`, its blocks stacked."""
+        """The slice of a parameter at `index`, with its blocks stacked."""
         self._reader.release()  # so that resident memory stays near one parameter
         first = target.entries[0]
         if first.block is None:
@@ -75,7 +75,7 @@ class SafetensorsSource:
 
 
 class OrbaxSource:
-    """Parameters of our own folder; each is one zarr array."""
+    """A reader of orbax parameters, each of which is one zarr array."""
 
     def __init__(self, component: Path):
         self._folder = component / PARAMS
@@ -86,33 +86,33 @@ class OrbaxSource:
         return np.dtype(self.array(target.path).dtype.numpy_dtype)
 
     def read(self, target: Target, index: tuple[slice, ...]) -> Shaped[np.ndarray, "..."]:
-        """The part of a parameter under `index`."""
+        """The slice of a parameter at `index`."""
         return self.array(target.path)[index].read().result()
 
     def array(self, path: str) -> Any:
         """The tensorstore array of a parameter.
 
         Raises:
-          FileNotFoundError: if there is none.
-          WeightsError: if its metadata cannot be read.
+          FileNotFoundError: if there is no such array.
+          WeightsError: if the array's metadata cannot be read.
         """
         if path not in self._open:
             spec = zarr_spec(self._folder, path)
             folder = Path(spec["kvstore"]["path"])
             if not folder.is_dir():
                 raise FileNotFoundError(folder)
-            metadata = read_json(folder / ".zarray", fix=CONVERT)  # tensorstore's own parser can be made to crash
+            metadata = read_json(folder / ".zarray", fix=CONVERT)  # tensorstore's parser may crash on malformed JSON
             if metadata.get("compressor") is not None or metadata.get("filters") is not None:
                 raise WeightsError([f"{folder}: is compressed, which is not read; {CONVERT}"])
             try:
                 self._open[path] = ts.open(spec, read=True, open=True).result()
-            except Exception as error:  # ValueError and others, as tensorstore's status codes are
+            except Exception as error:  # ValueError or others, depending on tensorstore's status code
                 raise WeightsError([f"{folder}: is no zarr array ({error}); {CONVERT}"]) from error
         return self._open[path]
 
 
 def zarr_spec(folder: Path, path: str) -> dict[str, Any]:
-    """Where orbax keeps a parameter: one folder, named by its dotted path."""
+    """The tensorstore spec of a parameter, which orbax stores in a folder with the parameter's dotted path as name."""
     return {
         "driver": "zarr",
         "kvstore": {"driver": "file", "path": str((folder / dotted(path)).absolute())},
@@ -129,7 +129,7 @@ def row_major(x: Shaped[np.ndarray, "*n"]) -> Shaped[np.ndarray, "*n"]:
 
 
 def copy_row_major(out: Shaped[np.ndarray, "*n"], x: Shaped[np.ndarray, "*n"]) -> None:
-    """Copy `x` into `out` by `row_major`, in pieces of a few MB, which keeps the allocator's memory small."""
+    """Copy `x` into `out` by `row_major`, in pieces of a few MB, which bounds the allocator's memory."""
     if x.flags.c_contiguous:
         out[...] = x
         return

@@ -1,6 +1,6 @@
-"""The one parser of what a checkpoint's files say: JSON objects, safetensors headers, indexes of shards.
+"""Strict parsers of a checkpoint's files: JSON objects, safetensors headers, and shard indexes.
 
-Whatever the bytes, each function gives what it promises or raises WeightsError with every problem of its file.
+For any input bytes, each function returns a valid result or raises a WeightsError with every problem of the file.
 """
 
 import dataclasses
@@ -32,19 +32,19 @@ DTYPES = {
     "I64": np.dtype(np.int64),
 }
 MOST_JSON_BYTES = 100_000_000
-"""As the safetensors library allows a header."""
+"""Maximum size of JSON in bytes, equal to the safetensors library's limit for headers."""
 MOST_DEPTH = 64
-"""Objects and lists within one another."""
+"""Maximum nesting depth of JSON objects and lists."""
 MOST_AXES = 32
 MOST_NAME = 1000
 DOWNLOAD = "download it again"
 COPY = "copy it again from the release"
 CONVERT = "convert again"
-"""What messages advise for files of the release, for its small ones, and for those that we wrote."""
+"""Advice in messages: for large files of the release, for its small files, and for converted files."""
 
 
 class WeightsError(ProblemsError):
-    """Files of a checkpoint are missing, damaged, or of a kind that is not read. The message lists every problem."""
+    """Files of a checkpoint are missing, damaged, or of an unsupported kind. The message lists every problem."""
 
     def __init__(self, problems: list[str]):
         super().__init__("cannot read the checkpoint", problems)
@@ -52,13 +52,13 @@ class WeightsError(ProblemsError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """Where one tensor lies.
+    """Location, dtype and shape of a stored tensor.
 
     Attributes:
-      file: that holds it.
-      dtype: of its elements.
-      shape: as stored.
-      start, stop: of its bytes, from the start of the file.
+      file: file that holds the tensor.
+      dtype: dtype of the elements.
+      shape: shape of the stored tensor.
+      start, stop: range of the tensor's bytes, relative to the start of the file.
     """
 
     file: Path
@@ -73,8 +73,8 @@ class ShardIndex:
     """The content of a *.safetensors.index.json.
 
     Attributes:
-      weight_map: name of the file by name of the tensor.
-      total_size: bytes of all tensors; None: not given.
+      weight_map: mapping from the name of a tensor to the name of its file.
+      total_size: total bytes of all tensors; None if the index does not state it.
     """
 
     weight_map: Mapping[str, str]
@@ -82,14 +82,14 @@ class ShardIndex:
 
 
 def read_json(file: Path, *, fix: str = DOWNLOAD) -> dict[str, Any]:
-    """The object that a JSON file holds: UTF-8, no key twice, finite numbers, at most 64 levels deep.
+    """Parse a JSON file that holds an object: UTF-8, unique keys, finite numbers, at most 64 levels.
 
     Args:
-      file: at most 100 MB.
-      fix: what the message advises.
+      file: JSON file of at most 100 MB.
+      fix: advice at the end of error messages.
 
     Raises:
-      WeightsError: if it is missing, or holds anything else.
+      WeightsError: if the file is missing, or holds anything else.
     """
     if not file.is_file():
         raise WeightsError([f"{file}: missing; {fix}"])
@@ -104,17 +104,17 @@ def read_json(file: Path, *, fix: str = DOWNLOAD) -> dict[str, Any]:
 
 
 def parse_object(data: bytes, *, where: str, fix: str = DOWNLOAD) -> dict[str, Any]:
-    """The object that JSON bytes hold, as `read_json`.
+    """Parse JSON bytes under the restrictions of `read_json`.
 
     Raises:
-      WeightsError: naming `where`.
+      WeightsError: if the bytes are anything else; the message names `where`.
     """
     try:
         text = data.decode("utf-8")
         values = json.loads(text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_finite)
         if not _is_shallow(values):
             raise ValueError(f"nested more than {MOST_DEPTH} levels deep")
-        if re.search(r"\\u[dD][89a-fA-F]", text):  # perhaps half of a surrogate pair, which nothing can print
+        if re.search(r"\\u[dD][89a-fA-F]", text):  # it may contain an unpaired surrogate, which cannot be printed
             json.dumps(values, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
         raise WeightsError([f"{where}: nested more than {MOST_DEPTH} levels deep; {fix}"]) from error
@@ -153,15 +153,15 @@ def _is_shallow(values: Any) -> bool:
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file by name; their bytes follow one another and fill the file.
+    """The tensors of one safetensors file by name, whose bytes must be contiguous and fill the file.
 
     Raises:
-      WeightsError: listing everything that is wrong with the header.
+      WeightsError: if the header is invalid; the message lists every problem.
     """
     try:
         size = file.stat().st_size
         data = b""
-        if file.is_file():  # a pipe would never end
+        if file.is_file():  # reading a pipe would never end
             with file.open("rb") as stream:
                 head = stream.read(8)
                 length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
@@ -190,7 +190,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 
 
 def _tensor(file: Path, name: str, entry: Any, base: int) -> TensorInfo:
-    """ValueError says what is wrong with the entry."""
+    """Parse the header's entry of a tensor; a ValueError describes the problem of an invalid one."""
     if not _is_name(name):
         raise ValueError("has no readable name")
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
@@ -212,7 +212,7 @@ def _tensor(file: Path, name: str, entry: Any, base: int) -> TensorInfo:
 
 
 def _layout_problems(file: Path, tensors: Mapping[str, TensorInfo], base: int, size: int) -> list[str]:
-    """Bytes that two tensors share, that none holds, or that are not there."""
+    """Messages for bytes that belong to two tensors, to none, or lie beyond the end of the file."""
     end, last = base, "the header"
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if info.start != end:
@@ -227,10 +227,10 @@ def _layout_problems(file: Path, tensors: Mapping[str, TensorInfo], base: int, s
 
 
 def read_index(file: Path) -> ShardIndex:
-    """The index of a component's shards.
+    """Parse the index of a component's shards.
 
     Raises:
-      WeightsError: listing everything that is wrong with it.
+      WeightsError: if the index is invalid; the message lists every problem.
     """
     values, problems = read_json(file), []
     notes, weight_map = values.get("metadata", {}), values.get("weight_map")
@@ -255,5 +255,5 @@ def _is_name(value: Any) -> bool:
 
 
 def _are_counts(value: Any) -> bool:
-    """Whether a value is a list of whole numbers from 0 on."""
+    """Whether a value is a list of non-negative integers."""
     return isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a checkpoint, found before any tensor is read and reported at once."""
+"""Checks of a checkpoint's structure that read no tensor and report all problems together."""
 
 import itertools
 import math
@@ -32,14 +32,14 @@ CLASSES = {
     "scheduler": ("FlowMatchEulerDiscreteScheduler",),
     "tokenizer": ("Qwen2Tokenizer", "Qwen2TokenizerFast"),
 }
-"""What model_index.json may say that the parts are."""
+"""The classes that model_index.json may name for each component."""
 ORBAX_FILES = ("_METADATA", "_CHECKPOINT_METADATA")
 MOST_CHUNKS = 4
-"""Damaged chunks of one parameter that a report names."""
+"""Maximum number of damaged chunks of one parameter that are reported."""
 
 
 class StructureError(ProblemsError):
-    """A checkpoint is not what its configs say. `problems` lists everything that was found."""
+    """A checkpoint is inconsistent with its configs. `problems` lists every inconsistency."""
 
     def __init__(self, checkpoint: Path, problems: list[str]):
         super().__init__(f"{checkpoint} is not a sound checkpoint", problems)
@@ -49,7 +49,7 @@ def component_config(checkpoint: Path, component: str) -> dict[str, Any]:
     """The parsed JSON of a component's config.
 
     Raises:
-      ConfigError: if it is absent or no JSON object.
+      ConfigError: if the file is absent or holds no JSON object.
     """
     file = checkpoint / component / ("scheduler_config.json" if component == "scheduler" else "config.json")
     if not file.is_file():
@@ -61,10 +61,10 @@ def component_config(checkpoint: Path, component: str) -> dict[str, Any]:
 
 
 def require_sound(checkpoint: Path) -> None:
-    """Check the structure of a whole checkpoint.
+    """Check the structure of a complete checkpoint.
 
     Raises:
-      StructureError: with every problem.
+      StructureError: if there are problems; the message lists all of them.
     """
     problems = checkpoint_problems(checkpoint)
     if problems:
@@ -72,7 +72,7 @@ def require_sound(checkpoint: Path) -> None:
 
 
 def checkpoint_problems(checkpoint: Path) -> list[str]:
-    """Everything wrong with the folder: configs, files, names, shapes, dtypes, and parts that do not fit together."""
+    """All problems of the folder: configs, files, names, shapes, dtypes, and components that do not fit together."""
     if not checkpoint.is_dir():
         return [f"{checkpoint}: no such folder; give the one that holds model_index.json"]
     if not (checkpoint / INDEX).is_file():
@@ -98,7 +98,7 @@ def checkpoint_problems(checkpoint: Path) -> list[str]:
 
 
 def _pipeline_problems(file: Path) -> list[str]:
-    """What is wrong with model_index.json."""
+    """The problems of model_index.json."""
     try:
         values = read_json(file, fix=COPY)
     except WeightsError as error:
@@ -115,7 +115,7 @@ def _pipeline_problems(file: Path) -> list[str]:
 
 
 def component_problems(folder: Path, component: Component, config: Mapping[str, Any]) -> list[str]:
-    """Everything wrong with one component's files against its config."""
+    """All problems of one component's files with respect to its config."""
     try:
         table = table_of(component, config)
     except ConfigError as error:
@@ -161,7 +161,7 @@ def _tensor_problems(where: str, expected: Mapping[str, tuple[int, ...]], found:
 
 
 def _mixture_problems(folder: Path, wanted: Mapping[str, Target], found: Mapping[str, TensorInfo]) -> list[str]:
-    """Parameters whose blocks are stored with unlike dtypes: as one stacked array they cannot be kept losslessly."""
+    """Messages for parameters whose blocks have different dtypes, which a stacked array cannot hold losslessly."""
     problems = []
     for target in wanted.values():
         dtypes = sorted({found[entry.name].dtype.name for entry in target.entries})
@@ -202,7 +202,7 @@ def _orbax_problems(folder: Path, component: Component, config: Mapping[str, Any
 
 
 def _sidecar_problems(file: Path, kept: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> list[str]:
-    """What is wrong with the temporal taps and convolutions; taps share the dtype of their parameter."""
+    """The problems of the stored temporal taps and convolutions; a tap must have the dtype of its parameter."""
     try:
         found = read_headers([file])
     except WeightsError as error:
@@ -215,7 +215,7 @@ def _sidecar_problems(file: Path, kept: Mapping[str, tuple[int, ...]], dtypes: M
 
 
 def _chunk_problems(folder: Path, array: Any) -> list[str]:
-    """Chunk files of an uncompressed array that are absent or cut short (absent ones would read as zeros)."""
+    """Messages for chunk files of an uncompressed array that are absent (they would read as zeros) or truncated."""
     chunk = array.chunk_layout.read_chunk.shape
     size = math.prod(chunk) * np.dtype(array.dtype.numpy_dtype).itemsize
     counts = [-(-s // c) for s, c in zip(array.shape, chunk, strict=True)]
@@ -230,7 +230,7 @@ def _chunk_problems(folder: Path, array: Any) -> list[str]:
 
 
 def _misfits(configs: Mapping[Component, Mapping[str, Any]]) -> list[str]:
-    """Components that are sound each for itself but do not belong together."""
+    """Messages for components whose sizes do not fit each other."""
     mmdit = MMDiTConfig.from_json(configs[Component.TRANSFORMER])
     vae = VAEConfig.from_json(configs[Component.VAE])
     width = Qwen2_5VLConfig.from_json(configs[Component.TEXT_ENCODER]).hidden_size

@@ -1,4 +1,4 @@
-"""The checkpoint's own tokenizer: read from its files, and checked (docs/specification.md, 5)."""
+"""Reading and checks of the checkpoint's tokenizer files (docs/specification.md, 5)."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from qil_jax.weights.strict import COPY, WeightsError, read_json
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Qwen2 cuts text into words before merging bytes."""
+"""The regular expression by which Qwen2 splits text into words before merging bytes."""
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
 """The tokens that begin and end a message in the prompt template."""
 
@@ -18,12 +18,12 @@ CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
 def read_tokenizer(checkpoint: Path) -> Tokenizer:
     """Read tokenizer.json, or vocab.json and merges.txt, from CHECKPOINT/tokenizer or CHECKPOINT/processor.
 
-    Tokens beside the vocabulary come from added_tokens.json, or from tokenizer_config.json where that is absent.
+    Added tokens come from added_tokens.json, or from tokenizer_config.json if that file is absent.
 
     Raises:
       FileNotFoundError: if neither folder holds a tokenizer.
-      WeightsError: if the files cannot be read as one, or parts of it are missing: bytes of the alphabet, merges that
-        tokens are made by, the tokens of the prompt template.
+      WeightsError: if the files cannot be read as a tokenizer, or bytes of the alphabet, merges of tokens, or tokens of
+        the prompt template are missing.
     """
     for folder in (checkpoint / "tokenizer", checkpoint / "processor"):
         whole, parts = folder / "tokenizer.json", [folder / "vocab.json", folder / "merges.txt"]
@@ -37,11 +37,11 @@ def read_tokenizer(checkpoint: Path) -> Tokenizer:
 
 
 def tokenizer_problems(checkpoint: Path, rows: int | None) -> list[str]:
-    """What is wrong with a checkpoint's tokenizer.
+    """The problems of a checkpoint's tokenizer.
 
     Args:
-      checkpoint: the folder that holds tokenizer/.
-      rows: of the text encoder's embedding; None: not known.
+      checkpoint: folder that holds tokenizer/.
+      rows: number of rows of the text encoder's embedding; None if it is unknown.
     """
     try:
         tokenizer = read_tokenizer(checkpoint)
@@ -90,7 +90,7 @@ def _from_vocabulary(folder: Path) -> Tokenizer:
 
 
 def _added(folder: Path) -> dict[str, int]:
-    """Ids of the tokens beside the vocabulary."""
+    """The ids of the added tokens, which are not in the vocabulary."""
     added, config = folder / "added_tokens.json", folder / "tokenizer_config.json"
     if added.is_file():
         ids = [*read_json(added, fix=COPY).items()]
@@ -117,10 +117,10 @@ def _built(build: Callable[[], Tokenizer], where: Path) -> Tokenizer:
 
 
 def _require_whole(tokenizer: Tokenizer, vocabulary: Mapping[str, int], made: set[str] | None, where: Path) -> None:
-    """Raise a WeightsError where the vocabulary, the merges or the tokens of the prompt template are not all there.
+    """Raise a WeightsError if the vocabulary, the merges or the tokens of the prompt template are incomplete.
 
     Args:
-      made: tokens that merges make; None: tokens need no merges.
+      made: tokens that result from merges; None if tokens need no merges.
     """
     problems = []
     lost = set(pre_tokenizers.ByteLevel.alphabet()) - vocabulary.keys()

@@ -1,4 +1,4 @@
-"""What the tensors of a checkpoint hold: NaN, infinities, constants, and a checksum that outlasts conversion."""
+"""Statistics of a checkpoint's tensors: NaNs, infinities, constants, and checksums independent of the layout."""
 
 import dataclasses
 import hashlib
@@ -23,15 +23,15 @@ WRITE = "write one with tools/validate.py CHECKPOINT --checksums FILE"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorValues:
-    """What one tensor holds, as it is stored in the released layout.
+    """Statistics of one tensor in its released form.
 
     Attributes:
-      dtype: of its elements.
-      shape: as released.
-      sha256: of its bytes, row after row.
-      nan: how many elements are NaN.
-      infinite: how many are an infinity.
-      constant: the value that all elements share; None if they do not, or if there is only one.
+      dtype: dtype of the elements.
+      shape: released shape.
+      sha256: SHA-256 of the tensor's bytes in row-major order.
+      nan: number of elements that are NaN.
+      infinite: number of elements that are infinite.
+      constant: common value of all elements; None if they differ, or if there is only one element.
     """
 
     dtype: str
@@ -43,18 +43,18 @@ class TensorValues:
 
     @property
     def checksum(self) -> dict[str, Any]:
-        """What equal tensors have in common."""
+        """The dtype, shape and SHA-256, by which tensors are compared."""
         return {"dtype": self.dtype, "shape": list(self.shape), "sha256": self.sha256}
 
 
 def checkpoint_values(checkpoint: Path, on_bytes: Callable[[int], None]) -> dict[str, TensorValues]:
-    """Read every tensor of a sound checkpoint once; what they hold by COMPONENT/RELEASED_NAME.
+    """Read every tensor of a sound checkpoint once and return its statistics by COMPONENT/RELEASED_NAME.
 
     Args:
-      checkpoint: of either layout.
-      on_bytes: called with the number of bytes that were read since the last call.
+      checkpoint: checkpoint folder of either layout.
+      on_bytes: callback with the number of bytes that were read since the last call.
 
-    Host memory: a few pieces of 8 MiB.
+    Host memory is bounded by a few pieces of 8 MiB.
     """
     found = {}
     for component in Component:
@@ -92,16 +92,16 @@ def _values(pieces: Iterable[Rows], on_bytes: Callable[[int], None]) -> TensorVa
 
 
 def write_checksums(file: Path, values: Mapping[str, TensorValues]) -> None:
-    """Write the checksums of all tensors as JSON; the file appears whole."""
+    """Write the checksums of all tensors as JSON, atomically."""
     sums = {name: tensor.checksum for name, tensor in sorted(values.items())}
     write_whole(epath.Path(file), (json.dumps(sums, indent=1) + "\n").encode())
 
 
 def read_checksums(file: Path) -> dict[str, dict[str, Any]]:
-    """The file that `write_checksums` wrote.
+    """Read a file that `write_checksums` wrote.
 
     Raises:
-      WeightsError: if it is none.
+      WeightsError: if the file has another format.
     """
     sums = read_json(file, fix=WRITE)
     if not sums or not all(isinstance(v, dict) and v.keys() == {"dtype", "shape", "sha256"} for v in sums.values()):
@@ -110,7 +110,7 @@ def read_checksums(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def differences(values: Mapping[str, TensorValues], sums: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """One line for each tensor that is not what the checksums say."""
+    """A line for each tensor that differs from the checksums."""
     problems = [f"{name} is in the file of checksums only" for name in sums if name not in values]
     for name, tensor in values.items():
         if name not in sums:

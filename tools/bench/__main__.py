@@ -45,7 +45,7 @@ def parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    """Measure and print a table; 1 if what was measured is wrong."""
+    """Measure and print a table; returns 1 if a result is wrong."""
     arguments = parser().parse_args(argv)
     return importlib.import_module(f"tools.bench.{arguments.benchmark}").measure(arguments)
 

@@ -1,4 +1,4 @@
-"""The cases of `python tools/bench models`, ours and the reference's."""
+"""The cases of `python tools/bench models`, for this package and for the reference."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +22,7 @@ SMALL_TEXT_ENCODER = {
     "rope_scaling": {"mrope_section": [8, 12, 12], "type": "mrope"},
     "vocab_size": 512,
 }
-"""Values that differ from the released configs."""
+"""Values of the small text encoder's config that differ from the released config."""
 GRID, PICTURES, WORDS = (16, 16), 6, 64
 LAYERS, STEPS, RESOLUTION = 4, 10, 256
 
@@ -73,7 +73,7 @@ def tokens() -> tuple[np.ndarray, np.ndarray]:
 
 
 def ours(name: str, folder: Path) -> Case:
-    """Our side of a case, with its weights loaded."""
+    """The case on this package, with its weights loaded."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -115,7 +115,7 @@ def ours(name: str, folder: Path) -> Case:
 
 
 def reference(name: str, folder: Path) -> Case:
-    """The same case on diffusers, transformers and torch, with their own loaders."""
+    """The case on diffusers, transformers and torch, with their own loaders."""
     import torch
     from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
     from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel

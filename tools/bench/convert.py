@@ -1,4 +1,4 @@
-"""Conversion of a synthetic checkpoint of the released widths both ways: speed against `cp`, memory, and equality."""
+"""Two-way conversion of a synthetic checkpoint of the released widths: speed against `cp`, memory, equality."""
 
 import argparse
 import json
@@ -62,7 +62,7 @@ def write_noise(folder: Path, configs: "Mapping[Component, Mapping[str, Any]]", 
 
 
 def unlike(one: Path, other: Path) -> list[str]:
-    """Names of tensors whose bytes differ between two checkpoints of the released layout, or that only one holds."""
+    """Names of tensors that differ between two checkpoints of the released layout, or that only one holds."""
     from qil_jax.weights import Component
     from qil_jax.weights.safetensors_io import TensorReader, stored_tensors
 

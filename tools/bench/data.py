@@ -1,7 +1,7 @@
-"""How fast records become batches.
+"""Throughput of the loader, from stored records to batches.
 
 Samples are 4-layer scenes with photographs as grounds, rendered at 1024 pixels and loaded at 640. All times are of one
-thread unless a row says otherwise; what a folder of PNGs costs is measured on the same scenes, alternating.
+thread unless a row says otherwise; folders of PNGs are measured on the same scenes, in alternation.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def scenes(count: int) -> list[Record]:
 
 
 def write_sources(records: list[Record], folder: Path) -> tuple[DatasetSource, FolderSource]:
-    """The same records as a dataset and as folders of PNGs."""
+    """Write identical records as a dataset and as folders of PNGs."""
     splits = {"train": [(f"{i:06d}", (record,)) for i, record in enumerate(records)]}
     write_dataset(Contents(splits=splits, make=encode), BuildInfo(), epath.Path(folder / "records"))
     for i, record in enumerate(records):
@@ -107,7 +107,7 @@ def stages(dataset: DatasetSource, count: int) -> dict[str, float]:
 
 
 def decoding(dataset: DatasetSource, pngs: FolderSource, count: int) -> dict[str, list[float]]:
-    """Seconds to get all layers of a sample from a record and from PNGs, sample by sample."""
+    """Seconds to decode all layers of a sample from a record and from PNGs, sample by sample."""
     folders, numbers = itertools.cycle(pngs.folders[:count]), itertools.cycle(range(count))
     sides = {
         "PNGs": lambda: LayeredImage.load(next(folders)),
@@ -117,7 +117,7 @@ def decoding(dataset: DatasetSource, pngs: FolderSource, count: int) -> dict[str
 
 
 def loading(dataset: DatasetSource, workers: Workers, samples: int) -> float:
-    """Samples per second that come out of a loader."""
+    """Samples per second that a loader yields."""
     buckets = BucketConfig(resolutions=(RESOLUTION,), row_tokens=6 * 1600)
     config = LoaderConfig(rows=2, buckets=buckets)
     with Loader.of_records(dataset, config, workers=workers) as loader:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: sides that alternate, medians, and tables on the screen and in documents."""
+"""Shared functions of the benchmarks: alternating measurements, medians, and tables on screen and in documents."""
 
 import argparse
 import os
@@ -31,13 +31,13 @@ def duration(work: Work) -> float:
 def alternate(
     sides: Mapping[str, Work], repeats: int, *, warmup: int = 1, measure: Callable[[Work], Measurement] = duration
 ) -> dict[str, list[Measurement]]:
-    """Measurements of each side, which alternate so that a change of the machine's speed meets all of them.
+    """Measurements of each side, which alternate so that changes of the machine's speed affect all sides equally.
 
     Args:
-      sides: the work of each side, by name.
-      repeats: measurements of each side.
-      warmup: rounds before them that do not count.
-      measure: runs a work and returns its measurement.
+      sides: work to be measured, by the name of its side.
+      repeats: number of measurements of each side.
+      warmup: number of preceding rounds that are discarded.
+      measure: function that runs the work of a side and returns its measurement.
     """
     found: dict[str, list[Measurement]] = {name: [] for name in sides}
     for number in range(warmup + repeats):
@@ -49,7 +49,7 @@ def alternate(
 
 
 def median(values: Sequence[float]) -> float:
-    """As a plain float."""
+    """The median as a Python float."""
     return float(np.median(values))
 
 
@@ -60,7 +60,7 @@ def times_faster(ours: Sequence[float], reference: Sequence[float]) -> str:
 
 
 def add_write(parser: argparse.ArgumentParser) -> None:
-    """The option that every benchmark with a table in docs/benchmarks.md has."""
+    """Add the option that every benchmark with a table in docs/benchmarks.md has."""
     parser.add_argument("--write", type=Path, help="replace the table between the marks of this file")
 
 

@@ -1,4 +1,4 @@
-"""Our models against diffusers and transformers: the same random weights, inputs and precision (fp32).
+"""The models compared with diffusers and transformers on the same random weights, inputs and precision (fp32).
 
 Both sides run in one process and alternate. Peak memory is that of a process of its own which loads the weights of one
 side and runs the case once.
@@ -45,7 +45,7 @@ def measure(arguments: argparse.Namespace) -> int:
 
 
 def row(case: str, folder: Path, repeats: int) -> tuple[str, ...]:
-    """Time and memory of a case, as the table has them."""
+    """The table row of a case, with its time and memory."""
     memory = {side: peak_memory(case, side, folder) for side in SIDES}
     with contextlib.redirect_stdout(sys.stderr):
         seconds = durations(case, folder, repeats)

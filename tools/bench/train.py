@@ -1,7 +1,7 @@
-"""A training step of ours against one of torch with diffusers' transformer: same config, batch and precision.
+"""A training step compared with one of torch and diffusers' transformer: same config, batch and precision.
 
 Both sides hold their batch in memory, draw their own noise, and do the forward and backward pass, clipping, AdamW and
-the exponential moving average of the parameters. What the loader costs is in a run's own metrics (time/input).
+the exponential moving average of the parameters. The time that the loader takes is one of a run's metrics (time/input).
 """
 
 import argparse
@@ -25,7 +25,7 @@ RATE, CLIP, DECAY = 1e-4, 1.0, 0.999
 
 
 def ours(folder: Path, rows: int) -> Step:
-    """Our step on a batch of single samples of four layers."""
+    """The training step of this package on a batch of single samples of four layers."""
     import jax.numpy as jnp
 
     from qil_jax.flow.loss import FlowLoss
@@ -67,7 +67,7 @@ def ours(folder: Path, rows: int) -> Step:
 
 
 def reference(folder: Path, rows: int) -> Step:
-    """The step as a torch script on diffusers writes it."""
+    """The training step as a torch script on diffusers would implement it."""
     model = QwenImageTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32).train()
     assert isinstance(model, QwenImageTransformer2DModel)
     tokens, text = (torch.from_numpy(x) for x in batch_of(rows, 64, model.config["joint_attention_dim"]))

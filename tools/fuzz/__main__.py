@@ -38,7 +38,7 @@ def parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a campaign; 0 if nothing failed, 1 if something did."""
+    """Run a campaign; returns 0 if no case failed, else 1."""
     parse = parser()
     arguments = parse.parse_args(argv)
     if arguments.count < 1 or arguments.seed < 0:

@@ -1,4 +1,4 @@
-"""What the campaigns share: a case, broken bytes, a program under watch, and what files hold."""
+"""Shared functions of the campaigns: cases, mutated bytes, supervised programs, and hashes of files."""
 
 import dataclasses
 import hashlib
@@ -11,9 +11,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HANG = 4 * 3600.0
-"""Seconds after which a program hangs: far more than any batch of cases takes on a slow machine."""
+"""Seconds after which a program counts as hanging, far more than any batch of cases takes on a slow machine."""
 BYSTANDERS = {"notes.txt": b"not ours\n", "other/picture.png": bytes(range(256)), ".hidden": b""}
-"""Files that are in the folder of an output before the program comes."""
+"""Files that are in the folder of an output before the program starts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,9 +21,9 @@ class Case:
     """The result of one seed.
 
     Attributes:
-      seed: of the case.
-      outcome: in a word or two.
-      failure: what went wrong; empty if nothing did.
+      seed: seed from which the input was generated.
+      outcome: class of the outcome in one or two words.
+      failure: description of the failure; empty if there was none.
     """
 
     seed: int
@@ -32,7 +32,7 @@ class Case:
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
-    """A few bytes flipped, a length inflated, a stretch removed, doubled or zeroed, or the end cut off."""
+    """Mutated data: bits flipped, a length inflated, a range removed, repeated or zeroed, or the end cut off."""
     mutant = bytearray(data)
     for _ in range(rng.choice([1, 1, 2, 8])):
         at = rng.randrange(len(mutant))
@@ -57,7 +57,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 def watched(words: list[str]) -> tuple[int, str, str]:
     """Run a program of the repository by its path and arguments: exit status, what it printed, and what was wrong.
 
-    Wrong is a traceback, an end by a signal, or no end at all.
+    A traceback, termination by a signal and a timeout count as wrong.
     """
     call = [sys.executable, str(ROOT / words[0]), *words[1:]]
     try:
@@ -72,7 +72,7 @@ def watched(words: list[str]) -> tuple[int, str, str]:
 
 
 def write_bystanders(folder: Path) -> None:
-    """Put BYSTANDERS into a folder."""
+    """Write the files of BYSTANDERS into a folder."""
     for name, data in BYSTANDERS.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
@@ -85,6 +85,6 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def lost(before: Mapping[str, str], after: Mapping[str, str]) -> str:
-    """Which files are gone or changed, in words; nothing if none is."""
+    """Description of the files that are missing or changed; empty if none is."""
     changed = [name for name, digest in before.items() if after.get(name) != digest]
     return f"changed or gone: {', '.join(changed)}" if changed else ""

@@ -1,7 +1,7 @@
 """The campaign of broken command lines: words dropped, doubled, misspelt and replaced by odd values.
 
-Programs run in this process, so that a case takes milliseconds. What infer.py would compute is painted instead: command
-lines that are sound after all end in seconds, and everything around the computation is the program's own.
+Programs run in this process, so that a case takes milliseconds. The layers that infer.py would compute are
+painted instead, so that valid command lines end in seconds; all other code is the program's own.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ ODD = (
 ODD += ("=", "None", "true", "--", "-", "*", "~", "$HOME", "a\nb", "data=2", "data=", "x=1,x=2", "missing", "a.png")
 NUMBERS = ("2", "3", "4", "5", "16", "32", "96", "100", "4294967295")
 STATUSES = (0, 1, 2, 3)
-"""What a program may end with; anything else, and any exception, is a failure."""
+"""Permitted exit statuses; any other status or an exception is a failure."""
 CHECKPOINT = "checkpoint"
 COMMANDS = {
     "infer": (
@@ -63,7 +63,7 @@ COMMANDS = {
 
 
 def commands(seeds: range, folder: Path) -> Iterator[Case]:
-    """A case for each seed: a program and a command line."""
+    """One case per seed, a program called with a mutated command line."""
     template = folder / "template"
     _furnish(template)
     before, here = Path.cwd(), hashes(template)
@@ -80,7 +80,7 @@ def commands(seeds: range, folder: Path) -> Iterator[Case]:
 
 
 def _furnish(folder: Path) -> None:
-    """What a user has: pictures, a checkpoint, files of their own where programs write."""
+    """Create a user's files: pictures, a checkpoint, and unrelated files where programs write."""
     from tools.make_demo_checkpoint import write_checkpoint
 
     (folder / "pictures").mkdir(parents=True)
@@ -134,7 +134,7 @@ def _broken(words: list[str], rng: random.Random) -> list[str]:
 
 
 def _called(program: str, words: list[str]) -> tuple[object, str]:
-    """Exit status of a program, or what it raised, and what it printed."""
+    """Exit status of a program, or the exception that it raised, and its output."""
     name = "qil_jax.inference.__main__" if program == "infer" else program.replace("/", ".")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
@@ -149,7 +149,7 @@ def _called(program: str, words: list[str]) -> tuple[object, str]:
 
 @contextlib.contextmanager
 def _painted() -> Iterator[None]:
-    """Decompositions are painted."""
+    """Replace decompositions by painted layers within the context."""
     from qil_jax.inference.pipeline import Pipeline
 
     of, decompose = Pipeline.of, Pipeline.decompose

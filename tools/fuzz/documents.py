@@ -10,14 +10,14 @@ from tools.fuzz.cases import ROOT, Case, hashes, lost, mutate, watched, write_by
 
 CARRIED = ROOT / "tests" / "documents" / "files"
 TOGETHER = 100
-"""Documents of one build: whatever one of them does, the others must get their rows."""
+"""Number of documents of one build, in which a broken document must not affect the rows of the others."""
 LIMITS = ("--seconds", "20", "--memory-gib", "1")
 FACTS = {"source": "a designer", "licence": "CC0-1.0", "category": "poster"}
 ODD_FACTS = ("", "[]", "null", '{"licence": 3}', '{"source": "\\ud800"}', "[" * 100_000, '{"category": ["a"]}')
 
 
 def documents(seeds: range, folder: Path) -> Iterator[Case]:
-    """A case for each seed: a document, broken, and perhaps files beside it that are broken too."""
+    """One case per seed, a mutated document, sometimes with mutated sidecars."""
     originals = _originals(folder / "scenes")
     for start in range(seeds.start, seeds.stop, TOGETHER):
         batch = range(start, min(start + TOGETHER, seeds.stop))
@@ -65,7 +65,7 @@ def _built(seeds: range, originals: list[bytes], place: Path) -> Iterator[Case]:
 
 
 def _inputs(rng: random.Random, originals: list[bytes]) -> dict[str, bytes]:
-    """The document and the files beside it, by suffix. One in ten documents is whole, so that some must be kept."""
+    """The document and its sidecars, by suffix. One in ten documents is intact, so that some must be kept."""
     original = rng.choice(originals)
     files = {".psd": original if rng.random() < 0.1 else mutate(original, rng)}
     facts = json.dumps(FACTS).encode()
@@ -85,7 +85,7 @@ def _inputs(rng: random.Random, originals: list[bytes]) -> dict[str, bytes]:
 
 
 def _unreadable(out: Path, kept: int) -> str:
-    """What is wrong with the dataset, in words; nothing if all records of the kept documents can be read."""
+    """Description of the dataset's faults; empty if all records of the kept documents can be read."""
     from qil_jax.records.sources import open_source
 
     (info,) = out.glob("layered_dataset/*/dataset_info.json")

@@ -1,4 +1,4 @@
-"""The campaign of kills: a program is killed at a random moment and started again, and must end as if it never was."""
+"""The campaign of kills: a program, killed at a random time and restarted, must give the output of an unbroken run."""
 
 import dataclasses
 import hashlib
@@ -32,14 +32,14 @@ VARYING = ("batch_seconds", "created", "time")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """A program whose output is known.
+    """A program with a reproducible output.
 
     Attributes:
-      name: of the program.
-      words: its command line; OUT stands for the folder of the output.
-      share: of all kills.
-      needs: names of INPUTS.
-      kept: ending of the files that are compared; all where it is empty.
+      name: name of the program.
+      words: command line, in which OUT stands for the output folder.
+      share: relative frequency of this program among all kills.
+      needs: names, in INPUTS, of the inputs that the program reads.
+      kept: suffix of the files that are compared; empty compares all files.
     """
 
     name: str
@@ -53,14 +53,14 @@ class Job:
         return [word.replace("OUT", str(out)) for word in self.words]
 
     def made(self, out: Path) -> dict[str, str]:
-        """Digests of what was made, without what says when."""
+        """Digests of the output files by path, times excluded."""
         found = (file for file in sorted(out.rglob("*")) if file.is_file() and file.name not in STAMPS)
         files = [file for file in found if file.name.endswith(self.kept)]
         return {str(file.relative_to(out)): _digest(file) for file in files}
 
 
 def kills(seeds: range, folder: Path) -> Iterator[Case]:
-    """A case for each seed: a kill."""
+    """One case per seed, a program killed at a random time and restarted."""
     jobs = _jobs(folder)
     for name in sorted({name for job in jobs for name in job.needs}):
         code, printed, _ = watched([*INPUTS[name], str(folder / name)])

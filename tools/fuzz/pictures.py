@@ -13,7 +13,7 @@ from PIL import Image
 from tools.fuzz.cases import Case, hashes, lost, mutate, watched, write_bystanders
 
 TOGETHER = 100
-"""Pictures of one run: whatever one of them is, the others must get their results."""
+"""Number of pictures of one run, in which a broken picture must not affect the results of the others."""
 SIZES = ((64, 64), (80, 48), (48, 80))
 FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tif": "TIFF", "avif": "AVIF"}
 MODES = {"PNG": ("RGBA", "RGB", "L", "P", "1", "I;16"), "TIFF": ("RGBA", "CMYK", "L"), "GIF": ("P",)}
@@ -22,7 +22,7 @@ SKIPPED = "skipped: "
 
 
 def pictures(seeds: range, folder: Path) -> Iterator[Case]:
-    """A case for each seed: a picture, broken in nine of ten, and perhaps a broken prompt beside it."""
+    """One case per seed, a picture, mutated in nine of ten cases, and sometimes a mutated prompt beside it."""
     checkpoint = folder / "checkpoint"
     code, printed, _ = watched(["tools/make_demo_checkpoint.py", str(checkpoint)])
     if code:
@@ -55,7 +55,7 @@ def _decomposed(seeds: range, checkpoint: Path, place: Path) -> Iterator[Case]:
 
 
 def _write(seed: int, folder: Path) -> str:
-    """Write the picture of a seed; the name of its file."""
+    """Write the picture of a seed and return the name of its file."""
     rng = random.Random(seed)
     ending = rng.choice(list(FORMATS))
     name = f"{seed:06d}.{ending}"
@@ -80,7 +80,7 @@ def _encoded(rng: random.Random, kind: str) -> bytes:
 
 
 def _kind(reason: str) -> str:
-    """The reason without names and details."""
+    """The class of a reason, without names and details."""
     for words in (
         "cannot be read as a picture",
         "animated",

@@ -1,1 +1,1 @@
-"""The stages of training: which there are, and what each does with batches and parameters."""
+"""The stages of training, and the operations of each on batches and parameters."""

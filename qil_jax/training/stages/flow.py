@@ -31,7 +31,7 @@ from qil_jax.training.parameters import Network, Params, params_of, training_net
 from qil_jax.weights import Component, fingerprint, load_component
 
 SEED = 977
-"""Seed of the noise from which validation samples start."""
+"""Seed of the initial noise of validation samples."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,12 +39,12 @@ class FlowStage:
     """The `StageProgram` of the transformer.
 
     Attributes:
-      network: the transformer without its parameters.
-      config: its config.
-      objective: the weighted error of the velocity.
-      encode: pictures and captions to tokens and states, or the cached ones laid out.
-      autoencoder: the frozen RGBA-VAE, which decodes samples.
-      sampler_steps: steps of the sampler for the validation sheet.
+      network: transformer without its parameters.
+      config: config of the transformer.
+      objective: weighted error of the velocity.
+      encode: conversion of batches, of pictures and captions or of cached encodings, to inputs of the step.
+      autoencoder: frozen RGBA-VAE, which decodes samples.
+      sampler_steps: number of sampler steps for the validation sheet.
     """
 
     network: Network[VLDMMDiT]
@@ -55,20 +55,20 @@ class FlowStage:
     sampler_steps: int
 
     def inputs(self, batch: Batch) -> FlowBatch:
-        """Tokens of all rows and states of their prompts."""
+        """The tokens of all rows and the hidden states of their prompts."""
         return self.encode(batch)
 
     def flops(self, inputs: FlowBatch) -> float:
-        """FLOPs of a step on these rows."""
+        """The FLOPs of a step on these rows."""
         return flow_flops(self.config, inputs)
 
     def tokens(self, batch: Batch) -> int:
-        """Image tokens of the batch's samples."""
+        """The number of image tokens of the batch's samples."""
         height, width = self._grid(batch)
         return int((batch.segments > 0).sum()) * height * width
 
     def sheet(self, params: Params, batch: Batch, inputs: FlowBatch, count: int) -> list[list[np.ndarray]]:
-        """A line of each row's pictures, conditions included, and below it the line with sampled targets."""
+        """Two lines per row: its pictures, including conditions, and below them the same with sampled targets."""
         inputs = jax.tree.map(lambda x: x[:count], inputs)
         grid = self._grid(batch)
         length = batch.segments.shape[1] * grid[0] * grid[1]
@@ -82,18 +82,18 @@ class FlowStage:
         return lines
 
     def export_config(self, params: Params, examples: Iterator[FlowBatch]) -> dict[str, Any]:
-        """Nothing: the transformer keeps its config."""
+        """An empty dictionary: training does not change the transformer's config."""
         del params, examples
         return {}
 
     def _grid(self, batch: Batch) -> tuple[int, int]:
-        """Tokens along height and width of the batch's pictures."""
+        """Numbers of tokens along height and width of the batch's pictures."""
         height, width = batch.pictures.shape[2:4]
         return height // self.encode.token_side, width // self.encode.token_side
 
     @functools.cached_property
     def _sample(self) -> Callable[[Params, FlowBatch], Array]:
-        """Tokens denoised from noise, without guidance; compiled."""
+        """The compiled sampler, which denoises target tokens from noise without guidance."""
 
         def sample(params: Params, batch: FlowBatch) -> Array:
             network = self.network(params)
@@ -111,10 +111,10 @@ class FlowStage:
 
 
 def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, source: Any) -> tuple[FlowStage, Params]:
-    """The stage and the parameters that it starts from.
+    """The stage and its initial parameters.
 
     Raises:
-      QilError: if cached latents were made with other encoders or settings than the experiment's.
+      QilError: if encoders or settings of cached latents differ from the experiment's.
     """
     start, dtype = experiment.start, jnp.dtype(experiment.precision)
     checkpoint, place = Path(start.checkpoint), {"mesh": mesh, "rules": TRAINING_RULES}
@@ -153,7 +153,7 @@ def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sour
 
 
 def require_same_encoders(experiment: Experiment, source: Any) -> None:
-    """Refuse cached latents of other encoders, another empty prompt or fewer text tokens than the experiment's."""
+    """Refuse cached latents whose encoders or empty prompt differ from the experiment's, or with fewer text tokens."""
     start = experiment.start
     source.require_encoders(
         vae=fingerprint(Path(start.folder(Component.VAE)), (Component.VAE,)),

@@ -1,4 +1,4 @@
-"""The four stages of training (arXiv 2512.15603, section 3.3): what each trains on and what it starts from."""
+"""The four stages of training (arXiv 2512.15603, section 3.3), with their tasks and initial checkpoints."""
 
 from enum import StrEnum
 
@@ -7,7 +7,7 @@ from qil_jax.weights.tables.entries import Component
 
 
 class Stage(StrEnum):
-    """The stages in their order. Fine-tuning a released checkpoint is the last stage, started from that checkpoint."""
+    """The stages in order of training. Fine-tuning of a released checkpoint is the last stage, started from it."""
 
     RGBA_VAE = "rgba_vae"
     TEXT_TO_RGBA = "stage1_text_to_rgba"
@@ -16,17 +16,17 @@ class Stage(StrEnum):
 
     @property
     def component(self) -> Component:
-        """The component that is trained; all others are frozen."""
+        """The trained component; all others are frozen."""
         return Component.VAE if self is Stage.RGBA_VAE else Component.TRANSFORMER
 
     @property
     def reads(self) -> tuple[Component, ...]:
-        """The components that a run of the stage takes from its start."""
+        """The components that a run of the stage reads from its initial checkpoint."""
         return (Component.VAE,) if self is Stage.RGBA_VAE else tuple(Component)
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The tasks that a sample may have. Later stages may keep the tasks of earlier ones."""
+        """The possible tasks of a sample. Later stages may keep the tasks of earlier ones."""
         single = (Task.TEXT_TO_RGB, Task.TEXT_TO_RGBA)
         return {
             Stage.RGBA_VAE: (Task.RECONSTRUCTION,),
@@ -37,7 +37,7 @@ class Stage(StrEnum):
 
     @property
     def predecessors(self) -> tuple["Stage", ...]:
-        """Stages whose component this one may start from, besides checkpoints that no stage wrote."""
+        """The stages from whose checkpoints this one may start, besides checkpoints that no stage wrote."""
         order = [Stage.TEXT_TO_RGBA, Stage.TEXT_TO_LAYERS, Stage.IMAGE_TO_LAYERS]
         if self is Stage.RGBA_VAE:
             return (Stage.RGBA_VAE,)

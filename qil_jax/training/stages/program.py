@@ -1,4 +1,4 @@
-"""What a run asks of its stage."""
+"""The interface between a run and its stage."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -10,12 +10,12 @@ from qil_jax.training.objectives import Objective
 from qil_jax.training.parameters import Params
 
 StepBatch = TypeVar("StepBatch")
-"""What the compiled step reads: FlowBatch or PictureBatch, arrays over the mesh."""
+"""The input of the compiled step: a FlowBatch or a PictureBatch of arrays on the mesh."""
 
 
 @runtime_checkable
 class StageProgram(Protocol[StepBatch]):
-    """A stage of training, without its parameters; those are given as one dictionary, trained and frozen together."""
+    """A stage of training without its parameters; methods receive trained and frozen parameters as one dictionary."""
 
     @property
     def objective(self) -> Objective:
@@ -23,26 +23,26 @@ class StageProgram(Protocol[StepBatch]):
         ...
 
     def inputs(self, batch: Batch) -> StepBatch:
-        """This process's rows as the step reads them. All processes must call."""
+        """Convert this process's rows to the step's input. All processes must call this function."""
         ...
 
     def flops(self, inputs: StepBatch) -> float:
-        """FLOPs of a training step on a batch of this shape, forward and backward, without recomputation by remat."""
+        """FLOPs of a training step on a batch of this shape, forward and backward, without rematerialisation."""
         ...
 
     def tokens(self, batch: Batch) -> int:
-        """Latent tokens of the batch's pictures, without padding; of this process's rows."""
+        """The number of latent tokens of the pictures in this process's rows, without padding."""
         ...
 
     def sheet(self, params: Params, batch: Batch, inputs: StepBatch, count: int) -> list[list[np.ndarray]]:
-        """Lines of RGBA pictures for `count` rows of a batch: each line of targets is followed by the model's own."""
+        """Lines of RGBA pictures for `count` rows of a batch: a line of targets, then one of the model's outputs."""
         ...
 
     def export_config(self, params: Params, examples: Iterator[StepBatch]) -> dict[str, Any]:
         """Entries of the trained component's config.json that training changes.
 
         Args:
-          params: the parameters that are exported.
-          examples: the first batches of training, read only where statistics are needed.
+          params: exported parameters.
+          examples: iterator over the first training batches, for stages that need statistics.
         """
         ...

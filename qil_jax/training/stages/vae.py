@@ -29,7 +29,7 @@ from qil_jax.weights import Component, load_component
 from qil_jax.weights.lpips import load_lpips
 
 ACROSS = 8
-"""Pictures in a line of the validation sheet."""
+"""Number of pictures per line of the validation sheet."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,11 +37,11 @@ class VAEStage:
     """The `StageProgram` of the RGBA-VAE.
 
     Attributes:
-      network: the VAE without its parameters.
-      objective: reconstruction, perceptual and regularising terms.
-      placement: which rows of a batch this process reads.
-      scale: pixels along the side of a latent.
-      flops_per_pixel: FLOPs of a step for each pixel.
+      network: VAE without its parameters.
+      objective: weighted sum of reconstruction, perceptual and regularising terms.
+      placement: rows of a batch that this process reads, and their sharding.
+      scale: number of pixels along the side of a latent.
+      flops_per_pixel: FLOPs of a step per pixel.
     """
 
     network: Network[RGBAVAE]
@@ -51,20 +51,20 @@ class VAEStage:
     flops_per_pixel: float
 
     def inputs(self, batch: Batch) -> PictureBatch:
-        """All pictures of all rows."""
+        """A batch of all pictures of all rows."""
         return picture_batch(batch, self.placement)
 
     def flops(self, inputs: PictureBatch) -> float:
-        """FLOPs of a step on these pictures."""
+        """The FLOPs of a step on these pictures."""
         return self.flops_per_pixel * math.prod(inputs.pixels.shape[:3])
 
     def tokens(self, batch: Batch) -> int:
-        """Latents of the batch's pictures."""
+        """The number of latents of the batch's pictures."""
         height, width = batch.pictures.shape[2:4]
         return int((batch.segments > 0).sum()) * (height // self.scale) * (width // self.scale)
 
     def sheet(self, params: Params, batch: Batch, inputs: PictureBatch, count: int) -> list[list[np.ndarray]]:
-        """Lines of pictures, each followed by their reconstructions; four pictures for each row."""
+        """Lines of pictures, each followed by a line of their reconstructions; four pictures per row of the batch."""
         del batch
         pixels = np.asarray(inputs.pixels)[: 4 * count]
         vae = self.network(params)
@@ -73,13 +73,13 @@ class VAEStage:
         return [list(pictures[i : i + ACROSS]) for i in starts for pictures in (pixels, made)]
 
     def export_config(self, params: Params, examples: Iterator[PictureBatch]) -> dict[str, Any]:
-        """Four channels, and mean and standard deviation of each channel of the latents."""
+        """Config entries for four input channels, and for mean and standard deviation of each latent channel."""
         mean, std = latent_statistics(self.network, params, examples)
         return {"input_channels": 4, "latents_mean": mean, "latents_std": std}
 
 
 def vae_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, source: Any) -> tuple[VAEStage, Params]:
-    """The stage and the parameters that it starts from; an RGB VAE is extended to RGBA."""
+    """The stage and its initial parameters; an RGB VAE is extended to RGBA."""
     del source
     folder = Path(experiment.start.folder(Component.VAE))
     vae = load_component(folder, Component.VAE, mesh=mesh, rules=TRAINING_RULES, dtype=jnp.float32)
@@ -105,7 +105,7 @@ def vae_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sourc
 
 
 def load_perceptual_loss(loss: VAELoss) -> PerceptualLoss | None:
-    """LPIPS, if it has a weight and its file is there; otherwise a printed line says that the term is off."""
+    """LPIPS if its weight is not zero and its file exists, else None; a line is printed if the file is absent."""
     if not loss.perceptual:
         return None
     if loss.perceptual_weights is None or not Path(loss.perceptual_weights).is_file():
@@ -119,7 +119,7 @@ def load_perceptual_loss(loss: VAELoss) -> PerceptualLoss | None:
 def latent_statistics(
     network: Network[RGBAVAE], params: Params, batches: Iterator[PictureBatch]
 ) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of the latents of all pictures in the batches."""
+    """Mean and standard deviation of each latent channel over all pictures in the batches."""
     measure = jax.jit(lambda params, batch: _latent_sums(network(params), batch))
     found = [jax.device_get(measure(params, batch)) for batch in batches]
     sums = [np.asarray(sum(np.asarray(f[i], np.float64) for f in found)) for i in range(3)]

@@ -1,4 +1,4 @@
-"""Every tensor of a released checkpoint, by component: its name, its shape, and the parameter that it becomes."""
+"""Tables of all tensors of a released checkpoint by component: name, shape, and corresponding parameter."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from qil_jax.weights.tables.vae import vae_table
 
 
 def table_of(component: Component, config: Mapping[str, Any]) -> list[Entry]:
-    """The table of a component from its config.json.
+    """The tensor table of a component, derived from its parsed config.json.
 
     Raises:
       ConfigError: if the config is not one that the models support.

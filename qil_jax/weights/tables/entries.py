@@ -1,7 +1,7 @@
-"""Every tensor of a released checkpoint: its name and shape, where it goes in our tree, and how
+"""Entries of tensor tables: name and shape of a released tensor, and its parameter and transformation
 (docs/specification.md, 7).
 
-A table is derived from a component's config and read in both directions; nothing is written twice.
+A table is derived from a component's config and serves conversion in both directions.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ class Component(StrEnum):
 
     @property
     def stem(self) -> str:
-        """Name of its weight files without the ending, as transformers and diffusers call them."""
+        """The name of the component's weight files in transformers and diffusers, without the suffix."""
         return "model" if self is Component.TEXT_ENCODER else "diffusion_pytorch_model"
 
 
 class Transform(StrEnum):
-    """How a stored tensor becomes a parameter."""
+    """The transformation from a stored tensor to a parameter."""
 
     COPY = "copy"
     LINEAR = "linear"  # [out, in] -> [in, out]
@@ -35,10 +35,10 @@ class Transform(StrEnum):
     TAP = "tap"  # [out, in, 3, 3, 3] -> the last temporal tap, [3, 3, in, out]
     FLAT = "flat"  # [C, 1, ...] -> [C]
     PATCH = "patch"  # [out, c, t, y, x] -> [c t y x, out]
-    SIDECAR = "sidecar"  # kept whole beside the parameters; no picture ever reads it
+    SIDECAR = "sidecar"  # stored unchanged beside the parameters; not used for single pictures
 
     def forward(self, x: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-        """The parameter of a stored tensor, as a view."""
+        """The parameter as a view of a stored tensor."""
         match self:
             case Transform.COPY | Transform.SIDECAR:
                 return x
@@ -56,7 +56,7 @@ class Transform(StrEnum):
                 return x.reshape(x.shape[0], -1).T
 
     def backward(self, x: Shaped[np.ndarray, "..."], shape: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
-        """The stored tensor of a parameter, of `shape`, as a view; TAP gives the last temporal tap, [out, in, 3, 3]."""
+        """The stored tensor, of shape `shape`, as a view of a parameter; for TAP its last tap [out, in, 3, 3]."""
         match self:
             case Transform.CONV | Transform.TAP:
                 return x.transpose(3, 2, 0, 1)
@@ -67,11 +67,11 @@ class Transform(StrEnum):
 
     @property
     def leading(self) -> int:
-        """Which axis of the parameter is the first of the stored tensor."""
+        """The axis of the parameter that is the first axis of the stored tensor."""
         return 0 if self in (Transform.COPY, Transform.FLAT, Transform.SIDECAR) else -1
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the parameter made of a stored tensor."""
+        """The shape of the parameter that results from a stored tensor's shape."""
         out, *rest = stored
         match self:
             case Transform.COPY | Transform.SIDECAR:
@@ -89,10 +89,10 @@ class Entry:
     """One stored tensor.
 
     Attributes:
-      name: its released name.
-      shape: its released shape.
-      path: slash-joined path of its parameter in our tree; of a SIDECAR, the released name.
-      transform: from tensor to parameter.
+      name: released name of the tensor.
+      shape: released shape of the tensor.
+      path: slash-joined path of the parameter; for a SIDECAR, the released name.
+      transform: transformation from the tensor to the parameter.
       block: index on the leading axis of a stacked parameter; None: the parameter is not stacked.
     """
 
@@ -105,12 +105,12 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """One parameter of our tree.
+    """One parameter and its stored tensors.
 
     Attributes:
-      path: slash-joined.
-      shape: with the axis of blocks where it is stacked.
-      entries: the stored tensors it is made of: one, or one per block.
+      path: slash-joined path of the parameter.
+      shape: shape of the parameter, including the axis of blocks if it is stacked.
+      entries: table entries of its stored tensors: one, or one per block.
     """
 
     path: str
@@ -119,7 +119,7 @@ class Target:
 
 
 def targets(table: list[Entry]) -> dict[str, Target]:
-    """The parameters that a table makes, by path."""
+    """The parameters of a table by path."""
     groups: dict[str, list[Entry]] = {}
     for entry in table:
         if entry.transform is not Transform.SIDECAR:
@@ -135,7 +135,7 @@ def targets(table: list[Entry]) -> dict[str, Target]:
 
 
 def linear(name: str, path: str, sizes: tuple[int, int], block: int | None = None, *, bias: bool = True) -> list[Entry]:
-    """Weight and bias of a linear map; `sizes` are (out, in)."""
+    """Entries of the weight and the bias of a linear map; `sizes` is (out, in)."""
     entries = [
         Entry(name=f"{name}.weight", shape=sizes, path=f"{path}/kernel", transform=Transform.LINEAR, block=block)
     ]
@@ -143,5 +143,5 @@ def linear(name: str, path: str, sizes: tuple[int, int], block: int | None = Non
 
 
 def plain(name: str, path: str, shape: tuple[int, ...], block: int | None = None) -> Entry:
-    """A tensor that is stored as we use it."""
+    """The entry of a tensor whose stored form equals the parameter."""
     return Entry(name=name, shape=shape, path=path, transform=Transform.COPY, block=block)

@@ -1,11 +1,11 @@
-"""The tensors of Qwen2.5-VL."""
+"""The tensor table of Qwen2.5-VL."""
 
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig
 from qil_jax.weights.tables.entries import Entry, Transform, linear, plain
 
 
 def text_encoder_table(config: Qwen2_5VLConfig) -> list[Entry]:
-    """729 tensors in the release, under their names on disk: `model.*`, `lm_head`, `visual.*`."""
+    """The 729 tensors of the release by their names on disk: `model.*`, `lm_head`, `visual.*`."""
     d, hidden = config.hidden_size, config.intermediate_size
     q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     table = [

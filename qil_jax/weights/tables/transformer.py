@@ -1,11 +1,11 @@
-"""The tensors of the VLD-MMDiT."""
+"""The tensor table of the VLD-MMDiT."""
 
 from qil_jax.models.vld_mmdit import SINUSOID, MMDiTConfig
 from qil_jax.weights.tables.entries import Entry, linear, plain
 
 
 def transformer_table(config: MMDiTConfig) -> list[Entry]:
-    """1,934 tensors in the layered release, 1,933 in Qwen-Image."""
+    """The transformer's tensors: 1,934 in the layered release, 1,933 in Qwen-Image."""
     d, text = config.width, config.joint_attention_dim
     out = config.patch_size**2 * config.out_channels
     table = [

@@ -1,11 +1,11 @@
-"""The VAE's tensors: 194 in the release. Temporal convolutions and unused taps go to the sidecar."""
+"""The tensor table of the VAE, with 194 tensors in the release; temporal convolutions and unused taps are SIDECAR."""
 
 from qil_jax.models.rgba_vae import VAEConfig
 from qil_jax.weights.tables.entries import Entry, Transform, plain
 
 
 def vae_table(config: VAEConfig) -> list[Entry]:
-    """Encoder, quantisation convolutions, decoder."""
+    """The tensors of the encoder, the quantisation convolutions and the decoder."""
     z = config.z_dim
     return [
         *_conv("quant_conv", "quant_conv", (2 * z, 2 * z), 1),
@@ -97,7 +97,7 @@ def _gamma(name: str, path: str, shape: tuple[int, ...]) -> Entry:
 
 
 def _conv(name: str, path: str, sizes: tuple[int, int], side: int) -> list[Entry]:
-    """A causal 3-D convolution with a cubic kernel."""
+    """Entries of a causal 3-D convolution with a cubic kernel."""
     transform = Transform.TAP if side == 3 else Transform.POINTWISE
     shape = (*sizes, side, side, side)
     weight = Entry(name=f"{name}.weight", shape=shape, path=f"{path}/kernel", transform=transform)
