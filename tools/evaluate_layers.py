@@ -50,7 +50,7 @@ class Subset:
     """
 
     source: RecordSource
-    facts: RecordMetadata
+    metadata: RecordMetadata
     split: str
     count: int
     resolution: int
@@ -60,7 +60,7 @@ class Subset:
         """Raises QilError if there are no such records, or listing those that cannot be decomposed."""
         source = open_source(records, split)
         subset = cls(
-            source=source, facts=source.metadata(), split=split, count=min(count, len(source)), resolution=resolution
+            source=source, metadata=source.metadata(), split=split, count=min(count, len(source)), resolution=resolution
         )
         if not subset.numbers:
             raise QilError(f"{records}: none of the first {subset.count} records has the two layers that are needed")
@@ -77,11 +77,11 @@ class Subset:
     @property
     def numbers(self) -> list[int]:
         """Numbers of the records."""
-        return np.flatnonzero(self.facts.layers[: self.count] >= 2).tolist()
+        return np.flatnonzero(self.metadata.layers[: self.count] >= 2).tolist()
 
     def size(self, number: int) -> tuple[int, int]:
         """Width and height of a record as it is stored."""
-        width, height = self.facts.sizes[number].tolist()
+        width, height = self.metadata.sizes[number].tolist()
         return width, height
 
     def bucket(self, number: int) -> tuple[int, int]:
@@ -99,7 +99,7 @@ class Subset:
         """All settings that determine the result, as JSON values. The records are identified by all sizes, layer counts
         and lengths of captions, and by the pixels of the first one."""
         first = self.record(self.numbers[0])
-        digest = hashlib.sha256(self.facts.rows.tobytes() + composite_8bit(first.layers, first.size).tobytes())
+        digest = hashlib.sha256(self.metadata.rows.tobytes() + composite_8bit(first.layers, first.size).tobytes())
         settings = {"split": self.split, "count": self.count, "resolution": self.resolution}
         return {"verb": "layers", "records": digest.hexdigest()[:16], **settings}
 
@@ -159,10 +159,10 @@ def score_sampled(subset: Subset, sampling: Sampling, out: Path) -> str:
         made = decomposed(left, subset, sampling, out)
         for _ in shown(made, sum(map(len, left)), "decomposing"):
             pass
-    facts = {"checkpoint": sampling.checkpoint.resolve().name, **sampling.identity()}
-    facts["layers"] = f"as many as the truth has, at most {MAX_LAYERS}" if sampling.layers is None else sampling.layers
-    facts["dtype"] = sampling.dtype or "as stored"
-    return _report(subset, {n: layer_files(_folder(out, n)) for n in subset.numbers}, out, facts)
+    settings = {"checkpoint": sampling.checkpoint.resolve().name, **sampling.identity()}
+    settings["layers"] = sampling.layers or f"as many as the truth has, at most {MAX_LAYERS}"
+    settings["dtype"] = sampling.dtype or "as stored"
+    return _report(subset, {n: layer_files(_folder(out, n)) for n in subset.numbers}, out, settings)
 
 
 def score_results(subset: Subset, results: Path, out: Path) -> str:
@@ -187,7 +187,7 @@ def content(files: Mapping[int, Sequence[Path]]) -> str:
 
 def batches(subset: Subset, size: int) -> list[list[int]]:
     """The records' numbers in batches; the records of a batch have one shape, so that they share a compiled program."""
-    shape = lambda number: (int(subset.facts.layers[number]), *subset.bucket(number), number)
+    shape = lambda number: (int(subset.metadata.layers[number]), *subset.bucket(number), number)
     ordered = sorted(subset.numbers, key=shape)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
@@ -290,7 +290,7 @@ class _Pairs:
             yield scored(f"{number:05d}", true, made) if len(true.layers) >= 2 else None
 
 
-def _report(subset: Subset, files: Mapping[int, Sequence[Path]], out: Path, facts: Mapping[str, Any]) -> str:
+def _report(subset: Subset, files: Mapping[int, Sequence[Path]], out: Path, more: Mapping[str, Any]) -> str:
     pairs = _Pairs(subset=subset, files=files)
     every = [result for result in shown(pairs.results(), len(files), "scoring") if result is not None]
     settings = {
@@ -298,7 +298,7 @@ def _report(subset: Subset, files: Mapping[int, Sequence[Path]], out: Path, fact
         "records": subset.count,
         "skipped, fewer than two layers": subset.count - len(every),
     }
-    settings |= {**facts, "resolution": subset.resolution}
+    settings |= {**more, "resolution": subset.resolution}
     return write_layer_report(out, TITLE, every, lambda name: sample_rows(*pairs.read(int(name))), settings)
 
 

@@ -119,16 +119,16 @@ def score_reconstructions(job: Reconstruction) -> str:
             scores["lpips"], found = perceptual(pairs)
             features.setdefault(layer.category, []).append(found)
         rows.append((layer.name, layer.category, scores))
-    facts = {"checkpoint": job.checkpoint.resolve().name, "split": job.split, "layers": len(rows)}
-    facts |= {"size": job.size or "the records' own", "dtype": job.dtype or "as stored"}
+    settings = {"checkpoint": job.checkpoint.resolve().name, "split": job.split, "layers": len(rows)}
+    settings |= {"size": job.size or "the records' own", "dtype": job.dtype or "as stored"}
     if perceptual is not None:
-        facts |= {"lpips": perceptual.backbone.value, "frechet": NOT_RFID}
+        settings |= {"lpips": perceptual.backbone.value, "frechet": NOT_RFID}
     distances = {
         category: mean_frechet_distance(*np.stack(found).transpose(2, 0, 1, 3))
         for category, found in features.items()
         if len(found) > 1
     }
-    return write_reconstruction_report(job.out, TITLE, rows, facts, distances)
+    return write_reconstruction_report(job.out, TITLE, rows, settings, distances)
 
 
 def sizes_of(source: RecordSource, job: Reconstruction) -> list[tuple[int, int]]:
@@ -138,11 +138,11 @@ def sizes_of(source: RecordSource, job: Reconstruction) -> list[tuple[int, int]]
       QilError: listing records that are too small or too narrow.
     """
     sizes, problems = [], []
-    facts, found = source.metadata(), 0
-    for number, (width, height) in enumerate(facts.sizes.tolist()):
+    metadata, found = source.metadata(), 0
+    for number, (width, height) in enumerate(metadata.sizes.tolist()):
         if found >= job.count:
             break
-        found += int(facts.layers[number])
+        found += int(metadata.layers[number])
         try:
             if job.size is None and min(width, height) < MULTIPLE:
                 raise QilError(f"{source.name(number)}: {width} x {height} pixels: below {MULTIPLE}, give --size")

@@ -12,7 +12,7 @@ CARRIED = ROOT / "tests" / "documents" / "files"
 TOGETHER = 100
 """Number of documents of one build, in which a broken document must not affect the rows of the others."""
 LIMITS = ("--seconds", "20", "--memory-gib", "1")
-FACTS = {"source": "a designer", "licence": "CC0-1.0", "category": "poster"}
+SIDECAR = {"source": "a designer", "licence": "CC0-1.0", "category": "poster"}
 ODD_FACTS = ("", "[]", "null", '{"licence": 3}', '{"source": "\\ud800"}', "[" * 100_000, '{"category": ["a"]}')
 
 
@@ -68,12 +68,12 @@ def _inputs(rng: random.Random, originals: list[bytes]) -> dict[str, bytes]:
     """The document and its sidecars, by suffix. One in ten documents is intact, so that some must be kept."""
     original = rng.choice(originals)
     files = {".psd": original if rng.random() < 0.1 else mutate(original, rng)}
-    facts = json.dumps(FACTS).encode()
+    sidecar = json.dumps(SIDECAR).encode()
     match rng.randrange(5):
         case 0:
-            files[".json"] = facts
+            files[".json"] = sidecar
         case 1:
-            files[".json"] = mutate(facts, rng)
+            files[".json"] = mutate(sidecar, rng)
         case 2:
             files[".json"] = rng.choice(ODD_FACTS).encode()
     match rng.randrange(4):
