@@ -24,8 +24,8 @@ def arranged(
     rows: Sequence[Sequence[Image.Image]], *, gap: int = GAP, background: tuple[int, int, int] = (255, 255, 255)
 ) -> Image.Image:
     """RGB pictures in rows, each row as high and all columns as wide as the largest picture, `gap` pixels between."""
-    wide = max(cell.width for row in rows for cell in row)
-    heights = [max(cell.height for cell in row) for row in rows]
+    wide = max((cell.width for row in rows for cell in row), default=0)
+    heights = [max((cell.height for cell in row), default=0) for row in rows]
     across = max(len(row) for row in rows)
     sheet = Image.new("RGB", (across * (wide + gap) + gap, sum(heights) + gap * (len(rows) + 1)), background)
     top = gap
