@@ -5,10 +5,12 @@ import io
 
 import numpy as np
 from etils import epath
-from PIL import Image, ImageDraw
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
 
 from qil_jax.files import write_whole
 from qil_jax.layers.compositing import over_colour
+from qil_jax.layers.sheets import arranged
 from qil_jax.loader.batch import TASKS, Batch
 from qil_jax.loader.buckets import BucketConfig
 from qil_jax.loader.config import LoaderConfig
@@ -16,7 +18,7 @@ from qil_jax.loader.loader import Loader
 from qil_jax.loader.tasks import Task, TaskConfig
 from qil_jax.records.sources import open_source
 
-CELL, EDGE = 96, 4
+CELL, EDGE = 88, 2
 GROUND, FRAME = (0.8, 0.8, 0.8), {True: (30, 120, 60), False: (200, 120, 0)}
 """Colours: behind the layers; around the targets (True) and around the conditions (False) of the model."""
 
@@ -58,14 +60,13 @@ def describe(batch: Batch) -> None:
 
 def sheet(batch: Batch) -> Image.Image:
     """The pictures of a batch, one row of cells for each of its rows."""
-    rows, pictures = batch.segments.shape
-    whole = Image.new("RGB", (pictures * CELL, rows * CELL), "white")
-    draw = ImageDraw.Draw(whole)
-    for row, column in np.argwhere(batch.segments > 0).tolist():
-        cell = Image.fromarray(over_colour(batch.pictures[row, column], GROUND)).convert("RGB")
-        cell.thumbnail((CELL - 2 * EDGE, CELL - 2 * EDGE))
-        left, top = column * CELL, row * CELL
-        colour = FRAME[bool(batch.targets[row, column])]
-        draw.rectangle((left + 1, top + 1, left + CELL - 2, top + CELL - 2), outline=colour, width=2)
-        whole.paste(cell, (left + (CELL - cell.width) // 2, top + (CELL - cell.height) // 2))
-    return whole
+    shown = [np.flatnonzero(segments) for segments in batch.segments]
+    pairs = [zip(batch.pictures[row, where], batch.targets[row, where], strict=True) for row, where in enumerate(shown)]
+    return arranged([[cell(picture, bool(target)) for picture, target in row] for row in pairs])
+
+
+def cell(picture: UInt8[np.ndarray, "y x 4"], target: bool) -> Image.Image:
+    """A picture made small, in the frame of a target or of a condition."""
+    small = Image.fromarray(over_colour(picture, GROUND)).convert("RGB")
+    small.thumbnail((CELL, CELL))
+    return ImageOps.expand(small, EDGE, FRAME[target])

@@ -2,6 +2,7 @@
 
 from PIL import Image
 
+from qil_jax.layers.sheets import GAP
 from qil_jax.programs import ended
 from tools import batch_sheet, make_scenes, show_batch
 
@@ -14,7 +15,8 @@ def test_a_first_batch_is_shown(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "6 records" in said and "of 96 x 96" in said and "layer indices [0, 1, 2" in said and ", -1]" in said
     with Image.open(out) as sheet:
-        assert sheet.height == 2 * batch_sheet.CELL and sheet.width % batch_sheet.CELL == 0
+        pitch = batch_sheet.CELL + 2 * batch_sheet.EDGE + GAP
+        assert sheet.height == 2 * pitch + GAP and (sheet.width - GAP) % pitch == 0
         assert len(sheet.getcolors(1 << 20)) > 50
     assert ended(show_batch.main, command) == 2 and "exists" in capsys.readouterr().err
     assert ended(show_batch.main, [str(tmp_path / "none"), "--out", str(tmp_path / "x.png")]) == 2
