@@ -22,7 +22,7 @@ from qil_jax.inference.request import MAX_LAYERS, Request, Settings
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.mesh import MeshShape, make_mesh, single_device_mesh
 from qil_jax.records.record import Record
-from qil_jax.records.sources import RecordMetadata, RecordSource, open_source
+from qil_jax.records.sources import RecordMetadata, RecordSource, open_source, read
 from qil_jax.weights import fingerprint, require_sound
 from qil_jax.weights.identity import PARTS
 from tools.progress import shown
@@ -89,11 +89,8 @@ class Subset:
         return bucket_size(*self.size(number), self.resolution)
 
     def record(self, number: int) -> Record:
-        """Raises QilError naming a record that cannot be read."""
-        try:
-            return self.source[number]
-        except Exception as error:  # readers raise any error; the message must name the record
-            raise QilError(f"{self.source.name(number)} cannot be read: {error}") from error
+        """The record of a number. Raises RecordError if it cannot be read."""
+        return read(self.source, number)
 
     def identity(self) -> dict[str, Any]:
         """All settings that determine the result, as JSON values. The records are identified by all sizes, layer counts

@@ -7,7 +7,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
-from qil_jax.errors import QilError
 from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.compositing import composite_8bit, over_colour, over_white
 from qil_jax.layers.grouping import cheapest_merges, merge
@@ -18,14 +17,10 @@ from qil_jax.loader.config import LoaderConfig
 from qil_jax.loader.plan import Order, Shape
 from qil_jax.loader.tasks import Subject, Task, TaskConfig
 from qil_jax.records.record import Record
-from qil_jax.records.sources import RecordMetadata, RecordSource
+from qil_jax.records.sources import RecordMetadata, RecordSource, read
 
 FLATTEN_COLOURS = (0.0, 0.5, 1.0)
 """Values from which each component of a solid background is drawn, as in AlphaVAE (arXiv 2507.09308)."""
-
-
-class RecordError(QilError):
-    """A record cannot be read. The message names the record and the reason."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,10 +126,7 @@ class RecordSamples:
         Raises:
           RecordError: if the record cannot be read.
         """
-        try:
-            record = self.records[index]
-        except Exception as error:  # readers raise any error; the message must name the record
-            raise RecordError(f"{self.name(index)} cannot be read: {error}") from error
+        record = read(self.records, index)
         crop_rng = rng if self.order is Order.SHUFFLED else None
         return make_sample(task, resized_record(record, size, limit, crop_rng), self.tasks, rng)
 

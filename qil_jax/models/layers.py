@@ -9,7 +9,6 @@ from jax import Array
 from jaxtyping import Float, Float32
 
 from qil_jax.models.axes import Axis
-from qil_jax.models.paths import slashed
 from qil_jax.models.products import MatMul, Pads, convolution, matmul
 
 Width = int | tuple[int, Axis | None]
@@ -128,8 +127,3 @@ def layer_norm(x: Float[Array, "... d"], eps: float = 1e-6) -> Float[Array, "...
     wide = x.astype(jnp.float32)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     return (centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)).astype(x.dtype)
-
-
-def parameter_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter by slash-joined path; works on abstract models too."""
-    return {slashed(path): tuple(v.shape) for path, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}

@@ -69,6 +69,22 @@ class RecordSource(Protocol):
         ...
 
 
+class RecordError(QilError):
+    """A record cannot be read. The message names the record and the reason."""
+
+
+def read(source: RecordSource, index: int) -> Record:
+    """A record of a source by its number.
+
+    Raises:
+      RecordError: if the record cannot be read.
+    """
+    try:
+        return source[index]
+    except Exception as error:  # readers raise any error; the message must name the record
+        raise RecordError(f"{source.name(index)} cannot be read: {error}") from error
+
+
 def open_source(path: str | Path, split: str = SPLIT) -> RecordSource:
     """The records of a folder.
 
