@@ -24,7 +24,9 @@ class Mask(StrEnum):
 
 
 SCORES_PER_CHUNK = 1 << 23
-"""Upper bound of the scores that XLA_CHUNKED holds at once (32 MiB in fp32)."""
+"""Number of scores that XLA_CHUNKED holds at once (32 MiB in fp32), unless a chunk would be too small."""
+LEAST_QUERIES = 128
+"""Minimum number of queries of a chunk of XLA_CHUNKED: that of a TPU's matrix unit."""
 QUERIES_PER_CHUNK = 512
 """Queries per chunk of XLA_BY_HEAD: few enough for the cache, enough for an efficient matrix product."""
 Ids = tuple[Array, Array]
@@ -65,7 +67,7 @@ def attention(
         case AttentionKind.XLA:
             mixed = _mix(q, k, v, ids, mask)
         case AttentionKind.XLA_CHUNKED:
-            mixed = _mix_chunks(q, k, v, ids, rows=max(1, SCORES_PER_CHUNK // (b * n * v.shape[2])))
+            mixed = _mix_chunks(q, k, v, ids, rows=max(LEAST_QUERIES, SCORES_PER_CHUNK // (b * n * v.shape[2])))
         case AttentionKind.XLA_BY_HEAD:
             fold = lambda x: jnp.broadcast_to(x, (b, n, *x.shape[2:])).reshape(b * n, *x.shape[2:])
             one_head = lambda xs: _mix_chunks(*xs, rows=QUERIES_PER_CHUNK)
@@ -74,7 +76,7 @@ def attention(
 
 
 def _mix_chunks(q: Array, k: Array, v: Array, ids: Ids | None, *, rows: int) -> Array:
-    """`_mix`, at most `rows` queries at a time."""
+    """`_mix`, at most `rows` queries at a time. The backward pass computes the scores of each chunk again."""
     t = q.shape[-2]
     chunks = -(-t // rows)
     if chunks == 1:
@@ -82,10 +84,10 @@ def _mix_chunks(q: Array, k: Array, v: Array, ids: Ids | None, *, rows: int) -> 
     rows = -(-t // chunks)
     q_chunks = _split(q, chunks, rows, axis=q.ndim - 2)
     if ids is None:
-        mixed = jax.lax.map(lambda q: _mix(q, k, v, None), q_chunks)
+        mixed = jax.lax.map(jax.checkpoint(lambda q: _mix(q, k, v, None)), q_chunks)
     else:
         id_chunks = _split(ids[0], chunks, rows, axis=ids[0].ndim - 1)
-        mixed = jax.lax.map(lambda x: _mix(x[0], k, v, (x[1], ids[1])), (q_chunks, id_chunks))
+        mixed = jax.lax.map(jax.checkpoint(lambda x: _mix(x[0], k, v, (x[1], ids[1]))), (q_chunks, id_chunks))
     mixed = jnp.moveaxis(mixed, 0, -3)
     return mixed.reshape(*mixed.shape[:-3], chunks * rows, -1)[..., :t, :]
 

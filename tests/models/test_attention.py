@@ -28,6 +28,7 @@ def inputs(t: int, s: int):
 @pytest.mark.parametrize("scores", [1 << 23, 300, 7])
 def test_segments(kind, scores, monkeypatch):
     monkeypatch.setattr(door, "SCORES_PER_CHUNK", scores)
+    monkeypatch.setattr(door, "LEAST_QUERIES", 1)
     monkeypatch.setattr(door, "QUERIES_PER_CHUNK", max(1, scores // 50))
     q, k, v = inputs(23, 23)
     ids = np.array([[1] * 9 + [2] * 10 + [0] * 4, [1] * 23])
@@ -41,6 +42,7 @@ def test_segments(kind, scores, monkeypatch):
 @pytest.mark.parametrize("kind", AttentionKind)
 def test_unlike_lengths(kind, monkeypatch):
     monkeypatch.setattr(door, "SCORES_PER_CHUNK", 200)
+    monkeypatch.setattr(door, "LEAST_QUERIES", 1)
     monkeypatch.setattr(door, "QUERIES_PER_CHUNK", 2)
     q, k, v = inputs(5, 31)
     actual = attention(*map(jnp.asarray, (q, k, v)), kind=kind)
@@ -60,6 +62,7 @@ def test_causal():
 @pytest.mark.parametrize("kind", AttentionKind)
 def test_large_scores_and_gradients_stay_finite(kind, monkeypatch):
     monkeypatch.setattr(door, "SCORES_PER_CHUNK", 100)
+    monkeypatch.setattr(door, "LEAST_QUERIES", 1)
     monkeypatch.setattr(door, "QUERIES_PER_CHUNK", 4)
     q, k, v = (jnp.asarray(x) * 200 for x in inputs(11, 11))
     ids = jnp.asarray([[1] * 6 + [0] * 5, [0] * 11])
@@ -76,16 +79,19 @@ from qil_jax.models.attention import AttentionKind, attention
 x = jnp.ones((1, 6144, 4, 16))
 peak = lambda: int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 for kind in AttentionKind.XLA_BY_HEAD, AttentionKind.XLA_CHUNKED, AttentionKind.XLA:
-    before = peak()
-    jax.block_until_ready(jax.jit(lambda x: attention(x, x, x, kind=kind))(x))
+    before, mixed = peak(), lambda x: attention(x, x, x, kind=kind)
+    program = jax.grad(lambda x: mixed(x).sum()) if BACKWARD else mixed
+    jax.block_until_ready(jax.jit(program)(x))
     print(peak() - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
-def test_memory_of_chunks_is_bounded():
+@pytest.mark.parametrize("backward", [False, True])
+def test_memory_of_chunks_is_bounded(backward):
     """Measured on the process: the compiler's own figure leaves out what its kernels allocate."""
-    run = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+    program = f"BACKWARD = {backward}{MEASURE}"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     by_head, chunked, whole = map(int, run.stdout.split())
     scores = 4 * 4 * 6144 * 6144
     assert whole > scores * 3 / 4  # the measure sees the scores
