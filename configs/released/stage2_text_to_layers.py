@@ -1,0 +1,27 @@
+"""Stage 2: from text to a composite and its layers, on v5p-128.
+
+The paper's: composite and layers are predicted jointly, at most 20 layers, 400,000 steps of Adam at 1e-5. Ours: a fifth
+of the rows repeats stage 1, batch, resolution, EMA.
+
+A step is 32 rows, each on two chips, of 24 pictures of 640 x 640 pixels: a sample of 20 layers or several of fewer,
+1,228,800 image tokens. `tensor=2` halves what a row's activations and attention take of a chip. Parameters, EMA and
+moments take 5.2 GB on each chip.
+"""
+
+from configs.released.common import pretraining
+from qil_jax.loader.tasks import Task
+from qil_jax.mesh import MeshShape
+from qil_jax.training.experiment import Experiment
+from qil_jax.training.stages.kinds import Stage
+
+
+def config() -> Experiment:
+    """Four of five rows are text-to-layers."""
+    return pretraining(
+        "stage2_text_to_layers",
+        Stage.TEXT_TO_LAYERS,
+        ((Task.TEXT_TO_LAYERS, 0.8), (Task.TEXT_TO_RGBA, 0.1), (Task.TEXT_TO_RGB, 0.1)),
+        pictures=24,
+        steps=400_000,
+        mesh=MeshShape(fsdp=32, tensor=2),
+    )

@@ -1,0 +1,71 @@
+"""Every command of docs/training.md: those for two cores are run as they stand, those for pods have valid options."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import ROOT
+
+from qil_jax.training.cli import parse_arguments
+from qil_jax.training.config_file import load_experiment
+
+POD = "# pod"
+TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+BLOCKS = [block.splitlines() for block in re.findall(r"```bash\n(.*?)\n```", TEXT, re.DOTALL)]
+HERE = [line for block in BLOCKS if block[0] != POD for line in block]
+ON_PODS = [line for block in BLOCKS if block[0] == POD for line in block[1:]]
+INLINE = re.findall(r"`((?:--set [\w.]+=\S+ ?)+)`", TEXT)
+NOT_OURS = ("pip", "hf", "gcloud", "git", "cd", "srun")
+
+
+def programs(line: str) -> list[list[str]]:
+    """The words of each call of one of our programs in a line, without `python`."""
+    calls = []
+    for word in [line, *(word for word in shlex.split(line) if " " in word)]:
+        for part in word.split(" && "):
+            words = shlex.split(part)
+            if words[:1] == ["python"]:
+                calls.append(words[1:])
+    return calls
+
+
+def test_the_page_has_both_kinds_of_commands():
+    assert len(HERE) >= 6 and len(ON_PODS) >= 10 and INLINE
+    assert all(programs(line) or shlex.split(line)[0] in NOT_OURS for line in HERE + ON_PODS)
+
+
+def test_commands_for_two_cores(tmp_path):
+    """In a folder that holds the repository's programs and nothing else, in the page's order."""
+    for name in ("tools", "configs", "examples", "qil_jax", "train.py", "infer.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    for line in HERE:
+        (words,) = programs(line)
+        ended = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, f"{line}\n{ended.stdout}{ended.stderr}"
+    assert list((tmp_path / "results").glob("*/*.psd"))
+
+
+@pytest.mark.parametrize("words", [call for line in ON_PODS for call in programs(line)], ids=" ".join)
+def test_commands_for_pods_have_valid_options(words):
+    program, *arguments = words
+    flags = [word for word in arguments if word.startswith("--")]
+    text = subprocess.run(
+        [sys.executable, str(ROOT / program), "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert [flag for flag in flags if flag not in text] == []
+    if program == "train.py":
+        parsed = parse_arguments(arguments)
+        load_experiment(ROOT / parsed.config, parsed.set)
+
+
+@pytest.mark.parametrize("settings", INLINE)
+def test_settings_in_the_text_are_settings(settings):
+    changes = [word for word in shlex.split(settings) if word != "--set"]
+    load_experiment(ROOT / "configs" / "released" / "stage1_text_to_rgba.py", changes)
