@@ -9,6 +9,7 @@ from jax import Array
 from jaxtyping import Float, Float32
 
 from qil_jax.models.axes import Axis
+from qil_jax.models.lora import LowRank
 from qil_jax.models.products import MatMul, Pads, convolution, matmul
 
 Width = int | tuple[int, Axis | None]
@@ -16,14 +17,23 @@ Arrays = TypeVar("Arrays", bound=tuple[Any, ...])
 
 
 class Linear(nnx.Linear):
-    """A linear map x @ kernel + bias, summed in fp32 and rounded to x's dtype once. `use_matmul` replaces `matmul`."""
+    """A linear map x @ kernel + bias, summed in fp32 and rounded to x's dtype once. `use_matmul` replaces `matmul`.
+
+    Attributes:
+      lora: change of the kernel by `models.lora.add_lora`, whose product is part of the sum; None: no change.
+    """
+
+    lora: LowRank | None = None
 
     def __init__(self, *sizes: int, **options: Any):
         super().__init__(*sizes, **options)
         self.matmul: MatMul = matmul
 
     def __call__(self, inputs: Float[Array, "... i"]) -> Float[Array, "... o"]:  # type: ignore[override]
-        out = self.matmul(inputs, self.kernel[...], self.precision)
+        product = lambda x, kernel: self.matmul(x, kernel, self.precision)
+        out = product(inputs, self.kernel[...])
+        if self.lora is not None:
+            out = out + self.lora(inputs, product)
         return (out if self.bias is None else out + self.bias[...]).astype(inputs.dtype)
 
 
