@@ -28,9 +28,7 @@ class LowRank(nnx.Module):
     def __init__(self, a: nnx.Param[Any], b: nnx.Param[Any], scale: float):
         self.a, self.b, self.scale = a, b, scale
 
-    def __call__(
-        self, x: Float[Array, "... i"], product: Callable[[Array, Array], Array]
-    ) -> Float32[Array, "... o"]:
+    def __call__(self, x: Float[Array, "... i"], product: Callable[[Array, Array], Array]) -> Float32[Array, "... o"]:
         """The change of the result, scale * ((x @ a) @ b) in fp32, by a matrix product that sums in fp32."""
         return self.scale * product(product(x, self.a[...]), self.b[...].astype(jnp.float32))
 

@@ -4,6 +4,7 @@ The factors are the trained parameters of a run, everything else is frozen (docs
 """
 
 import dataclasses
+import math
 import re
 import zlib
 from collections.abc import Mapping
@@ -20,14 +21,15 @@ from jaxtyping import Float, Key
 from qil_jax.errors import QilError
 from qil_jax.mesh import Rules, shardings
 from qil_jax.models.lora import add_lora
+from qil_jax.models.paths import slashed
 from qil_jax.training.parameters import Params
 from qil_jax.weights.lora import LoRA, LowRank
 from qil_jax.weights.tables.entries import Entry
 
 TARGETS = r"^backbone/blocks/(image|text)/(q|k|v|out|mlp_out)$|^modulation/(image|text)$"
 """The maps that DiffSynth-Studio changes: attention, the output of both MLPs, and the modulation of all blocks."""
-FACTOR = re.compile(r"^(.*)/lora/[ab]$")
-"""Paths of factors; the group is the path of their linear map."""
+FACTORS = r"/lora/[ab]$"
+"""Regular expression that the paths of factors contain."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,10 @@ class LoRAConfig:
     targets: str = TARGETS
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0:
-            raise QilError(f"LoRAConfig: rank {self.rank} must be at least 1, and alpha {self.alpha} above 0")
+        if self.rank < 1 or not 0 < self.alpha < math.inf:
+            raise QilError(
+                f"LoRAConfig: rank {self.rank} must be at least 1, and alpha {self.alpha} above 0 and finite"
+            )
         if not 0 <= self.dropout < 1:
             raise QilError(f"LoRAConfig: dropout {self.dropout} must be at least 0 and below 1")
         try:
@@ -78,11 +82,11 @@ def initial_factors(model: nnx.Module, mesh: Mesh, rules: Rules, seed: int) -> P
       MeshError: if rules, mesh and shapes are inconsistent.
     """
     placements = shardings(model, mesh, rules)
-    shapes = {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    shapes = {slashed(path): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     return {
         path: _initial_factor(path, shapes[path], where, seed)
         for path, where in placements.items()
-        if FACTOR.match(path)
+        if re.search(FACTORS, path)
     }
 
 
