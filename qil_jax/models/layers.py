@@ -1,5 +1,6 @@
 """Layers shared by the networks: linear maps, convolutions, norms. Every parameter has logical axes as metadata."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -9,11 +10,27 @@ from jax import Array
 from jaxtyping import Float, Float32
 
 from qil_jax.models.axes import Axis
-from qil_jax.models.lora import LowRank
 from qil_jax.models.products import MatMul, Pads, convolution, matmul
 
 Width = int | tuple[int, Axis | None]
 Arrays = TypeVar("Arrays", bound=tuple[Any, ...])
+
+
+class LowRank(nnx.Module):
+    """The change scale * a @ b of a kernel [i, o] or of a stack of kernels.
+
+    Attributes:
+      a: factor of the input, [..., i, r].
+      b: factor of the output, [..., r, o].
+      scale: static factor of the product: alpha / r.
+    """
+
+    def __init__(self, a: nnx.Param[Any], b: nnx.Param[Any], scale: float):
+        self.a, self.b, self.scale = a, b, scale
+
+    def __call__(self, x: Float[Array, "... i"], product: Callable[[Array, Array], Array]) -> Float32[Array, "... o"]:
+        """The change of the result, scale * ((x @ a) @ b) in fp32, by a matrix product that sums in fp32."""
+        return self.scale * product(product(x, self.a[...]), self.b[...].astype(jnp.float32))
 
 
 class Linear(nnx.Linear):

@@ -87,7 +87,8 @@ def _put(tree: dict[str, Any], config: Any, path: Names, text: str) -> None:
     Raises:
       ExperimentError: if the path is that of a nested config, goes beyond a field, or names no field.
     """
-    owner, name = config, _dotted(path)
+    owner: Any = config
+    name = _dotted(path)
     for place, part in enumerate(path):
         if not dataclasses.is_dataclass(config):
             raise ExperimentError(f"'{name}': '{path[place - 1]}' has no parts, its value is {config!r}")
@@ -97,7 +98,8 @@ def _put(tree: dict[str, Any], config: Any, path: Names, text: str) -> None:
             raise ExperimentError(f"'{name}': {type(config).__name__} {has}")
         if place:
             above = path[place - 1]
-            tree[above] = dataclasses.asdict(owner) if tree[above] is None else tree[above]
+            if tree[above] is None:
+                tree[above] = dataclasses.asdict(owner)  # type: ignore[arg-type]
             tree = tree[above]
         config = getattr(config, part)
         if config is None:
@@ -108,11 +110,11 @@ def _put(tree: dict[str, Any], config: Any, path: Names, text: str) -> None:
     tree[path[-1]] = _value(typing.get_type_hints(type(owner))[path[-1]], text)
 
 
-def defaults_of(owner: Any, name: str) -> Any | None:
+def defaults_of(owner: Any, name: str) -> Any:
     """The nested config that an optional field has by default once it is set; None if the field has no such type."""
     kinds = typing.get_args(typing.get_type_hints(type(owner))[name])
-    nested = [kind for kind in kinds if dataclasses.is_dataclass(kind)] if type(None) in kinds else []
-    return nested[0]() if nested else None  # type: ignore[operator]
+    nested: list[Any] = [kind for kind in kinds if dataclasses.is_dataclass(kind)] if type(None) in kinds else []
+    return nested[0]() if nested else None
 
 
 def _value(kind: Any, text: str) -> Any:
