@@ -28,11 +28,10 @@ def run(arguments: Arguments) -> int:
     from qil_jax.mesh import make_mesh
     from qil_jax.training.checkpoints import SaveError
     from qil_jax.training.config_file import load_experiment
-    from qil_jax.training.finish import CHECKPOINT, export_run
+    from qil_jax.training.finish import export_run, result_of
     from qil_jax.training.loop import RunStatus, train
     from qil_jax.training.signals import StopSignal, start_distributed
 
-    destination = arguments.out / CHECKPOINT
     try:
         start_distributed(arguments.distributed)
         experiment = load_experiment(arguments.config, arguments.set)
@@ -44,6 +43,7 @@ def run(arguments: Arguments) -> int:
             if stop.finish() or status is RunStatus.STOPPED:
                 print(f"stopped after step {int(state.step)}; to go on: {arguments.command()}", flush=True)
                 return 0
+            destination = result_of(experiment, arguments.out)
             if not destination.exists():
                 export_run(prepared, state, destination)
     except (SaveError, OSError) as error:
@@ -52,7 +52,8 @@ def run(arguments: Arguments) -> int:
     except QilError as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
-    print(f"trained {experiment.steps} steps; the checkpoint is {destination}", flush=True)
+    kind = "checkpoint" if experiment.lora is None else "LoRA"
+    print(f"trained {experiment.steps} steps; the {kind} is {destination}", flush=True)
     return 0
 
 

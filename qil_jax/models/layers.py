@@ -1,5 +1,6 @@
 """Layers shared by the networks: linear maps, convolutions, norms. Every parameter has logical axes as metadata."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -15,15 +16,41 @@ Width = int | tuple[int, Axis | None]
 Arrays = TypeVar("Arrays", bound=tuple[Any, ...])
 
 
+class LowRank(nnx.Module):
+    """The change scale * a @ b of a kernel [i, o] or of a stack of kernels.
+
+    Attributes:
+      a: factor of the input, [..., i, r].
+      b: factor of the output, [..., r, o].
+      scale: static factor of the product: alpha / r.
+    """
+
+    def __init__(self, a: nnx.Param[Any], b: nnx.Param[Any], scale: float):
+        self.a, self.b, self.scale = a, b, scale
+
+    def __call__(self, x: Float[Array, "... i"], product: Callable[[Array, Array], Array]) -> Float32[Array, "... o"]:
+        """The change of the result, scale * ((x @ a) @ b) in fp32, by a matrix product that sums in fp32."""
+        return self.scale * product(product(x, self.a[...]), self.b[...].astype(jnp.float32))
+
+
 class Linear(nnx.Linear):
-    """A linear map x @ kernel + bias, summed in fp32 and rounded to x's dtype once. `use_matmul` replaces `matmul`."""
+    """A linear map x @ kernel + bias, summed in fp32 and rounded to x's dtype once. `use_matmul` replaces `matmul`.
+
+    Attributes:
+      lora: change of the kernel by `models.lora.add_lora`, whose product is part of the sum; None: no change.
+    """
+
+    lora: LowRank | None = None
 
     def __init__(self, *sizes: int, **options: Any):
         super().__init__(*sizes, **options)
         self.matmul: MatMul = matmul
 
     def __call__(self, inputs: Float[Array, "... i"]) -> Float[Array, "... o"]:  # type: ignore[override]
-        out = self.matmul(inputs, self.kernel[...], self.precision)
+        product = lambda x, kernel: self.matmul(x, kernel, self.precision)
+        out = product(inputs, self.kernel[...])
+        if self.lora is not None:
+            out = out + self.lora(inputs, product)
         return (out if self.bias is None else out + self.bias[...]).astype(inputs.dtype)
 
 

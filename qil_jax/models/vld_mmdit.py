@@ -9,6 +9,7 @@ Inference computes the modulation of all steps first and may then free the param
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from jaxtyping import Float, Int
 from qil_jax.models.attention import AttentionKind, attention
 from qil_jax.models.axes import Axis, Constrain, unconstrained
 from qil_jax.models.config import Blocks, ConfigError, parse_config
-from qil_jax.models.layers import RMSNorm, embedding, layer_norm, linear
+from qil_jax.models.layers import Linear, RMSNorm, embedding, layer_norm, linear
 from qil_jax.models.rope import (
     LayerIndex,
     Rotary,
@@ -350,10 +351,12 @@ def _sinusoid(sigma: Float[Array, " b"]) -> Float[Array, "b 256"]:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def _stacked_linear(stacked: nnx.Linear, x: Float[Array, "b d"]) -> Float[Array, "k b 6 d"]:
+def _stacked_linear(stacked: Linear, x: Float[Array, "b d"]) -> Float[Array, "k b 6 d"]:
     assert stacked.bias is not None
-    kernel, precision = stacked.kernel[...], stacked.precision
-    out = jnp.einsum("bd,kde->kbe", x, kernel, precision=precision, preferred_element_type=jnp.float32)
+    kernel, wide = stacked.kernel[...], {"precision": stacked.precision, "preferred_element_type": jnp.float32}
+    out = jnp.einsum("bd,kde->kbe", x, kernel, **wide)
+    if stacked.lora is not None:
+        out = out + stacked.lora(x, functools.partial(jnp.matmul, **wide))
     out = (out + stacked.bias[...][:, None]).astype(x.dtype)
     return out.reshape(*out.shape[:2], 6, -1)
 

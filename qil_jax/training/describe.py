@@ -11,8 +11,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from qil_jax.training.config_file import load_experiment
-from qil_jax.training.settings import to_json
+from qil_jax.training.settings import defaults_of, to_json
 
 WIDTH = 100
 SHOWN = 60
@@ -28,12 +30,14 @@ class Setting:
       kind: description of the field's type.
       value: value of the field in the syntax of --set.
       meaning: description of the field in its dataclass's docstring; empty if there is none.
+      is_set: whether the field belongs to the config; else to an optional part of it that is none.
     """
 
     name: str
     kind: str
     value: str
     meaning: str
+    is_set: bool = True
 
 
 def settings_text(file: Path, overrides: Sequence[str] = ()) -> str:
@@ -46,13 +50,17 @@ def settings_text(file: Path, overrides: Sequence[str] = ()) -> str:
     lines = [f"settings of {file}, changed by --set NAME=VALUE:"]
     for setting in settings(experiment, to_json(experiment)):
         value = setting.value if len(setting.value) <= SHOWN else f"{setting.value[:SHOWN]}..."
-        lines.append(f"  {setting.name} ({setting.kind}) = {value}")
+        unless = "" if setting.is_set else f" if a part of {setting.name.rpartition('.')[0]} is set"
+        lines.append(f"  {setting.name} ({setting.kind}) = {value}{unless}")
         lines += textwrap.wrap(setting.meaning, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 
 def settings(config: Any, values: dict[str, Any], above: str = "") -> Iterator[Setting]:
-    """The settings of a config and of nested configs, in the order of the fields; `values` is the config as JSON."""
+    """The settings of a config and of nested configs, in the order of the fields; `values` is the config as JSON.
+
+    An optional config that is none is followed by its defaults, marked as not set.
+    """
     hints, meanings = typing.get_type_hints(type(config)), attributes_of(type(config))
     for field in dataclasses.fields(config):
         part, name = getattr(config, field.name), f"{above}{field.name}"
@@ -65,6 +73,9 @@ def settings(config: Any, values: dict[str, Any], above: str = "") -> Iterator[S
                 value=_written(values[field.name]),
                 meaning=meanings.get(field.name, ""),
             )
+        if part is None and (unset := defaults_of(config, field.name)) is not None:
+            parts = settings(unset, TypeAdapter(type(unset)).dump_python(unset, mode="json"), f"{name}.")
+            yield from (dataclasses.replace(setting, is_set=False) for setting in parts)
 
 
 def attributes_of(kind: type) -> dict[str, str]:

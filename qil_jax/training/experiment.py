@@ -15,6 +15,7 @@ from qil_jax.loader.config import LoaderConfig, Workers
 from qil_jax.mesh import MeshShape
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.stack import Remat
+from qil_jax.training.lora import LoRAConfig
 from qil_jax.training.optimiser import OptimiserConfig
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.vae_loss import VAELoss
@@ -140,6 +141,8 @@ class Experiment:
       remat: activations that are recomputed in the backward pass.
       unroll: whether each block is compiled separately, which takes longer but trains 10 % faster on a CPU.
       trainable: regular expression that the paths of trained parameters must contain; empty: all are trained.
+      lora: settings of low-rank changes, which are trained while all parameters are frozen; None: the parameters are
+        trained.
       mesh: number of devices along each mesh axis.
       checkpoints: settings of saving the training state.
       validation: settings of the validation.
@@ -160,6 +163,7 @@ class Experiment:
     remat: Remat = Remat.NONE
     unroll: StrictBool = False
     trainable: str = ""
+    lora: LoRAConfig | None = None
     mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
     checkpoints: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
@@ -186,6 +190,13 @@ class Experiment:
             re.compile(self.trainable)
         except re.error as error:
             problems.append(f"trainable '{self.trainable}' is no regular expression: {error}")
+        if self.lora is not None and self.stage is Stage.RGBA_VAE:
+            problems.append(f"lora changes the transformer, and {self.stage} trains the VAE: set lora=none")
+        if self.lora is not None and self.trainable:
+            problems.append(
+                f"trainable '{self.trainable}' selects parameters, and lora freezes all of them: set lora=none, or "
+                f"select linear maps by lora.targets"
+            )
         if self.data.loader.rows % self.optimiser.accumulate:
             problems.append(
                 f"data.loader.rows {self.data.loader.rows} is no multiple of optimiser.accumulate "

@@ -20,13 +20,18 @@ def peak_flops() -> float | None:
     return PEAKS[max(found, key=len)] * jax.device_count() if found else None
 
 
-def flow_flops(config: MMDiTConfig, batch: FlowBatch) -> float:
-    """FLOPs of a training step of the transformer, estimated as three times the matrix products of a forward pass."""
+def flow_flops(config: MMDiTConfig, batch: FlowBatch, *, frozen: bool = False) -> float:
+    """FLOPs of a training step of the transformer, estimated from the matrix products of a forward pass.
+
+    A step does three times these products. If the kernels are frozen, the products that give their gradients are left
+    out; those of low-rank changes are neglected.
+    """
     rows, image = batch.clean.shape[:2]
     text, d = batch.text.shape[1], config.width
-    per_block = 2 * 12 * d**2 * (image + text) + 4 * (image + text) ** 2 * d + 2 * 12 * d**2
-    ends = 2 * d * (2 * config.in_channels * image + config.joint_attention_dim * text)
-    return 3.0 * rows * (config.num_layers * per_block + ends)
+    kernels = config.num_layers * (2 * 12 * d**2 * (image + text) + 2 * 12 * d**2)
+    kernels += 2 * d * (2 * config.in_channels * image + config.joint_attention_dim * text)
+    attention = config.num_layers * 4 * (image + text) ** 2 * d
+    return rows * ((2.0 if frozen else 3.0) * kernels + 3.0 * attention)
 
 
 def vae_flops_per_pixel(vae: RGBAVAE) -> float:

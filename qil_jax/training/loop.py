@@ -75,8 +75,14 @@ def train(
         state, position = restored
         run.loader.restore(position)
     del restored
-    objective = run.stage.objective
-    step = make_step(objective, experiment.optimiser, steps=experiment.steps, seed=experiment.seed, like=state)
+    step = make_step(
+        run.stage.objective,
+        experiment.optimiser,
+        steps=experiment.steps,
+        seed=experiment.seed,
+        like=state,
+        dropout=0.0 if experiment.lora is None else experiment.lora.dropout,
+    )
     writer = MetricsWriter(folder, since=int(state.step))
     runner = _Runner(run, folder, checkpoints, writer, show, step)
     try:

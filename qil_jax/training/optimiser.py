@@ -11,6 +11,9 @@ from jaxtyping import Float, Int
 
 from qil_jax.errors import QilError
 
+DECAYED = ("/kernel", "/lora/a", "/lora/b")
+"""Ends of the paths of parameters that have weight decay."""
+
 
 class LRSchedule(StrEnum):
     """The schedule of the learning rate after the warm-up."""
@@ -33,7 +36,8 @@ class OptimiserConfig:
       beta1: decay rate of Adam's first moment.
       beta2: decay rate of Adam's second moment.
       epsilon: constant added to the root of Adam's second moment.
-      weight_decay: decay rate of kernels; norms, biases and embeddings have no weight decay.
+      weight_decay: decay rate of kernels and of both factors of low-rank changes; norms, biases and embeddings have no
+        weight decay.
       clip_norm: maximum global norm of a gradient, above 0; larger gradients are scaled down to it.
       accumulate: number of microbatches into which a batch is split to save memory; it divides `data.loader.rows`.
       ema_decay: decay of the exponential moving average (EMA) of parameters after its warm-up, in [0, 1).
@@ -88,7 +92,7 @@ def make_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransfo
 
 
 def _decays(params: Any) -> dict[str, bool]:
-    return {path: path.endswith("/kernel") for path in params}
+    return {path: path.endswith(DECAYED) for path in params}
 
 
 def ema_weight(config: OptimiserConfig, step: Int[Array, ""]) -> Float[Array, ""]:

@@ -51,7 +51,8 @@ def require_types(experiment: Experiment) -> None:
 def changed(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     """The experiment with overrides like "optimiser.learning_rate=1e-4", validated after all of them are applied.
 
-    Values are numbers, strings, `true` and `false`, `none` for optional fields, and JSON for lists.
+    Values are numbers, strings, `true` and `false`, `none` for optional fields, and JSON for lists. A part of an
+    optional config that is none sets the config, with defaults for its other parts.
 
     Raises:
       ExperimentError: if overrides are invalid; the message has a line for each problem.
@@ -86,7 +87,8 @@ def _put(tree: dict[str, Any], config: Any, path: Names, text: str) -> None:
     Raises:
       ExperimentError: if the path is that of a nested config, goes beyond a field, or names no field.
     """
-    owner, name = config, _dotted(path)
+    owner: Any = config
+    name = _dotted(path)
     for place, part in enumerate(path):
         if not dataclasses.is_dataclass(config):
             raise ExperimentError(f"'{name}': '{path[place - 1]}' has no parts, its value is {config!r}")
@@ -94,12 +96,25 @@ def _put(tree: dict[str, Any], config: Any, path: Names, text: str) -> None:
         if part not in fields:
             has = f"has no '{part}', it has {', '.join(fields)}{nearest(part, fields)}"
             raise ExperimentError(f"'{name}': {type(config).__name__} {has}")
-        tree = tree[path[place - 1]] if place else tree
+        if place:
+            above = path[place - 1]
+            if tree[above] is None:
+                tree[above] = dataclasses.asdict(owner)  # type: ignore[arg-type]
+            tree = tree[above]
         config = getattr(config, part)
-    if dataclasses.is_dataclass(config):
+        if config is None:
+            config = defaults_of(owner, part)
+    if dataclasses.is_dataclass(config) and not (text.lower() == "none" and defaults_of(owner, path[-1])):
         parts = ", ".join(f"{name}.{field.name}" for field in dataclasses.fields(config))
         raise ExperimentError(f"'{name}': '{text}' is given for a whole {type(config).__name__}: set a part, {parts}")
     tree[path[-1]] = _value(typing.get_type_hints(type(owner))[path[-1]], text)
+
+
+def defaults_of(owner: Any, name: str) -> Any:
+    """The nested config that an optional field has by default once it is set; None if the field has no such type."""
+    kinds = typing.get_args(typing.get_type_hints(type(owner))[name])
+    nested: list[Any] = [kind for kind in kinds if dataclasses.is_dataclass(kind)] if type(None) in kinds else []
+    return nested[0]() if nested else None
 
 
 def _value(kind: Any, text: str) -> Any:

@@ -14,12 +14,13 @@ from qil_jax.mesh import TRAINING_RULES
 from qil_jax.training.batches import RowPlacement
 from qil_jax.training.data import training_data, validation_data
 from qil_jax.training.experiment import Experiment, ExperimentError
+from qil_jax.training.lora import FACTORS
 from qil_jax.training.parameters import Params
 from qil_jax.training.stages.flow import flow_stage
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.stages.program import StageProgram
 from qil_jax.training.stages.vae import vae_stage
-from qil_jax.training.start import check_start, require_inputs
+from qil_jax.training.start import check_lora, check_start, require_inputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,7 +35,7 @@ class TrainingRun:
       loader: iterator over batches of the training split.
       validation_loader: iterator over batches of the validation split; None if validation is off.
       stage: operations of the stage on batches and parameters.
-      params: trained parameters by path.
+      params: trained parameters by path: of the component, or the factors of its low-rank changes.
       frozen: frozen parameters of the trained component by path.
     """
 
@@ -59,16 +60,17 @@ def prepare(experiment: Experiment, mesh: Mesh) -> TrainingRun:
     require_inputs(experiment)
     placement = RowPlacement(mesh, TRAINING_RULES, experiment.data.loader.rows)
     processes, validation = placement.processes, experiment.validation
-    _, (source, loader), validation_loader = _all_of(
+    _, _, (source, loader), validation_loader = _all_of(
         (
             lambda: check_start(experiment),
+            lambda: check_lora(experiment),
             lambda: training_data(experiment, processes),
             lambda: validation_data(experiment, processes) if validation.every else None,
         )
     )
     build = vae_stage if experiment.stage is Stage.RGBA_VAE else flow_stage
     stage, params = build(experiment, mesh, placement, source)
-    trained, frozen = split(params, experiment.trainable)
+    trained, frozen = split(params, experiment.trainable if experiment.lora is None else FACTORS)
     return TrainingRun(
         experiment=experiment,
         mesh=mesh,

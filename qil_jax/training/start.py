@@ -6,12 +6,15 @@ from pathlib import Path
 
 from etils import epath
 
+from qil_jax.models.lora import linear_maps
 from qil_jax.training.experiment import Experiment, ExperimentError
 from qil_jax.training.stages.kinds import Stage
-from qil_jax.weights import Component, component_config, require_sound
+from qil_jax.weights import Component, abstract, component_config, require_sound
 
 ORIGIN = "training.json"
-"""File in a checkpoint folder that names the stage that wrote it."""
+"""File in a checkpoint folder, or beside a LoRA file, that names the stage that wrote it."""
+LORA, LORA_FILE = "lora", "pytorch_lora_weights.safetensors"
+"""The folder in which a run that trains low-rank changes leaves them, and diffusers' name for the file."""
 
 
 def require_inputs(experiment: Experiment) -> None:
@@ -48,6 +51,7 @@ def check_start(experiment: Experiment) -> None:
     stage = experiment.stage
     for component in stage.reads:
         folder = Path(experiment.start.folder(component))
+        _refuse_lora(folder)
         require_sound(folder)
         if component is not stage.component:
             continue
@@ -60,6 +64,39 @@ def check_start(experiment: Experiment) -> None:
             )
     if stage.component is not Component.VAE:
         _require_rgba(experiment)
+
+
+def check_lora(experiment: Experiment) -> None:
+    """Refuse low-rank changes of which no linear map of the transformer is a target.
+
+    Raises:
+      ConfigError: if the transformer's config is missing or invalid.
+      ExperimentError: if there is no target.
+    """
+    if experiment.lora is None:
+        return
+    folder = Path(experiment.start.checkpoint)
+    model = abstract(Component.TRANSFORMER, component_config(folder, Component.TRANSFORMER))
+    if not experiment.lora.add_to(model):
+        paths = sorted(linear_maps(model))
+        raise ExperimentError(
+            f"lora.targets '{experiment.lora.targets}' fits none of the {len(paths)} linear maps, which are "
+            f"{', '.join(paths)}"
+        )
+
+
+def _refuse_lora(folder: Path) -> None:
+    """Refuse the folder of a LoRA file, or the missing checkpoint beside it.
+
+    Raises:
+      ExperimentError: if there is such a file.
+    """
+    for file in (folder / LORA_FILE, folder.parent / LORA / LORA_FILE):
+        if file.is_file() and not (folder / "model_index.json").is_file():
+            raise ExperimentError(
+                f"{folder} is no checkpoint, but {file} holds low-rank changes of one: merge them by tools/convert.py "
+                f"export, and set start.checkpoint to the folder that it writes"
+            )
 
 
 def _require_rgba(experiment: Experiment) -> None:

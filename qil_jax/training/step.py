@@ -11,6 +11,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
+from qil_jax.training.lora import with_dropout
 from qil_jax.training.objectives import LossMetrics, Objective
 from qil_jax.training.optimiser import OptimiserConfig, ema_weight, make_optimiser
 from qil_jax.training.parameters import Params, copied
@@ -97,7 +98,7 @@ def state_shardings(tree: Any, params: Params) -> Any:
 
 
 def make_step(
-    objective: Objective, config: OptimiserConfig, *, steps: int, seed: int, like: TrainState
+    objective: Objective, config: OptimiserConfig, *, steps: int, seed: int, like: TrainState, dropout: float = 0.0
 ) -> StepFunction:
     """The compiled step of a run, which donates its first argument's buffers to its result.
 
@@ -107,17 +108,20 @@ def make_step(
       steps: number of steps of the whole run, which determines the learning rate.
       seed: seed of all noise; a step's noise is drawn from the seed, the step's index and the row's index.
       like: state whose shardings the result has.
+      dropout: dropout rate of the input features of low-rank changes.
     """
     optimiser = make_optimiser(config, steps)
     layout = [leaf.sharding for leaf in jax.tree.leaves(like)]
     everywhere = like.step.sharding  # every process reads all metrics
 
+    def loss_of(params: Params, frozen: Params, batch: Any, key: Array) -> tuple[Array, LossMetrics]:
+        params = with_dropout(params, key, dropout) if dropout else params
+        return objective(params, frozen, batch, key)
+
     def step(state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         batch = dataclasses.replace(batch, weights=batch.weights / jnp.sum(batch.weights))
-        loss, gradients, losses = _gradients(
-            objective, state.params, frozen, batch, key, microbatches=config.accumulate
-        )
+        loss, gradients, losses = _gradients(loss_of, state.params, frozen, batch, key, microbatches=config.accumulate)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)

@@ -64,7 +64,7 @@ def export_checkpoint(
     trained = _trained(component, config, params)
     if not writing:
         for _, values in trained:
-            _gathered(values)
+            gathered(values)
         return
     with whole_folder(destination) as folder:
         _carry(folder, component, others)
@@ -106,7 +106,7 @@ def _write_component(
     written = {entry.name for target, _ in trained for entry in target.entries}
     with closing(ShardedWriter(folder, Component(folder.name).stem, plans)) as writer:
         for target, values in trained:
-            for entry, tensor in _stored(target, _gathered(values).astype(dtype), kept, dtype):
+            for entry, tensor in _stored(target, gathered(values).astype(dtype), kept, dtype):
                 writer.write(entry.name, np.ascontiguousarray(tensor))
         for entry in table:
             if entry.name not in written:
@@ -143,7 +143,8 @@ class _Kept:
         return out
 
 
-def _gathered(x: Array) -> np.ndarray:
+def gathered(x: Array) -> np.ndarray:
+    """A whole array on the host; all processes must call this function."""
     if x.is_fully_addressable:
         return np.asarray(x)
     from jax.experimental import multihost_utils

@@ -117,7 +117,7 @@ class QuickRuns:
         monkeypatch.setattr(loop, "prepare", self._prepare)
 
     def _prepare(self, experiment: Experiment, devices: Any) -> TrainingRun:
-        key = experiment.data, experiment.start, experiment.trainable
+        key = experiment.data, experiment.start, experiment.trainable, experiment.lora
         if key not in self.world.prepared:
             self.world.prepared[key] = setup.prepare(experiment, devices)
         run = self.world.prepared[key]

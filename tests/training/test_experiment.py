@@ -27,6 +27,7 @@ from qil_jax.training.experiment import (
     Start,
     ValidationConfig,
 )
+from qil_jax.training.lora import LoRAConfig
 from qil_jax.training.optimiser import OptimiserConfig
 from qil_jax.training.settings import from_json, to_json
 from qil_jax.training.stages.kinds import Stage
@@ -78,6 +79,13 @@ def test_overrides_reach_any_depth_and_type():
         ("precision=fp8", "'precision': 'fp8' is not valid: input should be 'float32' or 'bfloat16'"),
         ("steps.more=1", "'steps' has no parts"),
         ("data.loader=1", "given for a whole LoaderConfig"),
+        ("data.loader=none", "given for a whole LoaderConfig"),
+        ("lora=8", "'8' is given for a whole LoRAConfig: set a part, lora.rank, lora.alpha,"),
+        ("lora.rnk=8", "LoRAConfig has no 'rnk', it has rank, .* mean rank"),
+        ("lora.rank=0", "'lora.rank': LoRAConfig: rank 0 must be at least 1"),
+        ("lora.alpha=inf", "'lora.alpha': LoRAConfig: .*alpha inf above 0 and finite"),
+        ("lora.dropout=1", "'lora.dropout': LoRAConfig: dropout 1.0 must be at least 0 and below 1"),
+        ("lora.targets=*", "'lora.targets': LoRAConfig: targets '.' is no regular expression: nothing to repeat"),
         ("data.sources=here", "is not a JSON list"),
         ("optimiser.accumulate=3", "is no multiple of optimiser.accumulate 3"),
     ],
@@ -117,6 +125,19 @@ def test_a_stage_trains_its_own_tasks_only():
         dataclasses.replace(layers, stage=Stage.TEXT_TO_RGBA)
     with pytest.raises(ExperimentError, match="needs a VAELoss"):
         dataclasses.replace(layers, stage=Stage.RGBA_VAE)
+
+
+def test_an_optional_config_is_set_by_its_parts_and_taken_away_by_none():
+    def lora(*overrides: str) -> LoRAConfig | None:
+        return load_experiment(config_of(Stage.IMAGE_TO_LAYERS), overrides).lora
+
+    assert lora() is None
+    assert lora("lora.rank=16", "lora.alpha=8") == LoRAConfig(rank=16, alpha=8.0)
+    assert lora("lora.rank=16", "lora=none") is None
+    assert lora("lora=none", "lora.dropout=0.1") == LoRAConfig(dropout=0.1)
+    experiment = load_experiment(config_of(Stage.IMAGE_TO_LAYERS), ["lora.targets=image/q"])
+    assert from_json(json.dumps(to_json(experiment))) == experiment
+    assert "lora.rank" in {setting.name for setting in settings(experiment, to_json(experiment)) if setting.is_set}
 
 
 def test_missing_file():
@@ -190,16 +211,21 @@ def test_help_of_a_config_lists_every_setting(capsys):
         "\n  precision (float32 or bfloat16) = float32\n",
         '\n  data.sources (list of text) = ["build/demo_training/latents_grouped"]\n',
         "\n  data.loader.rows (int) = 16\n",
+        "\n  lora (LoRAConfig or none) = none\n",
+        "\n  lora.rank (int) = 32 if a part of lora is set\n      number of columns of factor a",
     ):
         assert part in said
     experiment = load_experiment(file)
-    listed = {setting.name: setting for setting in settings(experiment, to_json(experiment))}
+    every = list(settings(experiment, to_json(experiment)))
+    listed = {setting.name: setting for setting in every if setting.is_set}
 
     def leaves(tree: dict[str, Any], above: str = "") -> Iterator[str]:
         for name, part in tree.items():
             yield from leaves(part, f"{above}{name}.") if isinstance(part, dict) else (f"{above}{name}",)
 
     assert list(listed) == list(leaves(to_json(experiment)))
+    fields = [f"lora.{field.name}" for field in dataclasses.fields(LoRAConfig)]
+    assert [setting.name for setting in every if not setting.is_set] == fields
     written = [f"{setting.name}={setting.value}" for setting in listed.values()]
     assert load_experiment(file, written) == experiment, "--set does not take what --help shows"
 
@@ -221,7 +247,8 @@ def test_plain_help_needs_no_heavy_imports():
 
 
 def test_every_field_of_trainings_configs_is_documented():
-    for kind in (Experiment, Start, Made, DataConfig, CheckpointConfig, ValidationConfig, OptimiserConfig, VAELoss):
+    nested = (Start, Made, DataConfig, CheckpointConfig, ValidationConfig, OptimiserConfig, VAELoss, LoRAConfig)
+    for kind in (Experiment, *nested):
         documented = attributes_of(kind)
         assert list(documented) == [field.name for field in dataclasses.fields(kind)]
         assert all(documented.values()), kind

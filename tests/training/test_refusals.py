@@ -37,6 +37,8 @@ class Given:
         self.trained("nameless", "{}")
         self.changed("rgb", {"input_channels": 3}, {"use_layer3d_rope": False})
         self.changed("other", {"latents_std": [2.0] * 16}, {})
+        (folder / "run" / "lora").mkdir(parents=True)
+        (folder / "run" / "lora" / "pytorch_lora_weights.safetensors").touch()
         self.stacks("silent", caption="")
         self.stacks("titled", caption="a picture")
         assert world.cache(folder / "latents", {"data.loader.max_layers": 4}) == 0
@@ -214,6 +216,27 @@ CASES = {
     ),
     "nothing to train": Case(
         changes={"trainable": "no_such_layer"}, says=("trainable 'no_such_layer' fits no parameter, such as",)
+    ),
+    "no linear map to change": Case(
+        changes={"lora.targets": "no_such_map"},
+        says=("lora.targets 'no_such_map' fits none of the 22 linear maps, which are backbone/blocks/image/k, ",),
+    ),
+    "low-rank changes and trained parameters": Case(
+        changes={"lora.rank": 4, "trainable": "image_out"},
+        says=("trainable 'image_out' selects parameters, and lora freezes all of them: set lora=none",),
+    ),
+    "low-rank changes of the RGBA-VAE": Case(
+        stage=Stage.RGBA_VAE,
+        changes={"lora.rank": 4},
+        says=("lora changes the transformer, and rgba_vae trains the VAE: set lora=none",),
+    ),
+    "a LoRA to start from": Case(
+        changes={"start.checkpoint": "{given}/run/lora"},
+        says=("{given}/run/lora is no checkpoint", "{given}/run/lora/pytorch_lora", "tools/convert.py export"),
+    ),
+    "the checkpoint of a run that made a LoRA": Case(
+        changes={"start.checkpoint": "{given}/run/checkpoint"},
+        says=("{given}/run/checkpoint is no checkpoint", "{given}/run/lora/pytorch_lora", "tools/convert.py export"),
     ),
     "no regular expression": Case(changes={"trainable": "("}, says=("trainable '(' is no regular expression",)),
     "more prompts dropped than there are": Case(

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,13 +40,16 @@ def killed_runs(calls: list[list[str]], env: dict[str, str], run: Path, seed: in
     return cut
 
 
-RUNS = [(stage, Precision.FP32) for stage in Stage]
-RUNS += [(stage, Precision.BF16) for stage in (Stage.RGBA_VAE, Stage.IMAGE_TO_LAYERS)]
+LORA = {"lora.rank": 4, "lora.dropout": 0.2}
+RUNS = [(stage, Precision.FP32, {}) for stage in Stage]
+RUNS += [(stage, Precision.BF16, {}) for stage in (Stage.RGBA_VAE, Stage.IMAGE_TO_LAYERS)]
+RUNS += [(Stage.IMAGE_TO_LAYERS, Precision.FP32, LORA), (Stage.TEXT_TO_RGBA, Precision.BF16, LORA)]
 
 
-@pytest.mark.parametrize(("stage", "precision"), RUNS)
-def test_killed_and_terminated_runs_end_like_an_uncut_one(world: World, tmp_path, stage, precision):
-    settings = world.settings(stage, {"steps": STEPS, "precision": precision})
+@pytest.mark.parametrize(("stage", "precision", "changes"), RUNS)
+def test_killed_and_terminated_runs_end_like_an_uncut_one(world: World, tmp_path, stage, precision, changes):
+    settings = world.settings(stage, {"steps": STEPS, "precision": precision} | changes)
+    result = "lora" if changes else "checkpoint"
     env = environment(world.folder)
     uncut, killed, ended = (tmp_path / name for name in ("uncut", "killed", "ended"))
     finish(command(stage, uncut, settings), env)
@@ -65,16 +69,22 @@ def test_killed_and_terminated_runs_end_like_an_uncut_one(world: World, tmp_path
     out, _ = child.communicate()
     assert child.returncode == 0
     assert "to go on: python train.py" in out and str(ended) in out
-    assert not (ended / "checkpoint").exists()
+    assert not (ended / result).exists()
     finish(call, env)
     assert_same_bits(saved(ended, STEPS), wanted)
-    assert (ended / "checkpoint" / "training.json").is_file()
+    assert (ended / result / "training.json").is_file()
 
 
-@pytest.mark.parametrize("precision", list(Precision))
-def test_the_same_on_eight_devices(world: World, tmp_path, precision):
+@pytest.mark.parametrize(("precision", "changes"), [*((p, {}) for p in Precision), (Precision.BF16, LORA)])
+def test_the_same_on_eight_devices(world: World, tmp_path, precision, changes):
     stage = Stage.IMAGE_TO_LAYERS
-    mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "data.loader.rows": 4, "steps": STEPS}
+    mesh: dict[str, Any] = changes | {
+        "mesh.data": 2,
+        "mesh.fsdp": 2,
+        "mesh.tensor": 2,
+        "data.loader.rows": 4,
+        "steps": STEPS,
+    }
     mesh["precision"] = precision
     settings, env = world.settings(stage, mesh), environment(world.folder, devices=8)
     uncut, killed = tmp_path / "uncut", tmp_path / "killed"

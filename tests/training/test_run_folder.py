@@ -45,8 +45,10 @@ def test_a_field_that_is_new_since_has_its_default(tmp_path):
     claim(tmp_path, experiment())
     file = tmp_path / EXPERIMENT
     older = json.loads(file.read_text())
-    del older["give_up"], older["trainable"]
+    del older["give_up"], older["trainable"], older["lora"]
     file.write_text(json.dumps(older))
     check_folder(tmp_path, experiment())
     with pytest.raises(ExperimentError, match=r"\(trainable differ"):
         check_folder(tmp_path, experiment("trainable=image_out"))
+    with pytest.raises(ExperimentError, match=r"\(lora differ"):
+        check_folder(tmp_path, experiment("lora.rank=4"))

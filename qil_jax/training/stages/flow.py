@@ -26,6 +26,7 @@ from qil_jax.training.batches import FlowBatch, RowPlacement
 from qil_jax.training.experiment import Experiment, Inputs
 from qil_jax.training.flops import flow_flops
 from qil_jax.training.inputs import CachedInputs, OnlineInputs, TokenShape
+from qil_jax.training.lora import LoRAConfig, initial_factors
 from qil_jax.training.objectives import Compute, Objective, flow_objective
 from qil_jax.training.parameters import Network, Params, params_of, training_network
 from qil_jax.weights import Component, fingerprint, load_component
@@ -45,6 +46,8 @@ class FlowStage:
       encode: conversion of batches, of pictures and captions or of cached encodings, to inputs of the step.
       autoencoder: frozen RGBA-VAE, which decodes samples.
       sampler_steps: number of sampler steps for the validation sheet.
+      dtype: dtype in which samples are computed: that of the stored kernels.
+      lora: settings of the trained low-rank changes; None: the parameters themselves are trained.
     """
 
     network: Network[VLDMMDiT]
@@ -53,6 +56,8 @@ class FlowStage:
     encode: OnlineInputs | CachedInputs
     autoencoder: Autoencoder
     sampler_steps: int
+    dtype: Any
+    lora: LoRAConfig | None
 
     def inputs(self, batch: Batch) -> FlowBatch:
         """The tokens of all rows and the hidden states of their prompts."""
@@ -60,7 +65,7 @@ class FlowStage:
 
     def flops(self, inputs: FlowBatch) -> float:
         """The FLOPs of a step on these rows."""
-        return flow_flops(self.config, inputs)
+        return flow_flops(self.config, inputs, frozen=self.lora is not None)
 
     def tokens(self, batch: Batch) -> int:
         """The number of image tokens of the batch's samples."""
@@ -96,13 +101,14 @@ class FlowStage:
         """The compiled sampler, which denoises target tokens from noise without guidance."""
 
         def sample(params: Params, batch: FlowBatch) -> Array:
-            network = self.network(params)
+            network = self.network(params, self.dtype)
+            text = batch.text.astype(self.dtype)
             sigmas = jnp.repeat(jnp.linspace(1.0, 0.0, self.sampler_steps + 1)[:, None], len(batch.rows), axis=1)
             noise = jax.random.normal(jax.random.key(SEED), batch.clean.shape)
             kinds = batch.target_kinds if self.config.use_additional_t_cond else None
 
             def velocity(x: Array, sigma: Array) -> Array:
-                return network(x, batch.text, batch.layout, sigma=sigma, target_kind=kinds)
+                return network(x.astype(self.dtype), text, batch.layout, sigma=sigma, target_kind=kinds)
 
             start = jnp.where(batch.is_target[..., None], noise, batch.clean)
             return euler(velocity, start, sigmas=sigmas, is_target=batch.is_target, step_inputs=sigmas[:-1])
@@ -118,8 +124,14 @@ def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sour
     """
     start, dtype = experiment.start, jnp.dtype(experiment.precision)
     checkpoint, place = Path(start.checkpoint), {"mesh": mesh, "rules": TRAINING_RULES}
-    model = load_component(checkpoint, Component.TRANSFORMER, dtype=jnp.float32, **place)
-    network, config, params = training_network(model), model.config, params_of(model)
+    lora = experiment.lora
+    kept = jnp.dtype(jnp.float32) if lora is None else dtype  # trained parameters are fp32, a frozen base need not be
+    model = load_component(checkpoint, Component.TRANSFORMER, dtype=kept, **place)
+    config, params = model.config, params_of(model)
+    if lora is not None:
+        lora.add_to(model)
+        params |= initial_factors(model, mesh, TRAINING_RULES, experiment.seed)
+    network = training_network(model)
     vae = load_component(Path(start.folder(Component.VAE)), Component.VAE, dtype=dtype, **place)
     autoencoder = Autoencoder(vae, mesh=mesh)
     shape = TokenShape(
@@ -148,6 +160,8 @@ def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sour
         encode=encode,
         autoencoder=autoencoder,
         sampler_steps=experiment.validation.steps,
+        dtype=kept,
+        lora=lora,
     )
     return stage, params
 
