@@ -26,6 +26,7 @@ def run(arguments: Arguments) -> int:
     """Train by the arguments of the command line and return the exit status."""
     # JAX is imported only after the arguments have been checked.
     from qil_jax.mesh import make_mesh
+    from qil_jax.training.check import check_run
     from qil_jax.training.checkpoints import SaveError
     from qil_jax.training.config_file import load_experiment
     from qil_jax.training.finish import CHECKPOINT, export_run
@@ -37,6 +38,9 @@ def run(arguments: Arguments) -> int:
         start_distributed(arguments.distributed)
         experiment = load_experiment(arguments.config, arguments.set)
         mesh = make_mesh(experiment.mesh)
+        if arguments.check:
+            print("\n".join(check_run(experiment, arguments.out, mesh)), flush=True)
+            return 0
         with StopSignal(arguments.last_words) as stop, arguments.progress(experiment.steps) as show:
             status, state, prepared = train(
                 experiment, arguments.out, mesh, stop=stop, show=show, profile=arguments.profile

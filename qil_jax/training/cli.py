@@ -31,6 +31,7 @@ class Arguments:
       set: overrides of settings as NAME=VALUE.
       distributed: specification of the other processes (see `start_distributed`); None: a single process.
       profile: first of five steps that are profiled; None: no profile.
+      check: whether to stop before the first step and report what the run would do.
       argv: unparsed arguments.
     """
 
@@ -39,6 +40,7 @@ class Arguments:
     set: tuple[str, ...]
     distributed: str | None
     profile: int | None
+    check: bool
     argv: tuple[str, ...]
 
     def command(self) -> str:
@@ -110,6 +112,9 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     )
     parser.add_argument("--distributed", metavar="WHERE", help="auto, or HOST:PORT,COUNT,INDEX")
     parser.add_argument("--profile", type=int, metavar="STEP", help="trace five steps into RUN/profile")
+    parser.add_argument(
+        "--check", action="store_true", help="prepare all, compile the step, say what it needs, and train nothing"
+    )
     values = vars(parser.parse_args(argv))
     values.pop("help")
     out = values.pop("out") or Path("runs") / values["config"].with_suffix("").name

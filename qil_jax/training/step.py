@@ -98,7 +98,7 @@ def state_shardings(tree: Any, params: Params) -> Any:
 
 def make_step(
     objective: Objective, config: OptimiserConfig, *, steps: int, seed: int, like: TrainState
-) -> StepFunction:
+) -> jax.stages.Wrapped:
     """The compiled step of a run, which donates its first argument's buffers to its result.
 
     Args:

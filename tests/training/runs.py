@@ -114,9 +114,9 @@ class QuickRuns:
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch):
         self.world, self.wait = world, 0.0
         monkeypatch.setattr(mesh, "make_mesh", lambda shape: mesh.single_device_mesh())
-        monkeypatch.setattr(loop, "prepare", self._prepare)
+        monkeypatch.setattr(loop, "prepare", self.prepare)
 
-    def _prepare(self, experiment: Experiment, devices: Any) -> TrainingRun:
+    def prepare(self, experiment: Experiment, devices: Any) -> TrainingRun:
         key = experiment.data, experiment.start, experiment.trainable
         if key not in self.world.prepared:
             self.world.prepared[key] = setup.prepare(experiment, devices)
@@ -130,14 +130,14 @@ class QuickRuns:
             params=copied(run.params),  # a run gives them away
         )
 
-    def argv(self, run: Path, changes: dict[str, Any]) -> list[str]:
+    def argv(self, run: Path, changes: dict[str, Any], *more: str) -> list[str]:
         """Arguments of train.py."""
         stage = Stage.TEXT_TO_RGBA
-        return command(stage, run, self.world.settings(stage, self.settings | changes))[2:]
+        return command(stage, run, self.world.settings(stage, self.settings | changes), *more)[2:]
 
-    def main(self, run: Path, changes: dict[str, Any] | None = None) -> int:
+    def main(self, run: Path, changes: dict[str, Any] | None = None, *more: str) -> int:
         """The exit status."""
-        return train.main(self.argv(run, changes or {}))
+        return train.main(self.argv(run, changes or {}, *more))
 
 
 @pytest.fixture
