@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -161,6 +162,14 @@ def command(stage: Stage, run: Path, settings: list[str], *more: str) -> list[st
     """The call of train.py."""
     sets = [part for setting in settings for part in ("--set", setting)]
     return [sys.executable, str(ROOT / "train.py"), str(config_of(stage)), "--out", str(run), *sets, *more]
+
+
+def two_of(call: list[str]) -> list[list[str]]:
+    """The calls of two processes that run together."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{probe.getsockname()[1]},2"
+    return [[*call, "--distributed", f"{where},{index}"] for index in range(2)]
 
 
 def environment(folder: Path, devices: int = 1) -> dict[str, str]:
