@@ -13,6 +13,8 @@ from qil_jax.errors import QilError
 
 UNUSABLE = 2
 """Exit status after unusable input or an operating-system error."""
+HUNG = 75
+"""Exit status after a hang: the same command goes on (EX_TEMPFAIL of sysexits.h)."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, by the convention of shells."""
 Value = TypeVar("Value")

@@ -85,13 +85,17 @@ def state_bytes(experiment: Experiment) -> int:
 
 def presets_table() -> str:
     """One row for each preset."""
-    rows = ["| preset | slice | mesh | rows a step | pictures a row | image tokens a step | microbatches | state a chip |"]
+    rows = [
+        "| preset | slice | mesh | rows a step | pictures a row | image tokens a step | microbatches | state a chip |"
+    ]
     rows.append("|---|---|---|---|---|---|---|---|")
     for name, slice_name in SLICES.items():
         experiment = preset(name)
         loader = experiment.data.loader
         side = loader.buckets.resolutions[0]
-        pixels = loader.buckets.token_pixels if experiment.stage is not Stage.RGBA_VAE else loader.buckets.token_pixels // 2
+        pixels = (
+            loader.buckets.token_pixels if experiment.stage is not Stage.RGBA_VAE else loader.buckets.token_pixels // 2
+        )
         per_picture = (side // loader.buckets.token_pixels) ** 2
         pictures = loader.buckets.row_tokens // per_picture
         tokens = loader.rows * pictures * (side // pixels) ** 2

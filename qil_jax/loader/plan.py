@@ -96,6 +96,11 @@ class Plan:
         return [layout.shape for layout in self._layouts]
 
     @property
+    def records(self) -> int:
+        """Number of records of an epoch."""
+        return len(self._pictures)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Number of batches of an epoch; the last of each bucket may have empty rows."""
         return sum(-(-len(layout.rooms) // self.rows) for layout in self._layouts)

@@ -2,8 +2,10 @@
 
 import argparse
 import dataclasses
+import math
 import shlex
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,9 @@ from qil_jax.command_line import Parser
 from qil_jax.errors import QilError
 from qil_jax.programs import UNUSABLE
 from qil_jax.training.disk import newest_step
+
+HANG_TIMEOUT = 1800.0
+"""Default of --hang-timeout, in seconds."""
 
 if TYPE_CHECKING:
     from qil_jax.training.loop import Show
@@ -31,6 +36,8 @@ class Arguments:
       set: overrides of settings as NAME=VALUE.
       distributed: specification of the other processes (see `start_distributed`); None: a single process.
       profile: first of five steps that are profiled; None: no profile.
+      check: whether to stop before the first step and report what the run would do.
+      hang_timeout: number of seconds without anything new after which the process ends; 0: none.
       argv: unparsed arguments.
     """
 
@@ -39,6 +46,8 @@ class Arguments:
     set: tuple[str, ...]
     distributed: str | None
     profile: int | None
+    check: bool
+    hang_timeout: float
     argv: tuple[str, ...]
 
     def command(self) -> str:
@@ -82,6 +91,17 @@ def summary(values: dict[str, float]) -> str:
     )
 
 
+def _seconds(text: str) -> float:
+    """A number of seconds of the command line."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= threading.TIMEOUT_MAX:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds: give 0 or more")
+    return seconds
+
+
 class _Help(argparse.Action):
     """Prints the help and, after a config, its settings. Only the settings require importing JAX."""
 
@@ -110,6 +130,17 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     )
     parser.add_argument("--distributed", metavar="WHERE", help="auto, or HOST:PORT,COUNT,INDEX")
     parser.add_argument("--profile", type=int, metavar="STEP", help="trace five steps into RUN/profile")
+    parser.add_argument(
+        "--check", action="store_true", help="prepare all, compile the step, say what it needs, and train nothing"
+    )
+    parser.add_argument(
+        "--hang-timeout",
+        type=_seconds,
+        default=HANG_TIMEOUT,
+        metavar="SECONDS",
+        help="end with status 75 and the stacks of all threads if nothing new was begun for so long; longer than any "
+        "compilation, validation or export takes; default: %(default).0f, 0: never",
+    )
     values = vars(parser.parse_args(argv))
     values.pop("help")
     out = values.pop("out") or Path("runs") / values["config"].with_suffix("").name

@@ -48,3 +48,9 @@ def newest_step(run: Path) -> int | None:
     folder = run / CHECKPOINTS
     steps = [int(file.name) for file in folder.iterdir() if file.name.isdecimal()] if folder.is_dir() else []
     return max(steps, default=None)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes on the disk of a folder, which need not exist yet."""
+    there = next(above for above in (folder.absolute(), *folder.absolute().parents) if above.exists())
+    return shutil.disk_usage(there).free

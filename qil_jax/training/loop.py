@@ -20,8 +20,9 @@ from qil_jax.training.inputs import sample_ids
 from qil_jax.training.metrics import Ledger, MetricsWriter, RunningMeans, Spent, bad_rows, throughput
 from qil_jax.training.run_folder import check_folder, claim, keep_compiled
 from qil_jax.training.setup import TrainingRun, prepare
-from qil_jax.training.step import StepFunction, StepMetrics, TrainState, fresh_state, make_step
+from qil_jax.training.step import StepFunction, StepMetrics, TrainState
 from qil_jax.training.validation import Validation
+from qil_jax.training.watchdog import Watchdog
 
 Show = Callable[[int, dict[str, float]], None]
 """A callback with the step and a line of metrics."""
@@ -46,6 +47,7 @@ def train(
     stop: Callable[[int], bool],
     show: Show,
     profile: int | None = None,
+    watch: Watchdog | None = None,
 ) -> tuple[RunStatus, TrainState, TrainingRun]:
     """Train, resuming from the newest checkpoint in `folder` if there is one.
 
@@ -53,6 +55,7 @@ def train(
       stop: function that decides before each step whether to save and return, equally in all processes.
       show: callback for each line of metrics.
       profile: number of steps after the resumption at which five steps are profiled into FOLDER/profile.
+      watch: watchdog that is kept informed of what the run does.
 
     Returns:
       The reason for the end of the run, the training state, and the prepared run.
@@ -64,31 +67,28 @@ def train(
       RecordError: if a record cannot be read.
       SaveError, OSError: if the disk is full; existing checkpoints stay intact.
     """
+    watch = watch or Watchdog(0.0, folder)
     check_folder(folder, experiment)
+    watch.now("opening the data and loading the parameters")
     run = prepare(experiment, mesh)
+    watch.now("restoring the newest checkpoint")
     claim(folder, experiment)
     keep_compiled(folder)
     checkpoints = Checkpoints(folder, experiment.checkpoints)
-    state = fresh_state(run.params, experiment.optimiser, experiment.steps)
+    state = run.fresh_state()
     restored = checkpoints.restore(state)
     if restored is not None:
         state, position = restored
         run.loader.restore(position)
     del restored
-    step = make_step(
-        run.stage.objective,
-        experiment.optimiser,
-        steps=experiment.steps,
-        seed=experiment.seed,
-        like=state,
-        dropout=0.0 if experiment.lora is None else experiment.lora.dropout,
-    )
+    step = run.step(state)
     writer = MetricsWriter(folder, since=int(state.step))
-    runner = _Runner(run, folder, checkpoints, writer, show, step)
+    runner = _Runner(run, folder, checkpoints, writer, show, step, watch)
     try:
         status, state = runner.go(state, stop, profile)
         return status, state, run
     finally:
+        watch.now("ending the loader, and writing what was saved")
         run.loader.close()
         checkpoints.close()
         writer.close()
@@ -130,9 +130,10 @@ class _Runner:
         writer: MetricsWriter,
         show: Show,
         step: StepFunction,
+        watch: Watchdog,
     ):
         self.run, self.folder, self.checkpoints = run, folder, checkpoints
-        self.writer, self.show, self.step = writer, show, step
+        self.writer, self.show, self.step, self.watch = writer, show, step, watch
         loader = run.validation_loader
         self.validation = None if loader is None else Validation(run, loader)
         self.means = RunningMeans()
@@ -143,32 +144,36 @@ class _Runner:
     def go(self, state: TrainState, stop: Callable[[int], bool], profile: int | None) -> tuple[RunStatus, TrainState]:
         """Train from the state's step until the last step or a stop."""
         experiment, first = self.run.experiment, int(state.step)
-        with ThreadPoolExecutor(max_workers=1) as watch:
+        with ThreadPoolExecutor(max_workers=1) as timing:
             for done in range(first, experiment.steps):
+                self.watch.now("agreeing with the other processes whether to stop")
                 if stop(done):
                     self._settle()
                     self._save(state)
-                    self.checkpoints.wait()
+                    self._wait()
                     return RunStatus.STOPPED, state
                 self._trace(done - first, profile)
+                self.watch.now(f"waiting for batch {done + 1} of the loader")
                 batch = next(self.run.loader)
-                state = self._take(state, batch, watch)
+                state = self._take(state, batch, timing)
                 self._after(state, done + 1)
-        self.checkpoints.wait()
+        self._wait()
         return RunStatus.FINISHED, state
 
-    def _take(self, state: TrainState, batch: Batch, watch: ThreadPoolExecutor) -> TrainState:
+    def _take(self, state: TrainState, batch: Batch, timing: ThreadPoolExecutor) -> TrainState:
         """Dispatch a step to the devices, then read the previous one's metrics."""
         shape = tuple(part.shape for part in vars(batch).values() if isinstance(part, np.ndarray))
         new = shape not in self.compiled
-        arrived = watch.submit(_when, ())
+        number = batch.step + 1
+        self.watch.now(f"compiling step {number} for a new shape" if new else f"sending step {number} to the devices")
+        arrived = timing.submit(_when, ())
         inputs = self.run.stage.inputs(batch)
         self.work.add(self.run, batch, inputs)
         # Compilation for a new shape includes the programs that encode its batches.
-        ready, spent = (arrived, Spent.COMPILE) if new else (watch.submit(_when, inputs), Spent.STEP)
+        ready, spent = (arrived, Spent.COMPILE) if new else (timing.submit(_when, inputs), Spent.STEP)
         state, metrics = self.step(state, self.run.frozen, inputs)
         sent = _PendingStep(
-            batch=batch, metrics=metrics, ready=ready, ended=watch.submit(_when, metrics.loss), spent=spent
+            batch=batch, metrics=metrics, ready=ready, ended=timing.submit(_when, metrics.loss), spent=spent
         )
         self._settle()
         self.pending = sent
@@ -187,7 +192,8 @@ class _Runner:
             self._line(done)
         if self.validation is not None and (done % experiment.validation.every == 0 or last):
             self._settle()
-            found = self.validation(state.ema_params, done, self.folder)
+            with self.watch.doing(f"validating after step {done}"):
+                found = self.validation(state.ema_params, done, self.folder)
             self.ledger.book(Spent.VALIDATION)
             self._report(done, found)
             self.work.restart()
@@ -200,9 +206,10 @@ class _Runner:
         sent, self.pending = self.pending, None
         if sent is None:
             return
-        self.ledger.book(Spent.INPUT, sent.ready.result())
-        self.ledger.book(sent.spent, sent.ended.result())
-        self.means.add(sent.metrics)
+        with self.watch.doing(f"step {sent.batch.step + 1} on the devices"):
+            self.ledger.book(Spent.INPUT, sent.ready.result())
+            self.ledger.book(sent.spent, sent.ended.result())
+            self.means.add(sent.metrics)
         if not bool(sent.metrics.finite):
             self._count_failure(sent.batch, sent.metrics)
 
@@ -225,8 +232,14 @@ class _Runner:
         return ", ".join(self.run.source.name(index) for index in chosen[:8])
 
     def _save(self, state: TrainState) -> None:
-        self.checkpoints.save(state, self.run.loader.state())
+        with self.watch.doing(f"saving step {int(state.step)}"):
+            self.checkpoints.save(state, self.run.loader.state())
         self.ledger.book(Spent.CHECKPOINT)
+
+    def _wait(self) -> None:
+        """Wait until all checkpoints are on disk."""
+        self.watch.now("writing the last checkpoint")
+        self.checkpoints.wait()
 
     def _line(self, done: int) -> None:
         line = self.means.line() | self.work.rates() | self.ledger.shares()

@@ -12,6 +12,7 @@ from qil_jax.loader.config import Workers
 from qil_jax.training.disk import at
 from qil_jax.training.experiment import Experiment, ExperimentError
 from qil_jax.training.settings import from_json, to_json
+from qil_jax.training.watchdog import FOLDER as HANG
 
 EXPERIMENT = "experiment.json"
 MAY_CHANGE = ("log_every", "checkpoints", "validation", "mesh", "give_up", "made_by")
@@ -37,8 +38,13 @@ def check_folder(run: Path, experiment: Experiment) -> None:
                 f"{run} is a run with other settings ({', '.join(differing)} differ from {file}): give those settings "
                 f"to continue it, or another --out"
             )
-    elif run.exists() and any(not found.name.startswith(f".{EXPERIMENT}.") for found in run.iterdir()):
+    elif run.exists() and any(not _harmless(found.name) for found in run.iterdir()):
         raise ExperimentError(f"{run} holds something that is no run of train.py: give another --out")
+
+
+def _harmless(name: str) -> bool:
+    """Whether a run that ended before it claimed its folder may have left a file or folder of this name."""
+    return name == HANG or name.startswith(f".{EXPERIMENT}.")
 
 
 def differences(now: Experiment, before: Experiment) -> list[str]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from qil_jax.errors import QilError
@@ -21,6 +22,7 @@ from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.stages.program import StageProgram
 from qil_jax.training.stages.vae import vae_stage
 from qil_jax.training.start import check_lora, check_start, require_inputs
+from qil_jax.training.step import TrainState, fresh_state, make_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,6 +50,22 @@ class TrainingRun:
     stage: StageProgram[Any]
     params: Params
     frozen: Params
+
+    def fresh_state(self) -> TrainState:
+        """The state before the first step."""
+        return fresh_state(self.params, self.experiment.optimiser, self.experiment.steps)
+
+    def step(self, like: TrainState) -> jax.stages.Wrapped:
+        """The compiled step of the run, whose result has the shardings of the state `like`."""
+        experiment = self.experiment
+        return make_step(
+            self.stage.objective,
+            experiment.optimiser,
+            steps=experiment.steps,
+            seed=experiment.seed,
+            like=like,
+            dropout=0.0 if experiment.lora is None else experiment.lora.dropout,
+        )
 
 
 def prepare(experiment: Experiment, mesh: Mesh) -> TrainingRun:

@@ -99,7 +99,7 @@ def state_shardings(tree: Any, params: Params) -> Any:
 
 def make_step(
     objective: Objective, config: OptimiserConfig, *, steps: int, seed: int, like: TrainState, dropout: float = 0.0
-) -> StepFunction:
+) -> jax.stages.Wrapped:
     """The compiled step of a run, which donates its first argument's buffers to its result.
 
     Args:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -114,9 +115,9 @@ class QuickRuns:
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch):
         self.world, self.wait = world, 0.0
         monkeypatch.setattr(mesh, "make_mesh", lambda shape: mesh.single_device_mesh())
-        monkeypatch.setattr(loop, "prepare", self._prepare)
+        monkeypatch.setattr(loop, "prepare", self.prepare)
 
-    def _prepare(self, experiment: Experiment, devices: Any) -> TrainingRun:
+    def prepare(self, experiment: Experiment, devices: Any) -> TrainingRun:
         key = experiment.data, experiment.start, experiment.trainable, experiment.lora
         if key not in self.world.prepared:
             self.world.prepared[key] = setup.prepare(experiment, devices)
@@ -130,14 +131,14 @@ class QuickRuns:
             params=copied(run.params),  # a run gives them away
         )
 
-    def argv(self, run: Path, changes: dict[str, Any]) -> list[str]:
+    def argv(self, run: Path, changes: dict[str, Any], *more: str) -> list[str]:
         """Arguments of train.py."""
         stage = Stage.TEXT_TO_RGBA
-        return command(stage, run, self.world.settings(stage, self.settings | changes))[2:]
+        return command(stage, run, self.world.settings(stage, self.settings | changes), *more)[2:]
 
-    def main(self, run: Path, changes: dict[str, Any] | None = None) -> int:
+    def main(self, run: Path, changes: dict[str, Any] | None = None, *more: str) -> int:
         """The exit status."""
-        return train.main(self.argv(run, changes or {}))
+        return train.main(self.argv(run, changes or {}, *more))
 
 
 @pytest.fixture
@@ -161,6 +162,14 @@ def command(stage: Stage, run: Path, settings: list[str], *more: str) -> list[st
     """The call of train.py."""
     sets = [part for setting in settings for part in ("--set", setting)]
     return [sys.executable, str(ROOT / "train.py"), str(config_of(stage)), "--out", str(run), *sets, *more]
+
+
+def two_of(call: list[str]) -> list[list[str]]:
+    """The calls of two processes that run together."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{probe.getsockname()[1]},2"
+    return [[*call, "--distributed", f"{where},{index}"] for index in range(2)]
 
 
 def environment(folder: Path, devices: int = 1) -> dict[str, str]:

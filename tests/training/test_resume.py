@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import World, assert_same_bits, command, environment, finish, saved
+from runs import World, assert_same_bits, command, environment, finish, saved, two_of
 
 from qil_jax.training.experiment import Precision
 from qil_jax.training.stages.kinds import Stage
@@ -95,15 +94,8 @@ def test_the_same_on_eight_devices(world: World, tmp_path, precision, changes):
     assert_same_bits(saved(killed, STEPS), saved(uncut, STEPS))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def two(stage: Stage, run: Path, settings: list[str]) -> list[list[str]]:
-    where = f"127.0.0.1:{free_port()},2"
-    return [command(stage, run, settings, "--distributed", f"{where},{index}") for index in range(2)]
+    return two_of(command(stage, run, settings))
 
 
 def finish_both(calls: list[list[str]], env: dict[str, str]) -> None:

@@ -108,12 +108,20 @@ def load_perceptual_loss(loss: VAELoss) -> PerceptualLoss | None:
     """LPIPS if its weight is not zero and its file exists, else None; a line is printed if the file is absent."""
     if not loss.perceptual:
         return None
-    if loss.perceptual_weights is None or not Path(loss.perceptual_weights).is_file():
-        where = loss.perceptual_weights or "loss.perceptual_weights is not set"
-        print(f"the perceptual term is off: {where}: tools/convert_lpips.py makes the file", flush=True)
+    missing = missing_perceptual(loss)
+    if missing is not None:
+        print(missing, flush=True)
         return None
-    weights, network = load_lpips(Path(loss.perceptual_weights))
+    weights, network = load_lpips(Path(str(loss.perceptual_weights)))
     return functools.partial(lpips, weights, network)
+
+
+def missing_perceptual(loss: VAELoss) -> str | None:
+    """A line that says why a perceptual term that is asked for is off; None if it is not."""
+    if not loss.perceptual or (loss.perceptual_weights is not None and Path(loss.perceptual_weights).is_file()):
+        return None
+    where = loss.perceptual_weights or "loss.perceptual_weights is not set"
+    return f"the perceptual term is off: {where}: tools/convert_lpips.py makes the file"
 
 
 def latent_statistics(
