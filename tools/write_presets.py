@@ -10,16 +10,14 @@ import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from qil_jax.command_line import Parser
 from qil_jax.errors import QilError
-from qil_jax.mesh import TRAINING_RULES, MeshShape, shardings
-from qil_jax.mesh.rules import MeshAxis
+from qil_jax.mesh import TRAINING_RULES, MeshShape, abstract_mesh, shardings
 from qil_jax.models.paths import slashed
 from qil_jax.programs import run_main
 from qil_jax.training.config_file import load_experiment
@@ -67,12 +65,6 @@ def trained_network(experiment: Experiment) -> nnx.Module:
     return model
 
 
-def abstract_mesh(shape: MeshShape) -> Mesh:
-    """A mesh of this shape without devices, which says how arrays are split but cannot hold any."""
-    sizes = tuple(getattr(shape, axis) for axis in MeshAxis)
-    return cast(Mesh, AbstractMesh(sizes, tuple(MeshAxis), axis_types=(AxisType.Auto,) * len(sizes)))
-
-
 def state_bytes(experiment: Experiment) -> int:
     """Bytes of a device's share of what a run trains: fp32 parameters, EMA and two moments."""
     model, mesh = trained_network(experiment), abstract_mesh(experiment.mesh)
@@ -85,31 +77,26 @@ def state_bytes(experiment: Experiment) -> int:
 
 def presets_table() -> str:
     """One row for each preset."""
-    rows = [
-        "| preset | slice | mesh | rows a step | pictures a row | image tokens a step | microbatches | state a chip |"
-    ]
-    rows.append("|---|---|---|---|---|---|---|---|")
+    columns = ("preset", "slice", "mesh", "rows a step", "pictures a row", "image tokens a step", "state a chip")
+    rows = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for name, slice_name in SLICES.items():
         experiment = preset(name)
         loader = experiment.data.loader
         side = loader.buckets.resolutions[0]
-        pixels = (
-            loader.buckets.token_pixels if experiment.stage is not Stage.RGBA_VAE else loader.buckets.token_pixels // 2
-        )
-        per_picture = (side // loader.buckets.token_pixels) ** 2
-        pictures = loader.buckets.row_tokens // per_picture
-        tokens = loader.rows * pictures * (side // pixels) ** 2
+        pictures = loader.buckets.row_tokens // (side // loader.buckets.token_pixels) ** 2
+        latents = 4 if experiment.stage is Stage.RGBA_VAE else 1  # which it counts in place of tokens
+        tokens = loader.rows * loader.buckets.row_tokens * latents
         axes = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(experiment.mesh).items() if v > 1)
         state = f"{state_bytes(experiment) / 1e9:.1f} GB"
         rows.append(
             f"| `{name}` | {slice_name} | {axes} | {loader.rows} | {pictures} of {side} x {side} | {tokens:,} "
-            f"| {experiment.optimiser.accumulate} | {state} |"
+            f"| {state} |"
         )
     return "\n".join(rows)
 
 
 def shardings_table() -> str:
-    """One row for each kind of parameter; kinds of both streams share a row, and what no mesh axis splits is counted."""
+    """One row for each kind of parameter; those of both streams share one, and those that nothing splits are summed."""
     mesh = abstract_mesh(MeshShape(fsdp=4, tensor=2))
     rows = ["| parameter | shape | split over |", "|---|---|---|"]
     for component in (Component.TRANSFORMER, Component.VAE):
@@ -123,9 +110,10 @@ def shardings_table() -> str:
             if not any(spec):
                 whole, count = whole + math.prod(parameter.shape), count + 1
                 continue
-            kind = re.sub(r"\b(image|text)(?=/)", "*", name) if "/image/" in name or "/text/" in name else name
+            kind = re.sub(r"/(image|text)/", "/*/", name)
             shape = ", ".join(map(str, parameter.shape))
-            seen[f"| `{component}` `{kind}` | [{shape}] | {', '.join(str(part or '-') for part in spec)} |"] = None
+            parts = ", ".join(str(part or "-") for part in spec)
+            seen[f"| `{component}` `{kind}` | [{shape}] | {parts} |"] = None
         rows += seen
         rows.append(f"| `{component}`, {count} others with {whole:,} elements | | - |")
     return "\n".join(rows)

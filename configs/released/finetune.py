@@ -2,8 +2,8 @@
 
 The paper's: learning rate 1e-5. Ours: all else; 1e-5 is also what others fine-tune the release with.
 
-A step is 16 rows, one on each of 16 chips, of 12 pictures of 640 x 640 pixels: a sample of 10 layers or several of fewer,
-307,200 image tokens. Parameters, EMA and moments take 20.5 GB on each chip, the frozen text encoder 1.0 GB.
+A step is 16 rows, one on each of 16 chips, of 12 pictures of 640 x 640 pixels: a sample of 10 layers or several of
+fewer, 307,200 image tokens. Parameters, EMA and moments take 20.5 GB on each chip, the frozen text encoder 1.0 GB.
 """
 
 from configs.released.common import finetuning

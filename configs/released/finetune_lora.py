@@ -1,11 +1,11 @@
 """A LoRA of the released Qwen-Image-Layered on your own layered images, on 8 devices of one host (v6e-8, 8 H100).
 
-DiffSynth-Studio's: learning rate 1e-4, weight decay 0.01, rank 32, alpha 32, the targets (attention, the output of both
-MLPs, modulation). Ours: all else. The paper trains no LoRA.
+DiffSynth-Studio's: learning rate 1e-4, weight decay 0.01, rank 32, alpha 32, the targets (attention, the output of
+both MLPs, modulation). Ours: all else. The paper trains no LoRA.
 
-A step is 8 rows, one on each device, of 12 pictures of 640 x 640 pixels: a sample of 10 layers or several of fewer, 153,600
-image tokens. The frozen transformer takes 5.1 GB of bf16 on each device, the text encoder 1.9 GB, the factors with EMA
-and moments 0.7 GB.
+A step is 8 rows, one on each device, of 12 pictures of 640 x 640 pixels: a sample of 10 layers or several of fewer,
+153,600 image tokens. The frozen transformer takes 5.1 GB of bf16 on each device, the text encoder 1.9 GB, the factors
+with EMA and moments 2.8 GB.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """The RGBA-VAE: Qwen-Image's RGB VAE with a fourth channel, on v5p-16.
 
 The paper's: the extension from RGB (new weights 0, bias of alpha 1), the kinds of terms, the mix of RGB and RGBA.
-AlphaVAE's (arXiv 2507.09308): the losses and their weights, flattening of 30 %, 8 pictures of 1024 pixels a step, 30,000
-steps, learning rate 1e-5, betas 0.5 and 0.9, a cosine after 100 steps. Ours: no adversarial term, the EMA.
+AlphaVAE's (arXiv 2507.09308): the losses and their weights, flattening of 30 %, 8 pictures of 1024 pixels a step,
+30,000 steps, learning rate 1e-5, betas 0.5 and 0.9, a cosine after 100 steps. Ours: no adversarial term, the EMA.
 
 A step is 8 pictures, one on each chip, that is 131,072 latents or 34 MB of pixels. Parameters, EMA and moments take
 0.7 GB on each chip, which holds all of them: the mesh splits the pictures only.

@@ -1,10 +1,11 @@
 """Stage 1: Qwen-Image's transformer learns the RGBA-VAE's latents, from text to RGB and RGBA pictures, on v5p-128.
 
-The paper's: both tasks jointly, 500,000 steps of Adam at 1e-5. Ours: equal shares of the tasks, batch, resolution, EMA.
+The paper's: both tasks jointly, 500,000 steps of Adam at 1e-5. Ours: equal shares of the tasks, batch, resolution,
+EMA.
 
-A step is 64 rows, one on each of 64 chips (v5p-128 counts two cores a chip), of 6 pictures of 640 x 640 pixels and their
-prompts: 384 samples, 614,400 image tokens, 196,608 text tokens, and at most 1.5 GB of cached latents and hidden states.
-Parameters, EMA and moments take 5.2 GB on each chip.
+A step is 64 rows, one on each of 64 chips (v5p-128 counts two cores a chip), of 6 pictures of 640 x 640 pixels and
+their prompts: 384 samples, 614,400 image tokens, 196,608 text tokens, and at most 1.5 GB of cached latents and hidden
+states. Parameters, EMA and moments take 5.2 GB on each chip.
 """
 
 from configs.released.common import pretraining

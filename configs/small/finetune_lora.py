@@ -1,4 +1,4 @@
-"""A LoRA of the shipped demonstration model on scenes of 64 pixels, in some minutes on two CPU cores (docs/training.md)."""
+"""A LoRA of the shipped demonstration model on scenes of 64 pixels, in minutes on two CPU cores (docs/training.md)."""
 
 from qil_jax.flow.loss import FlowLoss
 from qil_jax.loader.buckets import BucketConfig

@@ -1,6 +1,6 @@
 """Sharding of logical axes over device meshes: rules, placement, and checks before compilation."""
 
-from qil_jax.mesh.devices import MeshShape, make_mesh, single_device_mesh
+from qil_jax.mesh.devices import MeshShape, abstract_mesh, make_mesh, single_device_mesh
 from qil_jax.mesh.placement import constrain, describe, place, shardings
 from qil_jax.mesh.rules import INFERENCE_RULES, TRAINING_RULES, MeshAxis, MeshError, Rules
 from qil_jax.models.axes import Axis
@@ -13,6 +13,7 @@ __all__ = [
     "MeshError",
     "MeshShape",
     "Rules",
+    "abstract_mesh",
     "constrain",
     "describe",
     "make_mesh",

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from qil_jax.mesh.compat import auto_mesh
 from qil_jax.mesh.rules import MeshAxis, MeshError
@@ -73,6 +73,12 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
         sizes = " x ".join(f"{name}={size}" for name, size in dataclasses.asdict(shape).items())
         raise MeshError([f"{sizes} makes {shape.devices} devices, but {len(devices)} are given"])
     return auto_mesh(devices, {axis.value: getattr(shape, axis.value) for axis in MeshAxis})
+
+
+def abstract_mesh(shape: MeshShape) -> AbstractMesh:
+    """A mesh of this shape without devices, by which arrays of a larger machine can be split on paper."""
+    sizes = tuple(getattr(shape, axis) for axis in MeshAxis)
+    return AbstractMesh(sizes, tuple(MeshAxis), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def single_device_mesh() -> Mesh:

@@ -7,12 +7,12 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
-from qil_jax.mesh.rules import MeshError, Rules
+from qil_jax.mesh.rules import AnyMesh, MeshError, Rules
 from qil_jax.models.axes import Axes, Constrain
 from qil_jax.models.paths import slashed
 
 
-def shardings(model: nnx.Module, mesh: Mesh, rules: Rules) -> dict[str, NamedSharding]:
+def shardings(model: nnx.Module, mesh: AnyMesh, rules: Rules) -> dict[str, NamedSharding]:
     """The sharding of every parameter of a (possibly abstract) model, by slash-joined path.
 
     Raises:

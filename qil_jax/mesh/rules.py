@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from qil_jax.errors import ProblemsError
 from qil_jax.models.axes import Axes, Axis
@@ -25,6 +25,10 @@ class MeshAxis(StrEnum):
     FSDP = "fsdp"  # samples, and the parameters' residual width
     CONTEXT = "context"  # tokens of a sequence
     TENSOR = "tensor"  # heads and feed-forward width
+
+
+AnyMesh = Mesh | AbstractMesh
+"""A mesh with devices, or one that has sizes only."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +62,14 @@ class Rules:
             raise MeshError(problems)
         return PartitionSpec(*(None if not p else p[0] if len(p) == 1 else p for p in parts))
 
-    def ways(self, axis: Axis, mesh: Mesh) -> int:
+    def ways(self, axis: Axis, mesh: AnyMesh) -> int:
         """The number of shards into which the mesh splits a logical axis."""
         ways = 1
         for mesh_axis in self.table.get(axis, ()):
             ways *= mesh.shape[mesh_axis]
         return ways
 
-    def problems(self, mesh: Mesh) -> list[str]:
+    def problems(self, mesh: AnyMesh) -> list[str]:
         """Messages for unknown logical axes, and for those mapped to an absent mesh axis or twice to one axis."""
         found = []
         for axis, mesh_axes in self.table.items():

@@ -23,13 +23,9 @@ NOT_OURS = ("pip", "hf", "gcloud", "git", "cd", "srun")
 
 def programs(line: str) -> list[list[str]]:
     """The words of each call of one of our programs in a line, without `python`."""
-    calls = []
-    for word in [line, *(word for word in shlex.split(line) if " " in word)]:
-        for part in word.split(" && "):
-            words = shlex.split(part)
-            if words[:1] == ["python"]:
-                calls.append(words[1:])
-    return calls
+    quoted = [word for word in shlex.split(line) if " && " in word]  # what another host's shell gets
+    parts = [shlex.split(part) for whole in quoted or [line] for part in whole.split(" && ")]
+    return [words[1:] for words in parts if words[0] == "python"]
 
 
 def test_the_page_has_both_kinds_of_commands():
