@@ -219,7 +219,7 @@ CASES = {
     ),
     "no linear map to change": Case(
         changes={"lora.targets": "no_such_map"},
-        says=("lora.targets 'no_such_map' fits none of the 22 linear maps, which are backbone/blocks/image/k, ",),
+        says=("lora.targets 'no_such_map' fits none of the 20 linear maps, which are backbone/blocks/image/k, ",),
     ),
     "low-rank changes and trained parameters": Case(
         changes={"lora.rank": 4, "trainable": "image_out"},
