@@ -238,6 +238,14 @@ CASES = {
         changes={"start.checkpoint": "{given}/run/checkpoint"},
         says=("{given}/run/checkpoint is no checkpoint", "{given}/run/lora/pytorch_lora", "tools/convert.py export"),
     ),
+    "a LoRA file without low-rank changes": Case(
+        changes={"start.lora": "{given}/run/lora/pytorch_lora_weights.safetensors"},
+        says=("pytorch_lora_weights.safetensors, and lora is none: set lora.rank to that of the file",),
+    ),
+    "a LoRA file that is not there": Case(
+        changes={"start.lora": "{given}/nothing.safetensors", "lora.rank": 4},
+        says=("{given}/nothing.safetensors: there is no such file: set start.lora",),
+    ),
     "no regular expression": Case(changes={"trainable": "("}, says=("trainable '(' is no regular expression",)),
     "more prompts dropped than there are": Case(
         raw=("loss.caption_dropout=2",), says=("caption_dropout 2.0 must lie between 0 and 1",)
