@@ -1,7 +1,8 @@
 """Low-rank changes of linear maps (LoRA, arXiv 2106.09685): x @ (kernel + scale * a @ b) without the merged kernel.
 
 The factors are parameters of a submodule `lora` of each changed map, stacked if its kernel is, so that they have paths,
-logical axes and slices in a scan like all parameters.
+logical axes and slices in a scan like all parameters. qwix's LoraProvider (0.1.8) cannot do this: it puts scalar random
+counters into every map, which a scan over blocks cannot slice, and changes them in traces of the scan and the products.
 """
 
 from collections.abc import Callable

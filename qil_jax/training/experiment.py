@@ -45,10 +45,12 @@ class Start:
     Attributes:
       checkpoint: folder of all components, except those given by another field.
       vae: folder of the RGBA-VAE; None: the folder `checkpoint`.
+      lora: LoRA file of low-rank changes that are trained further; None: they begin at zero.
     """
 
     checkpoint: str
     vae: str | None = None
+    lora: str | None = None
 
     def folder(self, component: Component) -> str:
         """The folder from which a component is read."""
@@ -192,6 +194,8 @@ class Experiment:
             problems.append(f"trainable '{self.trainable}' is no regular expression: {error}")
         if self.lora is not None and self.stage is Stage.RGBA_VAE:
             problems.append(f"lora changes the transformer, and {self.stage} trains the VAE: set lora=none")
+        if self.lora is None and self.start.lora is not None:
+            problems.append(f"start.lora is {self.start.lora}, and lora is none: set lora.rank to that of the file")
         if self.lora is not None and self.trainable:
             problems.append(
                 f"trainable '{self.trainable}' selects parameters, and lora freezes all of them: set lora=none, or "

@@ -8,6 +8,7 @@ import math
 import re
 import zlib
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -68,7 +69,9 @@ class LoRAConfig:
         return add_lora(model, rank=self.rank, alpha=self.alpha, targets=re.compile(self.targets).search)
 
 
-def initial_factors(model: nnx.Module, mesh: Mesh, rules: Rules, seed: int) -> Params:
+def initial_factors(
+    model: nnx.Module, mesh: Mesh, rules: Rules, seed: int, stored: Mapping[str, np.ndarray] = MappingProxyType({})
+) -> Params:
     """The factors of a model before the first step, placed on a mesh: a is random, b is zero.
 
     a is drawn from U(-1/sqrt(i), 1/sqrt(i)) for i input features, which is Kaiming's uniform distribution as PEFT uses
@@ -77,6 +80,7 @@ def initial_factors(model: nnx.Module, mesh: Mesh, rules: Rules, seed: int) -> P
     Args:
       model: model with abstract factors, from `LoRAConfig.add_to`.
       seed: seed of the run.
+      stored: factors of a LoRA file by path, which replace the initial values.
 
     Raises:
       MeshError: if rules, mesh and shapes are inconsistent.
@@ -84,10 +88,14 @@ def initial_factors(model: nnx.Module, mesh: Mesh, rules: Rules, seed: int) -> P
     placements = shardings(model, mesh, rules)
     shapes = {slashed(path): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     return {
-        path: _initial_factor(path, shapes[path], where, seed)
+        path: _stored(stored[path], where) if path in stored else _initial_factor(path, shapes[path], where, seed)
         for path, where in placements.items()
         if re.search(FACTORS, path)
     }
+
+
+def _stored(values: np.ndarray, where: NamedSharding) -> Array:
+    return jax.make_array_from_callback(values.shape, where, lambda index: values[index])
 
 
 def _initial_factor(path: str, shape: tuple[int, ...], where: NamedSharding, seed: int) -> Array:
@@ -119,6 +127,42 @@ def with_dropout(params: Params, key: Key[Array, ""], rate: float) -> Params:
     }
 
 
+def stored_factors(lora: LoRA, table: list[Entry]) -> dict[str, Float[np.ndarray, "..."]]:
+    """The factors of a LoRA by path, stacked over blocks: the inverse of `lora_of`."""
+    blocks: dict[str, list[LowRank]] = {}
+    stacked = set()
+    for entry in sorted(_maps(table).values(), key=lambda entry: entry.block or 0):
+        change = lora.changes.get(entry.name.removesuffix(".weight"))
+        if change is not None:
+            path = entry.path.removesuffix("/kernel")
+            blocks.setdefault(path, []).append(change)
+            stacked |= {path} if entry.block is not None else set()
+    joined = lambda path, factors: np.stack(factors) if path in stacked else factors[0]
+    return {f"{path}/lora/a": joined(path, [c.a for c in changes]) for path, changes in blocks.items()} | {
+        f"{path}/lora/b": joined(path, [c.b for c in changes]) for path, changes in blocks.items()
+    }
+
+
+def differences(lora: LoRA, config: LoRAConfig, table: list[Entry], targets: list[str]) -> list[str]:
+    """What prevents a LoRA from being trained further with a config whose targets have these paths."""
+    wanted = {name for name, entry in _maps(table).items() if entry.path.removesuffix("/kernel") in targets}
+    problems = [f"{name}: is a target, but is not in the file" for name in sorted(wanted - lora.changes.keys())]
+    problems += [f"{name}: is in the file, but is no target" for name in sorted(lora.changes.keys() - wanted)]
+    for name in sorted(wanted & lora.changes.keys()):
+        change, scale = lora.changes[name], config.alpha / config.rank
+        rank = change.a.shape[1]
+        if rank != config.rank:
+            problems.append(f"{name}: has rank {rank}, but lora.rank is {config.rank}")
+        elif not math.isclose(change.scale, scale, rel_tol=1e-6):
+            problems.append(f"{name}: has scale {change.scale:g}, but lora.alpha / lora.rank is {scale:g}")
+    return problems
+
+
+def _maps(table: list[Entry]) -> dict[str, Entry]:
+    """The entries of kernels by the released name of their module."""
+    return {entry.name.removesuffix(".weight"): entry for entry in table if entry.path.endswith("/kernel")}
+
+
 def lora_of(
     params: Mapping[str, Float[np.ndarray, "..."]], config: LoRAConfig, table: list[Entry], origin: Mapping[str, Any]
 ) -> LoRA:
@@ -131,11 +175,11 @@ def lora_of(
       origin: stage and step of the run.
     """
     changes = {}
-    for entry in table:
-        path, kind = entry.path.rpartition("/")[::2]
-        if kind == "kernel" and f"{path}/lora/a" in params:
+    for name, entry in _maps(table).items():
+        path = entry.path.removesuffix("/kernel")
+        if f"{path}/lora/a" in params:
             a, b = (params[f"{path}/lora/{factor}"] for factor in "ab")
             if entry.block is not None:
                 a, b = a[entry.block], b[entry.block]
-            changes[entry.name.removesuffix(".weight")] = LowRank(a=a, b=b, scale=config.alpha / config.rank)
+            changes[name] = LowRank(a=a, b=b, scale=config.alpha / config.rank)
     return LoRA(changes=changes, origin=origin)

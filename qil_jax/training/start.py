@@ -6,10 +6,14 @@ from pathlib import Path
 
 from etils import epath
 
+from qil_jax.errors import ProblemsError
 from qil_jax.models.lora import linear_maps
 from qil_jax.training.experiment import Experiment, ExperimentError
+from qil_jax.training.lora import differences
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.weights import Component, abstract, component_config, require_sound
+from qil_jax.weights.lora import read_lora
+from qil_jax.weights.tables import table_of
 
 ORIGIN = "training.json"
 """File in a checkpoint folder, or beside a LoRA file, that names the stage that wrote it."""
@@ -67,22 +71,33 @@ def check_start(experiment: Experiment) -> None:
 
 
 def check_lora(experiment: Experiment) -> None:
-    """Refuse low-rank changes of which no linear map of the transformer is a target.
+    """Refuse low-rank changes of which no linear map of the transformer is a target, or that differ from `start.lora`.
 
     Raises:
       ConfigError: if the transformer's config is missing or invalid.
-      ExperimentError: if there is no target.
+      ExperimentError: if there is no target, or the LoRA file has another rank, scale or other targets.
+      LoRAError: if the LoRA file cannot be read.
     """
     if experiment.lora is None:
         return
-    folder = Path(experiment.start.checkpoint)
-    model = abstract(Component.TRANSFORMER, component_config(folder, Component.TRANSFORMER))
-    if not experiment.lora.add_to(model):
+    config = component_config(Path(experiment.start.checkpoint), Component.TRANSFORMER)
+    model = abstract(Component.TRANSFORMER, config)
+    targets = experiment.lora.add_to(model)
+    if not targets:
         paths = sorted(linear_maps(model))
         raise ExperimentError(
             f"lora.targets '{experiment.lora.targets}' fits none of the {len(paths)} linear maps, which are "
             f"{', '.join(paths)}"
         )
+    if experiment.start.lora is None:
+        return
+    file, table = Path(experiment.start.lora), table_of(Component.TRANSFORMER, config)
+    if not file.is_file():
+        raise ExperimentError(f"{file}: there is no such file: set start.lora to a LoRA file, or to none")
+    problems = differences(read_lora(file, table), experiment.lora, table, targets)
+    if problems:
+        heading = f"{file} cannot be trained further: set lora.rank, lora.alpha and lora.targets to those of the file"
+        raise ExperimentError(str(ProblemsError(heading, problems)))
 
 
 def _refuse_lora(folder: Path) -> None:

@@ -18,7 +18,7 @@ from qil_jax.mesh import TRAINING_RULES, MeshShape, make_mesh, single_device_mes
 from qil_jax.models.stack import Scan
 from qil_jax.training import loop
 from qil_jax.training.batches import FlowBatch
-from qil_jax.training.experiment import Precision
+from qil_jax.training.experiment import ExperimentError, Precision
 from qil_jax.training.finish import export_run, result_of
 from qil_jax.training.lora import FACTORS, LoRAConfig, initial_factors, with_dropout
 from qil_jax.training.objectives import Compute, Objective, flow_objective
@@ -98,7 +98,7 @@ def given(world: World) -> Given:
 
 
 def test_the_factors_are_trained_and_the_base_is_frozen(given):
-    assert {path for path in given.run.params} == {f"{path}/lora/{factor}" for path in MAPS for factor in "ab"}
+    assert set(given.run.params) == {f"{path}/lora/{factor}" for path in MAPS for factor in "ab"}
     assert given.run.frozen.keys() == given.base.keys()
     for path, a in given.run.params.items():
         assert a.dtype == jnp.float32
@@ -294,6 +294,24 @@ def test_the_exported_file_merged_gives_the_trained_velocity(world, trained, giv
     found, wanted, before = (velocity(n, given.inputs) for n in (ours, theirs, given.network(given.base)))
     assert error(before, wanted) > 1e-3, "twenty steps changed nothing"
     assert error(found, wanted) <= 2e-5
+
+
+def test_a_lora_is_trained_further(world, trained):
+    """The factors of the file are the first ones of a run with the same settings."""
+    go_on = LORA | {"start.lora": trained.file}
+    run = prepare(world.experiment(Stage.IMAGE_TO_LAYERS, go_on), single_device_mesh())
+    run.loader.close()
+    assert run.params.keys() == trained.state.ema_params.keys()
+    for path, value in trained.state.ema_params.items():
+        assert np.array_equal(run.params[path], value), path
+    for changes, says in (
+        ({"lora.rank": 8}, r"to_q: has rank 4, but lora.rank is 8"),
+        ({"lora.alpha": 3}, r"to_q: has scale 1.5, but lora.alpha / lora.rank is 0.75"),
+        ({"lora.targets": "image/q"}, r"to_k: is in the file, but is no target"),
+        ({"lora.targets": "."}, r"mlp.net.0.proj: is a target, but is not in the file"),
+    ):
+        with pytest.raises(ExperimentError, match=says):
+            prepare(world.experiment(Stage.IMAGE_TO_LAYERS, go_on | changes), single_device_mesh())
 
 
 SIGMA = jnp.asarray([0.3, 0.8])

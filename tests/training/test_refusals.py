@@ -219,7 +219,7 @@ CASES = {
     ),
     "no linear map to change": Case(
         changes={"lora.targets": "no_such_map"},
-        says=("lora.targets 'no_such_map' fits none of the 22 linear maps, which are backbone/blocks/image/k, ",),
+        says=("lora.targets 'no_such_map' fits none of the 20 linear maps, which are backbone/blocks/image/k, ",),
     ),
     "low-rank changes and trained parameters": Case(
         changes={"lora.rank": 4, "trainable": "image_out"},
@@ -237,6 +237,14 @@ CASES = {
     "the checkpoint of a run that made a LoRA": Case(
         changes={"start.checkpoint": "{given}/run/checkpoint"},
         says=("{given}/run/checkpoint is no checkpoint", "{given}/run/lora/pytorch_lora", "tools/convert.py export"),
+    ),
+    "a LoRA file without low-rank changes": Case(
+        changes={"start.lora": "{given}/run/lora/pytorch_lora_weights.safetensors"},
+        says=("pytorch_lora_weights.safetensors, and lora is none: set lora.rank to that of the file",),
+    ),
+    "a LoRA file that is not there": Case(
+        changes={"start.lora": "{given}/nothing.safetensors", "lora.rank": 4},
+        says=("{given}/nothing.safetensors: there is no such file: set start.lora",),
     ),
     "no regular expression": Case(changes={"trainable": "("}, says=("trainable '(' is no regular expression",)),
     "more prompts dropped than there are": Case(

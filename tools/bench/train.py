@@ -1,7 +1,8 @@
 """A training step compared with one of torch and diffusers' transformer: same config, batch and precision.
 
 Both sides hold their batch in memory, draw their own noise, and do the forward and backward pass, clipping, AdamW and
-the exponential moving average of the parameters. The time that the loader takes is one of a run's metrics (time/input).
+the exponential moving average of the parameters. A second row has the step that trains low-rank changes (LoRA) instead,
+compared with the first one's. The time that the loader takes is one of a run's metrics (time/input).
 """
 
 import argparse
@@ -22,10 +23,17 @@ Step = Callable[[], float]
 """Makes a step and returns its loss."""
 GRID, LAYERS, WORDS = (4, 4), (0, 1, 2, 3, 4, -1), 28
 RATE, CLIP, DECAY = 1e-4, 1.0, 0.999
+RANK = 32
 
 
-def ours(folder: Path, rows: int) -> Step:
-    """The training step of this package on a batch of single samples of four layers."""
+def ours(folder: Path, rows: int, *, rank: int | None = None) -> Step:
+    """The training step of this package on a batch of single samples of four layers.
+
+    Args:
+      folder: checkpoint of the transformer.
+      rows: number of samples.
+      rank: rank of low-rank changes that are trained instead of the parameters; None: the parameters are trained.
+    """
     import jax.numpy as jnp
 
     from qil_jax.flow.loss import FlowLoss
@@ -33,14 +41,20 @@ def ours(folder: Path, rows: int) -> Step:
     from qil_jax.models.stack import Scan
     from qil_jax.models.vld_mmdit import TokenLayout
     from qil_jax.training.batches import COMPOSITE, NO_TARGET, UPPER, FlowBatch
+    from qil_jax.training.lora import LoRAConfig, initial_factors
     from qil_jax.training.objectives import Compute, flow_objective
     from qil_jax.training.optimiser import OptimiserConfig
     from qil_jax.training.parameters import params_of, training_network
     from qil_jax.training.step import fresh_state, make_step
     from qil_jax.weights import Component, load_component
 
-    model = load_component(folder, Component.TRANSFORMER, mesh=single_device_mesh(), rules=INFERENCE_RULES)
-    network, config = training_network(model), model.config
+    place = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
+    model = load_component(folder, Component.TRANSFORMER, **place)
+    config, params, frozen = model.config, params_of(model), {}
+    if rank is not None:
+        LoRAConfig(rank=rank, alpha=rank).add_to(model)
+        params, frozen = initial_factors(model, **place, seed=0), params
+    network = training_network(model)
     kinds = np.repeat([COMPOSITE, *[UPPER] * (len(LAYERS) - 2), NO_TARGET], GRID[0] * GRID[1]).astype(np.int32)
     tokens, text = batch_of(rows, config.in_channels, config.joint_attention_dim)
     batch = FlowBatch(
@@ -55,12 +69,12 @@ def ours(folder: Path, rows: int) -> Step:
     )
     optimiser = OptimiserConfig(learning_rate=RATE, clip_norm=CLIP, ema_decay=DECAY)
     objective = flow_objective(network, FlowLoss(), Compute(scan=Scan(unroll=True)))
-    state = fresh_state(params_of(model), optimiser, 1000)
+    state = fresh_state(params, optimiser, 1000)
     step = make_step(objective, optimiser, steps=1000, seed=0, like=state)
 
     def take() -> float:
         nonlocal state
-        state, metrics = step(state, {}, batch)
+        state, metrics = step(state, frozen, batch)
         return float(jax.block_until_ready(metrics.loss))
 
     return take
@@ -116,12 +130,23 @@ def measure(arguments: argparse.Namespace) -> int:
         folder = Path(name)
         demo.write_component(folder, "transformer", demo.TRAIN_CONFIGS["transformer"], demo.Preset.TRAIN)
         steps = {"ours": ours(folder, arguments.rows), "reference": reference(folder, arguments.rows)}
+        steps["lora"] = ours(folder, arguments.rows, rank=RANK)
         seconds = harness.alternate(steps, arguments.repeats, warmup=2)
-    row = (
-        f"training step, {arguments.rows} samples of 4 layers at 64 pixels",
-        *(f"{harness.median(values):.3f} s" for values in seconds.values()),
-        harness.times_faster(seconds["ours"], seconds["reference"]),
-    )
+    shown = {name: f"{harness.median(values):.3f} s" for name, values in seconds.items()}
+    rows = [
+        (
+            f"training step, {arguments.rows} samples of 4 layers at 64 pixels",
+            shown["ours"],
+            shown["reference"],
+            harness.times_faster(seconds["ours"], seconds["reference"]),
+        ),
+        (
+            f"the same of low-rank changes, rank {RANK}",
+            shown["lora"],
+            "not measured",
+            f"than ours above: {harness.times_faster(seconds['lora'], seconds['ours'])}",
+        ),
+    ]
     head = ("", "ours", "torch and diffusers", "times faster (lowest to highest)")
-    harness.report(head, [row], write=arguments.write, mark="bench train", note=harness.machine(jax, torch))
+    harness.report(head, rows, write=arguments.write, mark="bench train", note=harness.machine(jax, torch))
     return 0

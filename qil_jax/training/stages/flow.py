@@ -26,10 +26,12 @@ from qil_jax.training.batches import FlowBatch, RowPlacement
 from qil_jax.training.experiment import Experiment, Inputs
 from qil_jax.training.flops import flow_flops
 from qil_jax.training.inputs import CachedInputs, OnlineInputs, TokenShape
-from qil_jax.training.lora import LoRAConfig, initial_factors
+from qil_jax.training.lora import LoRAConfig, initial_factors, stored_factors
 from qil_jax.training.objectives import Compute, Objective, flow_objective
 from qil_jax.training.parameters import Network, Params, params_of, training_network
-from qil_jax.weights import Component, fingerprint, load_component
+from qil_jax.weights import Component, component_config, fingerprint, load_component
+from qil_jax.weights.lora import read_lora
+from qil_jax.weights.tables import table_of
 
 SEED = 977
 """Seed of the initial noise of validation samples."""
@@ -130,7 +132,11 @@ def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sour
     config, params = model.config, params_of(model)
     if lora is not None:
         lora.add_to(model)
-        params |= initial_factors(model, mesh, TRAINING_RULES, experiment.seed)
+        stored = {}
+        if start.lora is not None:
+            table = table_of(Component.TRANSFORMER, component_config(checkpoint, Component.TRANSFORMER))
+            stored = stored_factors(read_lora(Path(start.lora), table), table)
+        params |= initial_factors(model, **place, seed=experiment.seed, stored=stored)
     network = training_network(model)
     vae = load_component(Path(start.folder(Component.VAE)), Component.VAE, dtype=dtype, **place)
     autoencoder = Autoencoder(vae, mesh=mesh)
