@@ -16,6 +16,8 @@ CONFIG_KEY = "lora_adapter_metadata"
 """The text of the header that holds the configuration, as JSON."""
 PREFIX = "transformer."
 """What each name of the configuration begins with in files of whole pipelines."""
+MOST_ALPHA = 1e9
+"""Maximum alpha; larger ones make no scale that fp32 can work with."""
 DEFAULT = 8
 """The rank and the alpha of a configuration that states none, as in PEFT."""
 
@@ -53,7 +55,7 @@ class AdapterConfig:
           WeightsError: if the text is no JSON object.
           AdapterConfigError: if values are of the wrong kind, or ask for something other than LoRA.
         """
-        values = parse_object(text.encode("utf-8", "surrogatepass"), where=f"{where}: {CONFIG_KEY}")
+        values = parse_object(text.encode(), where=f"{where}: {CONFIG_KEY}")
         inside = {name.removeprefix(PREFIX): value for name, value in values.items() if name.startswith(PREFIX)}
         values = inside or values
         problems = [f"{where}: {CONFIG_KEY}: {problem}" for problem in _problems(values)]
@@ -112,7 +114,9 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
     if values.get("r") is not None and not _is_rank(values["r"]):
         problems.append(f"r must be a positive integer, got {shown(values['r'])}")
     if values.get("lora_alpha") is not None and not _is_alpha(values["lora_alpha"]):
-        problems.append(f"lora_alpha must be a positive number, got {shown(values['lora_alpha'])}")
+        problems.append(
+            f"lora_alpha must be a number above 0 and at most {MOST_ALPHA:g}, got {shown(values['lora_alpha'])}"
+        )
     if values.get("use_rslora") not in (None, False, True):
         problems.append(f"use_rslora must be true or false, got {shown(values['use_rslora'])}")
     if values.get("use_dora"):
@@ -125,4 +129,4 @@ def _is_rank(value: Any) -> bool:
 
 
 def _is_alpha(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_ALPHA

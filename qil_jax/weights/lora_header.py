@@ -4,7 +4,6 @@ Nothing but headers and single numbers is read. Five programs' names are known (
 """
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qil_jax.errors import ProblemsError
-from qil_jax.weights.adapter_config import CONFIG_KEY, AdapterConfig, AdapterConfigError
+from qil_jax.weights.adapter_config import CONFIG_KEY, MOST_ALPHA, AdapterConfig, AdapterConfigError
 from qil_jax.weights.safetensors_io import PICKLES, TensorReader
 from qil_jax.weights.strict import TensorInfo, WeightsError, parse_object, read_header, read_metadata
 from qil_jax.weights.tables.entries import Entry, Transform
@@ -247,8 +246,8 @@ def _scale(down: _Key, alpha: _Key | None, rank: int, reader: TensorReader, conf
     said = None
     if alpha is not None:
         values = reader[alpha.name].astype(np.float64).reshape(-1)
-        if values.size != 1 or not (math.isfinite(values[0]) and values[0] > 0):
-            raise _MisfitError({alpha.name: "must be one positive number"})
+        if values.size != 1 or not 0 < values[0] <= MOST_ALPHA:
+            raise _MisfitError({alpha.name: f"must be one number above 0 and at most {MOST_ALPHA:g}"})
         said = float(values[0]) / rank
     if config is None:
         return 1.0 if said is None else said

@@ -126,6 +126,7 @@ def test_our_file_in_their_whole_pipeline(table, tmp_path):
     assert error(ours(tmp_path / "checkpoint", [(lora, 1.0)]), torch.from_numpy(theirs(pipeline.transformer))) <= 2e-5
 
 
+@pytest.mark.filterwarnings("ignore:Already found a .peft_config. attribute")
 def test_two_adapters_add_up(checkpoint, table, tmp_path):
     first = random_lora(table, MODULES, ranks=(4,), scale=0.5, seed=1)
     second = random_lora(table, [*block_modules(1), *block_modules(2), "img_in"], ranks=(2, 5), scale=2.0, seed=2)
