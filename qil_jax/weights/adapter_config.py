@@ -57,12 +57,12 @@ class AdapterConfig:
         """
         values = parse_object(text.encode(), where=f"{where}: {CONFIG_KEY}")
         inside = {name.removeprefix(PREFIX): value for name, value in values.items() if name.startswith(PREFIX)}
-        values = inside or values
+        values = {name: value for name, value in (inside or values).items() if value is not None}
         problems = [f"{where}: {CONFIG_KEY}: {problem}" for problem in _problems(values)]
         if problems:
             raise AdapterConfigError(problems)
         known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known and value is not None})
+        return cls(**{name: value for name, value in values.items() if name in known})
 
     @classmethod
     def of(cls, ranks: Mapping[str, int], alphas: Mapping[str, int | float]) -> "AdapterConfig":
@@ -104,20 +104,20 @@ def _fits(pattern: str, module: str) -> bool:
 def _problems(values: Mapping[str, Any]) -> list[str]:
     """What cannot be followed. A pattern is never run as a regular expression, which a file could make endless."""
     problems = []
-    ranks, alphas = (values.get(name) or {} for name in ("rank_pattern", "alpha_pattern"))
-    for name, patterns, number in (("rank_pattern", ranks, _is_rank), ("alpha_pattern", alphas, _is_alpha)):
+    for name, number in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
+        patterns = values.get(name, {})
         if not isinstance(patterns, dict) or not all(map(number, patterns.values())):
             problems.append(f"{name} must be positive numbers by module, got {shown(patterns)}")
         else:
             odd = [pattern for pattern in patterns if not re.fullmatch(r"\^?[\w.]+", pattern)]
             problems += [f"{name}: {shown(pattern)} is no name of a module; write the names out" for pattern in odd]
-    if values.get("r") is not None and not _is_rank(values["r"]):
+    if not _is_rank(values.get("r", DEFAULT)):
         problems.append(f"r must be a positive integer, got {shown(values['r'])}")
-    if values.get("lora_alpha") is not None and not _is_alpha(values["lora_alpha"]):
+    if not _is_alpha(values.get("lora_alpha", DEFAULT)):
         problems.append(
             f"lora_alpha must be a number above 0 and at most {MOST_ALPHA:g}, got {shown(values['lora_alpha'])}"
         )
-    if values.get("use_rslora") not in (None, False, True):
+    if not isinstance(values.get("use_rslora", False), bool):
         problems.append(f"use_rslora must be true or false, got {shown(values['use_rslora'])}")
     if values.get("use_dora"):
         problems.append("use_dora is true: DoRA is not read; give a plain LoRA")

@@ -11,10 +11,10 @@ import pytest
 import torch
 from checkpoints import TRANSFORMER, build_tiny_checkpoint, tiny_transformer
 from flax import nnx
+from loras import SPELLINGS, TIMESTEP, TOP, block_modules, random_lora, write_layout
 from parity_inputs import layered, layout
 from peft import LoraConfig
 from reference import error
-from weights.loras import SPELLINGS, TIMESTEP, TOP, block_modules, random_lora, write_layout
 
 from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
 from qil_jax.weights import Component, component_config, load_component, read_lora, write_lora
