@@ -69,7 +69,11 @@ class Arguments:
         found = [*self.options.problems(flag), *self.settings.problems(flag)]
         found += integer_problems("--batch", self.batch, least=1)
         found += [f"--lora {file}: no such file" for file, _ in self.loras if not file.is_file()]
-        found += [f"--lora {file}: the scale is not finite" for file, scale in self.loras if not math.isfinite(scale)]
+        found += [
+            f"--lora {file}: the scale must be a finite number, got {scale}"
+            for file, scale in self.loras
+            if not math.isfinite(scale)
+        ]
         return found + ([] if self.checkpoint.is_dir() else [f"--checkpoint {self.checkpoint}: no such folder"])
 
     def require_memory(self, left: "Sequence[PlannedResult]", checkpoint: "Checkpoint", mesh: "Mesh") -> None:
