@@ -28,7 +28,8 @@ def validate_lora(file: Path, base: Path | None) -> int:
         header = read_lora_header(file, entries)
         read_lora(file, entries)
     except LoRAError as error:
-        print(error, file=sys.stderr)
+        hint = "" if base else "\n(checked against the released structure; --base CHECKPOINT checks against another)"
+        print(f"{error}{hint}", file=sys.stderr)
         return 1
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     console.print(contents(header))

@@ -42,13 +42,16 @@ def test_what_it_says_of_a_lora(base, table, tmp_path, capsys):
     assert "made by the stage decomposition, step 300" in said and "is sound" in said
 
 
-def test_without_a_base_it_is_the_release(base, tmp_path, capsys):
+def test_without_a_base_it_is_the_release(base, table, tmp_path, capsys):
     released = table_of(Component.TRANSFORMER, CONFIGS[Component.TRANSFORMER])
     file = write_layout(tmp_path / "a.safetensors", random_lora(released, ["img_in", "proj_out"]), "kohya")
     assert run(file) == 0
     assert "made by no known stage" in capsys.readouterr().out
     assert run(file, "--base", base) == 1
     assert "proj_out.lora_down.weight" in capsys.readouterr().err
+    small = write_layout(tmp_path / "b.safetensors", random_lora(table, ["img_in"]), "kohya")
+    assert run(small) == 1
+    assert "--base CHECKPOINT checks against another" in capsys.readouterr().err
 
 
 def test_unsound_files(base, table, tmp_path, capsys):
