@@ -21,7 +21,7 @@ DRAFT = ".draft"
 MARK = "qil_jax_draft.json"
 """The file that marks a folder as a draft of this module; the program that writes the draft keeps it locked."""
 CONTENT = "content"
-"""The folder in a draft that becomes the destination."""
+"""The folder in a draft that becomes the destination; a file has its suffix."""
 REPLACED = "replaced"
 """The folder in a draft that was the destination before."""
 YOUNG = 60.0
@@ -62,6 +62,24 @@ def whole_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path
     Raises:
       FileExistsError: if `destination` exists, before or after the block, and is not to be replaced.
     """
+    with _whole(destination, CONTENT, overwrite=overwrite) as content:
+        content.mkdir()
+        yield content
+
+
+@contextmanager
+def whole_file(destination: Path) -> Iterator[Path]:
+    """The path, of the same suffix, of a file to write piece by piece; otherwise as `whole_folder`.
+
+    Raises:
+      FileExistsError: if `destination` exists, before or after the block.
+    """
+    with _whole(destination, CONTENT + destination.suffix, overwrite=False) as content:
+        yield content
+
+
+@contextmanager
+def _whole(destination: Path, name: str, *, overwrite: bool) -> Iterator[Path]:
     destination.parent.mkdir(parents=True, exist_ok=True)
     recover(destination.parent)
     if os.path.lexists(destination) and not overwrite:
@@ -71,8 +89,7 @@ def whole_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path
         fcntl.flock(mark, fcntl.LOCK_EX)  # the kernel releases it however the program ends
         mark.write(json.dumps({"destination": destination.name}))
         mark.flush()
-        content = draft / CONTENT
-        content.mkdir()
+        content = draft / name
         try:
             yield content
             if overwrite and os.path.lexists(destination):

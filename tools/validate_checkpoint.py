@@ -24,6 +24,7 @@ from qil_jax.weights import (
 from qil_jax.weights.convert import checkpoint_bytes
 from qil_jax.weights.released import STRUCTURE_HASHES, structure_hash
 from qil_jax.weights.source import Layout
+from qil_jax.weights.strict import read_json
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import targets
 from qil_jax.weights.values import TensorValues, checkpoint_values, differences, read_checksums, write_checksums
@@ -46,6 +47,11 @@ def structure(checkpoint: Path) -> Table:
             STRUCTURE_HASHES.get(digest, "no known release"),
         )
     return table
+
+
+def made_by(origin: Mapping[str, Any]) -> str:
+    """A line with the stage and the step of training.json, or of the header of a LoRA."""
+    return f"made by the stage {origin.get('stage')}, step {origin.get('step')}" if origin else "made by no known stage"
 
 
 def numerics(checkpoint: Path, reference: Path, tolerance: float, console: Console) -> int:
@@ -109,6 +115,9 @@ def validate(arguments: argparse.Namespace) -> int:
 def checked(arguments: argparse.Namespace, reference: Path, sums: Mapping[str, Any] | None, console: Console) -> int:
     """Make the requested checks beyond the structure, which is sound, and return the exit status."""
     console.print(structure(arguments.checkpoint))
+    training = arguments.checkpoint / "training.json"
+    if training.is_file():
+        console.print(made_by(read_json(training, fix="remove it if no stage made this checkpoint")))
     failed = 0
     if arguments.values or arguments.checksums is not None or sums is not None:
         found, failed = values(arguments.checkpoint, console)

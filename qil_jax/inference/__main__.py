@@ -1,11 +1,15 @@
 """Decompose pictures into editable RGBA layers: python -m qil_jax.inference PICTURE... --out DIR; also as infer.py."""
 
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from qil_jax.errors import QilError
+from qil_jax.errors import ProblemsError, QilError
 from qil_jax.inference.cli import Arguments, Ledger, parse_arguments, report, show_pictures, show_progress
 from qil_jax.programs import INTERRUPTED, command, interruptible, leave
+
+if TYPE_CHECKING:
+    from qil_jax.inference.checkpoint import Checkpoint
+    from qil_jax.inference.pictures import Found
 
 SKIPPED = 3
 """Exit status if all results were written except those of pictures that --skip-bad left out."""
@@ -36,8 +40,7 @@ def decompose(arguments: Arguments, ledger: Ledger) -> None:
     """Check the inputs, load the checkpoint and decompose; `ledger` records the results, also of an interrupted run."""
     # JAX is imported only after the arguments have been checked.
     from qil_jax.files import recover
-    from qil_jax.inference.checkpoint import Checkpoint
-    from qil_jax.inference.job import JobError, plan_results, results_left, run_job
+    from qil_jax.inference.job import plan_results, results_left, run_job
     from qil_jax.inference.pictures import find_pictures
     from qil_jax.inference.pipeline import Pipeline
     from qil_jax.inference.request import known, result_settings
@@ -47,12 +50,8 @@ def decompose(arguments: Arguments, ledger: Ledger) -> None:
     options, settings = arguments.options, arguments.settings
     with show_pictures() as on_picture:
         found = find_pictures(arguments.inputs, resolution=known(options.resolution), on_picture=on_picture)
-    problems = found.problems + ([] if arguments.skip_bad else found.bad)
-    if problems:
-        hint = ["or give --skip-bad to go on without them"] if found.bad and not arguments.skip_bad else []
-        raise JobError(problems + hint)
+    checkpoint = open_checkpoint(arguments, found)
     mesh = make_mesh(MeshShape.parse(arguments.mesh)) if arguments.mesh else single_device_mesh()
-    checkpoint = Checkpoint.open(arguments.checkpoint, dtype=arguments.dtype)
     if arguments.out.is_dir():
         recover(arguments.out)
     ledger.planned = plan_results(
@@ -61,6 +60,7 @@ def decompose(arguments: Arguments, ledger: Ledger) -> None:
         options,
         checkpoint={"folder": checkpoint.folder.resolve().name, "fingerprint": fingerprint(checkpoint.folder)},
         settings=result_settings(options, settings, arguments.dtype),
+        loras=[lora.made_from for lora in checkpoint.loras],
     )
     ledger.skipped = found.bad
     left = ledger.left = results_left(ledger.planned, arguments.out, overwrite=arguments.overwrite)
@@ -75,6 +75,25 @@ def decompose(arguments: Arguments, ledger: Ledger) -> None:
             left, pipeline, settings, batch=arguments.batch, overwrite=arguments.overwrite, on_step=on_step
         ):
             ledger.done.append(written)
+
+
+def open_checkpoint(arguments: Arguments, found: "Found") -> "Checkpoint":
+    """Open the checkpoint and its LoRAs; what is wrong with them and with the pictures is reported together."""
+    from qil_jax.inference.checkpoint import Checkpoint
+    from qil_jax.inference.job import JobError
+
+    refused = [] if arguments.skip_bad else found.bad
+    problems = [*found.problems, *refused]
+    hint = ["or give --skip-bad to go on without them"] if refused else []
+    try:
+        checkpoint = Checkpoint.open(arguments.checkpoint, dtype=arguments.dtype, loras=arguments.loras)
+    except ProblemsError as error:
+        if not problems:
+            raise
+        raise JobError([*problems, *hint, *error.problems]) from error
+    if problems:
+        raise JobError([*problems, *hint])
+    return checkpoint
 
 
 def program() -> NoReturn:

@@ -1,8 +1,11 @@
 """Opening of a checkpoint without reading tensors: structure check, parsed configs, and size of the parameters."""
 
 import dataclasses
+import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -13,7 +16,15 @@ from qil_jax.models.config import ConfigError
 from qil_jax.models.rgba_vae import VAEConfig
 from qil_jax.models.vld_mmdit import MMDiTConfig
 from qil_jax.shipped import shipped_checkpoint
-from qil_jax.weights import Component, component_config, open_source, require_sound
+from qil_jax.weights import (
+    Component,
+    LoRA,
+    LoRAError,
+    component_config,
+    open_source,
+    read_lora,
+    require_sound,
+)
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import targets
 
@@ -33,6 +44,28 @@ class StoredSize:
     itemsize: int
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class AppliedLoRA:
+    """A LoRA file that changes the transformer of a checkpoint.
+
+    Attributes:
+      file: path of the file as given by the user.
+      sha256: SHA-256 of the file's bytes.
+      scale: factor of its changes.
+      lora: its changes.
+    """
+
+    file: Path
+    sha256: str
+    scale: float
+    lora: LoRA
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """The file's name, its SHA-256 and the scale, which a result records."""
+        return {"file": self.file.name, "sha256": self.sha256, "scale": self.scale}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A checkpoint whose structure was checked and that can decompose pictures.
@@ -45,6 +78,7 @@ class Checkpoint:
       vae: config of the RGBA-VAE.
       schedule: schedule of the sampler's noise levels.
       size: memory of the parameters in `dtype`.
+      loras: LoRAs that are added to the transformer when it is loaded.
     """
 
     folder: Path
@@ -54,17 +88,26 @@ class Checkpoint:
     vae: VAEConfig
     schedule: Schedule
     size: StoredSize
+    loras: tuple[AppliedLoRA, ...] = ()
 
     @classmethod
-    def open(cls, folder: Path | str | None = None, *, dtype: str | None = None) -> "Checkpoint":
+    def open(
+        cls,
+        folder: Path | str | None = None,
+        *,
+        dtype: str | None = None,
+        loras: Sequence[tuple[Path | str, float]] = (),
+    ) -> "Checkpoint":
         """Check a folder of the released layout (diffusers) or of ours (orbax).
 
         Args:
           folder: folder that holds model_index.json; None: the demonstration model that the package ships.
           dtype: dtype of parameters and activations, float32 or bfloat16; None: the stored dtype.
+          loras: LoRA files of the transformer, each with the scale of its changes; 1 applies it as it was trained.
 
         Raises:
           StructureError: if the checkpoint is not sound; the message lists every problem.
+          LoRAError: if LoRA files cannot be read or do not fit the transformer; the message lists every problem.
           ConfigError: if the checkpoint's model does not decompose pictures.
           QilError: if `dtype` or qil.json cannot be used.
         """
@@ -83,6 +126,7 @@ class Checkpoint:
             vae=vae,
             schedule=Schedule.from_json(component_config(folder, "scheduler")),
             size=_stored_size(folder, dtype),
+            loras=_read_loras(folder, loras),
         )
 
 
@@ -100,6 +144,26 @@ def _require_layered(transformer: MMDiTConfig, vae: VAEConfig) -> None:
             f"of {transformer.patch_size}x{transformer.patch_size} patches: the transformer and the VAE do not belong "
             "together"
         )
+
+
+def _read_loras(folder: Path, given: Sequence[tuple[Path | str, float]]) -> tuple[AppliedLoRA, ...]:
+    table = table_of(Component.TRANSFORMER, component_config(folder, Component.TRANSFORMER))
+    found, problems = [], []
+    for name, scale in given:
+        file = Path(name)
+        if not math.isfinite(scale):
+            problems.append(f"{file}: the scale must be a finite number, got {scale}")
+        try:
+            lora = read_lora(file, table)
+            with file.open("rb") as stream:
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        except (LoRAError, OSError) as error:
+            problems += error.problems if isinstance(error, LoRAError) else [f"{file}: {error.strerror or error}"]
+            continue
+        found.append(AppliedLoRA(file=file, sha256=sha256, scale=float(scale), lora=lora))
+    if problems:
+        raise LoRAError(problems)
+    return tuple(found)
 
 
 def _stored_size(folder: Path, dtype: str | None) -> StoredSize:

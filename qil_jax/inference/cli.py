@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ class Arguments:
       settings: sampler settings shared by all pictures.
       batch: number of decompositions per batch.
       dtype: dtype of parameters and activations; None: the stored dtype.
+      loras: LoRA files, each with the scale of its changes.
       mesh: mesh axes and their sizes, such as data=2,tensor=4; empty: the first device.
       skip_bad: whether unreadable pictures are skipped instead of ending the run.
       overwrite: whether existing results are replaced.
@@ -57,6 +59,7 @@ class Arguments:
     settings: Settings
     batch: int
     dtype: str | None
+    loras: list[tuple[Path, float]]
     mesh: str
     skip_bad: bool
     overwrite: bool
@@ -65,6 +68,12 @@ class Arguments:
         """One message for each invalid argument."""
         found = [*self.options.problems(flag), *self.settings.problems(flag)]
         found += integer_problems("--batch", self.batch, least=1)
+        found += [f"--lora {file}: no such file" for file, _ in self.loras if not file.is_file()]
+        found += [
+            f"--lora {file}: the scale must be a finite number, got {scale}"
+            for file, scale in self.loras
+            if not math.isfinite(scale)
+        ]
         return found + ([] if self.checkpoint.is_dir() else [f"--checkpoint {self.checkpoint}: no such folder"])
 
     def require_memory(self, left: "Sequence[PlannedResult]", checkpoint: "Checkpoint", mesh: "Mesh") -> None:
@@ -159,10 +168,27 @@ def _parser() -> Parser:
     add_options(add, Settings, OF_BATCHES)
     add("--batch", type=int, default=1, help="decompositions at once (default 1)")
     add("--dtype", choices=("float32", "bfloat16"), default=None, help="compute precision (default: as stored)")
+    add(
+        "--lora",
+        dest="loras",
+        action="append",
+        type=scaled_file,
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="a LoRA to add to the transformer, and how much of it (default 1); may be given several times",
+    )
     add("--mesh", default="", help='devices, such as "data=2,tensor=4" (default: the first device)')
     add("--skip-bad", action="store_true", help="go on without pictures that cannot be read; exit status 3 if any")
     add("--overwrite", action="store_true", help="replace results that are there")
     return parser
+
+
+def scaled_file(text: str) -> tuple[Path, float]:
+    """The file and the scale of FILE[:SCALE]; only a number after the last colon is a scale."""
+    file, colon, scale = text.rpartition(":")
+    if colon and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", scale, re.ASCII):
+        return Path(file), float(scale)
+    return Path(text), 1.0
 
 
 @contextmanager

@@ -49,7 +49,7 @@ class PlannedResult:
       sample: index among the samples of the picture.
       folder: folder to which the result is written.
       options: options of each picture's requests.
-      made_from: file name and sha256 of the picture, checkpoint, settings and sample, which determine the result.
+      made_from: what determines the result: file name and sha256 of the picture, checkpoint, LoRAs, settings, sample.
     """
 
     picture: InputImage
@@ -90,6 +90,7 @@ def plan_results(
     *,
     checkpoint: Mapping[str, str],
     settings: Mapping[str, Any],
+    loras: Sequence[Mapping[str, Any]] = (),
 ) -> list[PlannedResult]:
     """One result for each sample of each picture. Folders have the picture's name; later samples append a number.
 
@@ -99,6 +100,7 @@ def plan_results(
       options: options of each picture's requests.
       checkpoint: name of the checkpoint's folder, and its fingerprint.
       settings: all other settings that determine a result, as JSON values.
+      loras: name, sha256 and scale of each LoRA.
     """
     planned, taken = [], {name.lower() for name in pictures}
     for name, picture in pictures.items():
@@ -112,6 +114,7 @@ def plan_results(
                 "input": picture.path.name,
                 "input_sha256": picture.sha256,
                 "checkpoint": dict(checkpoint),
+                **({"loras": [dict(lora) for lora in loras]} if loras else {}),
                 "settings": {**settings, "prompt": _prompt(options, picture)},
                 "sample": sample,
             }
@@ -215,6 +218,13 @@ def _identity(made_from: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "a picture of sha256": made_from.get("input_sha256"),
         "a checkpoint of fingerprint": checkpoint.get("fingerprint") if isinstance(checkpoint, Mapping) else None,
+        "LoRAs of sha256 and scale": _lora_identity(made_from.get("loras", [])),
         **(settings if isinstance(settings, Mapping) else {}),
         "sample": made_from.get("sample"),
     }
+
+
+def _lora_identity(loras: Any) -> list[Any]:
+    """The content and the scale of each LoRA that a result records; a result without LoRAs records none."""
+    entries = loras if isinstance(loras, list) else [loras]
+    return [[entry.get("sha256"), entry.get("scale")] if isinstance(entry, Mapping) else entry for entry in entries]

@@ -54,6 +54,7 @@ class Pipeline:
         rules: Rules = INFERENCE_RULES,
         dtype: str | None = None,
         attention: AttentionKind | None = None,
+        loras: Sequence[tuple[Path | str, float]] = (),
     ) -> "Pipeline":
         """Load a checkpoint of the released layout (diffusers) or of ours (orbax).
 
@@ -63,14 +64,17 @@ class Pipeline:
           rules: sharding rules that map logical axes to mesh axes.
           dtype: dtype of parameters and activations; None: the stored dtype. Latents between steps are always fp32.
           attention: the transformer's attention; None: XLA_BY_HEAD on one CPU, XLA_CHUNKED elsewhere.
+          loras: LoRA files of the transformer, each with the scale of its changes; 1 applies it as it was trained.
 
         Raises:
           StructureError: if the checkpoint is not sound; raised before any tensor is read, listing every problem.
+          LoRAError: if LoRA files cannot be read or do not fit the transformer; the message lists every problem.
           ConfigError: if a config requires a feature that this pipeline does not support.
           MeshError: if the rules do not fit the mesh or the parameters.
           QilError: if `dtype` is neither float32 nor bfloat16, or the parameters do not fit into memory.
         """
-        return cls.of(Checkpoint.open(checkpoint, dtype=dtype), mesh=mesh, rules=rules, attention=attention)
+        opened = Checkpoint.open(checkpoint, dtype=dtype, loras=loras)
+        return cls.of(opened, mesh=mesh, rules=rules, attention=attention)
 
     @classmethod
     def of(
@@ -88,11 +92,12 @@ class Pipeline:
         require_memory(MemoryPlan(parameters=checkpoint.size.parameters), mesh)
         tokenizer = PromptTokenizer.load(checkpoint.folder)
         load = functools.partial(load_component, checkpoint.folder, mesh=mesh, rules=rules, dtype=checkpoint.dtype)
+        loras = [(applied.lora, applied.scale) for applied in checkpoint.loras]
         return cls(
             checkpoint,
             prompts=PromptEncoder(tokenizer, load(Component.TEXT_ENCODER), mesh=mesh),
             autoencoder=Autoencoder(load(Component.VAE), mesh=mesh),
-            denoiser=Denoiser(load(Component.TRANSFORMER), mesh=mesh, rules=rules, kind=kind),
+            denoiser=Denoiser(load(Component.TRANSFORMER, loras=loras), mesh=mesh, rules=rules, kind=kind),
         )
 
     def decompose(

@@ -1,6 +1,6 @@
 """Loading of stored parameters onto a mesh; each device's shard is read directly from the files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -14,6 +14,7 @@ from qil_jax.models.paths import slashed
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
+from qil_jax.weights.merge import Scaled, merged, require_fit
 from qil_jax.weights.names import released_names
 from qil_jax.weights.safetensors_io import TensorReader, stored_tensors
 from qil_jax.weights.source import Layout, OrbaxSource, ParameterSource, SafetensorsSource, layout_of
@@ -61,7 +62,13 @@ def abstract(component: Component, config: Mapping[str, Any]) -> nnx.Module:
 
 @overload
 def load_component(
-    checkpoint: Path, component: Literal[Component.TRANSFORMER], *, mesh: Mesh, rules: Rules, dtype: Any = None
+    checkpoint: Path,
+    component: Literal[Component.TRANSFORMER],
+    *,
+    mesh: Mesh,
+    rules: Rules,
+    dtype: Any = None,
+    loras: Sequence[Scaled] = (),
 ) -> VLDMMDiT: ...
 @overload
 def load_component(
@@ -72,7 +79,13 @@ def load_component(
     checkpoint: Path, component: Literal[Component.TEXT_ENCODER], *, mesh: Mesh, rules: Rules, dtype: Any = None
 ) -> TextEncoder: ...
 def load_component(
-    checkpoint: Path, component: Component, *, mesh: Mesh, rules: Rules, dtype: Any = None
+    checkpoint: Path,
+    component: Component,
+    *,
+    mesh: Mesh,
+    rules: Rules,
+    dtype: Any = None,
+    loras: Sequence[Scaled] = (),
 ) -> nnx.Module:
     """Load one component of a checkpoint of either layout, with its parameters placed on the mesh.
 
@@ -84,30 +97,41 @@ def load_component(
       mesh: mesh on which the parameters are placed.
       rules: sharding rules that map logical axes to mesh axes.
       dtype: dtype of the loaded parameters; None: the stored dtype.
+      loras: LoRAs of the transformer, each with a factor, which are added to the kernels as they are read: in fp32, and
+        then rounded once.
 
     Raises:
       ConfigError: if the component's config is missing, or not one that the models support.
+      LoRAError: if LoRAs do not fit the component; raised before any tensor of it is read.
       MeshError: if rules, mesh and shapes are inconsistent; raised before any tensor is read.
       WeightsError: if the files cannot be read.
     """
     config = component_config(checkpoint, component)
     module = abstract(component, config)
     placements = shardings(module, mesh, rules)
-    wanted = targets(table_of(component, config))
+    table = table_of(component, config)
+    require_fit(component, table, loras)
+    wanted = targets(table)
     source = open_source(checkpoint / component, component)
     state = nnx.state(module, nnx.Param)
     for path, parameter in nnx.to_flat_state(state):
         name = slashed(path)
-        parameter.set_value(_load(source, wanted[name], placements[name], dtype))
+        parameter.set_value(_load(source, wanted[name], placements[name], dtype, loras))
     nnx.update(module, state)
     return module
 
 
-def _load(source: ParameterSource, target: Target, sharding: jax.sharding.Sharding, dtype: Any | None) -> jax.Array:
+def _load(
+    source: ParameterSource,
+    target: Target,
+    sharding: jax.sharding.Sharding,
+    dtype: Any | None,
+    loras: Sequence[Scaled],
+) -> jax.Array:
     wanted = np.dtype(source.dtype(target) if dtype is None else dtype)
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None
-        return source.read(target, index).astype(wanted, copy=False)
+        return merged(source.read(target, index), target, index, loras, wanted)
 
     return jax.make_array_from_callback(target.shape, sharding, part)

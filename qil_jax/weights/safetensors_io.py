@@ -12,12 +12,13 @@ import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Shaped
 
-from qil_jax.weights.strict import DTYPES, TensorInfo, WeightsError, read_header, read_index
+from qil_jax.weights.strict import DTYPES, METADATA, TensorInfo, WeightsError, read_header, read_index
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -149,7 +150,16 @@ class TensorPlan:
 class ShardedWriter:
     """A writer of shards: headers are written first, then tensors in any order from any thread."""
 
-    def __init__(self, folder: Path, stem: str, plans: list[TensorPlan], *, shard_bytes: int = SHARD_BYTES):
+    def __init__(
+        self,
+        folder: Path,
+        stem: str,
+        plans: list[TensorPlan],
+        *,
+        shard_bytes: int = SHARD_BYTES,
+        metadata: Mapping[str, str] = MappingProxyType({}),
+    ):
+        self._metadata = {"format": "pt", **metadata}
         shards = list(_shards(plans, shard_bytes))
         self._files: list[BinaryIO] = []
         self._places: dict[str, tuple[BinaryIO, int, TensorPlan]] = {}
@@ -164,7 +174,7 @@ class ShardedWriter:
             (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
     def _open(self, file: Path, plans: list[TensorPlan]) -> None:
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        header: dict[str, object] = {METADATA: self._metadata}
         offset = 0
         for plan in plans:
             spot = [offset, offset + plan.bytes]

@@ -36,6 +36,8 @@ MOST_JSON_BYTES = 100_000_000
 MOST_DEPTH = 64
 """Maximum nesting depth of JSON objects and lists."""
 MOST_AXES = 32
+METADATA = "__metadata__"
+"""The key of a safetensors header that names no tensor."""
 MOST_NAME = 1000
 DOWNLOAD = "download it again"
 COPY = "copy it again from the release"
@@ -158,6 +160,35 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     Raises:
       WeightsError: if the header is invalid; the message lists every problem.
     """
+    header, base, size = _header(file)
+    problems = _metadata_problems(file, header.pop(METADATA, None))
+    tensors = {}
+    for name, entry in header.items():
+        try:
+            tensors[name] = _tensor(file, name, entry, base)
+        except ValueError as error:
+            problems.append(f"{file}: tensor {shown(name)} {error}; {DOWNLOAD}")
+    problems = problems or _layout_problems(file, tensors, base, size)
+    if problems:
+        raise WeightsError(problems)
+    return tensors
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The texts, by name, that a safetensors file holds beside its tensors; empty if there are none.
+
+    Raises:
+      WeightsError: if the header is no JSON object, or these are no texts.
+    """
+    metadata = _header(file)[0].get(METADATA)
+    problems = _metadata_problems(file, metadata)
+    if problems:
+        raise WeightsError(problems)
+    return metadata or {}
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int, int]:
+    """The JSON of a safetensors header, the byte at which it ends, and the size of the file."""
     try:
         size = file.stat().st_size
         data = b""
@@ -172,21 +203,13 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         raise WeightsError([f"{file}: no safetensors header ({size} bytes); truncated? {DOWNLOAD}"])
     if not data.startswith(b"{"):
         raise WeightsError([f"{file}: malformed header (it begins with {shown(data[:8])}); {DOWNLOAD}"])
-    header = parse_object(data, where=f"{file}: malformed header")
-    base, problems = 8 + len(data), []
-    notes = header.pop("__metadata__", None)
-    if notes is not None and not (isinstance(notes, dict) and all(isinstance(v, str) for v in notes.values())):
-        problems.append(f"{file}: __metadata__ must be texts by name; {DOWNLOAD}")
-    tensors = {}
-    for name, entry in header.items():
-        try:
-            tensors[name] = _tensor(file, name, entry, base)
-        except ValueError as error:
-            problems.append(f"{file}: tensor {shown(name)} {error}; {DOWNLOAD}")
-    problems = problems or _layout_problems(file, tensors, base, size)
-    if problems:
-        raise WeightsError(problems)
-    return tensors
+    return parse_object(data, where=f"{file}: malformed header"), 8 + len(data), size
+
+
+def _metadata_problems(file: Path, metadata: Any) -> list[str]:
+    if metadata is None or (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
+        return []
+    return [f"{file}: {METADATA} must be texts by name; {DOWNLOAD}"]
 
 
 def _tensor(file: Path, name: str, entry: Any, base: int) -> TensorInfo:

@@ -4,6 +4,7 @@ python tools/bench models [--case NAME]... [--write docs/benchmarks.md]     the 
 python tools/bench train [--write docs/benchmarks.md]                       a training step, against one of torch
 python tools/bench data [--write docs/benchmarks.md]                        the loader
 python tools/bench convert                                                  conversion of weights, against cp
+python tools/bench lora                                                     loading with a LoRA, against without
 """
 
 import argparse
@@ -41,6 +42,12 @@ def parser() -> Parser:
     convert.add_argument("--blocks", type=int, default=3, help="transformer blocks, 0.68 GB each (default %(default)s)")
     convert.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     convert.add_argument("--repeats", type=int, default=3, help="runs of each direction (default %(default)s)")
+
+    lora = benchmarks.add_parser("lora", help="loading of a transformer with a LoRA, against without")
+    lora.add_argument("--blocks", type=int, default=2, help="transformer blocks, 0.68 GB each (default %(default)s)")
+    lora.add_argument("--rank", type=int, default=64, help="rank of the LoRA (default %(default)s)")
+    lora.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    lora.add_argument("--repeats", type=int, default=3, help="runs of each side (default %(default)s)")
     return parse
 
 

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,25 +41,30 @@ def shallow(blocks: int) -> "dict[Component, dict[str, Any]]":
 
 def write_noise(folder: Path, configs: "Mapping[Component, Mapping[str, Any]]", *, shard_bytes: int) -> None:
     """A checkpoint in the released layout whose tensors are random bits (bf16), NaN patterns among them."""
-    from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan
-    from qil_jax.weights.tables import table_of
-
-    generator = np.random.default_rng(0)
     for component, config in configs.items():
-        part = folder / component
-        part.mkdir(parents=True)
-        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        plans = [TensorPlan(name=e.name, dtype=BF16, shape=e.shape) for e in table_of(component, config)]
-        writer = ShardedWriter(part, component.stem, plans, shard_bytes=shard_bytes)
-        for plan in plans:
-            bits = generator.integers(0, 1 << 16, math.prod(plan.shape), np.uint16)
-            writer.write(plan.name, bits.view(BF16).reshape(plan.shape))
-        writer.close()
+        write_component_noise(folder, component, config, shard_bytes=shard_bytes)
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text('{"use_dynamic_shifting": true}\n')
     (folder / "tokenizer").mkdir()
     small_tokenizer().save(str(folder / "tokenizer" / "tokenizer.json"))
     (folder / "model_index.json").write_text('{"_class_name": "QwenImageLayeredPipeline"}\n')
+
+
+def write_component_noise(
+    folder: Path, component: "Component", config: "Mapping[str, Any]", *, shard_bytes: int = 1 << 30, mask: int = 0xFFFF
+) -> None:
+    """One component of random bits (bf16), of which those of the mask are kept."""
+    from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan
+    from qil_jax.weights.tables import table_of
+
+    generator, part = np.random.default_rng(0), folder / component
+    part.mkdir(parents=True)
+    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    plans = [TensorPlan(name=e.name, dtype=BF16, shape=e.shape) for e in table_of(component, config)]
+    with closing(ShardedWriter(part, component.stem, plans, shard_bytes=shard_bytes)) as writer:
+        for plan in plans:
+            bits = generator.integers(0, 1 << 16, math.prod(plan.shape), np.uint16) & np.uint16(mask)
+            writer.write(plan.name, bits.view(BF16).reshape(plan.shape))
 
 
 def unlike(one: Path, other: Path) -> list[str]:

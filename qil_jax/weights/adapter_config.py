@@ -1,0 +1,132 @@
+"""The configuration of a LoRA that diffusers writes into the header of its files: ranks and alphas by module."""
+
+import dataclasses
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from qil_jax.errors import ProblemsError
+from qil_jax.models.config import shown
+from qil_jax.weights.strict import parse_object
+
+CONFIG_KEY = "lora_adapter_metadata"
+"""The text of the header that holds the configuration, as JSON."""
+PREFIX = "transformer."
+"""What each name of the configuration begins with in files of whole pipelines."""
+MOST_ALPHA = 1e9
+"""Maximum alpha; larger ones make no scale that fp32 can work with."""
+DEFAULT = 8
+"""The rank and the alpha of a configuration that states none, as in PEFT."""
+
+
+class AdapterConfigError(ProblemsError):
+    """The configuration in a header cannot be followed."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__(CONFIG_KEY, problems)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Ranks and alphas of a LoRA. A pattern is a module's name or the end of one; `^` asks for the whole name.
+
+    Attributes:
+      r: rank of the modules that no pattern names.
+      lora_alpha: alpha of the modules that no pattern names.
+      rank_pattern: ranks by pattern; the first that fits a module counts.
+      alpha_pattern: alphas by pattern.
+      use_rslora: whether the scale is alpha over the root of the rank.
+    """
+
+    r: int = DEFAULT
+    lora_alpha: int | float = DEFAULT
+    rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    alpha_pattern: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
+    use_rslora: bool = False
+
+    @classmethod
+    def parse(cls, text: str, *, where: str) -> "AdapterConfig":
+        """Read the configuration from the header's text.
+
+        Raises:
+          WeightsError: if the text is no JSON object.
+          AdapterConfigError: if values are of the wrong kind, or ask for something other than LoRA.
+        """
+        values = parse_object(text.encode(), where=f"{where}: {CONFIG_KEY}")
+        inside = {name.removeprefix(PREFIX): value for name, value in values.items() if name.startswith(PREFIX)}
+        values = {name: value for name, value in (inside or values).items() if value is not None}
+        problems = [f"{where}: {CONFIG_KEY}: {problem}" for problem in _problems(values)]
+        if problems:
+            raise AdapterConfigError(problems)
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    @classmethod
+    def of(cls, ranks: Mapping[str, int], alphas: Mapping[str, int | float]) -> "AdapterConfig":
+        """The configuration of given ranks and alphas by module, the most frequent of which need no pattern."""
+        rank = Counter(ranks.values()).most_common(1)[0][0]
+        alpha = Counter(alphas.values()).most_common(1)[0][0]
+        return cls(
+            r=rank,
+            lora_alpha=alpha,
+            rank_pattern={f"^{module}": value for module, value in ranks.items() if value != rank},
+            alpha_pattern={f"^{module}": value for module, value in alphas.items() if value != alpha},
+        )
+
+    def text(self, modules: list[str]) -> str:
+        """The header's text for a file of these modules; diffusers reads the same configuration from it."""
+        values = {**dataclasses.asdict(self), "target_modules": sorted(modules)}
+        return json.dumps({f"{PREFIX}{name}": value for name, value in values.items()}, sort_keys=True)
+
+    def rank(self, module: str) -> int:
+        """The rank of a module."""
+        return _first(self.rank_pattern, module, self.r)
+
+    def scale(self, module: str) -> float:
+        """The factor of a module's product of factors."""
+        rank = self.rank(module)
+        return _first(self.alpha_pattern, module, self.lora_alpha) / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def _first(patterns: Mapping[str, Any], module: str, otherwise: Any) -> Any:
+    return next((value for pattern, value in patterns.items() if _fits(pattern, module)), otherwise)
+
+
+def _fits(pattern: str, module: str) -> bool:
+    if pattern.startswith("^"):
+        return pattern[1:] == module
+    return f".{module}".endswith(f".{pattern}")
+
+
+def _problems(values: Mapping[str, Any]) -> list[str]:
+    """What cannot be followed. A pattern is never run as a regular expression, which a file could make endless."""
+    problems = []
+    for name, number in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
+        patterns = values.get(name, {})
+        if not isinstance(patterns, dict) or not all(map(number, patterns.values())):
+            problems.append(f"{name} must be positive numbers by module, got {shown(patterns)}")
+        else:
+            odd = [pattern for pattern in patterns if not re.fullmatch(r"\^?[\w.]+", pattern)]
+            problems += [f"{name}: {shown(pattern)} is no name of a module; write the names out" for pattern in odd]
+    if not _is_rank(values.get("r", DEFAULT)):
+        problems.append(f"r must be a positive integer, got {shown(values['r'])}")
+    if not _is_alpha(values.get("lora_alpha", DEFAULT)):
+        problems.append(
+            f"lora_alpha must be a number above 0 and at most {MOST_ALPHA:g}, got {shown(values['lora_alpha'])}"
+        )
+    if not isinstance(values.get("use_rslora", False), bool):
+        problems.append(f"use_rslora must be true or false, got {shown(values['use_rslora'])}")
+    if values.get("use_dora"):
+        problems.append("use_dora is true: DoRA is not read; give a plain LoRA")
+    return problems
+
+
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_alpha(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_ALPHA

@@ -1,0 +1,60 @@
+"""Implementation of validate.py for LoRA files."""
+
+import re
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from qil_jax.weights import Component, LoRAError, component_config, read_lora
+from qil_jax.weights.lora_header import LoRAHeader, read_lora_header
+from qil_jax.weights.released import CONFIGS
+from qil_jax.weights.tables import table_of
+from tools.validate_checkpoint import made_by
+
+
+def validate_lora(file: Path, base: Path | None) -> int:
+    """Check names, shapes and values of a LoRA file; returns 0 if it is sound, 1 if not.
+
+    Args:
+      file: the LoRA.
+      base: checkpoint whose transformer it must fit; None: the released structure.
+    """
+    config = CONFIGS[Component.TRANSFORMER] if base is None else component_config(base, Component.TRANSFORMER)
+    entries = table_of(Component.TRANSFORMER, config)
+    try:
+        header = read_lora_header(file, entries)
+        read_lora(file, entries)
+    except LoRAError as error:
+        hint = "" if base else "\n(checked against the released structure; --base CHECKPOINT checks against another)"
+        print(f"{error}{hint}", file=sys.stderr)
+        return 1
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(contents(header))
+    console.print(made_by(header.origin))
+    console.print(f"{file} is sound and fits {base or 'the released transformer'}")
+    return 0
+
+
+def contents(header: LoRAHeader) -> Table:
+    """Table of the linear maps that a LoRA changes, a row for those that differ in their block only."""
+    groups: dict[str, list] = {}
+    for module, stored in header.modules.items():
+        groups.setdefault(re.sub(r"^transformer_blocks\.\d+\.", "transformer_blocks.*.", module), []).append(stored)
+    table = Table("linear maps", "number", "ranks", "scales", "layout", "dtypes")
+    for kind, found in groups.items():
+        table.add_row(
+            kind,
+            str(len(found)),
+            _distinct({stored.rank for stored in found}),
+            _distinct({round(stored.scale, 6) for stored in found}),
+            _distinct({stored.layout.value for stored in found}),
+            _distinct({stored.dtype for stored in found}),
+        )
+    return table
+
+
+def _distinct(values: Collection) -> str:
+    return ", ".join(map(str, sorted(values)))
