@@ -33,7 +33,7 @@ def run(arguments: Arguments, watch: Watchdog) -> int:
     from qil_jax.training.check import check_run
     from qil_jax.training.checkpoints import SaveError
     from qil_jax.training.config_file import load_experiment
-    from qil_jax.training.finish import CHECKPOINT, export_run
+    from qil_jax.training.finish import CHECKPOINT, export_run, exported
     from qil_jax.training.loop import RunStatus, train
     from qil_jax.training.signals import StopSignal, start_distributed
 
@@ -50,14 +50,21 @@ def run(arguments: Arguments, watch: Watchdog) -> int:
             return 0
         with StopSignal(arguments.last_words) as stop, arguments.progress(experiment.steps) as show:
             status, state, prepared = train(
-                experiment, arguments.out, mesh, stop=stop, show=show, profile=arguments.profile, watch=watch
+                experiment,
+                arguments.out,
+                mesh,
+                stop=stop,
+                show=show,
+                profile=arguments.profile,
+                watch=watch,
+                wandb=arguments.wandb,
             )
             watch.now("agreeing with the other processes whether to stop")
             if stop.finish() or status is RunStatus.STOPPED:
                 print(f"stopped after step {int(state.step)}; to go on: {arguments.command()}", flush=True)
                 return 0
             watch.now("exporting the checkpoint")
-            if not destination.exists():
+            if not exported(destination):
                 export_run(prepared, state, destination)
     except (SaveError, OSError) as error:
         print(f"error: {error}\n{arguments.standing()}", file=sys.stderr)

@@ -4,19 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qil_jax.files import AnyPath
 from qil_jax.loader.loader import Loader
 from qil_jax.training.disk import at
 from qil_jax.training.setup import TrainingRun
 from qil_jax.training.step import TrainState
 from qil_jax.weights import Component, component_config
-from qil_jax.weights.export import export_checkpoint
+from qil_jax.weights.export import MARKER, export_checkpoint
 
 CHECKPOINT = "checkpoint"
 EXAMPLES = 64
 """Number of batches for statistics of the exported model, such as those of a trained RGBA-VAE's latents."""
 
 
-def export_run(run: TrainingRun, state: TrainState, destination: Path, *, dtype: str = "float32") -> None:
+def export_run(run: TrainingRun, state: TrainState, destination: AnyPath, *, dtype: str = "float32") -> None:
     """Export the EMA of the parameters as a complete checkpoint. All processes must call this function.
 
     Raises:
@@ -37,6 +38,11 @@ def export_run(run: TrainingRun, state: TrainState, destination: Path, *, dtype:
             origin={"stage": stage.value, "step": int(state.step)},
             dtype=dtype,
         )
+
+
+def exported(destination: AnyPath) -> bool:
+    """Whether a folder holds a complete exported checkpoint."""
+    return (destination / MARKER).exists()
 
 
 def _examples(run: TrainingRun) -> Iterator[Any]:
