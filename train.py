@@ -50,14 +50,7 @@ def run(arguments: Arguments, watch: Watchdog) -> int:
             return 0
         with StopSignal(arguments.last_words) as stop, arguments.progress(experiment.steps) as show:
             status, state, prepared = train(
-                experiment,
-                arguments.out,
-                mesh,
-                stop=stop,
-                show=show,
-                profile=arguments.profile,
-                watch=watch,
-                wandb=arguments.wandb,
+                experiment, arguments.out, mesh, stop=stop, show=show, watch=watch, **arguments.options()
             )
             watch.now("agreeing with the other processes whether to stop")
             if stop.finish() or status is RunStatus.STOPPED:

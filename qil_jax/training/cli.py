@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -53,6 +53,10 @@ class Arguments:
     hang_timeout: float
     wandb: str | None
     argv: tuple[str, ...]
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that `train` takes as they are."""
+        return {"profile": self.profile, "wandb": self.wandb}
 
     def command(self) -> str:
         """The shell command that runs the program again with the same arguments."""

@@ -10,6 +10,7 @@ import fsspec
 import pytest
 from etils import epath
 from runs import World, assert_same_bits, command, environment, finish, saved, two_of
+from storage_server import storage_server
 
 from qil_jax.errors import QilError
 from qil_jax.files import is_remote, uploaded_folder, write_whole
@@ -25,21 +26,15 @@ BUCKET = "gs://bucket"
 @pytest.fixture(scope="module")
 def storage() -> Iterator[dict[str, str]]:
     """The environment of programs that find an emulated, empty bucket; this process is one of them."""
-    from gcp_storage_emulator.server import create_server
-
-    server = create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
-    server.start()
-    where = f"http://127.0.0.1:{server._api._httpd.server_port}"
-    env = {
-        "STORAGE_EMULATOR_HOST": where,
-        "TENSORSTORE_GCS_HTTP_URL": where,
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-    }
-    with pytest.MonkeyPatch.context() as patch:
+    with storage_server("bucket") as where, pytest.MonkeyPatch.context() as patch:
+        env = {
+            "STORAGE_EMULATOR_HOST": where,
+            "TENSORSTORE_GCS_HTTP_URL": where,
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        }
         for name, value in env.items():
             patch.setenv(name, value)
         yield env
-    server.stop()
 
 
 def fetched(remote: epath.Path, local: Path) -> Path:
@@ -116,9 +111,9 @@ def test_a_folder_appears_with_its_last_file(storage):
         assert {(destination / name).read_text() for name in ("last.json", "part/zero.bin", "a.bin")} == {text}
         (destination / "last.json").unlink()  # as if killed before it was written
     (destination / "last.json").write_text("whole")
-    with pytest.raises(FileExistsError, match="exists: give another folder"):
-        with uploaded_folder(destination, last="last.json"):
-            raise AssertionError("not begun")
+    exists = pytest.raises(FileExistsError, match="exists: give another folder")
+    with exists, uploaded_folder(destination, last="last.json"):
+        raise AssertionError("not begun")
 
 
 def test_files_folders_and_steps(storage):
