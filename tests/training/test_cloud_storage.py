@@ -89,9 +89,9 @@ def test_validation_two_processes_and_a_damaged_checkpoint(world: World, storage
         outs = [child.communicate(timeout=300)[0] for child in children]
         assert [child.returncode for child in children] == [0, 0], "\n".join(outs)
         if attempt == 0:
-            (run / "checkpoints" / "4" / "state" / "_METADATA").unlink()
+            (run / "checkpoints" / "4" / "position" / "metadata").unlink()
     assert "checkpoint 4 is damaged and now lies in gs://bucket/runs/two/damaged/4" in outs[0]
-    assert (run / "damaged" / "4" / "position" / "metadata").exists() and newest_step(run) == 4
+    assert (run / "damaged" / "4" / "commit_success.txt").exists() and newest_step(run) == 4
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 2, 3, 4, 4]
 
