@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from http.server import ThreadingHTTPServer
+from threading import Lock
 from typing import Any
 from unittest import mock
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -20,7 +22,9 @@ UPLOAD = re.compile(r"/upload/storage/v1/b/(?P<bucket>[^/]+)/o")
 
 
 class Handler(emulator.RequestHandler):
-    """The emulator's requests, with generations."""
+    """The emulator's requests, one after the other, with generations."""
+
+    one_at_a_time = Lock()
 
     def _generation(self) -> str | None:
         """The generation of the object that the request names, 0 if there is no such object; None if it names none."""
@@ -59,19 +63,24 @@ class Handler(emulator.RequestHandler):
         super().end_headers()
 
     def do_GET(self) -> None:  # noqa: N802
-        if not self._refused():
-            super().do_GET()
+        with self.one_at_a_time:
+            if not self._refused():
+                super().do_GET()
 
     def do_POST(self) -> None:  # noqa: N802
-        if not self._refused():
-            super().do_POST()
+        with self.one_at_a_time:
+            if not self._refused():
+                super().do_POST()
 
     def do_DELETE(self) -> None:  # noqa: N802
-        if not self._refused():
-            super().do_DELETE()
+        with self.one_at_a_time:
+            if not self._refused():
+                super().do_DELETE()
 
 
-class _Quiet(emulator.server.HTTPServer):
+class _Server(ThreadingHTTPServer):
+    """A server on which a client that keeps silent holds up no other."""
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: clients that are killed, or change their mind, break their connections."""
 
@@ -82,7 +91,7 @@ def storage_server(bucket: str) -> Iterator[str]:
     logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
     with (
         mock.patch.object(emulator, "RequestHandler", Handler),
-        mock.patch.object(emulator.server, "HTTPServer", _Quiet),
+        mock.patch.object(emulator.server, "HTTPServer", _Server),
     ):
         server = emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket=bucket)
         server.start()
