@@ -33,7 +33,7 @@ def run(arguments: Arguments, watch: Watchdog) -> int:
     from qil_jax.training.check import check_run
     from qil_jax.training.checkpoints import SaveError
     from qil_jax.training.config_file import load_experiment
-    from qil_jax.training.finish import export_run, result_of
+    from qil_jax.training.finish import export_run, exported, result_of
     from qil_jax.training.loop import RunStatus, train
     from qil_jax.training.signals import StopSignal, start_distributed
 
@@ -49,7 +49,7 @@ def run(arguments: Arguments, watch: Watchdog) -> int:
             return 0
         with StopSignal(arguments.last_words) as stop, arguments.progress(experiment.steps) as show:
             status, state, prepared = train(
-                experiment, arguments.out, mesh, stop=stop, show=show, profile=arguments.profile, watch=watch
+                experiment, arguments.out, mesh, stop=stop, show=show, watch=watch, **arguments.options()
             )
             watch.now("agreeing with the other processes whether to stop")
             if stop.finish() or status is RunStatus.STOPPED:
@@ -57,7 +57,7 @@ def run(arguments: Arguments, watch: Watchdog) -> int:
                 return 0
             destination = result_of(experiment, arguments.out)
             watch.now("exporting the checkpoint")
-            if not destination.exists():
+            if not exported(destination):
                 export_run(prepared, state, destination)
     except (SaveError, OSError) as error:
         print(f"error: {error}\n{arguments.standing()}", file=sys.stderr)

@@ -1,4 +1,8 @@
-"""Atomic writing of files and folders: they appear complete or not at all, even if the program is killed."""
+"""Atomic writing of files and folders: they appear complete or not at all, even if the program is killed.
+
+On an object store a file appears whole by itself. A folder there is a prefix of names that nothing renames at once, so
+one of its files is written last, and without that file the folder counts as unfinished.
+"""
 
 import fcntl
 import json
@@ -28,8 +32,20 @@ YOUNG = 60.0
 """Seconds for which a draft without a readable mark is assumed to belong to a program that has just begun it."""
 
 
+AnyPath = Path | epath.Path
+"""A path of a local disk, or one of an object store, which is an `epath.Path`."""
+
+
+def is_remote(path: AnyPath | str) -> bool:
+    """Whether a path is on an object store, as in gs://bucket/folder."""
+    return "://" in str(path)
+
+
 def write_whole(file: epath.Path, data: bytes) -> None:
     """Write a file atomically, and make its folder if needed."""
+    if is_remote(file):
+        file.write_bytes(data)
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.parent / f".{file.name}.{uuid.uuid4().hex}"
     try:
@@ -99,6 +115,25 @@ def _whole(destination: Path, name: str, *, overwrite: bool) -> Iterator[Path]:
             content.rename(destination)
         finally:
             _settle(draft, destination)
+
+
+@contextmanager
+def uploaded_folder(destination: epath.Path, *, last: str) -> Iterator[Path]:
+    """An empty local folder to fill, which is copied to an object store when the block ends.
+
+    The file `last` is copied after all others. A killed program leaves files without it, which the next call replaces.
+
+    Raises:
+      FileExistsError: if `destination` has the file `last`.
+    """
+    if (destination / last).exists():
+        raise FileExistsError(f"{destination} exists: give another folder, or remove it")
+    with tempfile.TemporaryDirectory() as temporary:
+        content = Path(temporary)
+        yield content
+        files = [file for file in sorted(content.rglob("*")) if file.is_file() and file != content / last]
+        for file in [*files, content / last]:
+            epath.Path(file).copy(destination / file.relative_to(content).as_posix(), overwrite=True)
 
 
 def recover(folder: Path) -> None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
+from qil_jax.files import AnyPath
 from qil_jax.loader.batch import Batch
 from qil_jax.training.batches import FlowBatch, PictureBatch
 from qil_jax.training.checkpoints import MARGIN
@@ -30,7 +31,7 @@ OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 """Prefix of XLA's messages when a program or an array does not fit on the devices."""
 
 
-def check_run(experiment: Experiment, folder: Path, mesh: Mesh) -> list[str]:
+def check_run(experiment: Experiment, folder: AnyPath, mesh: Mesh) -> list[str]:
     """Prepare a run, compile its step for the first batch, and describe both in lines. All processes must call this.
 
     The run's folder is read, and neither claimed nor written.
@@ -158,7 +159,7 @@ def _memory(analysis: Any, arguments: list[Array], mesh: Mesh) -> list[str]:
     ]
 
 
-def folder_lines(experiment: Experiment, folder: Path, *, needed: int) -> list[str]:
+def folder_lines(experiment: Experiment, folder: AnyPath, *, needed: int) -> list[str]:
     """Where the run's checkpoints of `needed` bytes lie or would lie, and whether there is room for one."""
     newest, kept = newest_step(folder), experiment.checkpoints
     where = folder / CHECKPOINTS / str(min(kept.every, experiment.steps))
@@ -170,9 +171,9 @@ def folder_lines(experiment: Experiment, folder: Path, *, needed: int) -> list[s
     lines = [
         began,
         f"checkpoints: every {kept.every} steps, the newest {kept.keep_last} are kept; the first of a run is {where}, "
-        f"{size_text(needed)}; {size_text(free)} are free",
+        f"{size_text(needed)}{'' if free is None else f'; {size_text(free)} are free'}",
     ]
-    if MARGIN * needed > free:
+    if free is not None and MARGIN * needed > free:
         lines.append(f"a checkpoint does not fit on the disk of {folder}: make room, or give another --out")
     return lines
 

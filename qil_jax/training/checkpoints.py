@@ -6,11 +6,9 @@ RUN/checkpoints/STEP/position       loader's state, and checksums of every array
 """
 
 import json
-import shutil
 import warnings
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +16,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from qil_jax.errors import QilError
-from qil_jax.training.disk import CHECKPOINTS
+from qil_jax.files import AnyPath
+from qil_jax.training.disk import CHECKPOINTS, absolute, free_bytes, move_folder
 from qil_jax.training.experiment import CheckpointConfig
 from qil_jax.training.parameters import copied
 from qil_jax.training.signals import gathered
@@ -49,10 +48,10 @@ class SaveError(CheckpointError):
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, run: Path, config: CheckpointConfig, *, gather: Callable[[int], list[int]] = gathered):
+    def __init__(self, run: AnyPath, config: CheckpointConfig, *, gather: Callable[[int], list[int]] = gathered):
         """`gather` returns the values of all processes, in the order of the processes."""
         self._gather = gather
-        self.folder = (run / CHECKPOINTS).absolute()
+        self.folder = absolute(run / CHECKPOINTS)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=config.keep_last,
             keep_period=config.keep_every or None,
@@ -169,20 +168,20 @@ class Checkpoints:
         if not all(self._gather(int(sound))):
             raise DamagedError("another process cannot read it" if sound else fault)
 
-    def _set_aside(self, step: int) -> Path:
+    def _set_aside(self, step: int) -> AnyPath:
         aside = self.folder.parent / DAMAGED / str(step)
         if jax.process_index() == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.parent.mkdir(exist_ok=True)
-            (self.folder / str(step)).rename(aside)
+            if aside.exists():
+                epath.Path(aside).rmtree()
+            move_folder(self.folder / str(step), aside)
         self._gather(step)  # no process continues before the folder is renamed
         self._manager.reload()
         return aside
 
     def _require_room(self, state: TrainState) -> None:
         needed = MARGIN * sum(x.nbytes for x in jax.tree.leaves(state_tree(state)))
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
+        free = free_bytes(self.folder)
+        if free is not None and needed > free:
             raise SaveError(
                 f"{self.folder}: a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free: make room"
             )

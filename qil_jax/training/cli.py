@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import math
 import shlex
 import sys
@@ -9,15 +10,16 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qil_jax.command_line import Parser
 from qil_jax.errors import QilError
+from qil_jax.files import AnyPath, is_remote
 from qil_jax.programs import UNUSABLE
-from qil_jax.training.disk import newest_step
+from qil_jax.training.disk import newest_step, run_folder
 
 HANG_TIMEOUT = 1800.0
 """Default of --hang-timeout, in seconds."""
@@ -38,17 +40,23 @@ class Arguments:
       profile: first of five steps that are profiled; None: no profile.
       check: whether to stop before the first step and report what the run would do.
       hang_timeout: number of seconds without anything new after which the process ends; 0: none.
+      wandb: project at Weights & Biases to which metrics are sent; None: none.
       argv: unparsed arguments.
     """
 
     config: Path
-    out: Path
+    out: AnyPath
     set: tuple[str, ...]
     distributed: str | None
     profile: int | None
     check: bool
     hang_timeout: float
+    wandb: str | None
     argv: tuple[str, ...]
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that `train` takes as they are."""
+        return {"profile": self.profile, "wandb": self.wandb}
 
     def command(self) -> str:
         """The shell command that runs the program again with the same arguments."""
@@ -124,7 +132,9 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     parser = Parser(prog="train.py", description=about, add_help=False)
     parser.add_argument("config", type=Path, help="a file of configs/ with a function config()")
     parser.add_argument("-h", "--help", nargs=0, action=_Help, help="show this; behind CONFIG with all its settings")
-    parser.add_argument("--out", type=Path, help="folder of the run; default: runs/ and the config's own path")
+    parser.add_argument(
+        "--out", help="folder of the run, local or gs://BUCKET/...; default: runs/ and the config's own path"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="as optimiser.learning_rate=1e-4"
     )
@@ -141,7 +151,16 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         help="end with status 75 and the stacks of all threads if nothing new was begun for so long; longer than any "
         "compilation, validation or export takes; default: %(default).0f, 0: never",
     )
+    parser.add_argument("--wandb", metavar="PROJECT", help="send the metrics to Weights & Biases, too")
     values = vars(parser.parse_args(argv))
     values.pop("help")
-    out = values.pop("out") or Path("runs") / values["config"].with_suffix("").name
-    return Arguments(**{**values, "set": tuple(values["set"])}, out=out, argv=tuple(argv))
+    out = values.pop("out") or f"runs/{values['config'].with_suffix('').name}"
+    try:
+        folder = run_folder(out)
+    except QilError as error:
+        parser.error(f"--out {error}")
+    if values["wandb"] is not None and importlib.util.find_spec("wandb") is None:
+        parser.error("--wandb: wandb is not installed: pip install 'qil_jax[track]'")
+    if is_remote(folder) and values["profile"] is not None:
+        parser.error("--profile writes to a local disk: give --out a local folder for the profile")
+    return Arguments(**{**values, "set": tuple(values["set"])}, out=folder, argv=tuple(argv))

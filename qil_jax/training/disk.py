@@ -1,5 +1,6 @@
 """The newest checkpoint on disk, and disk errors completed with the path concerned."""
 
+import importlib.util
 import logging
 import shutil
 import sys
@@ -8,12 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from absl import logging as absl_logging
+from etils import epath
+
+from qil_jax.errors import QilError
+from qil_jax.files import AnyPath, is_remote
 
 CHECKPOINTS = "checkpoints"
+COMMITTED = "commit_success.txt"
+"""The file that orbax writes last into a checkpoint on an object store."""
 
 
 @contextmanager
-def at(path: Path) -> Iterator[None]:
+def at(path: AnyPath) -> Iterator[None]:
     """Add `path` to OSErrors of the block that name no file, such as those of writes to a full disk.
 
     Raises:
@@ -43,14 +50,53 @@ def quiet_late_errors() -> None:
     sys.unraisablehook = without_late_writes
 
 
-def newest_step(run: Path) -> int | None:
+def run_folder(text: str) -> AnyPath:
+    """The path of a run's folder on a local disk, or on Google Cloud Storage if it begins with gs://.
+
+    Raises:
+      QilError: if it is on another object store, or the package that writes to the store is not installed.
+    """
+    if not is_remote(text):
+        return Path(text)
+    if not text.startswith("gs://"):
+        raise QilError(f"{text}: give a folder of a local disk, or one that begins with gs://")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise QilError(f"{text}: gcsfs writes there and is not installed: pip install 'qil_jax[gcs]'")
+    import fsspec.config
+
+    # Other processes and orbax write there, too.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return epath.Path(text)
+
+
+def newest_step(run: AnyPath) -> int | None:
     """The step of the newest checkpoint that is complete; None if there is none."""
     folder = run / CHECKPOINTS
-    steps = [int(file.name) for file in folder.iterdir() if file.name.isdecimal()] if folder.is_dir() else []
+    found = [file for file in folder.iterdir() if file.name.isdecimal()] if folder.is_dir() else []
+    steps = [int(file.name) for file in found if not is_remote(run) or (file / COMMITTED).exists()]
     return max(steps, default=None)
 
 
-def free_bytes(folder: Path) -> int:
-    """Free bytes on the disk of a folder, which need not exist yet."""
+def move_folder(folder: AnyPath, destination: AnyPath) -> None:
+    """Move a folder to a place that does not exist yet."""
+    if is_remote(folder):
+        import fsspec
+
+        fsspec.filesystem("gs").mv(str(folder), str(destination), recursive=True)
+    else:
+        Path(destination).parent.mkdir(parents=True, exist_ok=True)
+        Path(folder).rename(destination)
+
+
+def free_bytes(folder: AnyPath) -> int | None:
+    """Free bytes on the disk of a folder, which need not exist yet; None on an object store, which has no limit."""
+    if is_remote(folder):
+        return None
+    folder = Path(folder)
     there = next(above for above in (folder.absolute(), *folder.absolute().parents) if above.exists())
     return shutil.disk_usage(there).free
+
+
+def absolute(path: AnyPath) -> AnyPath:
+    """The path from the root, for libraries that ask for it."""
+    return path if is_remote(path) else Path(path).absolute()

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from qil_jax.files import whole_folder
+from qil_jax.files import AnyPath, whole_folder
 from qil_jax.loader.loader import Loader
 from qil_jax.training.disk import at
 from qil_jax.training.experiment import Experiment
@@ -16,7 +16,7 @@ from qil_jax.training.setup import TrainingRun
 from qil_jax.training.start import LORA, LORA_FILE, ORIGIN
 from qil_jax.training.step import TrainState
 from qil_jax.weights import Component, component_config
-from qil_jax.weights.export import export_checkpoint, gathered
+from qil_jax.weights.export import MARKER, export_checkpoint, gathered
 from qil_jax.weights.lora import write_lora
 from qil_jax.weights.tables import table_of
 
@@ -73,6 +73,11 @@ def export_run(run: TrainingRun, state: TrainState, destination: Path, *, dtype:
             origin=origin,
             dtype=dtype,
         )
+
+
+def exported(destination: AnyPath) -> bool:
+    """Whether a folder holds a complete exported checkpoint."""
+    return (destination / MARKER).exists()
 
 
 def _examples(run: TrainingRun) -> Iterator[Any]:

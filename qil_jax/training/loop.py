@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qil_jax.errors import QilError
+from qil_jax.files import AnyPath
 from qil_jax.loader.batch import Batch
 from qil_jax.training.checkpoints import Checkpoints
 from qil_jax.training.experiment import Experiment
@@ -41,13 +41,14 @@ class TrainingError(QilError):
 
 def train(
     experiment: Experiment,
-    folder: Path,
+    folder: AnyPath,
     mesh: Mesh,
     *,
     stop: Callable[[int], bool],
     show: Show,
     profile: int | None = None,
     watch: Watchdog | None = None,
+    wandb: str | None = None,
 ) -> tuple[RunStatus, TrainState, TrainingRun]:
     """Train, resuming from the newest checkpoint in `folder` if there is one.
 
@@ -56,6 +57,7 @@ def train(
       show: callback for each line of metrics.
       profile: number of steps after the resumption at which five steps are profiled into FOLDER/profile.
       watch: watchdog that is kept informed of what the run does.
+      wandb: project at Weights & Biases to which metrics are sent; None: none.
 
     Returns:
       The reason for the end of the run, the training state, and the prepared run.
@@ -82,7 +84,7 @@ def train(
         run.loader.restore(position)
     del restored
     step = run.step(state)
-    writer = MetricsWriter(folder, since=int(state.step))
+    writer = MetricsWriter(folder, experiment, since=int(state.step), wandb=wandb)
     runner = _Runner(run, folder, checkpoints, writer, show, step, watch)
     try:
         status, state = runner.go(state, stop, profile)
@@ -125,7 +127,7 @@ class _Runner:
     def __init__(
         self,
         run: TrainingRun,
-        folder: Path,
+        folder: AnyPath,
         checkpoints: Checkpoints,
         writer: MetricsWriter,
         show: Show,
@@ -233,6 +235,7 @@ class _Runner:
 
     def _save(self, state: TrainState) -> None:
         with self.watch.doing(f"saving step {int(state.step)}"):
+            self.writer.flush()  # so that a kill leaves no gap in the metrics before a checkpoint
             self.checkpoints.save(state, self.run.loader.state())
         self.ledger.book(Spent.CHECKPOINT)
 

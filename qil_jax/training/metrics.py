@@ -1,28 +1,18 @@
-"""Metrics of a run: JSON lines, TensorBoard if it is installed, and time accounting.
+"""Metrics of a run: means over steps, throughput, and time accounting."""
 
-RUN/metrics.jsonl     {"step": 120, "loss": 0.31, "loss/sigma_0": ..., "samples_per_second": ...}
-"""
-
-import importlib
-import importlib.util
-import json
-import math
 import time
 from collections.abc import Mapping
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
-from qil_jax.files import write_whole
-from qil_jax.training.disk import at
+from qil_jax.files import AnyPath
+from qil_jax.training.experiment import Experiment
 from qil_jax.training.flops import peak_flops
+from qil_jax.training.settings import to_json
+from qil_jax.training.sinks import open_sinks
 from qil_jax.training.step import StepMetrics
-
-FILE = "metrics.jsonl"
 
 
 class Spent(StrEnum):
@@ -86,47 +76,31 @@ class RunningMeans:
 
 
 class MetricsWriter:
-    """A writer of metrics, active in the first process only."""
+    """A writer of metrics to all sinks, active in the first process only."""
 
-    def __init__(self, run: Path, *, since: int):
-        """Lines of steps after `since` belong to an interrupted attempt and are removed."""
-        self._file = run / FILE
-        self._writing = jax.process_index() == 0
-        self._board: Any = None
-        if not self._writing:
-            return
-        kept = [line for line in self._lines() if line["step"] <= since]
-        with at(self._file):
-            write_whole(epath.Path(self._file), "".join(json.dumps(line) + "\n" for line in kept).encode())
-        if importlib.util.find_spec("tensorboardX") is not None:
-            board = importlib.import_module("tensorboardX")  # optional dependency: extra [track]
-            self._board = board.SummaryWriter(str(run / "tensorboard"), purge_step=since)
+    def __init__(self, run: AnyPath, experiment: Experiment, *, since: int, wandb: str | None = None):
+        """Metrics of steps after `since` belong to an interrupted attempt. `wandb` is a project there, or None.
+
+        Raises:
+          QilError: if Weights & Biases cannot be reached.
+        """
+        writing = jax.process_index() == 0
+        self._sinks = open_sinks(run, since=since, wandb=wandb, config=to_json(experiment)) if writing else []
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Append a line with the metrics of a step."""
-        if not self._writing:
-            return
-        clean = {name: round(value, 8) if math.isfinite(value) else None for name, value in values.items()}
-        with at(self._file), self._file.open("a") as stream:
-            stream.write(json.dumps({"step": step, **clean}) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        """Write the metrics of a step."""
+        for sink in self._sinks:
+            sink.write(step, values)
 
-    def _lines(self) -> list[dict[str, Any]]:
-        """The complete lines of the file; a killed run may have left an incomplete one."""
-        lines = []
-        for line in self._file.read_text().splitlines() if self._file.exists() else []:
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                continue
-        return lines
+    def flush(self) -> None:
+        """Store what was written."""
+        for sink in self._sinks:
+            sink.flush()
 
     def close(self) -> None:
-        """Flush and close the TensorBoard file."""
-        if self._board is not None:
-            self._board.close()
+        """Store what was written, and close all sinks."""
+        for sink in self._sinks:
+            sink.close()
 
 
 def throughput(samples: int, tokens: int, flops: float, seconds: float) -> dict[str, float]:

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import jax
 from etils import epath
 
-from qil_jax.files import write_whole
+from qil_jax.files import AnyPath, write_whole
 from qil_jax.loader.config import Workers
-from qil_jax.training.disk import at
+from qil_jax.training.disk import absolute, at
 from qil_jax.training.experiment import Experiment, ExperimentError
 from qil_jax.training.settings import from_json, to_json
 from qil_jax.training.watchdog import FOLDER as HANG
@@ -19,7 +18,7 @@ MAY_CHANGE = ("log_every", "checkpoints", "validation", "mesh", "give_up", "made
 """Fields that may change when a run is resumed, in addition to `data.workers`."""
 
 
-def check_folder(run: Path, experiment: Experiment) -> None:
+def check_folder(run: AnyPath, experiment: Experiment) -> None:
     """Refuse a folder that is neither absent, nor empty, nor a run of this experiment.
 
     Raises:
@@ -54,7 +53,7 @@ def differences(now: Experiment, before: Experiment) -> list[str]:
     return [name for name in names if getattr(a, name) != getattr(b, name)]
 
 
-def claim(run: Path, experiment: Experiment) -> None:
+def claim(run: AnyPath, experiment: Experiment) -> None:
     """Store the experiment in the run's folder, after all checks, so that a failed start leaves it unchanged."""
     file = run / EXPERIMENT
     if jax.process_index() == 0 and not file.is_file():
@@ -62,10 +61,10 @@ def claim(run: Path, experiment: Experiment) -> None:
             write_whole(epath.Path(file), (json.dumps(to_json(experiment), indent=2) + "\n").encode())
 
 
-def keep_compiled(run: Path) -> None:
+def keep_compiled(run: AnyPath) -> None:
     """Cache compiled programs in the run's folder for fast resumption, unless the user configured another cache.
 
     There is no cache on CPUs, whose programs use one machine's instruction set, which JAX does not verify on loading.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None and jax.default_backend() != "cpu":
-        jax.config.update("jax_compilation_cache_dir", str(run.absolute() / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(absolute(run) / "compiled"))

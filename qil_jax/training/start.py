@@ -7,6 +7,7 @@ from pathlib import Path
 from etils import epath
 
 from qil_jax.errors import ProblemsError
+from qil_jax.files import is_remote
 from qil_jax.models.lora import linear_maps
 from qil_jax.training.experiment import Experiment, ExperimentError
 from qil_jax.training.lora import differences
@@ -25,10 +26,17 @@ def require_inputs(experiment: Experiment) -> None:
     """Check that the folders for which the config has a command exist.
 
     Raises:
-      ExperimentError: if folders are missing; the message gives the commands that make them, in order.
+      ExperimentError: if folders are on an object store, or missing; the message gives the commands that make them, in
+        order.
     """
     start, known = experiment.start, {made.folder: made for made in experiment.made_by}
     wanted = dict.fromkeys([*experiment.data.sources, *(start.folder(part) for part in experiment.stage.reads)])
+    remote = [folder for folder in wanted if is_remote(folder)]
+    if remote:
+        raise ExperimentError(
+            f"{', '.join(remote)}: records and initial checkpoints are read from local disks: copy them there first "
+            f"(gcloud storage cp -r), and give the copies"
+        )
     missing = [folder for folder in wanted if not epath.Path(folder).exists()]
 
     def commands(folder: str) -> Iterator[str]:

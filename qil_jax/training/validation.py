@@ -1,13 +1,14 @@
 """Validation of a run: the loss on held-out records, and sheets of the model's outputs."""
 
 import dataclasses
-from pathlib import Path
+import io
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from qil_jax.files import AnyPath
 from qil_jax.layers.sheets import grid
 from qil_jax.loader.batch import Batch
 from qil_jax.loader.loader import Loader
@@ -28,7 +29,7 @@ class Validation:
         self._loss = jax.jit(self._sums)
         self._batches: list[tuple[Batch, Any]] | None = None
 
-    def __call__(self, ema_params: Params, step: int, folder: Path) -> dict[str, float]:
+    def __call__(self, ema_params: Params, step: int, folder: AnyPath) -> dict[str, float]:
         """The loss of the EMA parameters on fixed batches and noise; writes a sheet to FOLDER/samples/STEP.png."""
         if self._batches is None:
             count = min(self.run.experiment.validation.batches, self.loader.plan.steps_per_epoch)
@@ -54,10 +55,12 @@ class Validation:
         loss, metrics = self.run.stage.objective(params, frozen, inputs, key)
         return {"loss": (loss, jnp.ones(())), **metrics.sums}
 
-    def _sheet(self, first: tuple[Batch, Any], ema_params: Params, file: Path) -> None:
+    def _sheet(self, first: tuple[Batch, Any], ema_params: Params, file: AnyPath) -> None:
         """Write a sheet of pictures in pairs of lines: targets, and below them the model's outputs."""
         params = {**self.run.frozen, **ema_params}
         lines = self.run.stage.sheet(params, *first, self.run.experiment.validation.samples)
-        file.parent.mkdir(exist_ok=True)
+        sheet = io.BytesIO()
+        grid(lines).save(sheet, format="PNG")
         with at(file):
-            grid(lines).save(file)
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(sheet.getvalue())

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 
+from qil_jax.files import AnyPath
 from qil_jax.programs import HUNG
 
 FOLDER = "hang"
@@ -41,7 +41,12 @@ class Watchdog:
     """
 
     def __init__(
-        self, timeout: float, run: Path, *, last_words: Callable[[], str] = str, end: Callable[[int], None] = os._exit
+        self,
+        timeout: float,
+        run: AnyPath,
+        *,
+        last_words: Callable[[], str] = str,
+        end: Callable[[int], None] = os._exit,
     ):
         """Watch nothing yet.
 
@@ -54,7 +59,7 @@ class Watchdog:
         self.timeout, self._run, self._last_words, self._end = timeout, run, last_words, end
         self._activity = _Activity(text="starting", since=time.monotonic())
         self._index, self._count = 0, 1
-        self._begun = time.time()
+        self._before: dict[str, str] = {}
         self._over, self._hung = threading.Event(), threading.Event()
 
     def now(self, text: str) -> None:
@@ -74,6 +79,8 @@ class Watchdog:
     def known_as(self, index: int, count: int) -> None:
         """Note the index of this process and the number of processes, once they are known."""
         self._index, self._count = index, count
+        if self.timeout:
+            self._before = {file.name: file.read_text() for file in self._others()}
 
     def __enter__(self) -> "Watchdog":
         if self.timeout:
@@ -124,18 +131,24 @@ class Watchdog:
         file = folder / f"process_{self._index}.txt"
         earlier = file.read_text() if file.exists() else ""
         file.write_text(f"{earlier}{line} ({datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC)\n{_stacks()}\n")
-        others = [folder / f"process_{index}.txt" for index in range(self._count) if index != self._index]
-        while not all(map(self._recent, others)) and time.monotonic() < until:
-            time.sleep(0.1)
-        for other in filter(self._recent, others):
-            os.write(2, f"{_newest_line(other.read_text())}\n".encode())
-        os.write(2, f"{self._last_words()}\n".encode())
-        if self._index == 0 and others:
+        while len(lines := self._said_by_others()) < self._count - 1 and time.monotonic() < until:
+            time.sleep(0.2)
+        for other in [*lines, self._last_words()]:
+            os.write(2, f"{other}\n".encode())
+        if self._index == 0 and self._count > 1:
             time.sleep(LAST)
 
-    def _recent(self, file: Path) -> bool:
-        """Whether a process of this attempt, not of an earlier one, wrote the file."""
-        return file.exists() and file.stat().st_mtime >= self._begun and " has waited " in file.read_text()
+    def _others(self) -> list[AnyPath]:
+        """The files of hangs of the other processes."""
+        folder = self._run / FOLDER
+        found = sorted(folder.iterdir()) if folder.is_dir() else []
+        return [file for file in found if file.name != f"process_{self._index}.txt"]
+
+    def _said_by_others(self) -> list[str]:
+        """What the other processes have waited for in this attempt, a line of each."""
+        texts = {file.name: file.read_text() for file in self._others()}
+        added = [text.removeprefix(self._before.get(name, "")) for name, text in texts.items()]
+        return [line for text in added for line in text.splitlines()[:1]]
 
 
 def _stacks() -> str:
@@ -144,8 +157,3 @@ def _stacks() -> str:
         faulthandler.dump_traceback(stream, all_threads=True)
         stream.seek(0)
         return stream.read().decode()
-
-
-def _newest_line(text: str) -> str:
-    """The line of the last entry of a hang file."""
-    return [line for line in text.splitlines() if " has waited " in line][-1]

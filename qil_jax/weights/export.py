@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax import Array
 from jaxtyping import Shaped
 
 from qil_jax.errors import QilError
-from qil_jax.files import recover, whole_folder
+from qil_jax.files import AnyPath, is_remote, recover, uploaded_folder, whole_folder
 from qil_jax.weights.names import released_names
 from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan, TensorReader, stored_tensors
 from qil_jax.weights.source import Layout, layout_of
@@ -22,13 +23,16 @@ from qil_jax.weights.structure import component_config
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component, Entry, Target, Transform, targets
 
+MARKER = "training.json"
+"""The file of an exported checkpoint that names its origin."""
+
 
 class ExportError(QilError):
     """A checkpoint folder cannot be written, and nothing was replaced. The message gives the cause."""
 
 
 def export_checkpoint(
-    destination: Path,
+    destination: AnyPath,
     *,
     component: Component,
     params: Mapping[str, Shaped[Array, "..."]],
@@ -37,7 +41,7 @@ def export_checkpoint(
     origin: Mapping[str, Any],
     dtype: str = "float32",
 ) -> None:
-    """Write a complete checkpoint folder atomically.
+    """Write a complete checkpoint folder atomically. On an object store it is complete once it has its training.json.
 
     Only the first process writes; the folder need not be accessible to the others.
 
@@ -54,9 +58,10 @@ def export_checkpoint(
       ExportError: if the destination exists, or a component is stored by orbax.
     """
     writing = jax.process_index() == 0
-    if writing and destination.parent.is_dir():
-        recover(destination.parent)
-    if os.path.lexists(destination):
+    remote = is_remote(destination)
+    if writing and not remote and destination.parent.is_dir():
+        recover(Path(destination.parent))
+    if (destination / MARKER).exists() if remote else os.path.lexists(destination):
         raise ExportError(f"{destination} exists: give another folder, or remove it")
     for part, folder in others.items():
         if layout_of(folder / part) is Layout.ORBAX:
@@ -66,10 +71,11 @@ def export_checkpoint(
         for _, values in trained:
             gathered(values)
         return
-    with whole_folder(destination) as folder:
+    place = uploaded_folder(epath.Path(destination), last=MARKER) if remote else whole_folder(Path(destination))
+    with place as folder:
         _carry(folder, component, others)
         (folder / component / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
-        (folder / "training.json").write_text(json.dumps(dict(origin), indent=2) + "\n")
+        (folder / MARKER).write_text(json.dumps(dict(origin), indent=2) + "\n")
         kept = _Kept(others[component] / component, component)
         _write_component(folder / component, table_of(component, config), trained, kept, np.dtype(dtype))
 
@@ -78,7 +84,7 @@ def _carry(folder: Path, component: Component, others: Mapping[Component, Path])
     """Copy the frozen components, and all files outside of components."""
     base = others[Component.TRANSFORMER]
     for item in sorted(base.iterdir()):
-        if item.name in tuple(Component) or item.name in ("training.json",) or item.name.startswith("."):
+        if item.name in tuple(Component) or item.name == MARKER or item.name.startswith("."):
             continue
         shutil.copytree(item, folder / item.name) if item.is_dir() else shutil.copyfile(item, folder / item.name)
     for part, source in others.items():

@@ -17,7 +17,7 @@ import pytest
 from runs import World, assert_same_bits, command, environment, saved
 
 from qil_jax.mesh import single_device_mesh
-from qil_jax.training import checkpoints
+from qil_jax.training import checkpoints, disk
 from qil_jax.training.checkpoints import CheckpointError, Checkpoints
 from qil_jax.training.experiment import CheckpointConfig, ExperimentError
 from qil_jax.training.loop import RunStatus, train
@@ -111,7 +111,7 @@ def test_no_room_stops_the_run_before_it_writes(world: World, tmp_path, monkeypa
     assert go(experiment, run, until=2) is RunStatus.STOPPED
     before = saved(run, 2)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(CheckpointError, match=r"needs .* GB, 0.00 GB are free: make room"):
         go(experiment, run)
     monkeypatch.undo()

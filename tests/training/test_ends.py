@@ -25,7 +25,7 @@ from qil_jax.errors import QilError
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.loader.loader import Loader
 from qil_jax.records import sources
-from qil_jax.training import checkpoints, config_file, finish, loop
+from qil_jax.training import config_file, disk, finish, loop
 from qil_jax.training.checkpoints import Checkpoints
 from qil_jax.training.disk import newest_step
 from qil_jax.training.stages.kinds import Stage
@@ -200,8 +200,8 @@ def test_no_room_for_the_state(quick: QuickRuns, tmp_path, monkeypatch, capsys):
     before = saved(run, 2)
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        usage = checkpoints.shutil.disk_usage(tmp_path)._replace(free=1000)
-        patch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
+        usage = disk.shutil.disk_usage(tmp_path)._replace(free=1000)
+        patch.setattr(disk.shutil, "disk_usage", lambda path: usage)
         assert quick.main(run) == 2
     error, standing = capsys.readouterr().err.splitlines()
     assert str(run / "checkpoints") in error and "0.00 GB are free: make room" in error
