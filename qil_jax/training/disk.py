@@ -43,8 +43,12 @@ def quiet_late_errors() -> None:
     sys.unraisablehook = without_late_writes
 
 
+def saved_steps(run: Path) -> list[int]:
+    """The steps of all checkpoints that are complete, in increasing order."""
+    folder = run / CHECKPOINTS
+    return sorted(int(file.name) for file in folder.iterdir() if file.name.isdecimal()) if folder.is_dir() else []
+
+
 def newest_step(run: Path) -> int | None:
     """The step of the newest checkpoint that is complete; None if there is none."""
-    folder = run / CHECKPOINTS
-    steps = [int(file.name) for file in folder.iterdir() if file.name.isdecimal()] if folder.is_dir() else []
-    return max(steps, default=None)
+    return max(saved_steps(run), default=None)

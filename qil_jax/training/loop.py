@@ -20,6 +20,7 @@ from qil_jax.training.inputs import sample_ids
 from qil_jax.training.metrics import Ledger, MetricsWriter, RunningMeans, Spent, bad_rows, throughput
 from qil_jax.training.run_folder import check_folder, claim, keep_compiled
 from qil_jax.training.setup import TrainingRun, prepare
+from qil_jax.training.start import report_new
 from qil_jax.training.step import StepFunction, StepMetrics, TrainState, fresh_state, make_step
 from qil_jax.training.validation import Validation
 
@@ -67,6 +68,7 @@ def train(
     check_folder(folder, experiment)
     run = prepare(experiment, mesh)
     claim(folder, experiment)
+    report_new(experiment)
     keep_compiled(folder)
     checkpoints = Checkpoints(folder, experiment.checkpoints)
     state = fresh_state(run.params, experiment.optimiser, experiment.steps)

@@ -14,6 +14,7 @@ from qil_jax.models.paths import slashed
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
+from qil_jax.weights.extension import ExtendedSource
 from qil_jax.weights.names import released_names
 from qil_jax.weights.safetensors_io import TensorReader, stored_tensors
 from qil_jax.weights.source import Layout, OrbaxSource, ParameterSource, SafetensorsSource, layout_of
@@ -61,18 +62,36 @@ def abstract(component: Component, config: Mapping[str, Any]) -> nnx.Module:
 
 @overload
 def load_component(
-    checkpoint: Path, component: Literal[Component.TRANSFORMER], *, mesh: Mesh, rules: Rules, dtype: Any = None
+    checkpoint: Path,
+    component: Literal[Component.TRANSFORMER],
+    *,
+    mesh: Mesh,
+    rules: Rules,
+    dtype: Any = None,
+    config: Mapping[str, Any] | None = None,
 ) -> VLDMMDiT: ...
 @overload
 def load_component(
-    checkpoint: Path, component: Literal[Component.VAE], *, mesh: Mesh, rules: Rules, dtype: Any = None
+    checkpoint: Path,
+    component: Literal[Component.VAE],
+    *,
+    mesh: Mesh,
+    rules: Rules,
+    dtype: Any = None,
+    config: Mapping[str, Any] | None = None,
 ) -> RGBAVAE: ...
 @overload
 def load_component(
     checkpoint: Path, component: Literal[Component.TEXT_ENCODER], *, mesh: Mesh, rules: Rules, dtype: Any = None
 ) -> TextEncoder: ...
 def load_component(
-    checkpoint: Path, component: Component, *, mesh: Mesh, rules: Rules, dtype: Any = None
+    checkpoint: Path,
+    component: Component,
+    *,
+    mesh: Mesh,
+    rules: Rules,
+    dtype: Any = None,
+    config: Mapping[str, Any] | None = None,
 ) -> nnx.Module:
     """Load one component of a checkpoint of either layout, with its parameters placed on the mesh.
 
@@ -84,17 +103,20 @@ def load_component(
       mesh: mesh on which the parameters are placed.
       rules: sharding rules that map logical axes to mesh axes.
       dtype: dtype of the loaded parameters; None: the stored dtype.
+      config: config of the loaded component, such as `layered_config` of the stored one, where parameters that are not
+        stored have their initial values; None: the stored config.
 
     Raises:
       ConfigError: if the component's config is missing, or not one that the models support.
       MeshError: if rules, mesh and shapes are inconsistent; raised before any tensor is read.
       WeightsError: if the files cannot be read.
     """
-    config = component_config(checkpoint, component)
+    stored = component_config(checkpoint, component)
+    config = stored if config is None else config
     module = abstract(component, config)
     placements = shardings(module, mesh, rules)
     wanted = targets(table_of(component, config))
-    source = open_source(checkpoint / component, component)
+    source = ExtendedSource(open_source(checkpoint / component, component), targets(table_of(component, stored)))
     state = nnx.state(module, nnx.Param)
     for path, parameter in nnx.to_flat_state(state):
         name = slashed(path)

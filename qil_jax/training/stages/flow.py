@@ -28,7 +28,8 @@ from qil_jax.training.flops import flow_flops
 from qil_jax.training.inputs import CachedInputs, OnlineInputs, TokenShape
 from qil_jax.training.objectives import Compute, Objective, flow_objective
 from qil_jax.training.parameters import Network, Params, params_of, training_network
-from qil_jax.weights import Component, fingerprint, load_component
+from qil_jax.weights import Component, component_config, fingerprint, load_component
+from qil_jax.weights.extension import layered_config
 
 SEED = 977
 """Seed of the initial noise of validation samples."""
@@ -111,14 +112,15 @@ class FlowStage:
 
 
 def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, source: Any) -> tuple[FlowStage, Params]:
-    """The stage and its initial parameters.
+    """The stage and its initial parameters; Qwen-Image's transformer is extended to a layered one.
 
     Raises:
       QilError: if encoders or settings of cached latents differ from the experiment's.
     """
     start, dtype = experiment.start, jnp.dtype(experiment.precision)
     checkpoint, place = Path(start.checkpoint), {"mesh": mesh, "rules": TRAINING_RULES}
-    model = load_component(checkpoint, Component.TRANSFORMER, dtype=jnp.float32, **place)
+    layered = layered_config(Component.TRANSFORMER, component_config(checkpoint, Component.TRANSFORMER))
+    model = load_component(checkpoint, Component.TRANSFORMER, dtype=jnp.float32, config=layered, **place)
     network, config, params = training_network(model), model.config, params_of(model)
     vae = load_component(Path(start.folder(Component.VAE)), Component.VAE, dtype=dtype, **place)
     autoencoder = Autoencoder(vae, mesh=mesh)
