@@ -36,6 +36,7 @@ def run(arguments: Arguments, watch: Watchdog) -> int:
     from qil_jax.training.finish import export_run, exported, result_of
     from qil_jax.training.loop import RunStatus, train
     from qil_jax.training.signals import StopSignal, start_distributed
+    from qil_jax.training.start import LORA_FILE
 
     try:
         watch.now("connecting to the other processes and starting the devices")
@@ -65,8 +66,8 @@ def run(arguments: Arguments, watch: Watchdog) -> int:
     except QilError as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
-    kind = "checkpoint" if experiment.lora is None else "LoRA"
-    print(f"trained {experiment.steps} steps; the {kind} is {destination}", flush=True)
+    result = f"checkpoint is {destination}" if experiment.lora is None else f"LoRA is {destination / LORA_FILE}"
+    print(f"trained {experiment.steps} steps; the {result}", flush=True)
     return 0
 
 

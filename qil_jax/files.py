@@ -12,7 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -134,6 +134,13 @@ def uploaded_folder(destination: epath.Path, *, last: str) -> Iterator[Path]:
         files = [file for file in sorted(content.rglob("*")) if file.is_file() and file != content / last]
         for file in [*files, content / last]:
             epath.Path(file).copy(destination / file.relative_to(content).as_posix(), overwrite=True)
+
+
+def result_folder(destination: AnyPath, *, last: str) -> AbstractContextManager[Path]:
+    """An empty folder to fill that becomes `destination`: `uploaded_folder` on an object store, else `whole_folder`."""
+    if is_remote(destination):
+        return uploaded_folder(epath.Path(destination), last=last)
+    return whole_folder(Path(destination))
 
 
 def recover(folder: Path) -> None:

@@ -12,6 +12,7 @@ from diffusers import (
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
     QwenImageLayeredPipeline,
+    QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
@@ -174,6 +175,7 @@ def reference_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
+TEXT_TO_IMAGE_SCHEDULER = {**SCHEDULER, "shift_terminal": 0.02, "time_shift_type": "exponential"}
 EVEN_TRANSFORMER = {"num_attention_heads": 4, "joint_attention_dim": 48}
 EVEN_TEXT = {
     "hidden_size": 48,
@@ -207,3 +209,15 @@ def build_tiny_checkpoint(folder: Path, *, transformer=None, text=None) -> QwenI
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     tokenizer = reference_tokenizer()
     return QwenImageLayeredPipeline(scheduler=scheduler, tokenizer=tokenizer, processor=None, **parts)
+
+
+def build_tiny_text_to_image(folder: Path) -> None:
+    """Write a whole tiny checkpoint of Qwen-Image, of even sizes."""
+    pipeline = QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**TEXT_TO_IMAGE_SCHEDULER),
+        vae=tiny_vae(input_channels=3),
+        text_encoder=tiny_text_encoder(**EVEN_TEXT),
+        tokenizer=reference_tokenizer(),
+        transformer=tiny_transformer(**EVEN_TRANSFORMER, use_additional_t_cond=False, use_layer3d_rope=False),
+    )
+    pipeline.save_pretrained(folder)

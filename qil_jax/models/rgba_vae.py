@@ -260,26 +260,3 @@ class RGBAVAE(nnx.Module):
         """The inverse of `normalise`."""
         mean, std = (jnp.asarray(v, latents.dtype) for v in (self.config.latents_mean, self.config.latents_std))
         return latents * std + mean
-
-
-def extend_rgb_to_rgba(vae: RGBAVAE) -> RGBAVAE:
-    """A four-channel VAE that equals the given RGB one with opaque alpha (arXiv 2512.15603, 3.1).
-
-    The new input column is 0, the new output row 0 with bias 1; every other parameter is shared with `vae`.
-
-    Raises:
-      ValueError: if `vae` does not take three channels.
-    """
-    if vae.config.input_channels != 3:
-        raise ValueError(f"extend_rgb_to_rgba needs a 3-channel VAE, this one has {vae.config.input_channels} channels")
-    config = dataclasses.replace(vae.config, input_channels=4)
-    rgba = nnx.eval_shape(lambda: RGBAVAE(config, rngs=nnx.Rngs(0)))
-    state = nnx.to_pure_dict(nnx.state(vae, nnx.Param))
-    conv_in, conv_out = state["encoder"]["conv_in"], state["decoder"]["conv_out"]
-    conv_in["kernel"] = jnp.pad(conv_in["kernel"], ((0, 0), (0, 0), (0, 1), (0, 0)))
-    conv_out["kernel"] = jnp.pad(conv_out["kernel"], ((0, 0), (0, 0), (0, 0), (0, 1)))
-    conv_out["bias"] = jnp.pad(conv_out["bias"], (0, 1), constant_values=1)
-    target = nnx.state(rgba, nnx.Param)
-    nnx.replace_by_pure_dict(target, state)
-    nnx.update(rgba, target)
-    return rgba

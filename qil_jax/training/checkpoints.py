@@ -24,6 +24,7 @@ from qil_jax.training.signals import gathered
 from qil_jax.training.state_tree import checksums, state_of, state_tree
 from qil_jax.training.step import TrainState
 
+STATE, POSITION = "state", "position"
 DAMAGED = "damaged"
 DAMAGE_STATUSES = ("DATA_LOSS:", "NOT_FOUND:", "OUT_OF_RANGE:", "FAILED_PRECONDITION:")
 """Prefixes of tensorstore's error messages for damaged files."""
@@ -58,7 +59,7 @@ class Checkpoints:
             enable_async_checkpointing=True,
             create=True,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "position"))
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=(STATE, POSITION))
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, in increasing order."""
@@ -203,9 +204,19 @@ def is_damage(error: BaseException) -> bool:
 def _restored(folder: epath.Path, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """State and position of a checkpoint, read by this process alone; orbax's manager would wait for the others."""
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state_tree(like))
-    with closing(ocp.StandardCheckpointHandler()) as states, closing(ocp.JsonCheckpointHandler()) as positions:
-        tree = states.restore(folder / "state", args=ocp.args.StandardRestore(abstract))
-        position = positions.restore(folder / "position", args=ocp.args.JsonRestore())
+    with closing(ocp.StandardCheckpointHandler()) as states:
+        tree = states.restore(folder / STATE, args=ocp.args.StandardRestore(abstract))
+    return state_of(tree, like), read_position(folder)
+
+
+def read_position(folder: epath.Path) -> dict[str, Any]:
+    """The loader's state `loader` and the `checksums` of all arrays in the folder of a checkpoint.
+
+    Raises:
+      DamagedError: if they are not there.
+    """
+    with closing(ocp.JsonCheckpointHandler()) as positions:
+        position = positions.restore(folder / POSITION, args=ocp.args.JsonRestore())
     if not isinstance(position, dict) or not all(isinstance(position.get(x), dict) for x in ("loader", "checksums")):
         raise DamagedError("the loader's position is not there")
-    return state_of(tree, like), position
+    return position

@@ -69,12 +69,16 @@ def run_folder(text: str) -> AnyPath:
     return epath.Path(text)
 
 
-def newest_step(run: AnyPath) -> int | None:
-    """The step of the newest checkpoint that is complete; None if there is none."""
+def saved_steps(run: AnyPath) -> list[int]:
+    """The steps of all checkpoints that are complete, in increasing order."""
     folder = run / CHECKPOINTS
     found = [file for file in folder.iterdir() if file.name.isdecimal()] if folder.is_dir() else []
-    steps = [int(file.name) for file in found if not is_remote(run) or (file / COMMITTED).exists()]
-    return max(steps, default=None)
+    return sorted(int(file.name) for file in found if not is_remote(run) or (file / COMMITTED).exists())
+
+
+def newest_step(run: AnyPath) -> int | None:
+    """The step of the newest checkpoint that is complete; None if there is none."""
+    return max(saved_steps(run), default=None)
 
 
 def move_folder(folder: AnyPath, destination: AnyPath) -> None:

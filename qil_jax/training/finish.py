@@ -1,23 +1,28 @@
 """Export of a finished stage to RUN/checkpoint, which inference, evaluation and the next stage read, or to RUN/lora."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from qil_jax.files import AnyPath, whole_folder
+from qil_jax.files import AnyPath, result_folder
+from qil_jax.loader.batch import Batch
 from qil_jax.loader.loader import Loader
+from qil_jax.loader.samples import SampleSource
+from qil_jax.training.batches import RowPlacement
 from qil_jax.training.disk import at
 from qil_jax.training.experiment import Experiment
 from qil_jax.training.lora import lora_of
 from qil_jax.training.setup import TrainingRun
-from qil_jax.training.start import LORA, LORA_FILE, ORIGIN
+from qil_jax.training.start import LORA, LORA_FILE, new_in_network
+from qil_jax.training.state_tree import Weights
 from qil_jax.training.step import TrainState
 from qil_jax.weights import Component, component_config
-from qil_jax.weights.export import MARKER, export_checkpoint, gathered
-from qil_jax.weights.lora import write_lora
+from qil_jax.weights.export import ORIGIN, export_checkpoint, gathered, require_free
+from qil_jax.weights.extension import layered_config
+from qil_jax.weights.lora import LoRA, write_lora
 from qil_jax.weights.tables import table_of
 
 CHECKPOINT = "checkpoint"
@@ -25,12 +30,17 @@ EXAMPLES = 64
 """Number of batches for statistics of the exported model, such as those of a trained RGBA-VAE's latents."""
 
 
-def result_of(experiment: Experiment, run: Path) -> Path:
-    """The path of a finished run's result: the folder of its checkpoint, or its LoRA file."""
-    return run / CHECKPOINT if experiment.lora is None else run / LORA / LORA_FILE
+def result_of(experiment: Experiment, run: AnyPath) -> AnyPath:
+    """The folder of a finished run's result: of its checkpoint, or of its LoRA file."""
+    return run / (CHECKPOINT if experiment.lora is None else LORA)
 
 
-def export_run(run: TrainingRun, state: TrainState, destination: Path, *, dtype: str = "float32") -> None:
+def exported(destination: AnyPath) -> bool:
+    """Whether a folder holds a complete result of a run."""
+    return (destination / ORIGIN).exists()
+
+
+def export_run(run: TrainingRun, state: TrainState, destination: AnyPath, *, dtype: str = "float32") -> None:
     """Export the EMA of the trained parameters: as a complete checkpoint, or low-rank changes as a LoRA file.
 
     All processes must call this function.
@@ -38,50 +48,67 @@ def export_run(run: TrainingRun, state: TrainState, destination: Path, *, dtype:
     Args:
       run: prepared run.
       state: state after the last step.
-      destination: path of the result, see `result_of`.
+      destination: folder of the result, see `result_of`.
       dtype: dtype in which the trained tensors are stored.
 
     Raises:
-      ExportError: if the checkpoint exists.
-      OSError: if the folder of the LoRA file exists, or the disk is full.
+      ExportError: if the folder exists.
+      OSError: if the disk is full.
     """
-    stage, start = run.experiment.stage, run.experiment.start
-    origin = {"stage": stage.value, "step": int(state.step)}
-    config = component_config(Path(start.folder(stage.component)), stage.component)
-    if run.experiment.lora is not None:
-        with at(destination):
-            lora = lora_of(
-                {path: gathered(values) for path, values in state.ema_params.items()},
-                run.experiment.lora,
-                table_of(stage.component, config),
-                origin,
-            )
-            if jax.process_index() == 0:
-                with whole_folder(destination.parent) as folder:
-                    write_lora(folder / destination.name, lora, dtype)
-                    (folder / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
+    experiment = run.experiment
+    origin = origin_of_export(experiment, int(state.step), Weights.EMA)
+    if experiment.lora is not None:
+        lora = trained_lora(experiment, state.ema_params, origin)
+        if jax.process_index() == 0:
+            require_free(destination)
+            with at(destination), result_folder(destination, last=ORIGIN) as folder:
+                write_lora(folder / LORA_FILE, lora, dtype)
+                (folder / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
         return
     params = {**run.frozen, **state.ema_params}
-    config |= run.stage.export_config(params, _examples(run))
+    batches = example_batches(experiment, run.source, run.placement)
+    config = exported_config(experiment)
+    config |= run.stage.export_config(params, (run.stage.inputs(batch) for batch in batches))
     with at(destination):
         export_checkpoint(
             destination,
-            component=stage.component,
+            component=experiment.stage.component,
             params=params,
             config=config,
-            others={part: Path(start.folder(part)) for part in Component},
+            others=start_folders(experiment),
             origin=origin,
             dtype=dtype,
         )
 
 
-def exported(destination: AnyPath) -> bool:
-    """Whether a folder holds a complete exported checkpoint."""
-    return (destination / MARKER).exists()
+def trained_lora(experiment: Experiment, factors: Mapping[str, Any], origin: Mapping[str, Any]) -> LoRA:
+    """The low-rank changes of factors by path, which may be on the mesh; all processes must call this function."""
+    assert experiment.lora is not None
+    table = table_of(experiment.stage.component, exported_config(experiment))
+    whole = {path: gathered(values) for path, values in factors.items()}
+    return lora_of(whole, experiment.lora, table, origin)
 
 
-def _examples(run: TrainingRun) -> Iterator[Any]:
-    """The first training batches, as inputs of the step."""
-    with Loader(run.source, run.experiment.data.loader, processes=run.placement.processes) as loader:
+def start_folders(experiment: Experiment) -> dict[Component, Path]:
+    """The folder of the initial checkpoint from which each component is read or copied."""
+    return {part: Path(experiment.start.folder(part)) for part in Component}
+
+
+def exported_config(experiment: Experiment) -> dict[str, Any]:
+    """The config of the trained component, as that of a layered model, without what training measures."""
+    component = experiment.stage.component
+    return layered_config(component, component_config(start_folders(experiment)[component], component))
+
+
+def origin_of_export(experiment: Experiment, step: int, weights: Weights) -> dict[str, Any]:
+    """The content of training.json: stage, step, whether it is the EMA, and what the initial checkpoint lacks."""
+    origin = {"stage": experiment.stage.value, "step": step, "ema": weights is Weights.EMA}
+    new = new_in_network(experiment)
+    return {**origin, "new": new} if new else origin
+
+
+def example_batches(experiment: Experiment, source: SampleSource, placement: RowPlacement) -> Iterator[Batch]:
+    """The first training batches."""
+    with Loader(source, experiment.data.loader, processes=placement.processes) as loader:
         for batch, _ in zip(loader, range(min(EXAMPLES, loader.plan.steps_per_epoch)), strict=False):
-            yield run.stage.inputs(batch)
+            yield batch

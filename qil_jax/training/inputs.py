@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from enum import IntEnum
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -53,12 +52,12 @@ def picture_batch(batch: Batch, placement: RowPlacement) -> PictureBatch:
     """The batch of the RGBA-VAE that holds all pictures of all rows."""
     rows, pictures = batch.segments.shape
     numbers = (placement.first + np.arange(rows))[:, None] * pictures + np.arange(pictures)
-    local = PictureBatch(
-        pixels=batch.pictures.reshape(rows * pictures, *batch.pictures.shape[2:]),  # type: ignore[arg-type]
-        weights=batch.targets.reshape(-1).astype(np.float32),  # type: ignore[arg-type]
-        rows=numbers.reshape(-1).astype(np.int32),  # type: ignore[arg-type]
+    put = lambda x: placement.put(x, (Axis.BATCH, *(None,) * (x.ndim - 1)))
+    return PictureBatch(
+        pixels=put(batch.pictures.reshape(rows * pictures, *batch.pictures.shape[2:])),
+        weights=put(batch.targets.reshape(-1).astype(np.float32)),
+        rows=put(numbers.reshape(-1).astype(np.int32)),
     )
-    return jax.tree.map(lambda x: placement.put(x, (Axis.BATCH, *(None,) * (x.ndim - 1))), local)
 
 
 class OnlineInputs:

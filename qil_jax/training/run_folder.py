@@ -53,6 +53,23 @@ def differences(now: Experiment, before: Experiment) -> list[str]:
     return [name for name in names if getattr(a, name) != getattr(b, name)]
 
 
+def experiment_of(run: Path) -> Experiment:
+    """The stored experiment of a run.
+
+    Raises:
+      ExperimentError: if the folder holds no run, or its experiment cannot be read.
+    """
+    file = run / EXPERIMENT
+    if not file.is_file():
+        raise ExperimentError(
+            f"{run} holds no run ({EXPERIMENT} is missing): give the folder that train.py --out named"
+        )
+    try:
+        return from_json(file.read_bytes())
+    except ExperimentError as error:
+        raise ExperimentError(f"{file} cannot be read: {error}") from error
+
+
 def claim(run: AnyPath, experiment: Experiment) -> None:
     """Store the experiment in the run's folder, after all checks, so that a failed start leaves it unchanged."""
     file = run / EXPERIMENT

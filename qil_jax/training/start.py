@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 from etils import epath
 
 from qil_jax.errors import ProblemsError
@@ -13,11 +14,11 @@ from qil_jax.training.experiment import Experiment, ExperimentError
 from qil_jax.training.lora import differences
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.weights import Component, abstract, component_config, require_sound
+from qil_jax.weights.export import ORIGIN
+from qil_jax.weights.extension import new_parts
 from qil_jax.weights.lora import read_lora
 from qil_jax.weights.tables import table_of
 
-ORIGIN = "training.json"
-"""File in a checkpoint folder, or beside a LoRA file, that names the stage that wrote it."""
 LORA, LORA_FILE = "lora", "pytorch_lora_weights.safetensors"
 """The folder in which a run that trains low-rank changes leaves them, and diffusers' name for the file."""
 
@@ -74,8 +75,7 @@ def check_start(experiment: Experiment) -> None:
                 f"{folder}: its {component} was trained by {origin}, and {stage} starts from {allowed}, or from a "
                 f"checkpoint that no stage wrote: set start.checkpoint to one of these"
             )
-    if stage.component is not Component.VAE:
-        _require_rgba(experiment)
+    _require_channels(experiment)
 
 
 def check_lora(experiment: Experiment) -> None:
@@ -122,10 +122,30 @@ def _refuse_lora(folder: Path) -> None:
             )
 
 
-def _require_rgba(experiment: Experiment) -> None:
+def new_in_network(experiment: Experiment) -> dict[str, bool | int | float]:
+    """What the trained component has and the initial checkpoint has not, with its values, as `new_parts` names it.
+
+    Raises:
+      ConfigError: if the component's config is missing or invalid.
+    """
+    component = experiment.stage.component
+    return new_parts(component, component_config(Path(experiment.start.folder(component)), component))
+
+
+def report_new(experiment: Experiment) -> None:
+    """Print in one process what is new in the network, if anything is."""
+    new = [f"{name} = {json.dumps(value)}" for name, value in new_in_network(experiment).items()]
+    if new and jax.process_index() == 0:
+        print(f"new in the network: {', '.join(new)}", flush=True)
+
+
+def _require_channels(experiment: Experiment) -> None:
     folder = experiment.start.folder(Component.VAE)
     channels = component_config(Path(folder), Component.VAE).get("input_channels", 3)
-    if channels != 4:
+    if experiment.stage is Stage.RGBA_VAE:
+        if channels not in (3, 4):
+            raise ExperimentError(f"{folder}: its VAE has {channels} channels, {experiment.stage} starts from 3 or 4")
+    elif channels != 4:
         raise ExperimentError(
             f"{folder}: its VAE has {channels} channels, {experiment.stage} needs an RGBA-VAE: train the stage "
             f"rgba_vae first and set start.vae to its checkpoint/"

@@ -4,16 +4,28 @@ A checksum is the sum of the elements' bit patterns modulo 2^32, weighted by pos
 detects arrays that were truncated, lost or changed on disk.
 """
 
+from enum import StrEnum
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Shaped
 
 from qil_jax.models.paths import dotted
 from qil_jax.training.parameters import Params
 from qil_jax.training.step import TrainState
+
+PIECE_BYTES = 64 << 20
+"""Maximum size of the piece of an array on the host of which a checksum is computed at once, if it has several rows."""
+
+
+class Weights(StrEnum):
+    """The parts of a state's tree that hold trained parameters."""
+
+    PARAMS = "params"  # the parameters themselves
+    EMA = "ema_params"  # their exponential moving average
 
 
 def checksums(state: TrainState) -> dict[str, int]:
@@ -23,26 +35,37 @@ def checksums(state: TrainState) -> dict[str, int]:
     return {jax.tree_util.keystr(path): int(value) for (path, _), value in zip(leaves, np.asarray(sums), strict=True)}
 
 
+def checksum(x: Shaped[np.ndarray, "n *rest"]) -> int:
+    """The checksum of an array on the host, computed in pieces."""
+    rows = max(1, PIECE_BYTES * len(x) // max(x.nbytes, 1))
+    return sum(int(_piece_sum(x[i : i + rows], i)) for i in range(0, len(x), rows)) % 2**32
+
+
 @jax.jit
 def _sums(arrays: list[Array]) -> Array:
     return jnp.stack([_sum(x) for x in arrays])
 
 
-def _sum(x: Array) -> Array:
+def _sum(x: Array, first: Array | int = 0) -> Array:
+    """The sum over the rows of an array that begin at index `first`."""
     bits = x.astype(jnp.uint32) if jnp.issubdtype(x.dtype, jnp.integer) else jax.lax.bitcast_convert_type(x, jnp.uint32)
     # Weights by position are odd, so exchanged elements change the sum; computed per axis, they need no communication.
     weight = jnp.ones((), jnp.uint32)
     for axis in range(bits.ndim):
         place = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        place = place + jnp.uint32(first) if axis == 0 else place
         weight = weight * (2 * place + 1) + place
     return jnp.sum(bits * (2 * weight + 1), dtype=jnp.uint32)
+
+
+_piece_sum = jax.jit(_sum)
 
 
 def state_tree(state: TrainState) -> dict[str, Any]:
     """A state as plain dictionaries, which orbax restores independently of our classes and optax's."""
     return {
-        "params": _dotted(state.params),
-        "ema_params": _dotted(state.ema_params),
+        Weights.PARAMS.value: _dotted(state.params),
+        Weights.EMA.value: _dotted(state.ema_params),
         "opt_state": {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state.opt_state))},
         "counters": {"step": state.step, "skipped": state.skipped, "failing": state.failing},
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from jaxtyping import Shaped
 
 from qil_jax.errors import QilError
 from qil_jax.files import recover, whole_folder
@@ -71,8 +72,7 @@ def to_diffusers(source: Path, destination: Path, *, overwrite: bool = False, on
     """
     with _prepared(source, destination, Layout.ORBAX, overwrite=overwrite) as folder:
         for component in Component:
-            table = table_of(component, component_config(source, component))
-            _write_diffusers(source / component, folder / component, table, on_bytes or _ignore)
+            write_released(source, folder, component, on_bytes or _ignore)
 
 
 def _ignore(_: int) -> None:
@@ -117,9 +117,9 @@ def _require_space(source: Path, folder: Path, destination: Path) -> None:
         )
 
 
-def _carry(source: Path, folder: Path) -> None:
-    """Copy configs, tokenizer and all other files that hold no weights."""
-    for file in sorted(source.rglob("*")):
+def _carry(source: Path, folder: Path, within: str = "") -> None:
+    """Copy configs, tokenizer and all other files `within` a subfolder that hold no weights."""
+    for file in sorted((source / within).rglob("*")):
         inside = file.relative_to(source)
         hidden = any(part.startswith(".") for part in inside.parts)
         if file.is_file() and not (hidden or file.suffix in PICKLES or _is_weights(inside)):
@@ -185,28 +185,38 @@ def _write_sidecar(source: Path, folder: Path, table: list[Entry]) -> None:
         return
     stored = TensorReader(stored_tensors(source))
     names = {released: name for name, released in released_names(Component.VAE, stored.tensors).items()}
-    tensors = {e.name: _unused(e, stored[names[e.name]]) for e in kept}
+    tensors = {e.name: unused(e, stored[names[e.name]]) for e in kept}
     plans = [TensorPlan(name=n, dtype=x.dtype, shape=x.shape) for n, x in tensors.items()]
     with closing(ShardedWriter(folder, SIDECAR.removesuffix(".safetensors"), plans)) as writer:
         for name, tensor in tensors.items():
             writer.write(name, tensor)
 
 
-def _unused(entry: Entry, stored: np.ndarray) -> np.ndarray:
+def unused(entry: Entry, stored: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
     """A view of those elements of a stored tensor that the parameters do not hold."""
     return stored[:, :, :-1] if entry.transform is Transform.TAP else stored
 
 
-def _write_diffusers(source: Path, folder: Path, table: list[Entry], on_bytes: OnBytes) -> None:
-    component = Component(source.name)
-    reader = open_source(source, component)
-    sidecar = sidecar_of(source, component)
+def copy_released(source: Path, folder: Path, component: Component) -> None:
+    """Copy a component of a sound checkpoint of either layout to a checkpoint folder of the released layout."""
+    if layout_of(source / component) is Layout.ORBAX:
+        _carry(source, folder, component)
+        write_released(source, folder, component, _ignore)
+    else:
+        shutil.copytree(source / component, folder / component)
+
+
+def write_released(source: Path, folder: Path, component: Component, on_bytes: OnBytes) -> None:
+    """Write the tensors of an orbax checkpoint's component to a checkpoint folder of the released layout."""
+    table = table_of(component, component_config(source, component))
+    reader = open_source(source / component, component)
+    sidecar = sidecar_of(source / component, component)
     wanted = targets(table)
     dtypes = {e.name: reader.dtype(t) for t in wanted.values() for e in t.entries}
     dtypes |= {e.name: sidecar.tensors[e.name].dtype for e in table if e.transform is Transform.SIDECAR}
     plans = [TensorPlan(name=e.name, dtype=dtypes[e.name], shape=e.shape) for e in table]
     pieces = [(target, index) for target in wanted.values() for index in pieces_of(target, reader.dtype(target))]
-    with closing(ShardedWriter(folder, component.stem, plans)) as writer:
+    with closing(ShardedWriter(folder / component, component.stem, plans)) as writer:
         for entry in table:
             if entry.transform is Transform.SIDECAR:
                 writer.write(entry.name, sidecar[entry.name])

@@ -3,28 +3,35 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax import Array
-from jaxtyping import Shaped
 
 from qil_jax.errors import QilError
-from qil_jax.files import AnyPath, is_remote, recover, uploaded_folder, whole_folder
+from qil_jax.files import AnyPath, is_remote, recover, result_folder
+from qil_jax.weights.convert import copy_released, unused
+from qil_jax.weights.extension import ExtendedSource, new_parts
+from qil_jax.weights.layered_pipeline import make_layered
+from qil_jax.weights.load import open_source
+from qil_jax.weights.merge import Scaled, merged, require_fit
 from qil_jax.weights.names import released_names
+from qil_jax.weights.pieces import sidecar_of
 from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan, TensorReader, stored_tensors
-from qil_jax.weights.source import Layout, layout_of
+from qil_jax.weights.source import Layout, layout_of, row_major
 from qil_jax.weights.structure import component_config
 from qil_jax.weights.tables import table_of
-from qil_jax.weights.tables.entries import Component, Entry, Target, Transform, targets
+from qil_jax.weights.tables.entries import Component, Entry, Transform, targets
 
-MARKER = "training.json"
-"""The file of an exported checkpoint that names its origin."""
+ORIGIN = "training.json"
+"""File in a checkpoint folder that names the stage and the step at which it was written."""
+
+Params = Mapping[str, Any]
+"""Arrays, of jax or of numpy, by path. They may be read from disk on access, since each is accessed once."""
 
 
 class ExportError(QilError):
@@ -35,129 +42,138 @@ def export_checkpoint(
     destination: AnyPath,
     *,
     component: Component,
-    params: Mapping[str, Shaped[Array, "..."]],
+    params: Params,
     config: Mapping[str, Any],
     others: Mapping[Component, Path],
     origin: Mapping[str, Any],
     dtype: str = "float32",
+    loras: Sequence[Scaled] = (),
+    on_bytes: Callable[[int, int], None] = lambda written, total: None,
 ) -> None:
-    """Write a complete checkpoint folder atomically. On an object store it is complete once it has its training.json.
+    """Write a complete checkpoint folder atomically, with one parameter at a time in host memory.
 
-    Only the first process writes; the folder need not be accessible to the others.
+    On an object store the folder is complete once it has its training.json.
+
+    Only the first process writes; the folder need not be accessible to the others. If the transformer becomes a layered
+    one, the folder becomes that of diffusers' QwenImageLayeredPipeline.
 
     Args:
       component: trained component.
-      params: all parameters of the component by path, on the mesh; all processes must call this function.
+      params: parameters of the component, on the mesh or on the host; all processes must call this function. Those that
+        are missing are read from the initial checkpoint, or have the initial values of a layered model.
       config: content of the component's config.json.
-      others: checkpoint folder of the released layout for each component. That of the trained component provides the
-        tensors that the parameters do not hold: temporal taps of the VAE, and the vision tower.
+      others: initial checkpoint folder, of either layout, for each component. That of the trained component provides
+        what no parameter holds, such as the temporal taps of the VAE.
       origin: content of training.json.
       dtype: dtype in which the trained tensors are stored.
+      loras: LoRAs, each with a factor, that are added to the tensors read from the initial checkpoint.
+      on_bytes: callback with the size of a tensor that was written, and that of all tensors of the component.
 
     Raises:
-      ExportError: if the destination exists, or a component is stored by orbax.
+      ExportError: if the destination exists, or the component has no such parameters.
     """
     writing = jax.process_index() == 0
-    remote = is_remote(destination)
-    if writing and not remote and destination.parent.is_dir():
+    if writing and not is_remote(destination):
         recover(Path(destination.parent))
-    if (destination / MARKER).exists() if remote else os.path.lexists(destination):
-        raise ExportError(f"{destination} exists: give another folder, or remove it")
-    for part, folder in others.items():
-        if layout_of(folder / part) is Layout.ORBAX:
-            raise ExportError(f"{folder / part} is stored by orbax: run tools/convert.py to-diffusers on it first")
-    trained = _trained(component, config, params)
+    require_free(destination)
+    table, start = table_of(component, config), others[component]
+    wanted = targets(table)
+    unknown = [path for path in params if path not in wanted]
+    if unknown:
+        raise ExportError(f"{component}: it has no parameters {', '.join(unknown[:4])}")
     if not writing:
-        for _, values in trained:
-            gathered(values)
+        for path in wanted:
+            if path in params:
+                gathered(params[path])
         return
-    place = uploaded_folder(epath.Path(destination), last=MARKER) if remote else whole_folder(Path(destination))
-    with place as folder:
-        _carry(folder, component, others)
+    with result_folder(destination, last=ORIGIN) as folder:
+        (folder / component).mkdir()
+        tensors = _tensors(component, config, params, start, np.dtype(dtype), loras)
+        plans = [TensorPlan(name=e.name, dtype=np.dtype(dtype), shape=e.shape) for e in table]
+        size = sum(plan.bytes for plan in plans)
+        with closing(ShardedWriter(folder / component, component.stem, plans)) as writer:
+            for entry, tensor in tensors:
+                writer.write(entry.name, tensor)
+                on_bytes(tensor.nbytes, size)
         (folder / component / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
-        (folder / MARKER).write_text(json.dumps(dict(origin), indent=2) + "\n")
-        kept = _Kept(others[component] / component, component)
-        _write_component(folder / component, table_of(component, config), trained, kept, np.dtype(dtype))
+        _carry(folder, component, others)
+        (folder / ORIGIN).write_text(json.dumps(dict(origin), indent=2) + "\n")
+        if component is Component.TRANSFORMER and new_parts(component, component_config(start, component)):
+            make_layered(folder)
+
+
+def require_free(destination: AnyPath) -> None:
+    """Refuse a destination that exists, on an object store as a complete folder.
+
+    Raises:
+      ExportError: if it exists.
+    """
+    if (destination / ORIGIN).exists() if is_remote(destination) else os.path.lexists(destination):
+        raise ExportError(f"{destination} exists: give another folder, or remove it")
+
+
+def _tensors(
+    component: Component,
+    config: Mapping[str, Any],
+    params: Params,
+    start: Path,
+    dtype: np.dtype,
+    loras: Sequence[Scaled],
+) -> Iterator[tuple[Entry, np.ndarray]]:
+    """All tensors of the trained component in their released form."""
+    table, before = table_of(component, config), table_of(component, component_config(start, component))
+    source = ExtendedSource(open_source(start / component, component), targets(before))
+    require_fit(component, table, loras)
+    rest = _Unparametrised(start / component, component)
+    for path, target in targets(table).items():
+        whole = tuple(map(slice, target.shape))
+        if path in params:
+            values = gathered(params[path])
+        else:
+            values = merged(source.read(target, whole), target, whole, loras, dtype)
+        parts = (values,) if target.entries[0].block is None else values
+        for entry, part in zip(target.entries, parts, strict=True):
+            tensor = entry.transform.backward(part.astype(dtype, copy=False), entry.shape)
+            if entry.transform is Transform.TAP:
+                tensor = np.concatenate([rest.read(entry).astype(dtype), tensor[:, :, None]], axis=2)
+            yield entry, row_major(tensor)
+    for entry in table:
+        if entry.transform is Transform.SIDECAR:
+            yield entry, rest.read(entry).astype(dtype)
+
+
+class _Unparametrised:
+    """The elements of the initial checkpoint's tensors that no parameter holds."""
+
+    def __init__(self, folder: Path, component: Component):
+        self._orbax = layout_of(folder) is Layout.ORBAX
+        self._reader = sidecar_of(folder, component) if self._orbax else TensorReader(stored_tensors(folder))
+        self._names = {new: name for name, new in released_names(component, self._reader.tensors).items()}
+
+    def read(self, entry: Entry) -> np.ndarray:
+        """Those of a tensor, with zeros for the channels by which the VAE is extended."""
+        stored = self._reader[self._names[entry.name]]
+        stored = stored if self._orbax else unused(entry, stored)
+        added = [(0, size - old) for size, old in zip(entry.shape[:2], stored.shape[:2], strict=False)]
+        return np.pad(stored, added + [(0, 0)] * (stored.ndim - len(added)))
 
 
 def _carry(folder: Path, component: Component, others: Mapping[Component, Path]) -> None:
     """Copy the frozen components, and all files outside of components."""
     base = others[Component.TRANSFORMER]
     for item in sorted(base.iterdir()):
-        if item.name in tuple(Component) or item.name == MARKER or item.name.startswith("."):
+        if item.name in tuple(Component) or item.name == ORIGIN or item.name.startswith("."):
             continue
         shutil.copytree(item, folder / item.name) if item.is_dir() else shutil.copyfile(item, folder / item.name)
     for part, source in others.items():
         if part is not component:
-            shutil.copytree(source / part, folder / part)
-    (folder / component).mkdir()
+            copy_released(source, folder, part)
 
 
-def _trained(
-    component: Component, config: Mapping[str, Any], params: Mapping[str, Array]
-) -> list[tuple[Target, Array]]:
-    """The available parameters, in the order in which all processes gather them."""
-    wanted = targets(table_of(component, config))
-    missing = [path for path in wanted if path not in params]
-    if missing and component is not Component.TEXT_ENCODER:
-        raise ExportError(f"{component}: no parameters for {', '.join(missing[:4])}")
-    return [(target, params[path]) for path, target in wanted.items() if path in params]
-
-
-def _write_component(
-    folder: Path, table: list[Entry], trained: list[tuple[Target, Array]], kept: "_Kept", dtype: np.dtype
-) -> None:
-    """The trained tensors under their released names, one parameter in host memory at a time."""
-    plans = [TensorPlan(name=e.name, dtype=dtype, shape=e.shape) for e in table]
-    written = {entry.name for target, _ in trained for entry in target.entries}
-    with closing(ShardedWriter(folder, Component(folder.name).stem, plans)) as writer:
-        for target, values in trained:
-            for entry, tensor in _stored(target, gathered(values).astype(dtype), kept, dtype):
-                writer.write(entry.name, np.ascontiguousarray(tensor))
-        for entry in table:
-            if entry.name not in written:
-                writer.write(entry.name, kept.read(entry, dtype))
-
-
-def _stored(target: Target, whole: np.ndarray, kept: "_Kept", dtype: Any) -> list[tuple[Entry, np.ndarray]]:
-    tensors = []
-    for i, entry in enumerate(target.entries):
-        part = whole if entry.block is None else whole[i]
-        if entry.transform is Transform.TAP:
-            last = entry.transform.backward(part, entry.shape)[:, :, None]
-            tensor = np.concatenate([kept.read(entry, dtype)[..., :-1, :, :], last], axis=2)
-        else:
-            tensor = entry.transform.backward(part, entry.shape)
-        tensors.append((entry, tensor))
-    return tensors
-
-
-class _Kept:
-    """Stored tensors of the initial checkpoint."""
-
-    def __init__(self, folder: Path, component: Component):
-        self._reader = TensorReader(stored_tensors(folder))
-        self._names = {new: name for name, new in released_names(component, self._reader.tensors).items()}
-
-    def read(self, entry: Entry, dtype: Any) -> np.ndarray:
-        """The stored tensor of an entry, padded with zeros for the channels by which a VAE was extended."""
-        stored = self._reader[self._names[entry.name]].astype(dtype)
-        if stored.shape == entry.shape:
-            return stored
-        out = np.zeros(entry.shape, dtype)
-        out[tuple(slice(size) for size in stored.shape)] = stored
-        return out
-
-
-def gathered(x: Array) -> np.ndarray:
+def gathered(x: Array | np.ndarray) -> np.ndarray:
     """A whole array on the host; all processes must call this function."""
-    if x.is_fully_addressable:
+    if isinstance(x, np.ndarray) or x.is_fully_addressable:
         return np.asarray(x)
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-
-
-def config_of(folder: Path, component: Component, **changed: Any) -> dict[str, Any]:
-    """The content of a component's config.json with some keys changed."""
-    return {**component_config(folder, component), **changed}

@@ -14,6 +14,7 @@ from qil_jax.models.paths import slashed
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
+from qil_jax.weights.extension import ExtendedSource
 from qil_jax.weights.merge import Scaled, merged, require_fit
 from qil_jax.weights.names import released_names
 from qil_jax.weights.safetensors_io import TensorReader, stored_tensors
@@ -68,11 +69,18 @@ def load_component(
     mesh: Mesh,
     rules: Rules,
     dtype: Any = None,
+    config: Mapping[str, Any] | None = None,
     loras: Sequence[Scaled] = (),
 ) -> VLDMMDiT: ...
 @overload
 def load_component(
-    checkpoint: Path, component: Literal[Component.VAE], *, mesh: Mesh, rules: Rules, dtype: Any = None
+    checkpoint: Path,
+    component: Literal[Component.VAE],
+    *,
+    mesh: Mesh,
+    rules: Rules,
+    dtype: Any = None,
+    config: Mapping[str, Any] | None = None,
 ) -> RGBAVAE: ...
 @overload
 def load_component(
@@ -85,6 +93,7 @@ def load_component(
     mesh: Mesh,
     rules: Rules,
     dtype: Any = None,
+    config: Mapping[str, Any] | None = None,
     loras: Sequence[Scaled] = (),
 ) -> nnx.Module:
     """Load one component of a checkpoint of either layout, with its parameters placed on the mesh.
@@ -97,6 +106,8 @@ def load_component(
       mesh: mesh on which the parameters are placed.
       rules: sharding rules that map logical axes to mesh axes.
       dtype: dtype of the loaded parameters; None: the stored dtype.
+      config: config of the loaded component, such as `layered_config` of the stored one, where parameters that are not
+        stored have their initial values; None: the stored config.
       loras: LoRAs of the transformer, each with a factor, which are added to the kernels as they are read: in fp32, and
         then rounded once.
 
@@ -106,13 +117,14 @@ def load_component(
       MeshError: if rules, mesh and shapes are inconsistent; raised before any tensor is read.
       WeightsError: if the files cannot be read.
     """
-    config = component_config(checkpoint, component)
+    stored = component_config(checkpoint, component)
+    config = stored if config is None else config
     module = abstract(component, config)
     placements = shardings(module, mesh, rules)
     table = table_of(component, config)
     require_fit(component, table, loras)
     wanted = targets(table)
-    source = open_source(checkpoint / component, component)
+    source = ExtendedSource(open_source(checkpoint / component, component), targets(table_of(component, stored)))
     state = nnx.state(module, nnx.Param)
     for path, parameter in nnx.to_flat_state(state):
         name = slashed(path)

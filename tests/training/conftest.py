@@ -1,4 +1,5 @@
 """Fixtures of tests that train."""
 
+from buckets import small_bucket as small_bucket
 from runs import quick as quick
 from runs import world as world

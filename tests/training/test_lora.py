@@ -27,6 +27,7 @@ from qil_jax.training.parameters import Params, params_of, training_network
 from qil_jax.training.setup import TrainingRun, prepare
 from qil_jax.training.stages.flow import FlowStage
 from qil_jax.training.stages.kinds import Stage
+from qil_jax.training.start import LORA_FILE
 from qil_jax.training.step import fresh_state, make_step
 from qil_jax.weights import Component, abstract, component_config, load_component
 from qil_jax.weights.lora import read_lora
@@ -241,8 +242,8 @@ class Trained:
             stop=lambda step: False,
             show=lambda step, line: self.lines.append(line),
         )
-        self.file = result_of(experiment, folder)
-        export_run(self.run, self.state, self.file)
+        self.file = result_of(experiment, folder) / LORA_FILE
+        export_run(self.run, self.state, self.file.parent)
         self.table = table_of(Component.TRANSFORMER, component_config(world.base, Component.TRANSFORMER))
 
 

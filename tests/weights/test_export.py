@@ -88,7 +88,7 @@ def test_a_failed_export_leaves_nothing_and_no_others_folder_is_touched(transfor
 def test_other_processes_take_part_and_write_nothing(transformer, tmp_path, monkeypatch):
     gathered: list[int] = []
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    monkeypatch.setattr(export, "_gathered", lambda x: gathered.append(x.size) or np.asarray(x))
+    monkeypatch.setattr(export, "gathered", lambda x: gathered.append(x.size) or np.asarray(x))
     export.export_checkpoint(tmp_path / "not" / "here" / "out", **transformer.arguments)
     assert gathered == [x.size for x in transformer.arguments["params"].values()]
     assert [p.name for p in tmp_path.iterdir()] == ["base"]

@@ -30,6 +30,7 @@ from qil_jax.training.lora import LoRAConfig, initial_factors, stored_factors
 from qil_jax.training.objectives import Compute, Objective, flow_objective
 from qil_jax.training.parameters import Network, Params, params_of, training_network
 from qil_jax.weights import Component, component_config, fingerprint, load_component
+from qil_jax.weights.extension import layered_config
 from qil_jax.weights.lora import read_lora
 from qil_jax.weights.tables import table_of
 
@@ -119,7 +120,7 @@ class FlowStage:
 
 
 def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, source: Any) -> tuple[FlowStage, Params]:
-    """The stage and its initial parameters.
+    """The stage and its initial parameters; Qwen-Image's transformer is extended to a layered one.
 
     Raises:
       QilError: if encoders or settings of cached latents differ from the experiment's.
@@ -128,13 +129,14 @@ def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sour
     checkpoint, place = Path(start.checkpoint), {"mesh": mesh, "rules": TRAINING_RULES}
     lora = experiment.lora
     kept = jnp.dtype(jnp.float32) if lora is None else dtype  # trained parameters are fp32, a frozen base need not be
-    model = load_component(checkpoint, Component.TRANSFORMER, dtype=kept, **place)
+    layered = layered_config(Component.TRANSFORMER, component_config(checkpoint, Component.TRANSFORMER))
+    model = load_component(checkpoint, Component.TRANSFORMER, dtype=kept, config=layered, **place)
     config, params = model.config, params_of(model)
     if lora is not None:
         lora.add_to(model)
         stored = {}
         if start.lora is not None:
-            table = table_of(Component.TRANSFORMER, component_config(checkpoint, Component.TRANSFORMER))
+            table = table_of(Component.TRANSFORMER, layered)
             stored = stored_factors(read_lora(Path(start.lora), table), table)
         params |= initial_factors(model, **place, seed=experiment.seed, stored=stored)
     network = training_network(model)

@@ -37,9 +37,12 @@ class Stage(StrEnum):
 
     @property
     def predecessors(self) -> tuple["Stage", ...]:
-        """The stages from whose checkpoints this one may start, besides checkpoints that no stage wrote."""
+        """The stages from whose checkpoints this one may start, besides checkpoints that no stage wrote.
+
+        A checkpoint of the RGBA-VAE has a transformer that no stage trained.
+        """
         order = [Stage.TEXT_TO_RGBA, Stage.TEXT_TO_LAYERS, Stage.IMAGE_TO_LAYERS]
         if self is Stage.RGBA_VAE:
             return (Stage.RGBA_VAE,)
         place = order.index(self)
-        return tuple(order[max(0, place - 1) : place + 1])
+        return (*order[max(0, place - 1) : place + 1], Stage.RGBA_VAE)

@@ -17,7 +17,7 @@ from qil_jax.encoders.pixels import to_float, to_uint8
 from qil_jax.loader.batch import Batch
 from qil_jax.mesh import TRAINING_RULES
 from qil_jax.models.lpips import lpips
-from qil_jax.models.rgba_vae import RGBAVAE, extend_rgb_to_rgba
+from qil_jax.models.rgba_vae import RGBAVAE
 from qil_jax.training.batches import PictureBatch, RowPlacement
 from qil_jax.training.experiment import Experiment
 from qil_jax.training.flops import vae_flops_per_pixel
@@ -25,7 +25,8 @@ from qil_jax.training.inputs import picture_batch
 from qil_jax.training.objectives import Objective, vae_objective
 from qil_jax.training.parameters import Network, Params, copied, params_of, training_network
 from qil_jax.training.vae_loss import PerceptualLoss, VAELoss
-from qil_jax.weights import Component, load_component
+from qil_jax.weights import Component, component_config, load_component
+from qil_jax.weights.extension import layered_config
 from qil_jax.weights.lpips import load_lpips
 
 ACROSS = 8
@@ -73,18 +74,16 @@ class VAEStage:
         return [list(pictures[i : i + ACROSS]) for i in starts for pictures in (pixels, made)]
 
     def export_config(self, params: Params, examples: Iterator[PictureBatch]) -> dict[str, Any]:
-        """Config entries for four input channels, and for mean and standard deviation of each latent channel."""
-        mean, std = latent_statistics(self.network, params, examples)
-        return {"input_channels": 4, "latents_mean": mean, "latents_std": std}
+        """Config entries for mean and standard deviation of each latent channel."""
+        return latent_statistics(self.network, params, examples)
 
 
 def vae_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, source: Any) -> tuple[VAEStage, Params]:
     """The stage and its initial parameters; an RGB VAE is extended to RGBA."""
     del source
     folder = Path(experiment.start.folder(Component.VAE))
-    vae = load_component(folder, Component.VAE, mesh=mesh, rules=TRAINING_RULES, dtype=jnp.float32)
-    if vae.config.input_channels == 3:
-        vae = extend_rgb_to_rgba(vae)
+    config = layered_config(Component.VAE, component_config(folder, Component.VAE))
+    vae = load_component(folder, Component.VAE, mesh=mesh, rules=TRAINING_RULES, dtype=jnp.float32, config=config)
     loss = experiment.vae_loss
     network, params = training_network(vae), params_of(vae)
     objective = vae_objective(
@@ -126,14 +125,14 @@ def missing_perceptual(loss: VAELoss) -> str | None:
 
 def latent_statistics(
     network: Network[RGBAVAE], params: Params, batches: Iterator[PictureBatch]
-) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each latent channel over all pictures in the batches."""
+) -> dict[str, list[float]]:
+    """`latents_mean` and `latents_std`: mean and standard deviation of each latent channel over all pictures."""
     measure = jax.jit(lambda params, batch: _latent_sums(network(params), batch))
     found = [jax.device_get(measure(params, batch)) for batch in batches]
     sums = [np.asarray(sum(np.asarray(f[i], np.float64) for f in found)) for i in range(3)]
     mean = sums[1] / sums[0]
     std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 1e-12))
-    return mean.round(4).tolist(), std.round(4).tolist()
+    return {"latents_mean": mean.round(4).tolist(), "latents_std": std.round(4).tolist()}
 
 
 def _latent_sums(vae: RGBAVAE, batch: PictureBatch) -> tuple[Array, Array, Array]:
