@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,9 +22,9 @@ from qil_jax.training.setup import TrainingRun, prepare
 from qil_jax.training.signals import gathered
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.stages.vae import missing_perceptual
+from qil_jax.training.start import new_text
 from qil_jax.training.state_tree import state_tree
 from qil_jax.training.step import TrainState
-from qil_jax.weights import Component, component_config
 
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 """Prefix of XLA's messages when a program or an array does not fit on the devices."""
@@ -179,15 +178,10 @@ def folder_lines(experiment: Experiment, folder: AnyPath, *, needed: int) -> lis
 
 
 def _notes(experiment: Experiment) -> list[str]:
-    """What is missing, or new against the checkpoint that the run starts from."""
-    if experiment.stage is not Stage.RGBA_VAE:
-        return []
-    missing = missing_perceptual(experiment.vae_loss)
-    stored = component_config(Path(experiment.start.folder(Component.VAE)), Component.VAE)
-    lines = [] if missing is None else [f"missing: {missing}"]
-    if stored.get("input_channels", 3) == 3:
-        lines.append("new: the alpha channel of the VAE, which the start has not, is added opaque")
-    return lines
+    """What is missing, and what the checkpoint that the run starts from has not."""
+    missing = missing_perceptual(experiment.vae_loss) if experiment.stage is Stage.RGBA_VAE else None
+    new = new_text(experiment)
+    return [*([f"missing: {missing}"] if missing else []), *([new] if new else [])]
 
 
 def device_bytes(arrays: Iterable[Array]) -> int:

@@ -53,7 +53,7 @@ def differences(now: Experiment, before: Experiment) -> list[str]:
     return [name for name in names if getattr(a, name) != getattr(b, name)]
 
 
-def experiment_of(run: Path) -> Experiment:
+def experiment_of(run: AnyPath) -> Experiment:
     """The stored experiment of a run.
 
     Raises:

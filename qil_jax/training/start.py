@@ -132,11 +132,17 @@ def new_in_network(experiment: Experiment) -> dict[str, bool | int | float]:
     return new_parts(component, component_config(Path(experiment.start.folder(component)), component))
 
 
+def new_text(experiment: Experiment) -> str:
+    """A line that names what is new in the network, with its values; empty if nothing is."""
+    new = [f"{name} = {json.dumps(value)}" for name, value in new_in_network(experiment).items()]
+    return f"new in the network: {', '.join(new)}" if new else ""
+
+
 def report_new(experiment: Experiment) -> None:
     """Print in one process what is new in the network, if anything is."""
-    new = [f"{name} = {json.dumps(value)}" for name, value in new_in_network(experiment).items()]
-    if new and jax.process_index() == 0:
-        print(f"new in the network: {', '.join(new)}", flush=True)
+    text = new_text(experiment)
+    if text and jax.process_index() == 0:
+        print(text, flush=True)
 
 
 def _require_channels(experiment: Experiment) -> None:
