@@ -4,138 +4,9 @@ python tools/write_presets.py            writes the tables
 python tools/write_presets.py --check    returns 2 if the page does not hold them
 """
 
-import dataclasses
-import math
-import re
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
-from typing import Any
-
-import jax.numpy as jnp
-from flax import nnx
-
 from qil_jax.command_line import Parser
 from qil_jax.errors import QilError
-from qil_jax.mesh import TRAINING_RULES, MeshShape, abstract_mesh, shardings
-from qil_jax.models.paths import slashed
 from qil_jax.programs import run_main
-from qil_jax.training.config_file import load_experiment
-from qil_jax.training.experiment import Experiment
-from qil_jax.training.lora import FACTORS
-from qil_jax.training.stages.kinds import Stage
-from qil_jax.weights import Component, abstract
-
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "training.md"
-SLICES = {
-    "rgba_vae": "v5p-16",
-    "stage1_text_to_rgba": "v5p-128",
-    "stage2_text_to_layers": "v5p-128",
-    "stage3_image_to_layers": "v5p-128",
-    "finetune": "v5p-32",
-    "finetune_lora": "v6e-8",
-}
-"""The presets in the order of the page, and the slice for which each is meant; v5p counts two cores a chip."""
-CONFIGS: dict[Component, dict[str, Any]] = {
-    Component.TRANSFORMER: {"use_layer3d_rope": True, "use_additional_t_cond": True},
-    Component.VAE: {"input_channels": 4, "latents_mean": (0.0,) * 16, "latents_std": (1.0,) * 16},
-}
-"""What distinguishes the layered release's configs from the defaults of our classes."""
-MOMENTS = 2
-
-
-def preset(name: str) -> Experiment:
-    """The experiment of a preset."""
-    return load_experiment(ROOT / "configs" / "released" / f"{name}.py")
-
-
-@cache
-def network(component: Component) -> nnx.Module:
-    """A component of the released size, without parameters."""
-    return abstract(component, CONFIGS[component])  # type: ignore[call-overload]
-
-
-def trained_network(experiment: Experiment) -> nnx.Module:
-    """The component that a run trains, with the factors of its LoRA if it has one, without parameters."""
-    if experiment.lora is None:
-        return network(experiment.stage.component)
-    model = abstract(Component.TRANSFORMER, CONFIGS[Component.TRANSFORMER])
-    experiment.lora.add_to(model)
-    return model
-
-
-def state_bytes(experiment: Experiment) -> int:
-    """Bytes of a device's share of what a run trains: fp32 parameters, EMA and two moments."""
-    model, mesh = trained_network(experiment), abstract_mesh(experiment.mesh)
-    placed = shardings(model, mesh, TRAINING_RULES)
-    sizes = {slashed(path): parameter.shape for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param))}
-    trained = [path for path in sizes if experiment.lora is None or re.search(FACTORS, path)]
-    elements = sum(math.prod(placed[path].shard_shape(sizes[path])) for path in trained)
-    return (2 + MOMENTS) * elements * jnp.dtype(jnp.float32).itemsize
-
-
-def presets_table() -> str:
-    """One row for each preset."""
-    columns = ("preset", "slice", "mesh", "rows a step", "pictures a row", "image tokens a step", "state a chip")
-    rows = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    for name, slice_name in SLICES.items():
-        experiment = preset(name)
-        loader = experiment.data.loader
-        side = loader.buckets.resolutions[0]
-        pictures = loader.buckets.row_tokens // (side // loader.buckets.token_pixels) ** 2
-        latents = 4 if experiment.stage is Stage.RGBA_VAE else 1  # which it counts in place of tokens
-        tokens = loader.rows * loader.buckets.row_tokens * latents
-        axes = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(experiment.mesh).items() if v > 1)
-        state = f"{state_bytes(experiment) / 1e9:.1f} GB"
-        rows.append(
-            f"| `{name}` | {slice_name} | {axes} | {loader.rows} | {pictures} of {side} x {side} | {tokens:,} "
-            f"| {state} |"
-        )
-    return "\n".join(rows)
-
-
-def shardings_table() -> str:
-    """One row for each kind of parameter; those of both streams share one, and those that nothing splits are summed."""
-    mesh = abstract_mesh(MeshShape(fsdp=4, tensor=2))
-    rows = ["| parameter | shape | split over |", "|---|---|---|"]
-    for component in (Component.TRANSFORMER, Component.VAE):
-        model = network(component)
-        placed = shardings(model, mesh, TRAINING_RULES)
-        seen: dict[str, None] = {}
-        whole = count = 0
-        for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-            name = slashed(path)
-            spec = [*placed[name].spec, *[None] * (len(parameter.shape) - len(placed[name].spec))]
-            if not any(spec):
-                whole, count = whole + math.prod(parameter.shape), count + 1
-                continue
-            kind = re.sub(r"/(image|text)/", "/*/", name)
-            shape = ", ".join(map(str, parameter.shape))
-            parts = ", ".join(str(part or "-") for part in spec)
-            seen[f"| `{component}` `{kind}` | [{shape}] | {parts} |"] = None
-        rows += seen
-        rows.append(f"| `{component}`, {count} others with {whole:,} elements | | - |")
-    return "\n".join(rows)
-
-
-TABLES: dict[str, Callable[[], str]] = {"presets": presets_table, "shardings": shardings_table}
-
-
-def page() -> str:
-    """The text of the page with the tables of now.
-
-    Raises:
-      QilError: if the page lacks the marks between which a table stands.
-    """
-    text = PAGE.read_text(encoding="utf-8")
-    for name, table in TABLES.items():
-        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-        if begin not in text or end not in text:
-            raise QilError(f"{PAGE}: the marks {begin} and {end} are missing: put them where the table shall stand")
-        before, after = text.split(begin)[0], text.split(end)[1]
-        text = f"{before}{begin}\n{table()}\n{end}{after}"
-    return text
 
 
 def main(argv: list[str]) -> int:
@@ -143,11 +14,13 @@ def main(argv: list[str]) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, only compare")
     arguments = parser.parse_args(argv)
+    from tools.presets import PAGE, page  # heavy, so deferred until the arguments are valid
+
     text = page()
     if not arguments.check:
         PAGE.write_text(text, encoding="utf-8")
     elif PAGE.read_text(encoding="utf-8") != text:
-        raise QilError(f"{PAGE.relative_to(ROOT)} does not hold the tables of now: run python tools/write_presets.py")
+        raise QilError(f"docs/{PAGE.name} does not hold the tables of now: run python tools/write_presets.py")
     return 0
 
 

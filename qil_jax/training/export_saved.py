@@ -23,6 +23,7 @@ from qil_jax.training.stages.vae import latent_statistics
 from qil_jax.training.state_tree import Weights
 from qil_jax.weights import Component, load_component, require_sound
 from qil_jax.weights.export import export_checkpoint, require_free
+from qil_jax.weights.load import MergedParams
 from qil_jax.weights.lora import write_lora
 
 
@@ -68,20 +69,20 @@ def export_saved(
     if experiment.stage is Stage.RGBA_VAE:
         config |= _measured(experiment, params, config, run)
     origin = origin_of_export(experiment, params.step, weights)
-    loras = [] if experiment.lora is None else [(trained_lora(experiment, params, origin), 1.0)]
+    lora = None if experiment.lora is None else trained_lora(experiment, params, origin)
     with at(destination):
-        if as_lora:
-            write_lora(destination, loras[0][0], dtype)
+        if lora is not None and as_lora:
+            write_lora(destination, lora, dtype)
             return params.step
+        start = start_folders(experiment)
         export_checkpoint(
             destination,
             component=experiment.stage.component,
-            params={} if loras else params,
+            params=params if lora is None else MergedParams(start[Component.TRANSFORMER], [(lora, 1.0)]),
             config=config,
-            others=start_folders(experiment),
+            others=start,
             origin=origin,
             dtype=dtype,
-            loras=loras,
             on_bytes=on_bytes,
         )
     return params.step

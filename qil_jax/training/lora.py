@@ -69,8 +69,12 @@ class LoRAConfig:
         return add_lora(model, rank=self.rank, alpha=self.alpha, targets=re.compile(self.targets).search)
 
 
+Stored = Mapping[str, Float[np.ndarray, "..."]]
+"""Factors of a LoRA file by path."""
+
+
 def initial_factors(
-    model: nnx.Module, mesh: Mesh, rules: Rules, seed: int, stored: Mapping[str, np.ndarray] = MappingProxyType({})
+    model: nnx.Module, mesh: Mesh, rules: Rules, seed: int, stored: Stored = MappingProxyType({})
 ) -> Params:
     """The factors of a model before the first step, placed on a mesh: a is random, b is zero.
 

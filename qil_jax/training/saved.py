@@ -1,7 +1,7 @@
 """Reading of a run's checkpoint without a mesh, one array at a time."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +34,8 @@ class SavedParams(Mapping[str, np.ndarray]):
         if self.step not in self._steps:
             raise CheckpointError(f"{folder}: there is no step {step}: give one of {_listed(self._steps)}")
         self._folder, self._weights = epath.Path(folder) / str(self.step), weights
-        try:
+        with self._naming_others():
             sums = read_position(self._folder)["checksums"]
-        except Exception as error:
-            raise self._refusal(error) from error
         before, after = f"['{weights}']['", "']"
         self._sums = {
             name.removeprefix(before).removesuffix(after).replace(".", "/"): int(value)
@@ -56,13 +54,11 @@ class SavedParams(Mapping[str, np.ndarray]):
 
     def __getitem__(self, path: str) -> np.ndarray:
         wanted, name = self._sums[path], dotted(path)
-        try:
+        with self._naming_others():
             values = self._read(name)
             if checksum(values) != wanted:
                 raise DamagedError(f"{name} differs from what was saved")
-        except Exception as error:
-            raise self._refusal(error) from error
-        return values
+            return values
 
     def _read(self, name: str) -> np.ndarray:
         with closing(ocp.PyTreeCheckpointHandler()) as handler:
@@ -73,13 +69,19 @@ class SavedParams(Mapping[str, np.ndarray]):
             )
             return handler.restore(self._folder / STATE, args=args)[self._weights.value][name]
 
-    def _refusal(self, error: Exception) -> Exception:
-        """The error to raise instead: one that names the other steps if the checkpoint is damaged."""
-        if not is_damage(error):
-            return error
-        others = [step for step in self._steps if step != self.step]
-        instead = f"give another step, {_listed(others)}" if others else "there is no other"
-        return CheckpointError(f"{self._folder} is damaged ({str(error).splitlines()[0][:300]}): {instead}")
+    @contextmanager
+    def _naming_others(self) -> Iterator[None]:
+        """Convert damage that the block finds into an error that names the run's other steps."""
+        try:
+            yield
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            others = [step for step in self._steps if step != self.step]
+            instead = f"give another step, {_listed(others)}" if others else "there is no other"
+            raise CheckpointError(
+                f"{self._folder} is damaged ({str(error).splitlines()[0][:300]}): {instead}"
+            ) from error
 
 
 def _listed(steps: list[int]) -> str:

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from jaxtyping import Shaped
 
 from qil_jax.errors import QilError
 from qil_jax.files import AnyPath, is_remote, recover, result_folder
@@ -18,7 +19,6 @@ from qil_jax.weights.convert import copy_released, unused
 from qil_jax.weights.extension import ExtendedSource, new_parts
 from qil_jax.weights.layered_pipeline import make_layered
 from qil_jax.weights.load import open_source
-from qil_jax.weights.merge import Scaled, merged, require_fit
 from qil_jax.weights.names import released_names
 from qil_jax.weights.pieces import sidecar_of
 from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan, TensorReader, stored_tensors
@@ -47,7 +47,6 @@ def export_checkpoint(
     others: Mapping[Component, Path],
     origin: Mapping[str, Any],
     dtype: str = "float32",
-    loras: Sequence[Scaled] = (),
     on_bytes: Callable[[int, int], None] = lambda written, total: None,
 ) -> None:
     """Write a complete checkpoint folder atomically, with one parameter at a time in host memory.
@@ -66,7 +65,6 @@ def export_checkpoint(
         what no parameter holds, such as the temporal taps of the VAE.
       origin: content of training.json.
       dtype: dtype in which the trained tensors are stored.
-      loras: LoRAs, each with a factor, that are added to the tensors read from the initial checkpoint.
       on_bytes: callback with the size of a tensor that was written, and that of all tensors of the component.
 
     Raises:
@@ -88,7 +86,7 @@ def export_checkpoint(
         return
     with result_folder(destination, last=ORIGIN) as folder:
         (folder / component).mkdir()
-        tensors = _tensors(component, config, params, start, np.dtype(dtype), loras)
+        tensors = _tensors(component, config, params, start, np.dtype(dtype))
         plans = [TensorPlan(name=e.name, dtype=np.dtype(dtype), shape=e.shape) for e in table]
         size = sum(plan.bytes for plan in plans)
         with closing(ShardedWriter(folder / component, component.stem, plans)) as writer:
@@ -113,24 +111,15 @@ def require_free(destination: AnyPath) -> None:
 
 
 def _tensors(
-    component: Component,
-    config: Mapping[str, Any],
-    params: Params,
-    start: Path,
-    dtype: np.dtype,
-    loras: Sequence[Scaled],
+    component: Component, config: Mapping[str, Any], params: Params, start: Path, dtype: np.dtype
 ) -> Iterator[tuple[Entry, np.ndarray]]:
     """All tensors of the trained component in their released form."""
     table, before = table_of(component, config), table_of(component, component_config(start, component))
     source = ExtendedSource(open_source(start / component, component), targets(before))
-    require_fit(component, table, loras)
     rest = _Unparametrised(start / component, component)
     for path, target in targets(table).items():
         whole = tuple(map(slice, target.shape))
-        if path in params:
-            values = gathered(params[path])
-        else:
-            values = merged(source.read(target, whole), target, whole, loras, dtype)
+        values = gathered(params[path]) if path in params else source.read(target, whole)
         parts = (values,) if target.entries[0].block is None else values
         for entry, part in zip(target.entries, parts, strict=True):
             tensor = entry.transform.backward(part.astype(dtype, copy=False), entry.shape)
@@ -170,7 +159,7 @@ def _carry(folder: Path, component: Component, others: Mapping[Component, Path])
             copy_released(source, folder, part)
 
 
-def gathered(x: Array | np.ndarray) -> np.ndarray:
+def gathered(x: Shaped[Array, "*n"] | Shaped[np.ndarray, "*n"]) -> Shaped[np.ndarray, "*n"]:
     """A whole array on the host; all processes must call this function."""
     if isinstance(x, np.ndarray) or x.is_fully_addressable:
         return np.asarray(x)

@@ -1,6 +1,6 @@
 """Loading of stored parameters onto a mesh; each device's shard is read directly from the files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from qil_jax.mesh import Rules, shardings
 from qil_jax.models.paths import slashed
@@ -147,3 +148,37 @@ def _load(
         return merged(source.read(target, index), target, index, loras, wanted)
 
     return jax.make_array_from_callback(target.shape, sharding, part)
+
+
+class MergedParams(Mapping[str, np.ndarray]):
+    """The fp32 kernels of a stored transformer that LoRAs change, by path; each is read and changed on access."""
+
+    def __init__(self, checkpoint: Path, loras: Sequence[Scaled]):
+        """Open the checkpoint; `loras` are LoRAs, each with its factor.
+
+        Raises:
+          LoRAError: if LoRAs do not fit the transformer.
+          WeightsError: if the files cannot be read.
+        """
+        component = Component.TRANSFORMER
+        table = table_of(component, component_config(checkpoint, component))
+        require_fit(component, table, loras)
+        self._source, self._loras = open_source(checkpoint / component, component), loras
+        changed = {f"{module}.weight" for lora, _ in loras for module in lora.changes}
+        self._targets = {
+            path: target for path, target in targets(table).items() if any(e.name in changed for e in target.entries)
+        }
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._targets)
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._targets
+
+    def __getitem__(self, path: str) -> Float[np.ndarray, "..."]:
+        target = self._targets[path]
+        whole = tuple(map(slice, target.shape))
+        return merged(self._source.read(target, whole), target, whole, self._loras, np.float32)

@@ -26,8 +26,7 @@ from qil_jax.training.parameters import Network
 from qil_jax.training.setup import split
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.step import TrainState, make_step, state_shardings
-from tools import write_presets
-from tools.write_presets import SLICES, network, preset
+from tools.presets import SLICES, network, preset, trained_network
 
 ROWS = 8
 
@@ -41,11 +40,11 @@ def arrays(model: nnx.Module, mesh: Any, dtype: Any) -> dict[str, jax.ShapeDtype
 
 def state_of(params: dict[str, Any], experiment: Experiment, mesh: Any) -> TrainState:
     """A training state without values."""
-    moments = jax.eval_shape(make_optimiser(experiment.optimiser, experiment.steps).init, params)
+    opt_state = jax.eval_shape(make_optimiser(experiment.optimiser, experiment.steps).init, params)
     placed = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        moments,
-        state_shardings(moments, params),
+        opt_state,
+        state_shardings(opt_state, params),
     )
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     counters = dict.fromkeys(("step", "skipped", "failing"), counter)
@@ -80,7 +79,7 @@ def flow_inputs(experiment: Experiment, mesh: Any, rows: int) -> FlowBatch:
 
 def flow_step(experiment: Experiment, mesh: Any, rows: int) -> tuple[Any, TrainState, Any, FlowBatch]:
     """The step of a preset of the transformer, with its arguments."""
-    model = write_presets.trained_network(experiment)
+    model = trained_network(experiment)
     params, frozen = arrays(model, mesh, jnp.float32), {}
     if experiment.lora is not None:
         params, frozen = split(params, FACTORS)

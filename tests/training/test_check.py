@@ -8,7 +8,7 @@ import jax
 import pytest
 from runs import QuickRuns, World, command, config_of, environment, finish
 
-from qil_jax.training import check
+from qil_jax.training import check, setup
 from qil_jax.training.check import folder_lines, size_text
 from qil_jax.training.config_file import load_experiment
 from qil_jax.training.stages.kinds import Stage
@@ -105,7 +105,7 @@ def test_what_does_not_fit_on_the_devices_is_refused(quick: QuickRuns, tmp_path,
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes\nstack")
 
     monkeypatch.setattr(check, "prepare", quick.prepare)
-    monkeypatch.setattr(check, "fresh_state", full)
+    monkeypatch.setattr(setup, "fresh_state", full)
     assert quick.main(tmp_path / "run", {}, "--check") == 2
     said = capsys.readouterr().err
     assert "does not fit into the memory of the devices (RESOURCE_EXHAUSTED: Out of memory" in said

@@ -16,6 +16,7 @@ from test_meshes import Run
 
 from qil_jax.mesh import TRAINING_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.stack import Scan
+from qil_jax.programs import ended
 from qil_jax.training import loop
 from qil_jax.training.batches import FlowBatch
 from qil_jax.training.experiment import ExperimentError, Precision
@@ -32,6 +33,7 @@ from qil_jax.training.step import fresh_state, make_step
 from qil_jax.weights import Component, abstract, component_config, load_component
 from qil_jax.weights.lora import read_lora
 from qil_jax.weights.tables import table_of
+from tools import convert, validate
 
 RANK, ALPHA = 4, 6.0
 LORA = {"lora.rank": RANK, "lora.alpha": ALPHA, "optimiser.learning_rate": 1e-2}
@@ -278,6 +280,7 @@ def test_the_exported_file_merged_gives_the_trained_velocity(world, trained, giv
     assert json.loads((trained.file.parent / "training.json").read_text()) == {
         "stage": "stage3_image_to_layers",
         "step": 20,
+        "ema": True,
     }
     assert not (trained.folder / "checkpoint").exists()
     lora = read_lora(trained.file, trained.table)
@@ -295,6 +298,25 @@ def test_the_exported_file_merged_gives_the_trained_velocity(world, trained, giv
     found, wanted, before = (velocity(n, given.inputs) for n in (ours, theirs, given.network(given.base)))
     assert error(before, wanted) > 1e-3, "twenty steps changed nothing"
     assert error(found, wanted) <= 2e-5
+
+
+def test_a_checkpoint_of_the_run_is_exported_as_a_file_or_merged(world, trained, given, tmp_path):
+    """The file is that of the run's end, and the folder holds the base with that file's changes, rounded once."""
+    file, folder = tmp_path / "lora.safetensors", tmp_path / "merged"
+    for destination, more in ((file, ["--base", str(world.base)]), (folder, [])):
+        assert ended(convert.main, ["export", str(trained.folder), str(destination)]) == 0
+        assert ended(validate.main, [str(destination), *more]) == 0
+    found, wanted = read_lora(file, trained.table), read_lora(trained.file, trained.table)
+    assert found.changes.keys() == wanted.changes.keys() and dict(found.origin) == dict(wanted.origin)
+    for module, change in wanted.changes.items():
+        assert np.array_equal(found.changes[module].a, change.a) and np.array_equal(found.changes[module].b, change.b)
+    place = {"mesh": single_device_mesh(), "rules": TRAINING_RULES}
+    kernels = params_of(load_component(folder, Component.TRANSFORMER, **place))
+    loaded = load_component(world.base, Component.TRANSFORMER, **place, loras=[(wanted, 1.0)])
+    for path, value in params_of(loaded).items():
+        assert np.array_equal(kernels[path], value), path
+    assert any(not np.array_equal(kernels[path], given.base[path]) for path in kernels)
+    assert not list(folder.glob("**/*lora*"))
 
 
 def test_a_lora_is_trained_further(world, trained):

@@ -16,7 +16,7 @@ from qil_jax.programs import ended
 from qil_jax.training.experiment import Precision
 from qil_jax.weights import Component
 from tools import write_presets
-from tools.write_presets import SLICES, network, preset
+from tools.presets import SLICES, network, preset
 
 TRANSFORMER = 20_430_407_232
 """Parameters of the layered release's transformer (docs/specification.md, 4)."""
