@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
-from jaxtyping import Shaped
 
 from qil_jax.errors import QilError
 from qil_jax.files import recover, whole_folder
@@ -30,8 +29,8 @@ from qil_jax.weights.tables.entries import Component, Entry, Transform, targets
 ORIGIN = "training.json"
 """File in a checkpoint folder that names the stage and the step at which it was written."""
 
-Params = Mapping[str, Shaped[Array, "..."] | Shaped[np.ndarray, "..."]]
-"""Parameters by path. They may be read from disk on access, since each is accessed once."""
+Params = Mapping[str, Any]
+"""Arrays, of jax or of numpy, by path. They may be read from disk on access, since each is accessed once."""
 
 
 class ExportError(QilError):
