@@ -4,6 +4,7 @@ python tools/bench models [--case NAME]... [--write docs/benchmarks.md]     the 
 python tools/bench train [--write docs/benchmarks.md]                       a training step, against one of torch
 python tools/bench data [--write docs/benchmarks.md]                        the loader
 python tools/bench convert                                                  conversion of weights, against cp
+python tools/bench export                                                   export of a run's checkpoint, against cp
 """
 
 import argparse
@@ -41,6 +42,11 @@ def parser() -> Parser:
     convert.add_argument("--blocks", type=int, default=3, help="transformer blocks, 0.68 GB each (default %(default)s)")
     convert.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     convert.add_argument("--repeats", type=int, default=3, help="runs of each direction (default %(default)s)")
+
+    export = benchmarks.add_parser("export", help="export of a run's checkpoint in bf16, against cp of the result")
+    export.add_argument("--blocks", type=int, default=2, help="transformer blocks, 1.36 GB each (default %(default)s)")
+    export.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    export.add_argument("--repeats", type=int, default=3, help="runs of each side (default %(default)s)")
     return parse
 
 
