@@ -70,7 +70,7 @@ def test_values_are_those_of_the_checkpoint(world: World, run: Path, tmp_path, s
             tree = Weights.EMA if ema else Weights.PARAMS
             value = state[f"/{tree}/{entry.path.replace('/', '.')}"]
             value = entry.transform.backward(value if entry.block is None else value[entry.block], entry.shape)
-            assert not np.array_equal(value, base[entry.name])
+            assert not (base[entry.name].any() and np.array_equal(value, base[entry.name]))
         assert found[entry.name].dtype == dtype
         np.testing.assert_array_equal(found[entry.name], value.astype(dtype), err_msg=entry.name)
 
@@ -86,7 +86,7 @@ def test_a_start_stored_by_orbax_gives_the_same(world: World, copy: Path, tmp_pa
     assert export(copy, tmp_path / "released") == 0
     changed(copy, str(tmp_path / "orbax"))
     assert export(copy, tmp_path / "out") == 0
-    assert checkpoint_values(tmp_path / "out", ignored) == checkpoint_values(tmp_path / "released", len_ignored)
+    assert checkpoint_values(tmp_path / "out", ignored) == checkpoint_values(tmp_path / "released", ignored)
     assert not list((tmp_path / "out").rglob("params"))
 
 
@@ -103,9 +103,11 @@ def changed(run: Path, start: str) -> None:
 
 
 def cut_state(run: Path) -> None:
-    files = [file for file in (run / "checkpoints" / "4" / "state").rglob("*") if file.is_file()]
-    file = max(files, key=lambda file: file.stat().st_size)
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    """Half of every file that holds values; a damaged array that is not exported is not noticed."""
+    files = list((run / "checkpoints" / "4" / "state").glob("ocdbt.process_*/d/*"))
+    assert files
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 def without_position(run: Path) -> None:
