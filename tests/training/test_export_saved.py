@@ -103,11 +103,11 @@ def changed(run: Path, start: str) -> None:
 
 
 def cut_state(run: Path) -> None:
-    """Half of every file that holds values; a damaged array that is not exported is not noticed."""
+    """All but the first bytes of every file that holds values: what lies where in them differs from run to run."""
     files = list((run / "checkpoints" / "4" / "state").glob("ocdbt.process_*/d/*"))
     assert files
     for file in files:
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        file.write_bytes(file.read_bytes()[:64])
 
 
 def without_position(run: Path) -> None:
@@ -132,7 +132,7 @@ def start_elsewhere(run: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ...]]] = {
-    "half of the state": (cut_state, (), ("checkpoints/4 is damaged", "give another step, 2\n")),
+    "most of the state": (cut_state, (), ("checkpoints/4 is damaged", "give another step, 2\n")),
     "no position": (without_position, (), ("checkpoints/4 is damaged", "give another step, 2\n")),
     "nothing but a damaged one": (only_damaged, (), ("checkpoints/4 is damaged", "there is no other\n")),
     "a step that is not there": (lambda _: None, ("--step", "3"), ("there is no step 3: give one of 2, 4\n",)),
