@@ -15,7 +15,7 @@ EXPERIMENTS = {run.name: load_experiment(run.config) for run in demo_training.RU
 def test_every_config_is_a_run():
     shared = {"common", "diffusion"}
     assert {file.stem for file in demo_training.CONFIGS.glob("*.py")} == set(EXPERIMENTS) | shared
-    assert [experiment.stage for experiment in EXPERIMENTS.values()] == [*Stage, *[Stage.IMAGE_TO_LAYERS] * 2]
+    assert [experiment.stage for experiment in EXPERIMENTS.values()] == [*Stage, *[Stage.IMAGE_TO_LAYERS] * 3]
 
 
 def test_each_run_starts_from_one_before_it_and_from_data_that_is_made():

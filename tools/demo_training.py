@@ -61,6 +61,7 @@ RUNS = (
     Run(name="stage3_image_to_layers"),
     Run(name="stage3_image_to_layers_ordered"),
     Run(name="stage3_image_to_layers_long", shipped=3000),
+    Run(name="stage3_image_to_layers_varied"),
 )
 LEAST_SCENES = 640
 ENVIRONMENT = {

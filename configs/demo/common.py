@@ -27,7 +27,12 @@ def run_of(name: str) -> str:
     return f"{FOLDER}/{name}/checkpoint"
 
 
-DATA = {"grouped": ("grouped", 60_000), "ordered_8000": ("simple", 8_000), "ordered": ("simple", 60_000)}
+DATA = {
+    "grouped": ("grouped", 60_000),
+    "ordered_8000": ("simple", 8_000),
+    "ordered": ("simple", 60_000),
+    "varied": ("varied", 50_000),
+}
 """The preset of tools/make_scenes.py and the number of scenes of each dataset."""
 RUNS = {
     "stage1_text_to_rgba": (BASE, "grouped"),
@@ -35,6 +40,7 @@ RUNS = {
     "stage3_image_to_layers": (run_of("stage2_text_to_layers"), "grouped"),
     "stage3_image_to_layers_ordered": (run_of("stage3_image_to_layers"), "ordered_8000"),
     "stage3_image_to_layers_long": (run_of("stage3_image_to_layers_ordered"), "ordered"),
+    "stage3_image_to_layers_varied": (run_of("stage3_image_to_layers_long"), "varied"),
 }
 """The initial checkpoint of each diffusion run, and the dataset whose cached latents it reads."""
 

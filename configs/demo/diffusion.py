@@ -49,7 +49,9 @@ def adamw(learning_rate: float, *, final_fraction: float | None = None) -> Optim
     )
 
 
-def image_to_layers(run: str, *, steps: int, final_fraction: float | None = None) -> Experiment:
+def image_to_layers(
+    run: str, *, steps: int, learning_rate: float = 8e-4, final_fraction: float | None = None
+) -> Experiment:
     """A run of stage 3. High noise levels decide the decomposition, and inference mostly has an empty prompt."""
     return diffusion(
         run,
@@ -58,5 +60,5 @@ def image_to_layers(run: str, *, steps: int, final_fraction: float | None = None
         rows=16,
         steps=steps,
         loss=FlowLoss(shift=3.0, caption_dropout=0.5),
-        optimiser=adamw(8e-4, final_fraction=final_fraction),
+        optimiser=adamw(learning_rate, final_fraction=final_fraction),
     )

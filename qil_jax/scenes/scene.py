@@ -26,6 +26,7 @@ from qil_jax.scenes.shapes import (
     draw_picture,
     draw_shape,
     draw_text,
+    vary,
     with_shadow,
 )
 
@@ -58,6 +59,7 @@ class SceneConfig:
       glass: probability, in [0, 1], that a thing is a pane of glass.
       text: probability, in [0, 1], that a thing is text.
       drawn: probability, in [0, 1], that an object is a drawn shape although there are pictures.
+      varied: probability, in [0, 1], that a picture is narrowed, and that its colour channels are exchanged.
       pictured: probability, in [0, 1], that a background is a picture if there are any.
       grounds: kinds of drawn backgrounds to choose from.
       depth: assignment of the things to layers.
@@ -72,6 +74,7 @@ class SceneConfig:
     glass: float = 0.15
     text: float = 0.25
     drawn: float = 0.0
+    varied: float = 0.0
     pictured: float = 0.8
     grounds: tuple[str, ...] = GROUNDS
     depth: Depth = Depth.THING
@@ -97,6 +100,8 @@ SIMPLE = SceneConfig(
 the order of their lower edges: the order in which things that never touch were drawn cannot be learnt."""
 GROUPED = dataclasses.replace(SIMPLE, depth=Depth.GROUP, order=Order.DRAWN)
 """SIMPLE with things merged by depth as in build_dataset; the first runs of the demonstration model use it."""
+VARIED = dataclasses.replace(SIMPLE, varied=0.6)
+"""SIMPLE with the same pictures in many forms; the last run of the demonstration model uses it."""
 ORDERINGS, APART = 50, 10**9
 """Number of seeds tried for a scene whose things are visible enough in the wanted order, and their distance."""
 
@@ -197,6 +202,8 @@ def _thing(rng: np.random.Generator, config: SceneConfig, assets: Assets) -> Thi
     else:
         pictured = len(assets.objects) and not (config.drawn and rng.random() < config.drawn)
         thing = draw_picture(rng, config.side, assets) if pictured else draw_shape(rng, config.side)
+        if pictured and config.varied:
+            thing = dataclasses.replace(thing, image=vary(thing.image, rng, config.varied))
     if rng.random() < config.shadow:
         thing = dataclasses.replace(thing, image=with_shadow(thing.image, rng, config.side))
     return thing

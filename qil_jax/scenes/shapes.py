@@ -93,6 +93,18 @@ def draw_picture(rng: np.random.Generator, side: int, assets: Assets) -> Thing:
     return Thing(image=image, phrase=asset.name, assets=(asset,))
 
 
+def vary(image: Image.Image, rng: np.random.Generator, probability: float) -> Image.Image:
+    """An RGBA picture, with a given probability narrowed to 0.7 or more of a side, and likewise in other colours."""
+    if rng.random() < probability:
+        *bands, alpha = image.split()
+        image = Image.merge("RGBA", [*(bands[i] for i in rng.permutation(3)), alpha])
+    if rng.random() < probability:
+        side, factor = int(rng.integers(2)), rng.uniform(0.7, 1.0)
+        size = [max(4, round(s * factor)) if i == side else s for i, s in enumerate(image.size)]
+        image = _premultiplied(image, lambda x: x.resize(size, Image.Resampling.LANCZOS))
+    return image
+
+
 def _premultiplied(image: Image.Image, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """`change` on premultiplied colour, so that the colour of clear pixels does not bleed into edges."""
     return change(image.convert("RGBa")).convert("RGBA")

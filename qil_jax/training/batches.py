@@ -70,13 +70,19 @@ class PictureBatch:
 class RowPlacement:
     """The rows of a batch that this process reads, and their placement on the mesh."""
 
-    def __init__(self, mesh: Mesh, rules: Rules, rows: int):
+    def __init__(self, mesh: Mesh, rules: Rules, rows: int, *, microbatches: int = 1):
         """Assign the `rows` rows of a global batch to processes and devices.
 
         Raises:
-          ExperimentError: if the shards of the mesh do not divide them.
+          ExperimentError: if the shards of the mesh do not divide them, or those of a microbatch.
         """
         ways = rules.ways(Axis.BATCH, mesh)
+        if rows % ways == 0 and rows % (ways * microbatches):
+            raise ExperimentError(
+                f"{rows} rows in {microbatches} microbatches are {rows // microbatches} rows each, which do not divide "
+                f"over {ways} parts of the mesh (data and fsdp): lower optimiser.accumulate, or make data.loader.rows "
+                f"a multiple of {ways * microbatches}"
+            )
         if rows % ways:
             raise ExperimentError(
                 f"{rows} rows do not divide over {ways} parts of the mesh (data and fsdp): make data.loader.rows a "

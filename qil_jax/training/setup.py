@@ -76,7 +76,8 @@ def prepare(experiment: Experiment, mesh: Mesh) -> TrainingRun:
       QilError: a StructureError, ConfigError or MeshError, if the checkpoint, a config or the mesh is invalid.
     """
     require_inputs(experiment)
-    placement = RowPlacement(mesh, TRAINING_RULES, experiment.data.loader.rows)
+    rows, microbatches = experiment.data.loader.rows, experiment.optimiser.accumulate
+    placement = RowPlacement(mesh, TRAINING_RULES, rows, microbatches=microbatches)
     processes, validation = placement.processes, experiment.validation
     _, _, (source, loader), validation_loader = _all_of(
         (

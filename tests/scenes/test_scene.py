@@ -5,6 +5,7 @@ import pytest
 import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from qil_jax.documents.limits import PSDLimits
 from qil_jax.documents.prepare import to_bytes
@@ -15,7 +16,8 @@ from qil_jax.layers.visibility import contributing, visible_pixels
 from qil_jax.programs import ended
 from qil_jax.records.record import decode
 from qil_jax.scenes.assets import Asset, Assets
-from qil_jax.scenes.scene import GROUPED, SIMPLE, SceneConfig, make_scene
+from qil_jax.scenes.scene import GROUPED, SIMPLE, VARIED, SceneConfig, make_scene
+from qil_jax.scenes.shapes import vary
 from tools import make_scenes
 
 CONFIG = SceneConfig(side=64)
@@ -68,6 +70,17 @@ def test_grouped_scenes_merge_what_never_touches():
     pairs = [(make_scene(seed, GROUPED), make_scene(seed, SIMPLE)) for seed in range(60)]
     assert sum(len(grouped.layers) < len(simple.layers) for grouped, simple in pairs) > 10
     assert any([layer.box[3] for layer in g.layers[1:]] != sorted(x.box[3] for x in g.layers[1:]) for g, _ in pairs)
+
+
+def test_varied_pictures_keep_their_pixels_and_their_shape_nearly():
+    picture = Image.new("RGBA", (40, 30), (10, 120, 240, 255))
+    made = [vary(picture, np.random.default_rng(seed), 1.0) for seed in range(60)]
+    assert {tuple(sorted(image.getpixel((9, 9))[:3])) for image in made} == {(10, 120, 240)}
+    assert len({image.getpixel((9, 9)) for image in made}) == 6
+    assert {image.size[0] for image in made} >= {40, 30} and min(image.size[1] for image in made) < 25
+    assert all((w == 40) != (h == 30) or (w, h) == (40, 30) for w, h in (image.size for image in made))
+    assert vary(picture, np.random.default_rng(0), 0.0) == picture
+    assert make_scene(3, VARIED) == make_scene(3, SIMPLE), "drawn things stay as they are"
 
 
 def test_scenes_are_various():

@@ -211,6 +211,10 @@ CASES = {
     "more devices than there are": Case(
         changes={"mesh.fsdp": 2}, says=("data=8", "fsdp=2", "makes 16 devices, but 8 are given")
     ),
+    "microbatches that the mesh does not divide": Case(
+        changes={"data.loader.rows": 16, "optimiser.accumulate": 4},
+        says=("16 rows in 4 microbatches are 4 rows each, which do not divide over 8 parts", "a multiple of 32"),
+    ),
     "rows that the mesh does not divide": Case(
         changes={"data.loader.rows": 4}, says=("4 rows do not divide over 8 parts of the mesh", "a multiple of 8")
     ),
