@@ -25,7 +25,7 @@ from qil_jax.errors import QilError
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.loader.loader import Loader
 from qil_jax.records import sources
-from qil_jax.training import config_file, disk, finish, loop
+from qil_jax.training import config_file, disk, finish, loop, setup
 from qil_jax.training.checkpoints import Checkpoints
 from qil_jax.training.disk import newest_step
 from qil_jax.training.stages.kinds import Stage
@@ -50,7 +50,7 @@ EARLY = {
     "reading the config": (config_file, "called"),
     "opening data": (sources, "open_source"),
     "loading": (loop, "prepare"),
-    "beginning": (loop, "fresh_state"),
+    "beginning": (setup, "fresh_state"),
 }
 
 

@@ -16,7 +16,7 @@ from runs import World, command, environment
 
 import train
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.training import loop
+from qil_jax.training import setup
 from qil_jax.training.experiment import ExperimentError
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.weights.tables.entries import Component
@@ -334,7 +334,7 @@ def test_a_failed_start_claims_nothing(given: Given, tmp_path, capsys, monkeypat
     def stop_here(*_: object) -> None:
         raise ExperimentError("far enough")
 
-    monkeypatch.setattr(loop, "fresh_state", stop_here)
+    monkeypatch.setattr(setup, "fresh_state", stop_here)
     assert train.main(corrected) == 2
     assert capsys.readouterr().err == "error: far enough\n"
     assert (run / "experiment.json").is_file()
