@@ -167,7 +167,11 @@ class ShardedWriter:
         for i, shard in enumerate(shards):
             number = f"-{i + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
             file = folder / f"{stem}{number}.safetensors"
-            self._open(file, shard)
+            try:
+                self._open(file, shard)
+            except OSError:
+                self.close()
+                raise
             weight_map |= {plan.name: file.name for plan in shard}
         if len(shards) > 1:
             index = {"metadata": {"total_size": sum(p.bytes for p in plans)}, "weight_map": weight_map}

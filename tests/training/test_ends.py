@@ -103,7 +103,7 @@ def test_ctrl_c_while_exporting_loses_nothing(quick: QuickRuns, tmp_path, monkey
 STUCK = """
 import hashlib
 from pathlib import Path
-from qil_jax.training import loop
+from qil_jax.training import setup
 from qil_jax.training.config_file import load_experiment
 
 def step(*_):
@@ -111,7 +111,7 @@ def step(*_):
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # in C for many minutes, as a compilation is
 
 def config():
-    loop.make_step = lambda *_, **__: step
+    setup.make_step = lambda *_, **__: step
     return load_experiment(Path({config!r}), {settings!r})
 """
 
@@ -224,7 +224,7 @@ def test_an_error_of_ours_shows_its_traceback(quick: QuickRuns, tmp_path, monkey
     def broken(*_: object, **__: object) -> Callable[..., Any]:
         return lambda *_: work()
 
-    monkeypatch.setattr(loop, "make_step", broken)
+    monkeypatch.setattr(setup, "make_step", broken)
     with pytest.raises(error, match=says) as caught:
         quick.main(tmp_path / "run")
     assert not isinstance(caught.value, QilError)
