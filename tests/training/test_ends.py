@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -222,7 +223,7 @@ def test_an_error_of_ours_shows_its_traceback(quick: QuickRuns, tmp_path, monkey
     """Shape errors are ValueErrors or TypeErrors too, as refusals are, but no user can put them right."""
 
     def broken(*_: object, **__: object) -> Callable[..., Any]:
-        return lambda *_: work()
+        return jax.jit(lambda *_: work())
 
     monkeypatch.setattr(setup, "make_step", broken)
     with pytest.raises(error, match=says) as caught:
