@@ -21,7 +21,7 @@ from qil_jax.training.stages.kinds import Stage
 
 QWEN_IMAGE = "checkpoints/Qwen-Image"
 QWEN_IMAGE_LAYERED = "checkpoints/Qwen-Image-Layered"
-LPIPS = "checkpoints/lpips_vgg.safetensors"
+LPIPS = "checkpoints/lpips/vgg16.safetensors"
 RECORDS = "data/layers"
 LATENTS = "data/latents"
 SIDE, TOKEN = 640, 16
