@@ -19,6 +19,7 @@ from qil_jax.training.experiment import Experiment
 from qil_jax.training.lora import FACTORS
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.weights import Component, abstract
+from qil_jax.weights.extension import layered_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "training.md"
@@ -32,10 +33,10 @@ SLICES = {
 }
 """The presets in the order of the page, and the slice for which each is meant; v5p counts two cores a chip."""
 CONFIGS: dict[Component, dict[str, Any]] = {
-    Component.TRANSFORMER: {"use_layer3d_rope": True, "use_additional_t_cond": True},
-    Component.VAE: {"input_channels": 4, "latents_mean": (0.0,) * 16, "latents_std": (1.0,) * 16},
+    Component.TRANSFORMER: layered_config(Component.TRANSFORMER, {}),
+    Component.VAE: layered_config(Component.VAE, {"latents_mean": (0.0,) * 16, "latents_std": (1.0,) * 16}),
 }
-"""What distinguishes the layered release's configs from the defaults of our classes."""
+"""The layered release's configs, as far as they are not the defaults of our classes; statistics do not matter here."""
 MOMENTS = 2
 
 

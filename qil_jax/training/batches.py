@@ -77,16 +77,16 @@ class RowPlacement:
           ExperimentError: if the shards of the mesh do not divide them, or those of a microbatch.
         """
         ways = rules.ways(Axis.BATCH, mesh)
-        if rows % ways == 0 and rows % (ways * microbatches):
-            raise ExperimentError(
-                f"{rows} rows in {microbatches} microbatches are {rows // microbatches} rows each, which do not divide "
-                f"over {ways} parts of the mesh (data and fsdp): lower optimiser.accumulate, or make data.loader.rows "
-                f"a multiple of {ways * microbatches}"
-            )
         if rows % ways:
             raise ExperimentError(
                 f"{rows} rows do not divide over {ways} parts of the mesh (data and fsdp): make data.loader.rows a "
                 f"multiple of {ways}"
+            )
+        if rows % (ways * microbatches):
+            raise ExperimentError(
+                f"{rows} rows in {microbatches} microbatches are {rows // microbatches} rows each, which do not divide "
+                f"over {ways} parts of the mesh (data and fsdp): lower optimiser.accumulate, or make data.loader.rows "
+                f"a multiple of {ways * microbatches}"
             )
         self.mesh, self.rules, self.rows = mesh, rules, rows
         indices = self._sharding((Axis.BATCH,)).addressable_devices_indices_map((rows,)).values()

@@ -14,14 +14,14 @@ import torch
 from checkpoints import (
     EVEN_TEXT,
     EVEN_TRANSFORMER,
-    VAE,
     build_tiny_checkpoint,
+    layers_of,
     randomise,
     tiny_text_encoder,
     tiny_transformer,
     tiny_vae,
 )
-from diffusers import AutoencoderKLQwenImage, QwenImageLayeredPipeline, QwenImageTransformer2DModel
+from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from flax import nnx
 from parity_inputs import (
     PER,
@@ -198,25 +198,6 @@ def checkpoints(tmp_path_factory):
     return (folders[0], narrow), (folders[1], wide)
 
 
-def layers_of(pipeline: QwenImageLayeredPipeline, start: np.ndarray, image, layers: int, steps: int) -> np.ndarray:
-    dtype = pipeline.transformer.dtype
-    latents = torch.from_numpy(start.transpose(0, 1, 4, 2, 3)).to(dtype)
-    packed = pipeline._pack_latents(latents, 1, VAE["z_dim"], 16, 24, layers + 1)
-    pipeline.set_progress_bar_config(disable=True)
-    out = pipeline(
-        image=image,
-        prompt="a cat on a mat",
-        negative_prompt=" ",
-        true_cfg_scale=4.0,
-        cfg_normalize=True,
-        num_inference_steps=steps,
-        layers=layers,
-        resolution=640,
-        latents=packed,
-    )
-    return np.stack([np.asarray(layer) for layer in out.images[0]]).astype(np.float32)
-
-
 def test_pipeline(checkpoints):
     """From picture to layers; latents between steps stay fp32 with us, which diffusers rounds."""
     (folder, narrow), (_, wide) = checkpoints
@@ -224,8 +205,9 @@ def test_pipeline(checkpoints):
     start = np.asarray(jnp.asarray(noise(layers, 128, 192)).astype(BF16), np.float32)
     request = Request(image=image, layers=layers, prompt="a cat on a mat", latents=start)
     made = Pipeline.load(folder).decompose([request], Settings(steps=steps))[0]
-    exact = layers_of(wide, start, image, layers, steps)
-    theirs = layers_of(narrow, start, image, layers, steps)
+    exact, theirs = (
+        layers_of(pipeline, image, start, layers=layers, steps=steps).astype(np.float32) for pipeline in (wide, narrow)
+    )
     assert exact.std() > 10, "the pictures must not be flat"
     assert 0 < mean_error(made.layered.layers, exact) <= MOST * mean_error(theirs, exact)
     rounded = np.asarray(jnp.asarray(made.latents).astype(BF16), np.float32)
