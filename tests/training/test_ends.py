@@ -58,6 +58,7 @@ EARLY = {
 @pytest.mark.parametrize("where", EARLY.values(), ids=EARLY)
 def test_ctrl_c_before_the_first_step_ends(quick: QuickRuns, tmp_path, monkeypatch, capsys, where):
     run = tmp_path / "run"
+    monkeypatch.setattr(quick.world, "prepared", {})  # what an earlier test prepared would not be opened again
     interrupted(*where, monkeypatch)
     assert quick.main(run) == 130
     out, err = capsys.readouterr()
