@@ -23,7 +23,6 @@ from transformers import Qwen2_5_VLConfig as TorchTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
 from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
-from qil_jax.models.attention import AttentionKind
 from qil_jax.models.layers import layer_norm
 from qil_jax.models.paths import slashed
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
@@ -156,9 +155,8 @@ def compare_transformer(checkpoint: Path, reference: Path) -> Iterator[BlockErro
     def step(parts: nnx.List, text: Array, image: Array, noise: Array) -> Array:
         block, *mods = parts
         table = tuple(mod(jax.nn.silu(noise)).reshape(1, 6, -1) for mod in mods)
-        return jnp.concatenate(
-            block((text, image), table, rotary=rotary, segments=None, kind=AttentionKind.XLA), axis=1
-        )
+        segments = (jnp.ones(text.shape[:2], jnp.int32), jnp.ones(image.shape[:2], jnp.int32))
+        return jnp.concatenate(block((text, image), table, rotary=rotary, segments=segments), axis=1)
 
     run = _compiled(step)
     for k in range(depth):

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from qil_jax.flow import Rescale, euler, guide
 from qil_jax.inference.batch import SequenceBatch
 from qil_jax.mesh import Rules, constrain
-from qil_jax.models.attention import AttentionKind
+from qil_jax.models.attention import Attend
 from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.vld_mmdit import Modulation, ModulationTable, VLDMMDiT
 
@@ -36,14 +36,14 @@ class StepOutput(StrEnum):
 class Denoiser:
     """A VLD-MMDiT on a mesh. One program is compiled per shape of batch and number of steps."""
 
-    def __init__(self, model: VLDMMDiT, *, mesh: Mesh, rules: Rules, kind: AttentionKind):
+    def __init__(self, model: VLDMMDiT, *, mesh: Mesh, rules: Rules, attend: Attend):
         self.config, self.mesh, self.rules = model.config, mesh, rules
         self._modulation = nnx.split(model.modulation)
         self._backbone = nnx.split(model.backbone)
         self._on_step: OnStep | None = None
         self._on_tokens: OnTokens | None = None
         self._table = jax.jit(functools.partial(_table, self._modulation[0]))
-        self._kind, self._pin = kind, constrain(mesh, rules)
+        self._attend, self._pin = attend, constrain(mesh, rules)
         self._loop = jax.jit(self._denoise, static_argnames=("rescale", "output"))
 
     def __call__(
@@ -92,7 +92,7 @@ class Denoiser:
             if mods.out.shape[0] > 1:
                 mods = jax.tree.map(lambda m: for_passes(m, m.ndim - 3), mods)
             x = self._pin(for_passes(x.astype(dtype)), (Axis.BATCH, Axis.TOKENS, None))
-            v = backbone(x, text, batch.layout, mods, kind=self._kind, constrain=self._pin).astype(jnp.float32)
+            v = backbone(x, text, batch.layout, mods, attend=self._attend, constrain=self._pin).astype(jnp.float32)
             if passes == 1:
                 return v
             conditional, unconditional = jnp.split(v, 2)

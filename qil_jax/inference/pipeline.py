@@ -26,7 +26,7 @@ from qil_jax.inference.memory import Drawing, MemoryPlan, plan_memory, require_m
 from qil_jax.inference.request import Decomposition, Request, Settings, known
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.mesh import INFERENCE_RULES, Rules, single_device_mesh
-from qil_jax.models.attention import AttentionKind
+from qil_jax.models.attention import AttentionKind, joint_attention
 from qil_jax.models.axes import Axis
 from qil_jax.models.latents import unpack
 from qil_jax.weights import Component, load_component
@@ -97,7 +97,9 @@ class Pipeline:
             checkpoint,
             prompts=PromptEncoder(tokenizer, load(Component.TEXT_ENCODER), mesh=mesh),
             autoencoder=Autoencoder(load(Component.VAE), mesh=mesh),
-            denoiser=Denoiser(load(Component.TRANSFORMER, loras=loras), mesh=mesh, rules=rules, kind=kind),
+            denoiser=Denoiser(
+                load(Component.TRANSFORMER, loras=loras), mesh=mesh, rules=rules, attend=joint_attention(kind)
+            ),
         )
 
     def decompose(

@@ -1,5 +1,6 @@
 """Attention of all three networks, by one of several implementations with the same result up to rounding."""
 
+from collections.abc import Callable
 from enum import StrEnum
 
 import jax
@@ -31,6 +32,11 @@ QUERIES_PER_CHUNK = 512
 """Queries per chunk of XLA_BY_HEAD: few enough for the cache, enough for an efficient matrix product."""
 Ids = tuple[Array, Array]
 """Segment ids of queries [..., t] and keys [..., s]."""
+Pair = tuple[Array, Array]
+"""An array of the text tokens and one of the image tokens."""
+Attend = Callable[[Pair, Pair, Pair, Pair], Pair]
+"""Joint attention of text and image: from queries, keys and values [b, t, n, d] and segment ids [b, t], each a pair, to
+the pair of mixed values [b, t, n, d]. `joint_attention` makes that of one device, `kernels.attend_on` that of a mesh."""
 
 
 def attention(
@@ -73,6 +79,23 @@ def attention(
             one_head = lambda xs: _mix_chunks(*xs, rows=QUERIES_PER_CHUNK)
             mixed = jax.lax.map(one_head, jax.tree.map(fold, (q, k, v, ids))).reshape(b, n, t, -1)
     return jnp.swapaxes(mixed, 1, 2)
+
+
+def joint_attention(kind: AttentionKind = AttentionKind.XLA) -> Attend:
+    """The attention of all tokens of both streams to all tokens of both, in the order text, image."""
+
+    def attend(q: Pair, k: Pair, v: Pair, segments: Pair) -> Pair:
+        joined = [jnp.concatenate(pair, axis=1) for pair in (q, k, v)]
+        ids = jnp.concatenate(segments, axis=1)
+        mixed = attention(*joined, segments=(ids, ids), kind=kind)
+        text = q[0].shape[1]
+        return mixed[:, :text], mixed[:, text:]
+
+    return attend
+
+
+JOINT = joint_attention()
+"""The plainest joint attention, by which others are checked."""
 
 
 def _mix_chunks(q: Array, k: Array, v: Array, ids: Ids | None, *, rows: int) -> Array:

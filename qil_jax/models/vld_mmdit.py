@@ -20,7 +20,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from qil_jax.models.attention import AttentionKind, attention
+from qil_jax.models.attention import JOINT, Attend
 from qil_jax.models.axes import Axis, Constrain, unconstrained
 from qil_jax.models.config import Blocks, ConfigError, parse_config
 from qil_jax.models.layers import Linear, RMSNorm, embedding, layer_norm, linear
@@ -250,27 +250,22 @@ class Block(nnx.Module):
         modulation: tuple[Float[Array, "m 6 d"], Float[Array, "m 6 d"]],
         *,
         rotary: tuple[Rotary, Rotary],
-        segments: Int[Array, "b st"] | None,
-        kind: AttentionKind,
+        segments: tuple[Int[Array, "b s"], Int[Array, "b t"]],
+        attend: Attend = JOINT,
         constrain: Constrain = unconstrained,
     ) -> tuple[Float[Array, "b s d"], Float[Array, "b t d"]]:
-        """Both streams after this block. Pairs are in the order text, image, and so is the joint sequence."""
+        """Both streams after this block. Pairs are in the order text, image."""
         sides = (self.text, self.image)
         adaln = [AdaLN.of_block(vectors) for vectors in modulation]
         heads = [
             side.qkv(_modulate(layer_norm(x), attn.shift, attn.scale), angles)
             for side, x, (attn, _), angles in zip(sides, streams, adaln, rotary, strict=True)
         ]
-        q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*heads, strict=True))
-        q = constrain(q, (Axis.BATCH, Axis.TOKENS, Axis.HEADS, None))
-        k, v = (constrain(x, (Axis.BATCH, None, Axis.HEADS, None)) for x in (k, v))
-        pair = None if segments is None else (segments, segments)
-        mixed = attention(q, k, v, segments=pair, kind=kind)
-        mixed = mixed.reshape(*mixed.shape[:2], -1)
-        cut = streams[0].shape[1]
+        heads = jax.tree.map(lambda x: constrain(x, (Axis.BATCH, Axis.TOKENS, Axis.HEADS, None)), heads)
+        q, k, v = zip(*heads, strict=True)
         outs = []
-        for side, x, (attn, mlp), attended in zip(sides, streams, adaln, (mixed[:, :cut], mixed[:, cut:]), strict=True):
-            x = x + attn.gate * side.out(attended)
+        for side, x, (attn, mlp), mixed in zip(sides, streams, adaln, attend(q, k, v, segments), strict=True):
+            x = x + attn.gate * side.out(mixed.reshape(*mixed.shape[:2], -1))
             x = x + mlp.gate * side.mlp(_modulate(layer_norm(x), mlp.shift, mlp.scale))
             outs.append(constrain(x, (Axis.BATCH, Axis.TOKENS, None)))
         return outs[0], outs[1]
@@ -295,18 +290,18 @@ class Backbone(nnx.Module):
         layout: TokenLayout,
         table: ModulationTable,
         *,
-        kind: AttentionKind = AttentionKind.XLA,
+        attend: Attend = JOINT,
         constrain: Constrain = unconstrained,
         scan: Scan = PLAIN,
     ) -> Float[Array, "b t c_out"]:
         """The velocity of every image token; values at conditions and padding are meaningless."""
         axes = self.config.axes_dims_rope
         rotary = (rotary_embedding(layout.text_positions, axes), rotary_embedding(layout.image_positions, axes))
-        segments = jnp.concatenate([layout.text_segments, layout.image_segments], axis=1)
+        segments = (jnp.asarray(layout.text_segments), jnp.asarray(layout.image_segments))
         streams = (self.text_in(self.text_norm(text)), self.image_in(image))
 
         def step(block: Block, streams: tuple[Array, Array], modulation: tuple[Array, Array]) -> tuple[Array, Array]:
-            return block(streams, modulation, rotary=rotary, segments=segments, kind=kind, constrain=constrain)
+            return block(streams, modulation, rotary=rotary, segments=segments, attend=attend, constrain=constrain)
 
         _, x = scan_blocks(self.blocks, step, streams, (table.text, table.image), how=scan)
         scale, shift = table.out[:, 0, None], table.out[:, 1, None]
@@ -329,13 +324,13 @@ class VLDMMDiT(nnx.Module):
         *,
         sigma: Float[Array, " b"],
         target_kind: Int[Array, " b"] | None = None,
-        kind: AttentionKind = AttentionKind.XLA,
+        attend: Attend = JOINT,
         constrain: Constrain = unconstrained,
         scan: Scan = PLAIN,
     ) -> Float[Array, "b t c_out"]:
         """Velocities of the image tokens: `Modulation` and `Backbone` in one program."""
         table = self.modulation(sigma, target_kind)
-        return self.backbone(image, text, layout, table, kind=kind, constrain=constrain, scan=scan)
+        return self.backbone(image, text, layout, table, attend=attend, constrain=constrain, scan=scan)
 
 
 SINUSOID = 256

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Key
 
 from qil_jax.encoders.pixels import to_float
 from qil_jax.flow.loss import FlowLoss, draw_sigma, noised, velocity_errors
-from qil_jax.models.attention import AttentionKind
+from qil_jax.models.attention import JOINT, Attend
 from qil_jax.models.axes import Axis, Constrain, unconstrained
 from qil_jax.models.rgba_vae import RGBAVAE
 from qil_jax.models.stack import PLAIN, Scan
@@ -67,13 +67,13 @@ class Compute:
 
     Attributes:
       dtype: dtype of activations and of the parameter copy used in matrix products.
-      kind: implementation of attention.
+      attend: joint attention of text and image.
       scan: settings of the scan over blocks, including recomputation.
       constrain: function that constrains activations to the sharding given by the mesh's rules.
     """
 
     dtype: Any = jnp.float32
-    kind: AttentionKind = AttentionKind.XLA
+    attend: Attend = JOINT
     scan: Scan = PLAIN
     constrain: Constrain = unconstrained
 
@@ -112,7 +112,7 @@ def flow_errors(
         batch.layout,
         sigma=sigma,
         target_kind=batch.target_kinds if model.config.use_additional_t_cond else None,
-        kind=compute.kind,
+        attend=compute.attend,
         constrain=compute.constrain,
         scan=compute.scan,
     )

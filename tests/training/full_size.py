@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from qil_jax.mesh import TRAINING_RULES, MeshShape, constrain, make_mesh, shardings
+from qil_jax.models.attention import joint_attention
 from qil_jax.models.axes import Axis
 from qil_jax.models.paths import slashed
 from qil_jax.models.stack import Scan
@@ -86,7 +87,7 @@ def flow_step(experiment: Experiment, mesh: Any, rows: int) -> tuple[Any, TrainS
         frozen = {path: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=x.sharding) for path, x in frozen.items()}
     compute = Compute(
         dtype=jnp.dtype(experiment.precision),
-        kind=experiment.attention,
+        attend=joint_attention(experiment.attention),
         scan=Scan(remat=experiment.remat),
         constrain=constrain(mesh, TRAINING_RULES),
     )

@@ -81,7 +81,7 @@ def ours(name: str, folder: Path) -> Case:
     from qil_jax.inference.pipeline import Pipeline
     from qil_jax.inference.request import Request, Settings
     from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
-    from qil_jax.models.attention import AttentionKind
+    from qil_jax.models.attention import AttentionKind, joint_attention
     from qil_jax.models.rope import LayerIndex
     from qil_jax.models.vld_mmdit import TokenLayout
     from qil_jax.weights import Component, load_component
@@ -103,8 +103,8 @@ def ours(name: str, folder: Path) -> Case:
         layers = (LayerIndex.COMPOSITE, *range(1, targets), LayerIndex.CONDITION)
         layout = TokenLayout.of(GRID, layers, np.ones((1, WORDS), np.int32))
         arguments = {"sigma": jnp.full(1, 0.6), "target_kind": jnp.zeros(1, jnp.int32)}
-        kind = AttentionKind.XLA_BY_HEAD
-        run = compiled(model, lambda m, *a: m(*a, layout, kind=kind, **arguments))
+        attend = joint_attention(AttentionKind.XLA_BY_HEAD)
+        run = compiled(model, lambda m, *a: m(*a, layout, attend=attend, **arguments))
         return lambda: run(*tokens())
     vae = load_component(folder / "vae", Component.VAE, **place)
     if name == "VAE encode":

@@ -18,6 +18,7 @@ from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.flow import euler
 from qil_jax.loader.batch import Batch
 from qil_jax.mesh import TRAINING_RULES, constrain
+from qil_jax.models.attention import joint_attention
 from qil_jax.models.axes import Axis
 from qil_jax.models.latents import unpack
 from qil_jax.models.stack import Scan
@@ -157,7 +158,7 @@ def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sour
         encode = OnlineInputs(autoencoder, prompts, placement, shape, experiment.flow_loss, seed=experiment.seed)
     compute = Compute(
         dtype=dtype,
-        kind=experiment.attention,
+        attend=joint_attention(experiment.attention),
         scan=Scan(remat=experiment.remat, unroll=experiment.unroll),
         constrain=constrain(mesh, TRAINING_RULES),
     )
