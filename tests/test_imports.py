@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "models": {"errors"},
     "flow": {"errors", "limits", "models"},
     "mesh": {"errors", "models"},
+    "kernels": {"errors", "mesh", "models"},
     "layers": PLAIN,
     "records": {*PLAIN, "layers"},
     "documents": {*PLAIN, "layers", "records"},
@@ -36,8 +37,8 @@ MAY_IMPORT = {
     "encoders": {*PLAIN, *BASE, "weights"},
     "evaluation": {*PLAIN, "layers", "records"},
     "export": {*PLAIN, "layers"},
-    "inference": {*PLAIN, *BASE, "encoders", "export", "layers", "shipped", "weights"},
-    "training": {*PLAIN, *BASE, "encoders", "layers", "loader", "records", "weights"},
+    "inference": {*PLAIN, *BASE, "encoders", "export", "kernels", "layers", "shipped", "weights"},
+    "training": {*PLAIN, *BASE, "encoders", "kernels", "layers", "loader", "records", "weights"},
 }
 """Room to the rooms below it; a room may always import itself. Entry points and tools may import every room."""
 

@@ -15,6 +15,9 @@ class AttentionKind(StrEnum):
     XLA = "xla"  # one matrix of scores, b * n * t * s values
     XLA_CHUNKED = "xla_chunked"  # scores of a chunk of queries of all heads at a time, in bounded memory
     XLA_BY_HEAD = "xla_by_head"  # chunks of one head at a time: fastest on a CPU; samples and heads must not be sharded
+    SPLASH = "splash"  # Pallas splash attention on TPUs, by `kernels`
+    CUDNN = "cudnn"  # cuDNN's flash attention on GPUs, by `kernels`
+    TOKAMAX = "tokamax"  # the kernels of the package tokamax, by `kernels`
 
 
 class Mask(StrEnum):
@@ -24,6 +27,8 @@ class Mask(StrEnum):
     CAUSAL = "causal"  # keys at or before the query's index; needs as many queries as keys
 
 
+XLA_KINDS = (AttentionKind.XLA, AttentionKind.XLA_CHUNKED, AttentionKind.XLA_BY_HEAD)
+"""The implementations of `attention`, which run everywhere; the others need a device's own kernels (`kernels`)."""
 SCORES_PER_CHUNK = 1 << 23
 """Number of scores that XLA_CHUNKED holds at once (32 MiB in fp32), unless a chunk would be too small."""
 LEAST_QUERIES = 128
@@ -36,7 +41,7 @@ Pair = tuple[Array, Array]
 """An array of the text tokens and one of the image tokens."""
 Attend = Callable[[Pair, Pair, Pair, Pair], Pair]
 """Joint attention of text and image: from queries, keys and values [b, t, n, d] and segment ids [b, t], each a pair, to
-the pair of mixed values [b, t, n, d]. `joint_attention` makes that of one device, `kernels.attend_on` that of a mesh."""
+the pair of mixed values [b, t, n, d]. `joint_attention` makes that of one device, `kernels.attend_on` a mesh's."""
 
 
 def attention(
@@ -55,30 +60,67 @@ def attention(
       segments: segment ids of queries and keys. Tokens attend within equal ids; padding is segment 0 and attends to
         padding, so that no softmax is empty. None: every token attends to every token.
       mask: whether keys after the query are masked out.
-      kind: the implementation. The chunked ones support Mask.FULL only.
+      kind: the implementation, one of XLA_KINDS. The chunked ones support Mask.FULL only.
 
     Returns:
       The weighted sums of the values, in q's dtype.
 
     Raises:
-      ValueError: if a causal mask is requested of a chunked implementation.
+      ValueError: if a causal mask is requested of a chunked implementation, or a kernel that is not XLA's.
     """
     if mask is Mask.CAUSAL and kind is not AttentionKind.XLA:
         raise ValueError(f"{kind} attention has no causal mask: use AttentionKind.XLA")
-    b, t, n, _ = q.shape
+    return _attention(q, k, v, segments, mask, kind)[0]
+
+
+def attention_part(
+    q: Float[Array, "b t n d"],
+    k: Float[Array, "b s n d"],
+    v: Float[Array, "b s n d"],
+    *,
+    segments: tuple[Int[Array, "b t"], Int[Array, "b s"]],
+    kind: AttentionKind = AttentionKind.XLA,
+) -> tuple[Float[Array, "b t n d"], Float[Array, "b t n"]]:
+    """Attention to some of the keys, and the fp32 logarithm of the sum of its exponentials.
+
+    By that logarithm, the results for other keys can be averaged with it: see `merge_parts`.
+    """
+    mixed, logsumexp = _attention(q, k, v, segments, Mask.FULL, kind)
+    return mixed, jnp.swapaxes(logsumexp, 1, 2)
+
+
+Part = tuple[Array, Array]
+"""Mixed values [b, t, n, d] over some of the keys, and the logarithm [b, t, n] of their sum of exponentials."""
+
+
+def merge_parts(one: Part, other: Part) -> Part:
+    """Attention to the keys of both parts, in fp32."""
+    total = jnp.logaddexp(one[1], other[1])
+    weigh = lambda part: part[0].astype(jnp.float32) * jnp.exp(part[1] - total)[..., None]
+    return weigh(one) + weigh(other), total
+
+
+def _attention(
+    q: Array, k: Array, v: Array, segments: Pair | None, mask: Mask, kind: AttentionKind
+) -> tuple[Array, Array]:
+    """The mixed values [b, t, n, d] and the logarithms of the sums of exponentials [b, n, t]."""
+    b, _, n, _ = q.shape
     # Heads come first and keys are transposed once here, rather than in every chunk.
     q, k, v = jnp.swapaxes(q, 1, 2), jnp.transpose(k, (0, 2, 3, 1)), jnp.swapaxes(v, 1, 2)
     ids = None if segments is None else (segments[0][:, None], segments[1][:, None])
     match kind:
         case AttentionKind.XLA:
-            mixed = _mix(q, k, v, ids, mask)
+            mixed, total = _mix(q, k, v, ids, mask)
         case AttentionKind.XLA_CHUNKED:
-            mixed = _mix_chunks(q, k, v, ids, rows=max(LEAST_QUERIES, SCORES_PER_CHUNK // (b * n * v.shape[2])))
+            mixed, total = _mix_chunks(q, k, v, ids, rows=max(LEAST_QUERIES, SCORES_PER_CHUNK // (b * n * v.shape[2])))
         case AttentionKind.XLA_BY_HEAD:
             fold = lambda x: jnp.broadcast_to(x, (b, n, *x.shape[2:])).reshape(b * n, *x.shape[2:])
             one_head = lambda xs: _mix_chunks(*xs, rows=QUERIES_PER_CHUNK)
-            mixed = jax.lax.map(one_head, jax.tree.map(fold, (q, k, v, ids))).reshape(b, n, t, -1)
-    return jnp.swapaxes(mixed, 1, 2)
+            by_head = jax.lax.map(one_head, jax.tree.map(fold, (q, k, v, ids)))
+            mixed, total = (x.reshape(b, n, *x.shape[1:]) for x in by_head)
+        case _:
+            raise ValueError(f"{kind} is no program of XLA: make it by kernels.attend_for")
+    return jnp.swapaxes(mixed, 1, 2), total
 
 
 def joint_attention(kind: AttentionKind = AttentionKind.XLA) -> Attend:
@@ -98,7 +140,7 @@ JOINT = joint_attention()
 """The plainest joint attention, by which others are checked."""
 
 
-def _mix_chunks(q: Array, k: Array, v: Array, ids: Ids | None, *, rows: int) -> Array:
+def _mix_chunks(q: Array, k: Array, v: Array, ids: Ids | None, *, rows: int) -> tuple[Array, Array]:
     """`_mix`, at most `rows` queries at a time. The backward pass computes the scores of each chunk again."""
     t = q.shape[-2]
     chunks = -(-t // rows)
@@ -107,12 +149,13 @@ def _mix_chunks(q: Array, k: Array, v: Array, ids: Ids | None, *, rows: int) -> 
     rows = -(-t // chunks)
     q_chunks = _split(q, chunks, rows, axis=q.ndim - 2)
     if ids is None:
-        mixed = jax.lax.map(jax.checkpoint(lambda q: _mix(q, k, v, None)), q_chunks)
+        parts = jax.lax.map(jax.checkpoint(lambda q: _mix(q, k, v, None)), q_chunks)
     else:
         id_chunks = _split(ids[0], chunks, rows, axis=ids[0].ndim - 1)
-        mixed = jax.lax.map(jax.checkpoint(lambda x: _mix(x[0], k, v, (x[1], ids[1]))), (q_chunks, id_chunks))
-    mixed = jnp.moveaxis(mixed, 0, -3)
-    return mixed.reshape(*mixed.shape[:-3], chunks * rows, -1)[..., :t, :]
+        parts = jax.lax.map(jax.checkpoint(lambda x: _mix(x[0], k, v, (x[1], ids[1]))), (q_chunks, id_chunks))
+    mixed, total = jnp.moveaxis(parts[0], 0, -3), jnp.moveaxis(parts[1], 0, -2)
+    mixed = mixed.reshape(*mixed.shape[:-3], chunks * rows, -1)
+    return mixed[..., :t, :], total.reshape(*total.shape[:-2], chunks * rows)[..., :t]
 
 
 def _split(x: Array, chunks: int, rows: int, *, axis: int) -> Array:
@@ -121,8 +164,8 @@ def _split(x: Array, chunks: int, rows: int, *, axis: int) -> Array:
     return jnp.moveaxis(jnp.pad(x, widths).reshape(*x.shape[:axis], chunks, rows, *x.shape[axis + 1 :]), axis, 0)
 
 
-def _mix(q: Array, k: Array, v: Array, ids: Ids | None, mask: Mask = Mask.FULL) -> Array:
-    """Attention of q [..., t, d] to k [..., d, s] and v [..., s, d]."""
+def _mix(q: Array, k: Array, v: Array, ids: Ids | None, mask: Mask = Mask.FULL) -> tuple[Array, Array]:
+    """Attention of q [..., t, d] to k [..., d, s] and v [..., s, d], and the logsumexp [..., t] of its scores."""
     scores = jnp.matmul(q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     if mask is Mask.CAUSAL:
         scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, -jnp.inf)
@@ -130,7 +173,8 @@ def _mix(q: Array, k: Array, v: Array, ids: Ids | None, mask: Mask = Mask.FULL) 
         scores = jnp.where(ids[0][..., :, None] == ids[1][..., None, :], scores, -jnp.inf)
     # A padded query may match no key at all; the bounds keep its result finite.
     peak = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), jnp.finfo(jnp.float32).min)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(peak))
+    peak = jax.lax.stop_gradient(peak)
+    weights = jnp.exp(scores - peak)
     total = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
     mixed = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return (mixed / total).astype(q.dtype)
+    return (mixed / total).astype(q.dtype), (peak + jnp.log(total))[..., 0]
