@@ -211,7 +211,7 @@ class Pipeline:
 
     def _ways(self) -> Ways:
         ways = functools.partial(self.denoiser.rules.ways, mesh=self.denoiser.mesh)
-        return Ways(samples=ways(Axis.SAMPLE), rows=ways(Axis.BATCH), tokens=ways(Axis.TOKENS))
+        return Ways(samples=ways(Axis.SAMPLE), rows=ways(Axis.BATCH), tokens=ways(Axis.RESIDUAL))
 
 
 def _names(count: int) -> tuple[str, ...]:

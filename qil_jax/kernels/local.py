@@ -29,7 +29,8 @@ def splash_part(q: Array, k: Array, v: Array, ids: Ids, *, interpret: bool = Fal
     blocks = Blocks.of(q.shape[1], k.shape[1])
     kernel = _splash_kernel(q.shape[2], blocks, interpret, save_residuals=True)
     mixed, (total,) = jax.vmap(kernel)(*_padded(q, k, v, ids, blocks))
-    return tuple(jnp.swapaxes(x, 1, 2)[:, : q.shape[1]] for x in (mixed, total))
+    back = lambda x: jnp.swapaxes(x, 1, 2)[:, : q.shape[1]]
+    return back(mixed), back(total)
 
 
 def _splash_kernel(heads: int, blocks: Blocks, interpret: bool, **options: Any) -> Any:

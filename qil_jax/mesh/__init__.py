@@ -2,7 +2,16 @@
 
 from qil_jax.mesh.devices import MeshShape, abstract_mesh, make_mesh, single_device_mesh
 from qil_jax.mesh.placement import constrain, describe, place, shardings
-from qil_jax.mesh.rules import INFERENCE_RULES, TRAINING_RULES, MeshAxis, MeshError, Rules
+from qil_jax.mesh.rules import (
+    INFERENCE_RULES,
+    TRAINING_RULES,
+    MeshAxis,
+    MeshError,
+    Rules,
+    Task,
+    Weights,
+    rules_for,
+)
 from qil_jax.models.axes import Axis
 
 __all__ = [
@@ -13,11 +22,14 @@ __all__ = [
     "MeshError",
     "MeshShape",
     "Rules",
+    "Task",
+    "Weights",
     "abstract_mesh",
     "constrain",
     "describe",
     "make_mesh",
     "place",
+    "rules_for",
     "shardings",
     "single_device_mesh",
 ]

@@ -89,18 +89,51 @@ def _show(axes: Axes) -> str:
     return "(" + ", ".join("-" if a is None else str(a) for a in axes) + ")"
 
 
-_PARAMETERS = {
-    Axis.EMBED: (MeshAxis.FSDP,),
+class Task(StrEnum):
+    """What a mesh is used for."""
+
+    INFERENCE = "inference"  # guidance passes and samples are split over cfg, data and fsdp
+    TRAINING = "training"  # rows are split over data and fsdp
+
+
+class Weights(StrEnum):
+    """What the devices along `context` hold of the transformer's and the text encoder's kernels."""
+
+    SPLIT = "split"  # a part each, gathered block by block: least memory
+    WHOLE = "whole"  # the same, which moves least: for chips that have room
+
+
+def rules_for(task: Task, weights: Weights = Weights.SPLIT) -> Rules:
+    """The rules of a task.
+
+    Rows are split over the axes of the task, tokens over context, heads and feed-forward width over tensor, kernels
+    over tensor and, by their residual width, over fsdp (and context). The residual stream's tokens are split over
+    tensor too, so that element-wise work is shared (arXiv 2205.05198): they are gathered before a product with
+    parameters and reduced and scattered after it. The VAE is whole on every device.
+    """
+    rows = (MeshAxis.DATA, MeshAxis.FSDP)
+    width = (MeshAxis.FSDP, MeshAxis.CONTEXT) if weights is Weights.SPLIT else (MeshAxis.FSDP,)
+    return Rules(
+        {
+            **_SHARED,
+            Axis.EMBED: width,
+            Axis.SAMPLE: rows,
+            Axis.BATCH: (MeshAxis.CFG, *rows) if task is Task.INFERENCE else rows,
+        }
+    )
+
+
+_SHARED = {
     Axis.HEADS: (MeshAxis.TENSOR,),
     Axis.MLP: (MeshAxis.TENSOR,),
     Axis.MODULATION: (MeshAxis.TENSOR,),
     Axis.VOCAB: (MeshAxis.TENSOR,),
     Axis.TOKENS: (MeshAxis.CONTEXT,),
-    Axis.SAMPLE: (MeshAxis.DATA, MeshAxis.FSDP),
+    Axis.RESIDUAL: (MeshAxis.CONTEXT, MeshAxis.TENSOR),
 }
 
-INFERENCE_RULES = Rules({**_PARAMETERS, Axis.BATCH: (MeshAxis.CFG, MeshAxis.DATA, MeshAxis.FSDP)})
-"""Guidance passes and samples are split over cfg, data and fsdp, parameters over fsdp and tensor, the VAE not."""
+INFERENCE_RULES = rules_for(Task.INFERENCE)
+"""The rules of inference, with kernels in parts."""
 
-TRAINING_RULES = Rules({**_PARAMETERS, Axis.BATCH: (MeshAxis.DATA, MeshAxis.FSDP)})
-"""The rules of inference without the axis of guidance."""
+TRAINING_RULES = rules_for(Task.TRAINING)
+"""The rules of training, with kernels in parts."""

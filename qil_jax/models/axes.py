@@ -13,6 +13,7 @@ class Axis(StrEnum):
     SAMPLE = "sample"  # pictures of a batch
     BATCH = "batch"  # rows of the transformer: samples, twice as many under guidance
     TOKENS = "tokens"  # image or text positions of a sequence
+    RESIDUAL = "residual"  # the same in the residual stream, between the products with parameters
     HEADS = "heads"  # attention heads, or the head-major width of q, k and v
     EMBED = "embed"  # the residual stream's width inside a parameter
     MLP = "mlp"  # the feed-forward width

@@ -6,7 +6,7 @@ all image positions.
 """
 
 import dataclasses
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,18 @@ def rotary_embedding(
     ]
     joined = jnp.concatenate(angles, axis=-1)
     return Rotary(cos=jnp.cos(joined), sin=jnp.sin(joined))
+
+
+class Rotation(StrEnum):
+    """The features of a head that are rotated as a pair."""
+
+    INTERLEAVED = "interleaved"  # neighbours, in which order the release stores them
+    HALVES = "halves"  # k and k + d/2
+
+
+def rotate(x: Float[Array, "b t n d"], by: Rotary, how: Rotation) -> Float[Array, "b t n d"]:
+    """Rotate the feature pairs of every head."""
+    return rotate_half(x, by) if how is Rotation.HALVES else rotate_interleaved(x, by)
 
 
 def rotate_interleaved(x: Float[Array, "b t n d"], by: Rotary) -> Float[Array, "b t n d"]:

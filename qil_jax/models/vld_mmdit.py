@@ -27,9 +27,10 @@ from qil_jax.models.layers import Linear, RMSNorm, embedding, layer_norm, linear
 from qil_jax.models.rope import (
     LayerIndex,
     Rotary,
+    Rotation,
     image_positions,
     rotary_embedding,
-    rotate_interleaved,
+    rotate,
     text_offset,
     text_positions,
 )
@@ -211,11 +212,16 @@ Heads = Float[Array, "b t n h"]
 
 
 class Stream(nnx.Module):
-    """The parameters of one stream (image or text) of a block: attention projections and MLP."""
+    """The parameters of one stream (image or text) of a block: attention projections and MLP.
+
+    Attributes:
+      rotation: order of the features of queries and keys in the parameters: see `models.halves`.
+    """
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs):
         d, heads = config.width, (config.width, Axis.HEADS)
         self.head_dim = config.attention_head_dim
+        self.rotation = Rotation.INTERLEAVED
         self.q = linear((d, Axis.EMBED), heads, rngs=rngs)
         self.k = linear((d, Axis.EMBED), heads, rngs=rngs)
         self.v = linear((d, Axis.EMBED), heads, rngs=rngs)
@@ -228,8 +234,8 @@ class Stream(nnx.Module):
     def qkv(self, x: Float[Array, "b t d"], rotary: Rotary) -> tuple[Heads, Heads, Heads]:
         """Normalised and rotated queries and keys, and values."""
         split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)
-        q = rotate_interleaved(self.q_norm(split(self.q(x))), rotary)
-        k = rotate_interleaved(self.k_norm(split(self.k(x))), rotary)
+        q = rotate(self.q_norm(split(self.q(x))), rotary, self.rotation)
+        k = rotate(self.k_norm(split(self.k(x))), rotary, self.rotation)
         return q, k, split(self.v(x))
 
     def mlp(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -257,17 +263,19 @@ class Block(nnx.Module):
         """Both streams after this block. Pairs are in the order text, image."""
         sides = (self.text, self.image)
         adaln = [AdaLN.of_block(vectors) for vectors in modulation]
+        gathered = lambda x: constrain(x, (Axis.BATCH, Axis.TOKENS, None))
+        scattered = lambda x: constrain(x, (Axis.BATCH, Axis.RESIDUAL, None))
         heads = [
-            side.qkv(_modulate(layer_norm(x), attn.shift, attn.scale), angles)
+            side.qkv(gathered(_modulate(layer_norm(x), attn.shift, attn.scale)), angles)
             for side, x, (attn, _), angles in zip(sides, streams, adaln, rotary, strict=True)
         ]
         heads = jax.tree.map(lambda x: constrain(x, (Axis.BATCH, Axis.TOKENS, Axis.HEADS, None)), heads)
         q, k, v = zip(*heads, strict=True)
         outs = []
         for side, x, (attn, mlp), mixed in zip(sides, streams, adaln, attend(q, k, v, segments), strict=True):
-            x = x + attn.gate * side.out(mixed.reshape(*mixed.shape[:2], -1))
-            x = x + mlp.gate * side.mlp(_modulate(layer_norm(x), mlp.shift, mlp.scale))
-            outs.append(constrain(x, (Axis.BATCH, Axis.TOKENS, None)))
+            x = x + attn.gate * scattered(side.out(mixed.reshape(*mixed.shape[:2], -1)))
+            x = x + mlp.gate * scattered(side.mlp(gathered(_modulate(layer_norm(x), mlp.shift, mlp.scale))))
+            outs.append(scattered(x))
         return outs[0], outs[1]
 
 
@@ -299,6 +307,7 @@ class Backbone(nnx.Module):
         rotary = (rotary_embedding(layout.text_positions, axes), rotary_embedding(layout.image_positions, axes))
         segments = (jnp.asarray(layout.text_segments), jnp.asarray(layout.image_segments))
         streams = (self.text_in(self.text_norm(text)), self.image_in(image))
+        streams = tuple(constrain(x, (Axis.BATCH, Axis.RESIDUAL, None)) for x in streams)
 
         def step(block: Block, streams: tuple[Array, Array], modulation: tuple[Array, Array]) -> tuple[Array, Array]:
             return block(streams, modulation, rotary=rotary, segments=segments, attend=attend, constrain=constrain)

@@ -10,6 +10,7 @@ from pydantic import StrictBool, with_config
 
 from qil_jax.errors import QilError
 from qil_jax.flow.loss import FlowLoss
+from qil_jax.kernels import Spread
 from qil_jax.limits import MAX_SEED
 from qil_jax.loader.config import LoaderConfig, Workers
 from qil_jax.mesh import MeshShape
@@ -139,7 +140,8 @@ class Experiment:
       seed: seed of all noise, from 0 to 2^32 - 1.
       optimiser: settings of AdamW, its learning rate and the EMA.
       precision: dtype of compute; parameters, optimiser state and EMA are always fp32.
-      attention: implementation of attention.
+      attention: implementation of attention on each device.
+      spread: how queries meet the keys of other devices where `mesh.context` splits sequences; otherwise unused.
       remat: activations that are recomputed in the backward pass.
       unroll: whether each block is compiled separately, which takes longer but trains 10 % faster on a CPU.
       trainable: regular expression that the paths of trained parameters must contain; empty: all are trained.
@@ -162,6 +164,7 @@ class Experiment:
     optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
     precision: Precision = Precision.BF16
     attention: AttentionKind = AttentionKind.XLA
+    spread: Spread = Spread.GATHER
     remat: Remat = Remat.NONE
     unroll: StrictBool = False
     trainable: str = ""

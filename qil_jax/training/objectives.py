@@ -17,6 +17,7 @@ from qil_jax.encoders.pixels import to_float
 from qil_jax.flow.loss import FlowLoss, draw_sigma, noised, velocity_errors
 from qil_jax.models.attention import JOINT, Attend
 from qil_jax.models.axes import Axis, Constrain, unconstrained
+from qil_jax.models.halves import rotated_by_halves
 from qil_jax.models.rgba_vae import RGBAVAE
 from qil_jax.models.stack import PLAIN, Scan
 from qil_jax.models.vld_mmdit import VLDMMDiT
@@ -95,6 +96,7 @@ def flow_objective(network: Network[VLDMMDiT], config: FlowLoss, compute: Comput
         sigma = draw_sigma(row_normals(sigma_key, batch.rows, ()), config, shift=shift)
         noise = row_normals(noise_key, batch.rows, batch.clean.shape[1:], compute.constrain)
         model = network({**frozen, **params}, compute.dtype)
+        model.backbone = rotated_by_halves(model.backbone)
         errors = flow_errors(model, batch, sigma, noise, compute)
         return jnp.sum(batch.weights * errors), flow_metrics(errors, batch, sigma)
 

@@ -1,12 +1,17 @@
 """Mesh shapes from text, and meshes from shapes."""
 
+import dataclasses
+import itertools
+
 import jax
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 
 from qil_jax.mesh import MeshAxis, MeshError, MeshShape, make_mesh, single_device_mesh
+from qil_jax.mesh.compat import by_process, device_grid
 
 SHAPES = {
     "": MeshShape(),
@@ -70,3 +75,44 @@ def test_a_mesh_of_some_devices():
     devices = jax.devices()[2:6]
     assert [*make_mesh(MeshShape(tensor=4), devices).devices.flat] == devices
     assert [*single_device_mesh().devices.flat] == jax.devices()[:1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a mesh reads of a TPU: 2 x 4 chips of two hosts, as a v5e slice has them."""
+
+    id: int
+
+    platform = "tpu"
+    device_kind = "TPU v5 lite"
+    core_on_chip = 0
+
+    @property
+    def process_index(self) -> int:
+        return self.id // 4
+
+    @property
+    def coords(self) -> tuple[int, int, int]:
+        return self.id % 2, self.id // 2, 0
+
+
+CHIPS = [Chip(i) for i in range(8)]
+
+
+def test_axes_of_a_tpu_lie_along_its_torus():
+    """The eight devices of an axis are a ring: successive ones are neighbours, but for the way a block is walked."""
+    grid = device_grid(CHIPS, (1, 1, 1, 1, 8)).flatten()
+    assert {*grid} == {*CHIPS} and [*grid] != CHIPS
+    steps = [max(abs(a - b) for a, b in zip(x.coords, y.coords, strict=True)) for x, y in itertools.pairwise(grid)]
+    assert steps[3] == 2 and sorted(steps)[:-1] == [1] * 6
+
+
+def test_part_of_a_slice_keeps_the_order_of_its_devices():
+    assert [*device_grid(CHIPS[:3], (1, 3, 1, 1, 1)).flat] == CHIPS[:3]
+
+
+def test_rows_follow_the_processes():
+    """Groups along fsdp change places as a whole."""
+    grid = np.array([CHIPS[i] for i in (4, 5, 0, 1, 6, 7, 2, 3)], object).reshape(1, 1, 4, 1, 2)
+    ordered = by_process(grid).reshape(4, 2)
+    assert [[chip.id for chip in group] for group in ordered] == [[0, 1], [2, 3], [4, 5], [6, 7]]

@@ -102,7 +102,7 @@ def test_placement_splits_bytes_and_keeps_values(text, rules):
     for name, value in after.items():
         assert value.sharding.is_equivalent_to(wanted[name], value.ndim), name
         np.testing.assert_array_equal(np.asarray(value), before[name])
-    parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    parts = mesh.shape["fsdp"] * mesh.shape["context"] * mesh.shape["tensor"]
     for name in ("backbone/blocks/image/q/kernel", "backbone/blocks/text/mlp_out/kernel", "modulation/image/kernel"):
         assert [bytes_on(after[name], device) * parts for device in mesh.devices.flat] == [before[name].nbytes] * 8
 
@@ -152,7 +152,9 @@ def test_released_networks_fit_every_mesh(text, rules, name):
     assert sum(sizes.values()) == count
     here = sum(math.prod(sharding.shard_shape(shapes[path])) for path, sharding in placed.items())
     shape = MeshShape.parse(text)
-    assert 0 <= here - count / (shape.fsdp * shape.tensor) <= count / 1000, "too much is whole on every device"
+    assert 0 <= here - count / (shape.fsdp * shape.context * shape.tensor) <= count / 1000, (
+        "too much is whole on every device"
+    )
 
 
 def test_dimensions_that_do_not_divide_are_reported_together():
@@ -202,7 +204,7 @@ def test_one_device_needs_no_pins():
 @functools.cache
 def inputs() -> dict:
     random = np.random.default_rng(7)
-    rows, image, text = 8, 16, 6
+    rows, image, text = 8, 16, 8
     positions = lambda count: random.integers(-4, 5, (rows, count, 3)).astype(np.int32)
     text_segments = np.ones((rows, text), np.int32)
     text_segments[3, 4:] = 0  # padding

@@ -5,16 +5,28 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from qil_jax.mesh import INFERENCE_RULES, TRAINING_RULES, Axis, MeshAxis, MeshError, MeshShape, Rules, make_mesh
+from qil_jax.mesh import (
+    INFERENCE_RULES,
+    TRAINING_RULES,
+    Axis,
+    MeshAxis,
+    MeshError,
+    MeshShape,
+    Rules,
+    Task,
+    Weights,
+    make_mesh,
+    rules_for,
+)
 
 PRESETS = {"inference": INFERENCE_RULES, "training": TRAINING_RULES}
 BOTH = pytest.mark.parametrize("rules", PRESETS.values(), ids=PRESETS)
 KERNELS: dict = {
-    (Axis.BLOCK, Axis.EMBED, Axis.HEADS): PartitionSpec(None, "fsdp", "tensor"),
-    (Axis.BLOCK, Axis.HEADS, Axis.EMBED): PartitionSpec(None, "tensor", "fsdp"),
-    (Axis.BLOCK, Axis.EMBED, Axis.MLP): PartitionSpec(None, "fsdp", "tensor"),
-    (Axis.BLOCK, Axis.EMBED, Axis.MODULATION): PartitionSpec(None, "fsdp", "tensor"),
-    (Axis.VOCAB, Axis.EMBED): PartitionSpec("tensor", "fsdp"),
+    (Axis.BLOCK, Axis.EMBED, Axis.HEADS): PartitionSpec(None, ("fsdp", "context"), "tensor"),
+    (Axis.BLOCK, Axis.HEADS, Axis.EMBED): PartitionSpec(None, "tensor", ("fsdp", "context")),
+    (Axis.BLOCK, Axis.EMBED, Axis.MLP): PartitionSpec(None, ("fsdp", "context"), "tensor"),
+    (Axis.BLOCK, Axis.EMBED, Axis.MODULATION): PartitionSpec(None, ("fsdp", "context"), "tensor"),
+    (Axis.VOCAB, Axis.EMBED): PartitionSpec("tensor", ("fsdp", "context")),
     (None, None, Axis.CHANNELS_IN, Axis.CHANNELS_OUT): PartitionSpec(None, None, None, None),
     (None,): PartitionSpec(None),
     (): PartitionSpec(),
@@ -38,6 +50,19 @@ def test_parameters_are_split_over_fsdp_and_tensor(rules, axes):
     assert rules.spec(axes) == KERNELS[axes]
 
 
+@pytest.mark.parametrize("task", Task)
+def test_whole_weights_are_not_split_over_context(task):
+    split, whole = rules_for(task), rules_for(task, Weights.WHOLE)
+    assert split is not whole and split.table[Axis.EMBED] == (MeshAxis.FSDP, MeshAxis.CONTEXT)
+    assert whole.table == {**split.table, Axis.EMBED: (MeshAxis.FSDP,)}
+
+
+@BOTH
+def test_the_residual_stream_is_split_over_tensor_too(rules):
+    assert rules.spec((Axis.BATCH, Axis.RESIDUAL, None))[1] == ("context", "tensor")
+    assert rules.ways(Axis.RESIDUAL, mesh("context=2,tensor=4")) == 8
+
+
 def test_the_guidance_axis_splits_batches_in_inference_only():
     tokens = (Axis.BATCH, Axis.TOKENS, Axis.HEADS, None)
     assert INFERENCE_RULES.spec(tokens) == PartitionSpec(("cfg", "data", "fsdp"), "context", "tensor", None)
@@ -59,7 +84,7 @@ def test_ways_is_the_product_of_the_mesh_axes(rules):
 
 def test_one_mesh_axis_cannot_split_two_dimensions():
     with pytest.raises(MeshError) as error:
-        INFERENCE_RULES.spec((Axis.BATCH, Axis.TOKENS, Axis.EMBED))
+        INFERENCE_RULES.spec((Axis.BATCH, None, Axis.EMBED))
     (problem,) = error.value.problems
     assert "'fsdp'" in problem and "'batch'" in problem and "'embed'" in problem and "another mesh axis" in problem
 
@@ -67,7 +92,7 @@ def test_one_mesh_axis_cannot_split_two_dimensions():
 def test_every_collision_is_reported():
     with pytest.raises(MeshError) as error:
         INFERENCE_RULES.spec((Axis.EMBED, Axis.HEADS, Axis.MLP, Axis.EMBED))
-    assert len(error.value.problems) == 2
+    assert len(error.value.problems) == 3
     assert all(problem in str(error.value) for problem in error.value.problems)
 
 

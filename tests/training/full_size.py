@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from qil_jax.kernels import attend_for
 from qil_jax.mesh import TRAINING_RULES, MeshShape, constrain, make_mesh, shardings
-from qil_jax.models.attention import joint_attention
 from qil_jax.models.axes import Axis
 from qil_jax.models.paths import slashed
 from qil_jax.models.stack import Scan
@@ -87,7 +87,14 @@ def flow_step(experiment: Experiment, mesh: Any, rows: int) -> tuple[Any, TrainS
         frozen = {path: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=x.sharding) for path, x in frozen.items()}
     compute = Compute(
         dtype=jnp.dtype(experiment.precision),
-        attend=joint_attention(experiment.attention),
+        attend=attend_for(
+            experiment.attention,
+            experiment.spread,
+            heads=model.config.num_attention_heads,
+            mesh=mesh,
+            rules=TRAINING_RULES,
+            backward=True,
+        ),
         scan=Scan(remat=experiment.remat),
         constrain=constrain(mesh, TRAINING_RULES),
     )

@@ -16,9 +16,9 @@ from qil_jax.encoders.image_encoder import Autoencoder
 from qil_jax.encoders.text_encoder import PromptEncoder
 from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.flow import euler
+from qil_jax.kernels import attend_for
 from qil_jax.loader.batch import Batch
 from qil_jax.mesh import TRAINING_RULES, constrain
-from qil_jax.models.attention import joint_attention
 from qil_jax.models.axes import Axis
 from qil_jax.models.latents import unpack
 from qil_jax.models.stack import Scan
@@ -124,6 +124,7 @@ def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sour
     """The stage and its initial parameters; Qwen-Image's transformer is extended to a layered one.
 
     Raises:
+      MeshError: if attention does not run on the mesh, or the mesh does not fit the transformer.
       QilError: if encoders or settings of cached latents differ from the experiment's.
     """
     start, dtype = experiment.start, jnp.dtype(experiment.precision)
@@ -131,6 +132,14 @@ def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sour
     lora = experiment.lora
     kept = jnp.dtype(jnp.float32) if lora is None else dtype  # trained parameters are fp32, a frozen base need not be
     layered = layered_config(Component.TRANSFORMER, component_config(checkpoint, Component.TRANSFORMER))
+    attend = attend_for(
+        experiment.attention,
+        experiment.spread,
+        heads=MMDiTConfig.from_json(layered).num_attention_heads,
+        mesh=mesh,
+        rules=TRAINING_RULES,
+        backward=True,
+    )
     model = load_component(checkpoint, Component.TRANSFORMER, dtype=kept, config=layered, **place)
     config, params = model.config, params_of(model)
     if lora is not None:
@@ -147,7 +156,7 @@ def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sour
         scale=vae.config.scale_factor,
         patch=config.patch_size,
         text=experiment.data.text_tokens,
-        ways=TRAINING_RULES.ways(Axis.TOKENS, mesh),
+        ways=TRAINING_RULES.ways(Axis.RESIDUAL, mesh),
     )
     if experiment.data.inputs is Inputs.LATENTS:
         require_same_encoders(experiment, source)
@@ -158,7 +167,7 @@ def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sour
         encode = OnlineInputs(autoencoder, prompts, placement, shape, experiment.flow_loss, seed=experiment.seed)
     compute = Compute(
         dtype=dtype,
-        attend=joint_attention(experiment.attention),
+        attend=attend,
         scan=Scan(remat=experiment.remat, unroll=experiment.unroll),
         constrain=constrain(mesh, TRAINING_RULES),
     )

@@ -1,0 +1,52 @@
+"""A backbone whose heads keep the two features of a rotated pair half a head apart, as TPUs rotate them cheaply.
+
+Stored and trained parameters have the released order, in which the two are neighbours. The order of a head's features
+is without effect on the products of queries and keys, so both backbones compute the same up to rounding.
+"""
+
+import functools
+
+import jax
+from flax import nnx
+from jax import Array
+
+from qil_jax.models.axes import Axis
+from qil_jax.models.rope import Rotation
+from qil_jax.models.vld_mmdit import Backbone, Stream
+
+
+def rotated_by_halves(backbone: Backbone) -> Backbone:
+    """The same function of its inputs with Rotation.HALVES; parameters but those of q and k are shared.
+
+    Kernels, biases, scales of quantised kernels, LoRA factors and norms of queries and keys are reordered, on the
+    devices on which they lie. Gradients flow through. An abstract backbone stays abstract.
+    """
+    backbone = nnx.merge(*nnx.split(backbone))
+    for stream in (backbone.blocks.image, backbone.blocks.text):
+        if stream.rotation is Rotation.INTERLEAVED:
+            _reorder(stream)
+            stream.rotation = Rotation.HALVES
+    return backbone
+
+
+def _reorder(stream: Stream) -> None:
+    """Reorder all parameters of queries and keys whose last axis holds the features of heads."""
+    for module in (stream.q, stream.k):
+        for _, parameter in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+            if parameter.get_metadata()["axes"][-1] is Axis.HEADS:
+                _set(parameter, stream.head_dim)
+    for norm in (stream.q_norm, stream.k_norm):
+        _set(norm.scale, stream.head_dim)
+
+
+def _set(parameter: nnx.Param, head_dim: int) -> None:
+    value = parameter.get_value()
+    if not isinstance(value, jax.ShapeDtypeStruct):
+        placed = None if isinstance(value, jax.core.Tracer) else value.sharding
+        parameter.set_value(jax.jit(functools.partial(_even_first, head_dim=head_dim), out_shardings=placed)(value))
+
+
+def _even_first(x: Array, *, head_dim: int) -> Array:
+    """Even features of every head before odd ones, along the last axis."""
+    pairs = x.reshape(*x.shape[:-1], -1, head_dim // 2, 2)
+    return pairs.swapaxes(-1, -2).reshape(x.shape)
