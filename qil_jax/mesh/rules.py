@@ -60,7 +60,7 @@ class Rules:
                 used[mesh_axis] = axis
         if problems:
             raise MeshError(problems)
-        return PartitionSpec(*(None if not p else p[0] if len(p) == 1 else p for p in parts))
+        return PartitionSpec(*(None if not p else str(p[0]) if len(p) == 1 else tuple(map(str, p)) for p in parts))
 
     def ways(self, axis: Axis, mesh: AnyMesh) -> int:
         """The number of shards into which the mesh splits a logical axis."""

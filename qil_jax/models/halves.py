@@ -21,7 +21,7 @@ def rotated_by_halves(backbone: Backbone) -> Backbone:
     Kernels, biases, scales of quantised kernels, LoRA factors and norms of queries and keys are reordered, on the
     devices on which they lie. Gradients flow through. An abstract backbone stays abstract.
     """
-    backbone = nnx.merge(*nnx.split(backbone))
+    backbone = nnx.merge(*nnx.split(backbone), copy=True)
     for stream in (backbone.blocks.image, backbone.blocks.text):
         if stream.rotation is Rotation.INTERLEAVED:
             _reorder(stream)

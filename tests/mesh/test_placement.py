@@ -131,7 +131,7 @@ def test_describe_shows_axes_and_partition():
     for part in (
         "2x64x64",
         "block embed heads",
-        str(PartitionSpec(None, "fsdp", "tensor")),
+        str(PartitionSpec(None, ("fsdp", "context"), "tensor")),
         f"{2 * 64 * 64 * 4 // 8:,}",
     ):
         assert part in row

@@ -19,6 +19,7 @@ from qil_jax.flow import euler
 from qil_jax.kernels import attend_for
 from qil_jax.loader.batch import Batch
 from qil_jax.mesh import TRAINING_RULES, constrain
+from qil_jax.models.attention import Attend
 from qil_jax.models.axes import Axis
 from qil_jax.models.latents import unpack
 from qil_jax.models.stack import Scan
@@ -132,14 +133,7 @@ def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sour
     lora = experiment.lora
     kept = jnp.dtype(jnp.float32) if lora is None else dtype  # trained parameters are fp32, a frozen base need not be
     layered = layered_config(Component.TRANSFORMER, component_config(checkpoint, Component.TRANSFORMER))
-    attend = attend_for(
-        experiment.attention,
-        experiment.spread,
-        heads=MMDiTConfig.from_json(layered).num_attention_heads,
-        mesh=mesh,
-        rules=TRAINING_RULES,
-        backward=True,
-    )
+    attend = _attend(experiment, MMDiTConfig.from_json(layered), mesh)
     model = load_component(checkpoint, Component.TRANSFORMER, dtype=kept, config=layered, **place)
     config, params = model.config, params_of(model)
     if lora is not None:
@@ -182,6 +176,17 @@ def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sour
         lora=lora,
     )
     return stage, params
+
+
+def _attend(experiment: Experiment, config: MMDiTConfig, mesh: Mesh) -> Attend:
+    return attend_for(
+        experiment.attention,
+        experiment.spread,
+        heads=config.num_attention_heads,
+        mesh=mesh,
+        rules=TRAINING_RULES,
+        backward=True,
+    )
 
 
 def require_same_encoders(experiment: Experiment, source: Any) -> None:
