@@ -19,8 +19,8 @@ class MeshShape:
       cfg: number of devices over which the conditional and the unconditional pass of guidance are split; 1 or 2.
       data: number of shards of the samples.
       fsdp: number of shards of the samples and of the parameters' residual width.
-      context: number of shards of a sequence's tokens.
-      tensor: number of shards of the attention heads and of the feed-forward width.
+      context: number of shards of a sequence's tokens and, by Weights.SPLIT, of the parameters' residual width.
+      tensor: number of shards of the attention heads, of the feed-forward width, and of the residual stream's tokens.
     """
 
     cfg: int = 1
@@ -59,7 +59,7 @@ class MeshShape:
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with all five axes.
+    """A mesh with all five axes, which lie along the lines of a TPU's torus.
 
     Args:
       shape: number of devices along each axis.

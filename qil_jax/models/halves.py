@@ -9,6 +9,7 @@ import functools
 import jax
 from flax import nnx
 from jax import Array
+from jax.core import Tracer
 
 from qil_jax.models.axes import Axis
 from qil_jax.models.rope import Rotation
@@ -42,7 +43,7 @@ def _reorder(stream: Stream) -> None:
 def _set(parameter: nnx.Param, head_dim: int) -> None:
     value = parameter.get_value()
     if not isinstance(value, jax.ShapeDtypeStruct):
-        placed = None if isinstance(value, jax.core.Tracer) else value.sharding
+        placed = None if isinstance(value, Tracer) else value.sharding
         parameter.set_value(jax.jit(functools.partial(_even_first, head_dim=head_dim), out_shardings=placed)(value))
 
 

@@ -306,8 +306,8 @@ class Backbone(nnx.Module):
         axes = self.config.axes_dims_rope
         rotary = (rotary_embedding(layout.text_positions, axes), rotary_embedding(layout.image_positions, axes))
         segments = (jnp.asarray(layout.text_segments), jnp.asarray(layout.image_segments))
-        streams = (self.text_in(self.text_norm(text)), self.image_in(image))
-        streams = tuple(constrain(x, (Axis.BATCH, Axis.RESIDUAL, None)) for x in streams)
+        scattered = lambda x: constrain(x, (Axis.BATCH, Axis.RESIDUAL, None))
+        streams = (scattered(self.text_in(self.text_norm(text))), scattered(self.image_in(image)))
 
         def step(block: Block, streams: tuple[Array, Array], modulation: tuple[Array, Array]) -> tuple[Array, Array]:
             return block(streams, modulation, rotary=rotary, segments=segments, attend=attend, constrain=constrain)

@@ -55,7 +55,7 @@ def test_the_velocity_is_that_of_one_device(text):
     pin = constrain(mesh, INFERENCE_RULES)
     attend = attend_for(AttentionKind.XLA, Spread.ULYSSES, heads=4, mesh=mesh, rules=INFERENCE_RULES)
     graph, state = nnx.split(with_scattered_sums(model, mesh, INFERENCE_RULES))
-    run = jax.jit(lambda state, *given: nnx.merge(graph, state)(*given, table, attend=attend, constrain=pin))
+    run = jax.jit(lambda state, x, y, where: nnx.merge(graph, state)(x, y, where, table, attend=attend, constrain=pin))
     given = (state, put(image), put(words), jax.tree.map(put, layout))
     assert error(run(*given), wanted) <= 2e-5
     program = str(jax.make_jaxpr(run)(*given))

@@ -218,6 +218,13 @@ CASES = {
     "rows that the mesh does not divide": Case(
         changes={"data.loader.rows": 4}, says=("4 rows do not divide over 8 parts of the mesh", "a multiple of 8")
     ),
+    "a spread that the heads do not divide into": Case(
+        changes={"mesh.data": 1, "mesh.context": 8, "spread": "ulysses"},
+        says=("the mesh does not fit", "tensor x context = 1 x 8 to divide 3 heads: use gather or ring"),
+    ),
+    "attention of another device": Case(
+        changes={"attention": "cudnn"}, says=("cudnn attention runs on NVIDIA GPUs, and the devices are cpu",)
+    ),
     "nothing to train": Case(
         changes={"trainable": "no_such_layer"}, says=("trainable 'no_such_layer' fits no parameter, such as",)
     ),
