@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 from qil_jax.errors import QilError
 from qil_jax.flow import Schedule
 from qil_jax.inference.defaults import Defaults
@@ -29,6 +27,8 @@ from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import targets
 
 DTYPES = ("float32", "bfloat16")
+ENTRANCE = "backbone/image_in/kernel"
+"""The parameter whose dtype the transformer computes in; it is never quantised."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class StoredSize:
 
     Attributes:
       parameters: bytes of all parameters.
-      itemsize: bytes of one element of the transformer's parameters.
+      itemsize: bytes of one element of the transformer's activations.
     """
 
     parameters: int
@@ -171,7 +171,7 @@ def _stored_size(folder: Path, dtype: str | None) -> StoredSize:
     for component in Component:
         source = open_source(folder / component, component)
         for target in targets(table_of(component, component_config(folder, component))).values():
-            kind = source.dtype(target) if dtype is None else jnp.dtype(dtype)
+            kind = target.loaded_dtype(source.dtype(target), dtype)
             total += math.prod(target.shape) * kind.itemsize
-            itemsize = kind.itemsize if component is Component.TRANSFORMER else itemsize
+            itemsize = kind.itemsize if target.path == ENTRANCE else itemsize
     return StoredSize(parameters=total, itemsize=itemsize)

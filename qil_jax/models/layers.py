@@ -37,9 +37,12 @@ class Linear(nnx.Linear):
     """A linear map x @ kernel + bias, summed in fp32 and rounded to x's dtype once. `use_matmul` replaces `matmul`.
 
     Attributes:
+      scale: fp32 factor of each output channel of a kernel that `models.quantised.quantise` stores in one byte per
+        element; None: the kernel is not quantised.
       lora: change of the kernel by `models.lora.add_lora`, whose product is part of the sum; None: no change.
     """
 
+    scale: nnx.Param[Any] | None = None
     lora: LowRank | None = None
 
     def __init__(self, *sizes: int, **options: Any):
@@ -48,7 +51,11 @@ class Linear(nnx.Linear):
 
     def __call__(self, inputs: Float[Array, "... i"]) -> Float[Array, "... o"]:  # type: ignore[override]
         product = lambda x, kernel: self.matmul(x, kernel, self.precision)
-        out = product(inputs, self.kernel[...])
+        kernel = self.kernel[...]
+        if self.scale is None:
+            out = product(inputs, kernel)
+        else:  # int8 and e4m3 are exact in bf16, and a factor of an output channel can follow the sum
+            out = product(inputs, kernel.astype(inputs.dtype)) * self.scale[...]
         if self.lora is not None:
             out = out + self.lora(inputs, product)
         return (out if self.bias is None else out + self.bias[...]).astype(inputs.dtype)

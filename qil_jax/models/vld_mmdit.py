@@ -78,7 +78,7 @@ class MMDiTConfig:
             values,
             where=where,
             fixed={"guidance_embeds": False, "zero_cond_t": False},
-            ignored=("pooled_projection_dim",),
+            ignored=("pooled_projection_dim", "quantization_config"),
         )
         if sum(config.axes_dims_rope) != config.attention_head_dim:
             raise ConfigError(
@@ -357,6 +357,10 @@ def _sinusoid(sigma: Float[Array, " b"]) -> Float[Array, "b 256"]:
 
 def _stacked_linear(stacked: Linear, x: Float[Array, "b d"]) -> Float[Array, "k b 6 d"]:
     assert stacked.bias is not None
+    if stacked.scale is not None:  # block by block, so that one kernel at a time is converted to x's dtype
+        graph, state = nnx.split(stacked)
+        out = jax.lax.map(lambda block: nnx.merge(graph, block)(x), state)
+        return out.reshape(*out.shape[:2], 6, -1)
     kernel, wide = stacked.kernel[...], {"precision": stacked.precision, "preferred_element_type": jnp.float32}
     out = jnp.einsum("bd,kde->kbe", x, kernel, **wide)
     if stacked.lora is not None:

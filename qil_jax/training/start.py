@@ -18,6 +18,7 @@ from qil_jax.weights.export import ORIGIN
 from qil_jax.weights.extension import new_parts
 from qil_jax.weights.lora import read_lora
 from qil_jax.weights.tables import table_of
+from qil_jax.weights.tables.quantised import quantisation_of
 
 LORA, LORA_FILE = "lora", "pytorch_lora_weights.safetensors"
 """The folder in which a run that trains low-rank changes leaves them, and diffusers' name for the file."""
@@ -59,7 +60,8 @@ def check_start(experiment: Experiment) -> None:
 
     Raises:
       StructureError: if a component is missing or incomplete.
-      ExperimentError: if a component was trained by an unsuitable stage, or the VAE lacks a required alpha channel.
+      ExperimentError: if the trained component is quantised, or a component was trained by an unsuitable stage, or the
+        VAE lacks a required alpha channel.
     """
     stage = experiment.stage
     for component in stage.reads:
@@ -68,6 +70,7 @@ def check_start(experiment: Experiment) -> None:
         require_sound(folder)
         if component is not stage.component:
             continue
+        _require_full_precision(folder, component)
         origin = origin_of(folder)
         if origin is not None and origin not in stage.predecessors:
             allowed = ", ".join(stage.predecessors)
@@ -76,6 +79,15 @@ def check_start(experiment: Experiment) -> None:
                 f"checkpoint that no stage wrote: set start.checkpoint to one of these"
             )
     _require_channels(experiment)
+
+
+def _require_full_precision(folder: Path, component: Component) -> None:
+    how = quantisation_of(component, component_config(folder, component))
+    if how is not None:
+        raise ExperimentError(
+            f"{folder}: its {component} is quantised to {how} and cannot be trained: set start.checkpoint to the "
+            f"checkpoint of full precision"
+        )
 
 
 def check_lora(experiment: Experiment) -> None:

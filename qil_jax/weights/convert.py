@@ -59,7 +59,7 @@ def to_orbax(source: Path, destination: Path, *, overwrite: bool = False, on_byt
       ConversionError: if the destination exists (without `overwrite`), or the source already has this layout.
       StructureError: if the source is not sound; the message lists every problem.
     """
-    with _prepared(source, destination, Layout.DIFFUSERS, overwrite=overwrite) as folder:
+    with prepared(source, destination, layout=Layout.DIFFUSERS, overwrite=overwrite) as folder:
         for component in Component:
             table = table_of(component, component_config(source, component))
             _write_orbax(source / component, folder / component, table, on_bytes or _ignore)
@@ -70,7 +70,7 @@ def to_diffusers(source: Path, destination: Path, *, overwrite: bool = False, on
 
     The errors are those of `to_orbax`.
     """
-    with _prepared(source, destination, Layout.ORBAX, overwrite=overwrite) as folder:
+    with prepared(source, destination, layout=Layout.ORBAX, overwrite=overwrite) as folder:
         for component in Component:
             write_released(source, folder, component, on_bytes or _ignore)
 
@@ -80,17 +80,31 @@ def _ignore(_: int) -> None:
 
 
 @contextmanager
-def _prepared(source: Path, destination: Path, layout: Layout, *, overwrite: bool) -> Iterator[Path]:
-    """A draft folder with all files except the weights, which replaces the destination once it is complete."""
+def prepared(
+    source: Path, destination: Path, *, layout: Layout | None = None, overwrite: bool = False, growth: int = 0
+) -> Iterator[Path]:
+    """A draft folder with all files except the weights, which becomes the destination once the block ends.
+
+    Args:
+      source: checkpoint folder.
+      destination: folder to write.
+      layout: layout that all components of the source must have; None: any.
+      overwrite: whether a checkpoint at the destination is replaced.
+      growth: bytes by which the weights will exceed those of the source.
+
+    Raises:
+      ConversionError: if the destination may not be written, the layout is another one, or the disk is too full.
+      StructureError: if the source is not sound; the message lists every problem.
+    """
     if destination.parent.is_dir():
         recover(destination.parent)
     _require_free(source, destination, overwrite=overwrite)
     require_sound(source)
-    other = [c for c in Component if layout_of(source / c) is not layout]
+    other = [c for c in Component if layout not in (None, layout_of(source / c))]
     if other:
         raise ConversionError(f"{source}: {', '.join(other)} not stored as {layout}; the other direction is needed")
     with whole_folder(destination, overwrite=overwrite) as folder:
-        _require_space(source, folder, destination)
+        _require_space(source, folder, destination, growth)
         _carry(source, folder)
         yield folder
 
@@ -108,8 +122,8 @@ def _require_free(source: Path, destination: Path, *, overwrite: bool) -> None:
         raise ConversionError(f"{destination} lies inside the source {source}; give a folder outside it")
 
 
-def _require_space(source: Path, folder: Path, destination: Path) -> None:
-    needed = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
+def _require_space(source: Path, folder: Path, destination: Path, growth: int) -> None:
+    needed = sum(file.stat().st_size for file in source.rglob("*") if file.is_file()) + growth
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConversionError(
@@ -199,11 +213,19 @@ def unused(entry: Entry, stored: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray
 
 def copy_released(source: Path, folder: Path, component: Component) -> None:
     """Copy a component of a sound checkpoint of either layout to a checkpoint folder of the released layout."""
+    _carry(source, folder, component)
+    copy_weights(source, folder, component, _ignore)
+
+
+def copy_weights(source: Path, folder: Path, component: Component, on_bytes: OnBytes) -> None:
+    """Copy a component's weights to a checkpoint folder of the released layout that has its other files."""
     if layout_of(source / component) is Layout.ORBAX:
-        _carry(source, folder, component)
-        write_released(source, folder, component, _ignore)
-    else:
-        shutil.copytree(source / component, folder / component)
+        write_released(source, folder, component, on_bytes)
+        return
+    for file in sorted((source / component).iterdir()):
+        if file.is_file() and _is_weights(file.relative_to(source)):
+            shutil.copyfile(file, folder / component / file.name)
+            on_bytes(file.stat().st_size)
 
 
 def write_released(source: Path, folder: Path, component: Component, on_bytes: OnBytes) -> None:

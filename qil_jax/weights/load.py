@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from qil_jax.mesh import Rules, shardings
 from qil_jax.models.paths import slashed
+from qil_jax.models.quantised import quantise
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
@@ -23,6 +24,7 @@ from qil_jax.weights.source import Layout, OrbaxSource, ParameterSource, Safeten
 from qil_jax.weights.structure import component_config
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component, Target, targets
+from qil_jax.weights.tables.quantised import quantisation_of
 
 MODELS: Mapping[Component, tuple[Any, Any]] = {
     Component.TRANSFORMER: (VLDMMDiT, MMDiTConfig),
@@ -59,7 +61,11 @@ def abstract(component: Component, config: Mapping[str, Any]) -> nnx.Module:
     """
     module, config_class = MODELS[component]
     parsed = config_class.from_json(config)
-    return nnx.eval_shape(lambda: module(parsed, rngs=nnx.Rngs(0)))
+    made = nnx.eval_shape(lambda: module(parsed, rngs=nnx.Rngs(0)))
+    how = quantisation_of(component, config)
+    if how is not None:
+        quantise(made, how)
+    return made
 
 
 @overload
@@ -106,7 +112,7 @@ def load_component(
       component: component to load.
       mesh: mesh on which the parameters are placed.
       rules: sharding rules that map logical axes to mesh axes.
-      dtype: dtype of the loaded parameters; None: the stored dtype.
+      dtype: dtype of the loaded parameters, except quantised kernels and their scales; None: the stored dtype.
       config: config of the loaded component, such as `layered_config` of the stored one, where parameters that are not
         stored have their initial values; None: the stored config.
       loras: LoRAs of the transformer, each with a factor, which are added to the kernels as they are read: in fp32, and
@@ -141,7 +147,7 @@ def _load(
     dtype: Any | None,
     loras: Sequence[Scaled],
 ) -> jax.Array:
-    wanted = np.dtype(source.dtype(target) if dtype is None else dtype)
+    wanted = target.loaded_dtype(source.dtype(target), dtype)
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None

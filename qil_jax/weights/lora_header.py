@@ -16,6 +16,7 @@ from qil_jax.weights.adapter_config import CONFIG_KEY, MOST_ALPHA, AdapterConfig
 from qil_jax.weights.safetensors_io import PICKLES, TensorReader
 from qil_jax.weights.strict import TensorInfo, WeightsError, parse_object, read_header, read_metadata
 from qil_jax.weights.tables.entries import Entry, Transform
+from qil_jax.weights.tables.quantised import is_quantised
 
 FLOATS = ("bfloat16", "float16", "float32")
 ORIGIN_KEY = "qil_jax.origin"
@@ -118,6 +119,21 @@ def linear_maps(table: Iterable[Entry]) -> dict[str, tuple[int, int]]:
     return {entry.name.removesuffix(".weight"): (entry.shape[1], entry.shape[0]) for entry in linear}
 
 
+def require_full_precision(table: Iterable[Entry]) -> None:
+    """Check that low-rank changes can be added to the kernels of a tensor table.
+
+    Raises:
+      LoRAError: if they are quantised, where a small change would be lost in rounding.
+    """
+    if any(map(is_quantised, table)):
+        raise LoRAError(
+            [
+                "LoRAs cannot be added to a quantised transformer: add them to the checkpoint of full precision, or "
+                "write one with tools/convert.py dequantize"
+            ]
+        )
+
+
 def read_lora_header(file: Path, table: list[Entry]) -> LoRAHeader:
     """Read and check everything of a LoRA file except its factors.
 
@@ -127,8 +143,9 @@ def read_lora_header(file: Path, table: list[Entry]) -> LoRAHeader:
 
     Raises:
       LoRAError: if the file is damaged, or holds anything but LoRAs of the table's linear maps; all keys that do not
-        fit are counted, and the first of them named.
+        fit are counted, and the first of them named. Also if the table is that of a quantised transformer.
     """
+    require_full_precision(table)
     if file.suffix in PICKLES:
         raise LoRAError([f"{file}: pickles run code when read; convert it to safetensors"])
     try:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from qil_jax.weights.lora import LoRA
-from qil_jax.weights.lora_header import LoRAError, linear_maps
+from qil_jax.weights.lora_header import LoRAError, linear_maps, require_full_precision
 from qil_jax.weights.tables.entries import Component, Entry, Target, Transform
 
 Scaled = tuple[LoRA, float]
@@ -18,10 +18,12 @@ def require_fit(component: Component, table: list[Entry], loras: Sequence[Scaled
     """Check that LoRAs can be added to a component, before any tensor of it is read.
 
     Raises:
-      LoRAError: if the component is not the transformer, a module is not in the table, or a factor is not finite.
+      LoRAError: if the component is not a transformer of full precision, a module is not in the table, or a factor is not finite.
     """
     if loras and component is not Component.TRANSFORMER:
         raise LoRAError([f"LoRAs change the transformer only, not the {component}: load it without them"])
+    if loras:
+        require_full_precision(table)
     known = linear_maps(table)
     problems = []
     for number, (lora, scale) in enumerate(loras, start=1):

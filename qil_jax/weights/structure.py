@@ -1,12 +1,13 @@
-"""Checks of a checkpoint's structure that read no tensor and report all problems together."""
+"""Checks of a checkpoint's structure that report all problems together and read no tensors but scales."""
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from qil_jax.errors import ProblemsError
 from qil_jax.flow import Schedule
@@ -16,11 +17,12 @@ from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig
 from qil_jax.models.rgba_vae import VAEConfig
 from qil_jax.models.vld_mmdit import MMDiTConfig
 from qil_jax.weights.names import released_names
-from qil_jax.weights.safetensors_io import read_headers, stored_tensors
+from qil_jax.weights.safetensors_io import TensorReader, read_headers, stored_tensors
 from qil_jax.weights.source import PARAMS, SIDECAR, Layout, OrbaxSource, layout_of
 from qil_jax.weights.strict import CONVERT, COPY, TensorInfo, WeightsError, read_json
 from qil_jax.weights.tables import table_of
-from qil_jax.weights.tables.entries import Component, Target, Transform, targets
+from qil_jax.weights.tables.entries import Component, Entry, Target, Transform, targets
+from qil_jax.weights.tables.quantised import is_scale
 from qil_jax.weights.tokenizer import tokenizer_problems
 
 FLOATS = ("bfloat16", "float16", "float32")
@@ -129,13 +131,19 @@ def component_problems(folder: Path, component: Component, config: Mapping[str, 
     names = released_names(component, tensors)
     found = {released: tensors[name] for name, released in names.items()}
     expected = {entry.name: entry.shape for entry in table}
-    problems = _tensor_problems(f"{folder}", expected, found)
+    problems = _tensor_problems(f"{folder}", expected, found, _dtypes(table))
     problems += [
         f"{folder}: {', '.join(same)} are one tensor, {released}; remove all but one"
         for released, same in _grouped(names).items()
         if len(same) > 1
     ]
-    return problems or _mixture_problems(folder, targets(table), found)
+    problems = problems or _mixture_problems(folder, targets(table), found)
+    reader, stored = TensorReader(tensors), {released: name for name, released in names.items()}
+    for entry in filter(is_scale, table):
+        info = found.get(entry.name)
+        if info is not None and (info.shape, info.dtype) == (entry.shape, entry.dtype):
+            problems += _scale_problems(f"{info.file}", entry, reader[stored[entry.name]])
+    return problems
 
 
 def _grouped(names: Mapping[str, str]) -> dict[str, list[str]]:
@@ -145,7 +153,17 @@ def _grouped(names: Mapping[str, str]) -> dict[str, list[str]]:
     return groups
 
 
-def _tensor_problems(where: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorInfo]) -> list[str]:
+def _dtypes(table: Iterable[Entry]) -> dict[str, tuple[str, ...]]:
+    """The dtypes that each tensor of a table may have."""
+    return {entry.name: FLOATS if entry.dtype is None else (entry.dtype.name,) for entry in table}
+
+
+def _tensor_problems(
+    where: str,
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, TensorInfo],
+    dtypes: Mapping[str, tuple[str, ...]],
+) -> list[str]:
     problems = [f"{where}: {name} {list(expected[name])} is missing" for name in expected if name not in found]
     for name, info in found.items():
         if name not in expected:
@@ -153,8 +171,8 @@ def _tensor_problems(where: str, expected: Mapping[str, tuple[int, ...]], found:
         elif info.shape != expected[name]:
             want = list(expected[name])
             problems.append(f"{info.file}: {name} has shape {list(info.shape)}, config.json asks for {want}")
-        elif info.dtype.name not in FLOATS:
-            problems.append(f"{info.file}: {name} has dtype {info.dtype.name}, supported are {', '.join(FLOATS)}")
+        elif info.dtype.name not in dtypes[name]:
+            problems.append(f"{info.file}: {name} has dtype {info.dtype.name}, supported are {', '.join(dtypes[name])}")
     if problems:
         problems.append(f"{where}: {len(found)} tensors found, {len(expected)} expected; is this its config.json?")
     return problems
@@ -174,7 +192,7 @@ def _mixture_problems(folder: Path, wanted: Mapping[str, Target], found: Mapping
 def _orbax_problems(folder: Path, component: Component, config: Mapping[str, Any]) -> list[str]:
     table = table_of(component, config)
     expected, source = targets(table), OrbaxSource(folder)
-    params, dtypes = folder / PARAMS, {}
+    params, dtypes, supported = folder / PARAMS, {}, _dtypes(table)
     problems = [f"{params / name}: missing; {CONVERT}" for name in ORBAX_FILES if not (params / name).is_file()]
     for target in expected.values():
         try:
@@ -189,10 +207,14 @@ def _orbax_problems(folder: Path, component: Component, config: Mapping[str, Any
         dtypes |= {entry.name: dtype.name for entry in target.entries}
         if tuple(array.shape) != target.shape:
             problems.append(f"{params}: {target.path} has shape {list(array.shape)}, not {list(target.shape)}")
-        elif dtype.name not in FLOATS:
-            problems.append(f"{params}: {target.path} has dtype {dtype.name}, supported are {', '.join(FLOATS)}")
+        elif dtype.name not in (known := supported[target.entries[0].name]):
+            problems.append(f"{params}: {target.path} has dtype {dtype.name}, supported are {', '.join(known)}")
         else:
-            problems += _chunk_problems(params / dotted(target.path), array)
+            damaged = _chunk_problems(params / dotted(target.path), array)
+            problems += damaged
+            if is_scale(target.entries[0]) and not damaged:
+                values = zip(target.entries, array.read().result(), strict=True)
+                problems += [problem for each in values for problem in _scale_problems(f"{params}", *each)]
     names = {dotted(path) for path in expected}
     stored = sorted(p.name for p in params.iterdir() if p.is_dir())
     problems += [f"{params}: {n} is not in the model that config.json describes" for n in stored if n not in names]
@@ -201,13 +223,19 @@ def _orbax_problems(folder: Path, component: Component, config: Mapping[str, Any
     return problems + (_sidecar_problems(folder / SIDECAR, kept, dtypes) if kept else [])
 
 
+def _scale_problems(where: str, entry: Entry, scale: Float32[np.ndarray, " o"]) -> list[str]:
+    """A message for a scale of a quantised linear map, the only tensors that are read here, unless it is positive."""
+    bad = int(np.sum(~(np.isfinite(scale) & (scale > 0))))
+    return [f"{where}: {entry.name}: {bad} of {scale.size} scales are no positive numbers; {CONVERT}"] if bad else []
+
+
 def _sidecar_problems(file: Path, kept: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> list[str]:
     """The problems of the stored temporal taps and convolutions; a tap must have the dtype of its parameter."""
     try:
         found = read_headers([file])
     except WeightsError as error:
         return list(error.problems)
-    problems = _tensor_problems(str(file), kept, found)
+    problems = _tensor_problems(str(file), kept, found, dict.fromkeys(kept, FLOATS))
     for name, info in found.items():
         if dtypes.get(name, info.dtype.name) != info.dtype.name:
             problems.append(f"{file}: {name} has dtype {info.dtype.name}, its parameter {dtypes[name]}; {CONVERT}")

@@ -7,6 +7,7 @@ A table is derived from a component's config and serves conversion in both direc
 import dataclasses
 import math
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -94,6 +95,7 @@ class Entry:
       path: slash-joined path of the parameter; for a SIDECAR, the released name.
       transform: transformation from the tensor to the parameter.
       block: index on the leading axis of a stacked parameter; None: the parameter is not stacked.
+      dtype: dtype that the tensor must have and keeps when it is loaded; None: any float, cast as the caller says.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Entry:
     path: str
     transform: Transform
     block: int | None = None
+    dtype: np.dtype | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,6 +119,10 @@ class Target:
     path: str
     shape: tuple[int, ...]
     entries: tuple[Entry, ...]
+
+    def loaded_dtype(self, stored: np.dtype, wanted: Any) -> np.dtype:
+        """The dtype of the loaded parameter if it is stored as `stored` and floats are `wanted`; None: as stored."""
+        return stored if wanted is None or self.entries[0].dtype is not None else np.dtype(wanted)
 
 
 def targets(table: list[Entry]) -> dict[str, Target]:
