@@ -1,22 +1,24 @@
-"""Convert a checkpoint between the released layout and orbax, losslessly, or export a run as a checkpoint.
+"""Convert a checkpoint between the released layout and orbax, losslessly, quantise it, or export a run as a checkpoint.
 
 python tools/convert.py to-orbax SRC DST [--overwrite]
 python tools/convert.py to-diffusers SRC DST [--overwrite]
 python tools/convert.py export RUN DST [--step N] [--no-ema] [--dtype bfloat16]
+python tools/convert.py quantize SRC DST --dtype int8 [--components transformer]
+python tools/convert.py dequantize SRC DST [--dtype float32]
+python tools/convert.py dequantize COMFYUI.safetensors DST --base CHECKPOINT
 """
 
 import argparse
 import logging
 import os
-import sys
 import time
 from functools import cache
 from pathlib import Path
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
 from qil_jax.command_line import Parser
 from qil_jax.programs import run_main
+from tools.progress import byte_progress
+from tools.quantize import DEQUANTIZE, QUANTIZE, add_quantize, dequantize, quantize
 
 DIRECTIONS = ("to-orbax", "to-diffusers")
 EXPORT = "export"
@@ -43,6 +45,7 @@ def parsed(argv: list[str]) -> argparse.Namespace:
         help="the moving average of the trained parameters, or the parameters themselves (default: --ema)",
     )
     export.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the trained tensors (default float32)")
+    add_quantize(commands)
     return parser.parse_args(argv)
 
 
@@ -50,7 +53,7 @@ def main(argv: list[str]) -> int:
     """Convert or export as the command line says; returns 0."""
     arguments = parsed(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns about a merge in which nothing is merged
-    return _export(arguments) if arguments.command == EXPORT else _convert(arguments)
+    return {EXPORT: _export, QUANTIZE: quantize, DEQUANTIZE: dequantize}.get(arguments.command, _convert)(arguments)
 
 
 def _convert(arguments: argparse.Namespace) -> int:
@@ -60,7 +63,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     convert = dict(zip(DIRECTIONS, (to_orbax, to_diffusers), strict=True))[arguments.command]
     began = time.perf_counter()
     total = cache(lambda: checkpoint_bytes(arguments.source))  # read once the source is known to be sound
-    with _progress() as progress:
+    with byte_progress() as progress:
         bar = progress.add_task(arguments.command, total=None)
         convert(
             arguments.source,
@@ -80,7 +83,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
     weights = Weights.EMA if arguments.ema else Weights.PARAMS
     began = time.perf_counter()
-    with _progress() as progress:
+    with byte_progress() as progress:
         bar = progress.add_task(EXPORT, total=None)
         step = export_saved(
             arguments.run,
@@ -93,12 +96,6 @@ def _export(arguments: argparse.Namespace) -> int:
     kind = "EMA" if arguments.ema else "parameters"
     print(f"{kind} of step {step} in {time.perf_counter() - began:.1f} s to {arguments.destination}")
     return 0
-
-
-def _progress() -> Progress:
-    """A bar of bytes on a terminal, and nothing otherwise."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, TimeRemainingColumn(), disable=not sys.stdout.isatty())
 
 
 if __name__ == "__main__":

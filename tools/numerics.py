@@ -25,6 +25,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
 from qil_jax.models.layers import layer_norm
 from qil_jax.models.paths import slashed
+from qil_jax.models.quantised import quantise
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.rope import LayerIndex, image_positions, rotary_embedding, text_offset, text_positions
 from qil_jax.models.stack import block_at
@@ -34,6 +35,7 @@ from qil_jax.weights.safetensors_io import weight_files
 from qil_jax.weights.source import ParameterSource
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Target, targets
+from qil_jax.weights.tables.quantised import quantisation_of
 
 GRID, PICTURES, WORDS, SIGMA = (4, 6), 3, 9, 0.6
 
@@ -88,8 +90,12 @@ def compare_text_encoder(checkpoint: Path, reference: Path) -> Iterator[BlockErr
     with init_empty_weights():
         torch_model = Qwen2_5_VLTextModel(torch_config).eval()
     tensors = Tensors(reference, part)
-    config = dataclasses.replace(Qwen2_5VLConfig.from_json(component_config(checkpoint, part)), num_hidden_layers=1)
+    stored = component_config(checkpoint, part)
+    config = dataclasses.replace(Qwen2_5VLConfig.from_json(stored), num_hidden_layers=1)
     model = nnx.eval_shape(lambda: TextEncoder(config, rngs=nnx.Rngs(0))).language
+    how = quantisation_of(part, stored)
+    if how is not None:
+        quantise(model, how)
     parameters = Parameters(checkpoint, part)
 
     ids = np.random.default_rng(0).integers(0, config.vocab_size, WORDS)

@@ -1,10 +1,18 @@
-"""Progress of a program: a bar on a terminal, otherwise a line for every tenth of the work."""
+"""Progress of a program on a terminal; otherwise a line for every tenth of the work, or nothing for bytes."""
 
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from rich.progress import track
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+    track,
+)
 
 Item = TypeVar("Item")
 
@@ -18,3 +26,9 @@ def shown(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
         yield item
         if done == total or done % max(1, total // 10) == 0:
             print(f"{what}: {done}/{total}", flush=True)
+
+
+def byte_progress() -> Progress:
+    """A bar of bytes on a terminal, and nothing otherwise."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, TimeRemainingColumn(), disable=not sys.stdout.isatty())

@@ -27,6 +27,7 @@ from qil_jax.weights.source import Layout
 from qil_jax.weights.strict import read_json
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import targets
+from qil_jax.weights.tables.quantised import quantisation_of
 from qil_jax.weights.values import TensorValues, checkpoint_values, differences, read_checksums, write_checksums
 
 
@@ -102,7 +103,7 @@ def validate(arguments: argparse.Namespace) -> int:
         sums = None if arguments.against is None else read_checksums(arguments.against)
         for folder in dict.fromkeys((arguments.checkpoint, reference)):
             require_sound(folder)
-        if arguments.numerics and any(layout_of(reference / c) is not Layout.DIFFUSERS for c in Component):
+        if arguments.numerics and not _is_released(reference):
             raise WeightsError([f"PyTorch cannot read {reference}: give the released folder with --reference"])
         return checked(arguments, reference, sums, console)
     except StructureError as error:
@@ -110,6 +111,13 @@ def validate(arguments: argparse.Namespace) -> int:
         return 1
     except ImportError as error:
         raise QilError(f"{error}: --numerics needs torch, diffusers and transformers") from error
+
+
+def _is_released(reference: Path) -> bool:
+    """Whether PyTorch can read a sound checkpoint: it has the released layout and is not quantised."""
+    layouts = {layout_of(reference / component) for component in Component}
+    quantised = [c for c in Component if quantisation_of(c, component_config(reference, c)) is not None]
+    return layouts == {Layout.DIFFUSERS} and not quantised
 
 
 def checked(arguments: argparse.Namespace, reference: Path, sums: Mapping[str, Any] | None, console: Console) -> int:

@@ -67,9 +67,14 @@ def quantise(model: nnx.Module, how: Quantisation) -> list[str]:
 
     Returns:
       The paths of the linear maps that stay as they are.
+
+    Raises:
+      ValueError: if a map is quantised already.
     """
     kept = []
     for path, module in linear_maps(model).items():
+        if not jnp.issubdtype(module.kernel.dtype, jnp.floating) or module.scale is not None:
+            raise ValueError(f"{path} is quantised already")
         axes = module.kernel.get_metadata()["axes"]
         if axes[0] is not Axis.BLOCK:
             kept.append(path)

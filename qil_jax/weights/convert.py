@@ -81,7 +81,12 @@ def _ignore(_: int) -> None:
 
 @contextmanager
 def prepared(
-    source: Path, destination: Path, *, layout: Layout | None = None, overwrite: bool = False, growth: int = 0
+    source: Path,
+    destination: Path,
+    *,
+    layout: Layout | None = None,
+    overwrite: bool = False,
+    growth: Callable[[], int] = lambda: 0,
 ) -> Iterator[Path]:
     """A draft folder with all files except the weights, which becomes the destination once the block ends.
 
@@ -90,7 +95,8 @@ def prepared(
       destination: folder to write.
       layout: layout that all components of the source must have; None: any.
       overwrite: whether a checkpoint at the destination is replaced.
-      growth: bytes by which the weights will exceed those of the source.
+      growth: function, called once the source is known to be sound, that returns by how many bytes the weights will
+        exceed the source's.
 
     Raises:
       ConversionError: if the destination may not be written, the layout is another one, or the disk is too full.
@@ -104,7 +110,7 @@ def prepared(
     if other:
         raise ConversionError(f"{source}: {', '.join(other)} not stored as {layout}; the other direction is needed")
     with whole_folder(destination, overwrite=overwrite) as folder:
-        _require_space(source, folder, destination, growth)
+        _require_space(source, folder, destination, growth())
         _carry(source, folder)
         yield folder
 

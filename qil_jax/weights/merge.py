@@ -18,7 +18,8 @@ def require_fit(component: Component, table: list[Entry], loras: Sequence[Scaled
     """Check that LoRAs can be added to a component, before any tensor of it is read.
 
     Raises:
-      LoRAError: if the component is not a transformer of full precision, a module is not in the table, or a factor is not finite.
+      LoRAError: if the component is not a transformer of full precision, a module is not in the table, or a factor is
+        not finite.
     """
     if loras and component is not Component.TRANSFORMER:
         raise LoRAError([f"LoRAs change the transformer only, not the {component}: load it without them"])

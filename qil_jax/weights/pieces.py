@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -88,14 +88,15 @@ def released_pieces(folder: Path, component: Component, table: list[Entry]) -> I
             for index in pieces_of(target, reader.dtype(target)):
                 yield released_rows(reader, target, index, sidecar)
         whole = [entry for entry in table if entry.transform is Transform.SIDECAR]
-        yield from _tensor_rows(sidecar, {entry.name: entry.name for entry in whole}, whole)
+        yield from tensor_rows(sidecar, {entry.name: entry.name for entry in whole}, whole)
     else:
         stored = TensorReader(stored_tensors(folder))
         names = {released: name for name, released in released_names(component, stored.tensors).items()}
-        yield from _tensor_rows(stored, names, table)
+        yield from tensor_rows(stored, names, table)
 
 
-def _tensor_rows(reader: TensorReader, names: dict[str, str], entries: list[Entry]) -> Iterator[Rows]:
+def tensor_rows(reader: TensorReader, names: Mapping[str, str], entries: list[Entry]) -> Iterator[Rows]:
+    """The rows of some entries' tensors in pieces of at most 8 MiB; `names` maps released names to stored ones."""
     for entry in entries:
         tensor = reader[names[entry.name]]
         step = max(1, PIECE_BYTES * len(tensor) // max(tensor.nbytes, 1))
