@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Shaped
+from jaxtyping import Float32, Float64, Shaped
 
 from qil_jax.models.quantised import Quantisation, quantised
 from qil_jax.weights.convert import ConversionError, copy_weights, prepared
@@ -187,13 +187,13 @@ class _Part:
     def _errors(self, written: TensorReader, on_bytes: Callable[[int], None]) -> Iterator[MapError]:
         """The error of each quantised map; a ConversionError is raised if what was written is not what should be."""
 
-        def compared(rows: Rows) -> tuple[Entry, int, Float32[np.ndarray, "4"]]:
+        def compared(rows: Rows) -> tuple[Entry, int, Float64[np.ndarray, "4"]]:
             part = slice(rows.first, rows.first + len(rows.values))
             found = written[rows.entry.name][part]
             if not is_quantisable(rows.entry):
                 if found.tobytes() != np.ascontiguousarray(rows.values).tobytes():
                     raise ConversionError(f"{rows.entry.name} was not written as it is stored; is the disk sound?")
-                return rows.entry, rows.values.nbytes, np.zeros(4, np.float32)
+                return rows.entry, rows.values.nbytes, np.zeros(4)
             scale = written[rows.entry.name + SCALE][part, None]
             weights = rows.values.astype(np.float32)
             error = np.abs(found.astype(np.float32) * scale - weights)
@@ -212,7 +212,7 @@ class _Part:
                 yield _map_error(entry, np.stack(measured))
 
 
-def _map_error(entry: Entry, measured: np.ndarray) -> MapError:
+def _map_error(entry: Entry, measured: Float64[np.ndarray, "p 4"]) -> MapError:
     """The error of a map from [squared error, squared weights, largest error, largest weight] of each of its pieces."""
     error, weights = measured[:, :2].sum(axis=0)
     largest, weight = measured[:, 2:].max(axis=0)
