@@ -6,6 +6,7 @@ python tools/bench data [--write docs/benchmarks.md]                        the 
 python tools/bench convert                                                  conversion of weights, against cp
 python tools/bench lora                                                     loading with a LoRA, against without
 python tools/bench export                                                   export of a run's checkpoint, against cp
+python tools/bench quantize                                                 quantisation: sizes, time, memory, errors
 """
 
 import argparse
@@ -54,6 +55,12 @@ def parser() -> Parser:
     export.add_argument("--blocks", type=int, default=2, help="transformer blocks, 1.36 GB each (default %(default)s)")
     export.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     export.add_argument("--repeats", type=int, default=3, help="runs of each side (default %(default)s)")
+
+    quantize = benchmarks.add_parser("quantize", help="quantisation to int8 and fp8: sizes, time, memory, errors")
+    quantize.add_argument(
+        "--blocks", type=int, default=2, help="transformer blocks, 0.68 GB each (default %(default)s)"
+    )
+    quantize.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     return parse
 
 
