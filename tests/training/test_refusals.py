@@ -16,9 +16,11 @@ from runs import World, command, environment
 
 import train
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.models.quantised import Quantisation
 from qil_jax.training import setup
 from qil_jax.training.experiment import ExperimentError
 from qil_jax.training.stages.kinds import Stage
+from qil_jax.weights.quantise import quantise_checkpoint
 from qil_jax.weights.tables.entries import Component
 from tools import make_demo_checkpoint
 
@@ -37,6 +39,8 @@ class Given:
         self.trained("nameless", "{}")
         self.changed("rgb", {"input_channels": 3}, {"use_layer3d_rope": False})
         self.changed("other", {"latents_std": [2.0] * 16}, {})
+        part = [Component.TRANSFORMER]
+        quantise_checkpoint(world.base, folder / "quantised", Quantisation.INT8, components=part)
         (folder / "run" / "lora").mkdir(parents=True)
         (folder / "run" / "lora" / "pytorch_lora_weights.safetensors").touch()
         self.stacks("silent", caption="")
@@ -134,6 +138,10 @@ CASES = {
     "a checkpoint of an unknown stage": Case(
         changes={"start.checkpoint": "{given}/nameless"},
         says=("{given}/nameless/training.json: names no stage", "remove the file"),
+    ),
+    "a quantised transformer": Case(
+        changes={"start.checkpoint": "{given}/quantised"},
+        says=("{given}/quantised: its transformer is quantised to int8 and cannot be trained", "full precision"),
     ),
     "a VAE of three channels": Case(
         stage=ONE, changes={"start.vae": "{given}/rgb"}, says=("{given}/rgb: its VAE has 3 channels", "set start.vae")

@@ -18,7 +18,6 @@ from tools.bench import harness
 from tools.bench.convert import BF16, peak_anonymous, shallow, write_noise
 
 if TYPE_CHECKING:
-    from qil_jax.models.quantised import Quantisation
     from qil_jax.weights.tables.entries import Entry
 
 GRID, LAYERS, WORDS = (8, 8), (0, 1, 2, -1), 16
@@ -72,8 +71,9 @@ def velocity(folder: Path) -> np.ndarray:
     random, where = np.random.default_rng(1), TokenLayout.of(GRID, LAYERS, np.ones((1, WORDS), np.int32))
     image = random.standard_normal((1, len(LAYERS) * GRID[0] * GRID[1], 64)).astype(np.float32)
     text = random.standard_normal((1, WORDS, 3584)).astype(np.float32)
-    asked = {"sigma": jnp.full(1, 0.7), "target_kind": jnp.zeros(1, jnp.int32)}
-    return np.asarray(jax.jit(lambda state, *a: nnx.merge(graph, state)(*a, where, **asked))(state, image, text))
+    sigma, kind = jnp.full(1, 0.7), jnp.zeros(1, jnp.int32)
+    run = jax.jit(lambda state, *a: nnx.merge(graph, state)(a[0], a[1], where, sigma=sigma, target_kind=kind))
+    return np.asarray(run(state, image, text))
 
 
 def weight_bytes(folder: Path) -> int:
