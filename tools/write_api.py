@@ -25,7 +25,7 @@ SECTIONS = {
     "Checkpoints": ("weights.load", "weights.lora", "weights.structure", "weights.convert"),
     "Networks": ("models.vld_mmdit", "models.rgba_vae", "models.qwen2_5_vl"),
     "Sampling": ("flow.schedule", "flow.guidance", "flow.sampler"),
-    "Devices": ("mesh.devices", "mesh.rules"),
+    "Devices": ("mesh.devices", "mesh.rules", "kernels.plan", "kernels.attend"),
     "Data": ("records.record", "records.sources", "scenes.scene", "loader.config", "loader.tasks", "loader.loader"),
     "Training": ("training.experiment", "training.optimiser", "flow.loss", "training.loop"),
     "Evaluation": ("evaluation.layers", "evaluation.reconstruction"),

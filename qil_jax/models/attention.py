@@ -32,7 +32,7 @@ XLA_KINDS = (AttentionKind.XLA, AttentionKind.XLA_CHUNKED, AttentionKind.XLA_BY_
 SCORES_PER_CHUNK = 1 << 23
 """Number of scores that XLA_CHUNKED holds at once (32 MiB in fp32), unless a chunk would be too small."""
 LEAST_QUERIES = 128
-"""Minimum number of queries of a chunk of XLA_CHUNKED: that of a TPU's matrix unit."""
+"""Number of queries of which chunks are multiples: the rows of a TPU's matrix unit."""
 QUERIES_PER_CHUNK = 512
 """Queries per chunk of XLA_BY_HEAD: few enough for the cache, enough for an efficient matrix product."""
 Ids = tuple[Array, Array]
@@ -112,7 +112,8 @@ def _attention(
         case AttentionKind.XLA:
             mixed, total = _mix(q, k, v, ids, mask)
         case AttentionKind.XLA_CHUNKED:
-            mixed, total = _mix_chunks(q, k, v, ids, rows=max(LEAST_QUERIES, SCORES_PER_CHUNK // (b * n * v.shape[2])))
+            multiples = max(1, SCORES_PER_CHUNK // (b * n * v.shape[2]) // LEAST_QUERIES)
+            mixed, total = _mix_chunks(q, k, v, ids, rows=multiples * LEAST_QUERIES)
         case AttentionKind.XLA_BY_HEAD:
             fold = lambda x: jnp.broadcast_to(x, (b, n, *x.shape[2:])).reshape(b * n, *x.shape[2:])
             one_head = lambda xs: _mix_chunks(*xs, rows=QUERIES_PER_CHUNK)
@@ -146,7 +147,7 @@ def _mix_chunks(q: Array, k: Array, v: Array, ids: Ids | None, *, rows: int) -> 
     chunks = -(-t // rows)
     if chunks == 1:
         return _mix(q, k, v, ids)
-    rows = -(-t // chunks)
+    rows = min(rows, -(-t // chunks // LEAST_QUERIES) * LEAST_QUERIES)
     q_chunks = _split(q, chunks, rows, axis=q.ndim - 2)
     if ids is None:
         parts = jax.lax.map(jax.checkpoint(lambda q: _mix(q, k, v, None)), q_chunks)

@@ -228,7 +228,7 @@ CASES = {
     ),
     "a spread that the heads do not divide into": Case(
         changes={"mesh.data": 1, "mesh.context": 8, "spread": "ulysses"},
-        says=("the mesh does not fit", "tensor x context = 1 x 8 to divide 3 heads: use gather or ring"),
+        says=("the mesh does not fit", "tensor x context = 1 x 8 to divide 2 heads: use gather or ring"),
     ),
     "attention of another device": Case(
         changes={"attention": "cudnn"}, says=("cudnn attention runs on NVIDIA GPUs, and the devices are cpu",)

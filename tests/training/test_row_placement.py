@@ -16,7 +16,7 @@ from qil_jax.training.batches import RowPlacement
         (8, [(2, 3), (3, 4)], 2, 2),  # neighbours
         (8, [(0, 1), (6, 7)], 0, 8),  # the ends of a torus: everything
         (8, [(4, 5), (7, 8)], 4, 4),
-        (12, [(3, 4), (4, 5)], 0, 6),  # across the third share of four rows
+        (12, [(5, 6), (6, 7)], 4, 4),
         (8, [(5, 6), (5, 6)], 5, 1),  # shared with another process
     ],
 )
