@@ -19,6 +19,13 @@ class Rescale(StrEnum):
     NORM = "norm"  # each token's guided velocity is rescaled to the norm of its conditional one
 
 
+class Passes(StrEnum):
+    """The way in which the two forward passes of guidance are computed."""
+
+    BATCH = "batch"  # as rows of one batch, which the mesh's axis cfg may split
+    SEQUENTIAL = "sequential"  # one after the other: half the activations
+
+
 def integer_problems(name: str, value: object, *, least: int, most: int | None = None) -> list[str]:
     """The reasons why a value is not an integer within the bounds; empty if it is one."""
     if not isinstance(value, int) or isinstance(value, bool):

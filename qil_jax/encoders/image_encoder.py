@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8
 
 from qil_jax.encoders.pixels import to_float, to_uint8
+from qil_jax.mesh import fetch, put
 from qil_jax.models.rgba_vae import RGBAVAE
 from qil_jax.models.tiling import decode_tiled, encode_tiled
 
@@ -26,7 +27,7 @@ class Autoencoder:
         self.config = vae.config
         self._devices = mesh.size
         self._rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        graph, self._state = nnx.split(vae)
+        graph, self.state = nnx.split(vae)
         self._dtype = vae.quant_conv.kernel[...].dtype
         self._encode = jax.jit(functools.partial(_encode, graph))
         self._encode_rows = jax.jit(functools.partial(_encode_rows, graph))
@@ -34,7 +35,7 @@ class Autoencoder:
 
     def encode(self, pixels: Float[np.ndarray, "b y x c"]) -> Float[np.ndarray, "b h w z"]:
         """Latents of pictures in [-1, 1]: one picture per device at a time, tiles where a picture is large."""
-        run = functools.partial(self._encode, self._state)
+        run = functools.partial(self._encode, self.state)
         if pixels.shape[1] * pixels.shape[2] > PLAIN_PIXELS:
             run = functools.partial(encode_tiled, run, scale=self.config.scale_factor)
         return self._by_device(run, pixels)
@@ -42,22 +43,22 @@ class Autoencoder:
     def decode(self, latents: Float[np.ndarray, "b h w z"]) -> UInt8[np.ndarray, "b y x c"]:
         """8-bit pictures of latents: one picture per device at a time, tiles where a picture is large."""
         scale = self.config.scale_factor
-        run = functools.partial(self._decode, self._state)
+        run = functools.partial(self._decode, self.state)
         if latents.shape[1] * latents.shape[2] * scale**2 > PLAIN_PIXELS:
             run = functools.partial(decode_tiled, run, scale=scale)
         return to_uint8(self._by_device(run, latents))
 
     def encode_rows(self, pixels: UInt8[Array, "b p y x c"]) -> Float[Array, "b p h w z"]:
         """Latents in fp32 of a batch that is sharded by rows and stays so: one picture of each row at a time."""
-        return self._encode_rows(self._state, pixels)
+        return self._encode_rows(self.state, pixels)
 
     def _by_device(self, run: Callable[[Array], Array], x: np.ndarray) -> np.ndarray:
         outs = []
         for start in range(0, len(x), self._devices):
             rows = x[start : start + self._devices]
             filled = np.concatenate([rows, np.zeros((self._devices - len(rows), *x.shape[1:]), x.dtype)])
-            out = run(jax.device_put(filled.astype(self._dtype), self._rows))
-            outs.append(np.asarray(out[: len(rows)], np.float32))
+            out = run(put(filled.astype(self._dtype), self._rows))
+            outs.append(fetch(out)[: len(rows)].astype(np.float32))
         return np.concatenate(outs)
 
 

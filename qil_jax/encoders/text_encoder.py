@@ -10,11 +10,10 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
+from qil_jax.encoders.lengths import text_bucket
 from qil_jax.encoders.tokenizer import PromptTokenizer
+from qil_jax.mesh import fetch, put
 from qil_jax.models.qwen2_5_vl import TextEncoder
-
-TEXT_BUCKET = 32
-"""Text is padded to a multiple of this many tokens, so that prompts of similar length share a compiled program."""
 
 
 class PromptEncoder:
@@ -23,7 +22,7 @@ class PromptEncoder:
     def __init__(self, tokenizer: PromptTokenizer, model: TextEncoder, *, mesh: Mesh):
         self._tokenizer = tokenizer
         self._whole = NamedSharding(mesh, PartitionSpec())
-        graph, self._state = nnx.split(model)
+        graph, self.state = nnx.split(model)
         self._run = jax.jit(functools.partial(_hidden_states, graph))
 
     @property
@@ -55,15 +54,25 @@ class PromptEncoder:
 
     def encode_rows(self, ids: Int[Array, "n s"], lengths: Int[Array, " n"]) -> Float[Array, "n t e"]:
         """Hidden states of `padded_ids`, sharded alike, without the template's prefix; zero beyond their ends, fp32."""
-        return self._run(self._state, ids, lengths)[:, self.drop :]
+        return self._run(self.state, ids, lengths)[:, self.drop :]
+
+    def lower(self, prompt: str) -> jax.stages.Lowered:
+        """The program of a prompt, of which other prompts of similar length make use; parameters may be abstract."""
+        ids, length = self._padded(prompt)
+        whole = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._whole)
+        return self._run.lower(self.state, whole(ids), whole(length))
 
     def _encode(self, prompt: str) -> np.ndarray:
+        ids, length = self._padded(prompt)
+        states = self._run(self.state, put(ids, self._whole), put(length, self._whole))
+        return fetch(states)[0, self.drop : int(length[0])]
+
+    def _padded(self, prompt: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids [1, s] of the template and the prompt, padded, and their number [1]."""
         ids = self._tokenizer.ids(prompt)
-        length = -(-len(ids) // TEXT_BUCKET) * TEXT_BUCKET
-        padded = np.zeros((1, length), np.int32)
+        padded = np.zeros((1, text_bucket(len(ids))), np.int32)
         padded[0, : len(ids)] = ids
-        placed = jax.device_put((padded, np.array([len(ids)], np.int32)), self._whole)
-        return np.asarray(self._run(self._state, *placed)[0, self.drop : len(ids)])
+        return padded, np.array([len(ids)], np.int32)
 
 
 def _hidden_states(graph: nnx.GraphDef[TextEncoder], state: nnx.State, ids: Array, lengths: Array) -> Array:

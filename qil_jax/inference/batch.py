@@ -1,23 +1,29 @@
 """Layout of pictures with different sizes, layer counts and prompts as one padded batch of token sequences.
 
-A row of the batch is [composite, layer 1, ..., layer L, condition, padding], with positions and segment ids.
+Lengths are rounded up (`encoders.lengths`), so that similar batches share a compiled program. A row of the batch is [composite, layer 1, ..., layer L, condition, padding], with positions and segment ids.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Shaped
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float
 
-from qil_jax.encoders.text_encoder import TEXT_BUCKET
+from qil_jax.encoders.lengths import image_bucket, round_up, text_bucket
+from qil_jax.limits import Passes
+from qil_jax.mesh import Rules
 from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.latents import pack
 from qil_jax.models.rope import LayerIndex, image_positions, text_offset, text_positions
 from qil_jax.models.vld_mmdit import TokenLayout
+
+
+AnyArray = Array | np.ndarray | jax.ShapeDtypeStruct
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +54,8 @@ class Item:
 class SequenceBatch:
     """Input arrays of one run of the sampler, with b samples and g passes of each (2 with guidance, otherwise 1).
 
+    The arrays are numpy's on the host, and shapes where a program is compiled only.
+
     Attributes:
       tokens: noise of the composites and layers, latents of the conditions, and zeros for padding.
       is_target: true for tokens that are denoised.
@@ -57,11 +65,11 @@ class SequenceBatch:
       layout: positions and segments of the gb rows.
     """
 
-    tokens: Float[Array, "b t c"]
-    is_target: Bool[Array, "b t"]
-    sigmas: Float[Array, "steps1 b"]
-    scales: Float[Array, " b"]
-    text: Float[Array, "gb s e"]
+    tokens: Float[AnyArray, "b t c"]
+    is_target: Bool[AnyArray, "b t"]
+    sigmas: Float[AnyArray, "steps1 b"]
+    scales: Float[AnyArray, " b"]
+    text: Float[AnyArray, "gb s e"]
     layout: TokenLayout
 
     @property
@@ -69,19 +77,24 @@ class SequenceBatch:
         """Number of rows per sample: 2 with guidance, otherwise 1."""
         return self.text.shape[0] // self.tokens.shape[0]
 
-    def place(self, put: Callable[[Shaped[Array, "..."], Axes], Shaped[Array, "..."]]) -> "SequenceBatch":
-        """A copy of the batch in which each array is replaced by `put` of the array and its logical axes."""
+    def place(self, put: Callable[[Any, Axes], Any], rows: Axis | None = Axis.BATCH) -> "SequenceBatch":
+        """A copy of the batch in which each array is replaced by `put` of the array and its logical axes.
 
-        def rows(x: Array) -> Array:
-            return put(x, (Axis.BATCH, Axis.TOKENS, None)[: x.ndim])
+        Args:
+          put: function whose results take the place of the arrays.
+          rows: logical axis of the gb rows; None: they are not split.
+        """
+
+        def by_rows(x: Any) -> Any:
+            return put(x, (rows, Axis.TOKENS, None)[: len(x.shape)])
 
         return SequenceBatch(
             tokens=put(self.tokens, (Axis.SAMPLE, Axis.TOKENS, None)),
             is_target=put(self.is_target, (Axis.SAMPLE, Axis.TOKENS)),
             sigmas=put(self.sigmas, (None, Axis.SAMPLE)),
             scales=put(self.scales, (Axis.SAMPLE,)),
-            text=rows(self.text),
-            layout=jax.tree.map(rows, self.layout),
+            text=by_rows(self.text),
+            layout=jax.tree.map(by_rows, self.layout),
         )
 
 
@@ -99,28 +112,36 @@ class Ways:
     rows: int = 1
     tokens: int = 1
 
+    @classmethod
+    def of(cls, mesh: Mesh, rules: Rules, passes: Passes = Passes.BATCH) -> "Ways":
+        """The numbers of a mesh by its rules; sequential passes have no more rows than samples."""
+        samples = rules.ways(Axis.SAMPLE, mesh)
+        rows = rules.ways(Axis.BATCH, mesh) if passes is Passes.BATCH else samples
+        return cls(samples=samples, rows=rows, tokens=rules.ways(Axis.TOKENS, mesh))
 
-def build_batch(items: list[Item], *, patch: int, guidance: float, ways: Ways) -> SequenceBatch:
-    """Lay out `items`, padding samples, image tokens and text tokens to multiples of the mesh's shards.
 
-    Rows added as padding repeat the last item, so that their values are finite; the caller drops them.
+def build_batch(items: list[Item], *, patch: int, guidance: float, ways: Ways, samples: int = 1) -> SequenceBatch:
+    """Lay out `items`, with samples, image tokens and text tokens padded to lengths that many batches share.
+
+    All are multiples of the mesh's shards, and samples are at least `samples`. Rows added as padding repeat the last
+    item, so that their values are finite; the caller drops them.
     """
     guided = guidance > 1 and any(item.negative is not None for item in items)
     rows = math.lcm(ways.samples, ways.rows // math.gcd(ways.rows, 2 if guided else 1))
-    items = items + [items[-1]] * (-len(items) % rows)
+    items = items + [items[-1]] * (round_up(max(len(items), samples), rows) - len(items))
     sequences = [_image_sequence(item, patch) for item in items]
-    longest = _up(max(len(tokens) for tokens, _, _ in sequences), ways.tokens)
+    longest = round_up(image_bucket(max(len(tokens) for tokens, _, _ in sequences)), ways.tokens)
     texts = [item.prompt for item in items]
     if guided:
         texts += [item.prompt if item.negative is None else item.negative for item in items]
-    width = _up(max(len(text) for text in texts), math.lcm(TEXT_BUCKET, ways.tokens))
+    width = round_up(text_bucket(max(len(text) for text in texts)), ways.tokens)
     passes = len(texts) // len(items)
     offsets = [text_offset(item.grid(patch), targets=len(item.noise)) for item in items] * passes
     return SequenceBatch(
         tokens=_stack([tokens for tokens, _, _ in sequences], longest),
         is_target=_stack([is_target for _, is_target, _ in sequences], longest),
-        sigmas=jnp.stack([item.sigmas for item in items], axis=1),
-        scales=jnp.array([1.0 if item.negative is None else max(guidance, 1.0) for item in items], jnp.float32),
+        sigmas=np.stack([item.sigmas for item in items], axis=1),
+        scales=np.array([1.0 if item.negative is None else max(guidance, 1.0) for item in items], np.float32),
         text=_stack(texts, width),
         layout=TokenLayout(
             image_positions=_stack([positions for _, _, positions in sequences] * passes, longest),
@@ -143,13 +164,9 @@ def _image_sequence(item: Item, patch: int) -> tuple[np.ndarray, np.ndarray, np.
     return pack(pictures, patch), is_target, positions
 
 
-def _up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
-
-
-def _stack(rows: list[np.ndarray], length: int) -> Array:
+def _stack(rows: list[np.ndarray], length: int) -> np.ndarray:
     """Rows padded at the end to a common length with zeros (or false), and stacked."""
     out = np.zeros((len(rows), length, *rows[0].shape[1:]), rows[0].dtype)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
-    return jnp.asarray(out)
+    return out

@@ -1,11 +1,14 @@
 """Opening of a checkpoint without reading tensors: structure check, parsed configs, and size of the parameters."""
 
+import collections
 import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import jax.numpy as jnp
 
 from qil_jax.errors import QilError
 from qil_jax.flow import Schedule
@@ -27,21 +30,30 @@ from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import targets
 
 DTYPES = ("float32", "bfloat16")
-ENTRANCE = "backbone/image_in/kernel"
-"""The parameter whose dtype the transformer computes in; it is never quantised."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredSize:
-    """Memory of a checkpoint's parameters after loading.
+    """Memory of a checkpoint's parameters after loading, in bytes.
 
     Attributes:
-      parameters: bytes of all parameters.
+      text_encoder: bytes of the text encoder's parameters.
+      modulation: bytes of the parameters of the transformer's modulation network.
+      backbone: bytes of the transformer's other parameters.
+      vae: bytes of the RGBA-VAE's parameters.
       itemsize: bytes of one element of the transformer's activations.
     """
 
-    parameters: int
+    text_encoder: int = 0
+    modulation: int = 0
+    backbone: int = 0
+    vae: int = 0
     itemsize: int
+
+    @property
+    def parameters(self) -> int:
+        """Bytes of all parameters."""
+        return self.text_encoder + self.modulation + self.backbone + self.vae
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -167,11 +179,12 @@ def _read_loras(folder: Path, given: Sequence[tuple[Path | str, float]]) -> tupl
 
 
 def _stored_size(folder: Path, dtype: str | None) -> StoredSize:
-    total, itemsize = 0, 0
+    sizes, itemsize = collections.Counter[str](), 0
     for component in Component:
         source = open_source(folder / component, component)
-        for target in targets(table_of(component, component_config(folder, component))).values():
-            kind = target.loaded_dtype(source.dtype(target), dtype)
-            total += math.prod(target.shape) * kind.itemsize
-            itemsize = kind.itemsize if target.path == ENTRANCE else itemsize
-    return StoredSize(parameters=total, itemsize=itemsize)
+        for path, target in targets(table_of(component, component_config(folder, component))).items():
+            kind = source.dtype(target) if dtype is None else jnp.dtype(dtype)
+            part = path.partition("/")[0] if component is Component.TRANSFORMER else component.value
+            sizes[part] += math.prod(target.shape) * kind.itemsize
+            itemsize = kind.itemsize if component is Component.TRANSFORMER else itemsize
+    return StoredSize(**sizes, itemsize=itemsize)

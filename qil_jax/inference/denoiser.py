@@ -1,8 +1,7 @@
-"""The compiled part of sampling: the transformer on a mesh, its modulation table, and the whole Euler loop."""
+"""The compiled part of sampling: one Euler step of the transformer on a mesh, and the loop that calls it."""
 
-import functools
-from collections.abc import Callable
-from enum import StrEnum
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,14 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float
 
-from qil_jax.flow import Rescale, euler, guide
+from qil_jax.errors import QilError
+from qil_jax.flow import Rescale, euler_step, guide
 from qil_jax.inference.batch import SequenceBatch
-from qil_jax.mesh import Rules, constrain
+from qil_jax.inference.modulator import Modulator, step_slice
+from qil_jax.limits import Passes
+from qil_jax.mesh import MeshAxis, Rules, constrain, fetch, put
 from qil_jax.models.attention import Attend
 from qil_jax.models.axes import Axes, Axis
-from qil_jax.models.vld_mmdit import Modulation, ModulationTable, VLDMMDiT
+from qil_jax.models.vld_mmdit import Backbone, ModulationTable, TokenLayout, VLDMMDiT
 
 OnStep = Callable[[int, int], None]
 """A callback with (steps done, steps) after every Euler step."""
@@ -25,109 +28,154 @@ OnTokens = Callable[[int, np.ndarray], None]
 """A callback with (steps done, tokens [b, t, c]) after every Euler step, which costs a copy to the host each."""
 
 
-class StepOutput(StrEnum):
-    """The values that the compiled loop sends to the host after each step."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Constants:
+    """The inputs of a step that are the same in all steps of a batch; see `SequenceBatch`."""
 
-    NONE = "none"
-    STEPS = "steps"
-    TOKENS = "tokens"
+    is_target: Array
+    scales: Array
+    text: Array
+    layout: TokenLayout
 
 
 class Denoiser:
-    """A VLD-MMDiT on a mesh. One program is compiled per shape of batch and number of steps."""
+    """A VLD-MMDiT on a mesh. One program is compiled per shape of batch, whatever the number of steps.
 
-    def __init__(self, model: VLDMMDiT, *, mesh: Mesh, rules: Rules, attend: Attend):
+    The program is one Euler step and takes the backbone's parameters only; latents stay on the devices, in fp32.
+
+    Attributes:
+      config: the transformer's config.
+      modulator: the modulation network of the same model.
+      state: the backbone's parameters, which may be abstract.
+    """
+
+    def __init__(
+        self, model: VLDMMDiT, *, mesh: Mesh, rules: Rules, attend: Attend, passes: Passes = Passes.BATCH
+    ):
+        """Take a model whose parameters lie on the mesh, or are abstract with shardings, for `lower`.
+
+        Raises:
+          QilError: if the mesh splits guidance over its axis cfg, but the passes are sequential.
+        """
+        split = mesh.shape[MeshAxis.CFG]
+        if passes is Passes.SEQUENTIAL and split > 1:
+            raise QilError(
+                f"the mesh computes the passes of guidance at once on cfg={split}: "
+                f"use passes {Passes.BATCH}, or a mesh without cfg"
+            )
         self.config, self.mesh, self.rules = model.config, mesh, rules
-        self._modulation = nnx.split(model.modulation)
-        self._backbone = nnx.split(model.backbone)
-        self._on_step: OnStep | None = None
-        self._on_tokens: OnTokens | None = None
-        self._table = jax.jit(functools.partial(_table, self._modulation[0]))
-        self._attend, self._pin = attend, constrain(mesh, rules)
-        self._loop = jax.jit(self._denoise, static_argnames=("rescale", "output"))
+        self.modulator = Modulator(model.modulation, mesh=mesh)
+        self._graph, self.state = nnx.split(model.backbone)
+        self._attend, self._passes, self._pin = attend, passes, constrain(mesh, rules)
+        self._rows = Axis.BATCH if passes is Passes.BATCH else None
+        self._step = jax.jit(
+            self._euler_step,
+            static_argnames="rescale",
+            donate_argnames="tokens",
+            out_shardings=self._sharding((Axis.SAMPLE, Axis.TOKENS, None)),
+        )
 
     def __call__(
         self,
         batch: SequenceBatch,
+        tables: Sequence[ModulationTable],
         *,
         rescale: Rescale,
         on_step: OnStep | None = None,
         on_tokens: OnTokens | None = None,
-    ) -> np.ndarray:
+    ) -> Float[np.ndarray, "b t c"]:
         """Integrate the batch from noise to data.
 
+        Args:
+          batch: the batch, on the host.
+          tables: the modulator's table of each of the first samples; the last one's is that of all further samples.
+          rescale: rescaling of a guided velocity's norm.
+          on_step: callback after every step, for which the loop waits.
+          on_tokens: callback with the tokens after every step.
+
         Returns:
-          tokens [b, t, c], fp32: the denoised layers where `batch.is_target`, unchanged elsewhere.
+          The denoised layers where `batch.is_target`, and the batch's own tokens elsewhere; fp32.
         """
-        steps = batch.sigmas.shape[0] - 1
-        sigmas = np.asarray(batch.sigmas)[:-1]
-        if np.all(sigmas == sigmas[:, :1]):
-            sigmas = sigmas[:, :1]
-        kinds = np.zeros(sigmas.size, np.int32) if self.config.use_additional_t_cond else None
-        table = self._table(self._modulation[1], jnp.asarray(sigmas), kinds)
-        output = StepOutput.TOKENS if on_tokens else StepOutput.STEPS if on_step else StepOutput.NONE
-        self._on_step, self._on_tokens, self._steps = on_step, on_tokens, steps
-        try:
-            tokens = self._loop(self._backbone[1], table, batch.place(self._put), rescale, output)
-            jax.effects_barrier()
-            return np.asarray(tokens)
-        finally:
-            self._on_step = self._on_tokens = None
+        samples, steps = batch.tokens.shape[0], batch.sigmas.shape[0] - 1
+        tables = [*tables, *[tables[-1]] * (samples - len(tables))]
+        placed = batch.place(lambda x, axes: put(np.asarray(x), self._sharding(axes)), self._rows)
+        tokens, constants = placed.tokens, _constants(placed)
+        for i in range(steps):
+            levels = put(np.asarray(batch.sigmas)[i : i + 2], self._sharding((None, Axis.SAMPLE)))
+            table = jax.tree.map(lambda x: put(x, self._sharding(())), step_slice(tables, i))
+            tokens = self._step(self.state, tokens, levels, table, constants, rescale=rescale)
+            if on_tokens is not None:
+                on_tokens(i + 1, fetch(tokens))
+            if on_step is not None:
+                jax.block_until_ready(tokens)
+                on_step(i + 1, steps)
+        return fetch(tokens)
 
-    def _put(self, x: Array, axes: Axes) -> Array:
-        return jax.device_put(x, NamedSharding(self.mesh, self.rules.spec(axes)))
+    def lower(self, batch: SequenceBatch, rescale: Rescale) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
+        """The two programs of a batch: the modulation table of all its steps, and one step.
 
-    def _denoise(
-        self, state: nnx.State, table: ModulationTable, batch: SequenceBatch, rescale: Rescale, output: StepOutput
+        Args:
+          batch: a batch of arrays or of shapes, of which only shapes and dtypes matter.
+          rescale: rescaling of a guided velocity's norm.
+        """
+
+        def abstract(x: Any, axes: Axes) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding(axes))
+
+        shapes = batch.place(abstract, self._rows)
+        levels = jax.ShapeDtypeStruct((2, *shapes.sigmas.shape[1:]), jnp.float32, sharding=shapes.sigmas.sharding)
+        table = self.modulator.step_shapes(shapes.tokens.shape[0])
+        step = self._step.lower(self.state, shapes.tokens, levels, table, _constants(shapes), rescale=rescale)
+        return self.modulator.lower(batch.sigmas.shape[0] - 1), step
+
+    def _sharding(self, axes: Axes) -> NamedSharding:
+        return NamedSharding(self.mesh, self.rules.spec(axes) if axes else PartitionSpec())
+
+    def _euler_step(
+        self,
+        state: nnx.State,
+        tokens: Array,
+        sigmas: Array,
+        table: ModulationTable,
+        constants: Constants,
+        *,
+        rescale: Rescale,
     ) -> Array:
-        """The traced function: modulation table, Euler loop and guidance."""
-        backbone = nnx.merge(self._backbone[0], state)
-        dtype = backbone.image_in.kernel[...].dtype
-        passes, text = batch.passes, batch.text.astype(dtype)
+        """The traced function: the transformer's passes, guidance and one Euler step."""
+        backbone = nnx.merge(self._graph, state)
+        velocities = self._velocities(backbone, tokens, table, constants)
+        if len(velocities) == 1:
+            velocity = velocities[0]
+        else:
+            velocity = guide(velocities[0], velocities[1], constants.scales, rescale)
+        return euler_step(tokens, velocity, sigmas=sigmas, is_target=constants.is_target)
 
-        def for_passes(x: Array, axis: int = 0) -> Array:
+    def _velocities(self, backbone: Backbone, tokens: Array, table: ModulationTable, constants: Constants) -> Array:
+        """Velocities [g, b, t, c] of the g passes in fp32, which devices that the mesh's axis cfg tells apart share."""
+        dtype, samples = backbone.image_in.kernel[...].dtype, tokens.shape[0]
+        passes = constants.text.shape[0] // samples
+        conditions = (constants.text.astype(dtype), constants.layout)
+        rows = (Axis.BATCH, Axis.TOKENS, None)
+
+        def run(x: Array, given: tuple[Array, TokenLayout], table: ModulationTable) -> Array:
+            return backbone(self._pin(x, rows), *given, table, attend=self._attend, constrain=self._pin)
+
+        def repeated(x: Array, axis: int = 0) -> Array:
             return jnp.concatenate([x] * passes, axis=axis)
 
-        def velocity(x: Array, mods: ModulationTable) -> Array:
-            if mods.out.shape[0] > 1:
-                mods = jax.tree.map(lambda m: for_passes(m, m.ndim - 3), mods)
-            x = self._pin(for_passes(x.astype(dtype)), (Axis.BATCH, Axis.TOKENS, None))
-            v = backbone(x, text, batch.layout, mods, attend=self._attend, constrain=self._pin).astype(jnp.float32)
-            if passes == 1:
-                return v
-            conditional, unconditional = jnp.split(v, 2)
-            return guide(conditional, unconditional, batch.scales, rescale)
+        def by_pass(x: Array) -> Array:
+            return x.reshape(passes, samples, *x.shape[1:])
 
-        def after_step(index: Array, x: Array) -> None:
-            if output is StepOutput.STEPS:
-                jax.debug.callback(self._after_step, index)
-            elif output is StepOutput.TOKENS:
-                jax.debug.callback(self._after_step, index, x)
-
-        return euler(
-            velocity,
-            batch.tokens,
-            sigmas=batch.sigmas,
-            is_target=batch.is_target,
-            step_inputs=table,
-            after_step=after_step,
-        )
-
-    def _after_step(self, index: Any, tokens: Any = None) -> None:
-        if self._on_tokens is not None and tokens is not None:
-            self._on_tokens(int(index) + 1, np.asarray(tokens))
-        if self._on_step is not None:
-            self._on_step(int(index) + 1, self._steps)
+        x = tokens.astype(dtype)
+        if self._passes is Passes.SEQUENTIAL and passes > 1:
+            velocities = jax.lax.map(lambda given: run(x, given, table), jax.tree.map(by_pass, conditions))
+        else:
+            if samples > 1:
+                table = jax.tree.map(lambda m: repeated(m, m.ndim - 3), table)
+            velocities = by_pass(run(repeated(x), conditions, table))
+        return self._pin(velocities, (None, Axis.SAMPLE, Axis.TOKENS, None)).astype(jnp.float32)
 
 
-def _table(graph: nnx.GraphDef[Modulation], state: nnx.State, sigmas: Array, kinds: Array | None) -> ModulationTable:
-    """The modulation table of all steps; the leading axes of its leaves are steps, blocks and samples."""
-    steps, rows = sigmas.shape
-    flat = nnx.merge(graph, state)(sigmas.reshape(-1), kinds)
-
-    def by_step(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(x.shape[0], steps, rows, *x.shape[2:]), 1, 0)
-
-    return ModulationTable(
-        image=by_step(flat.image), text=by_step(flat.text), out=flat.out.reshape(steps, rows, *flat.out.shape[1:])
-    )
+def _constants(batch: SequenceBatch) -> Constants:
+    return Constants(is_target=batch.is_target, scales=batch.scales, text=batch.text, layout=batch.layout)

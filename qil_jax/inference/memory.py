@@ -14,6 +14,8 @@ from qil_jax.errors import QilError
 from qil_jax.inference.checkpoint import Checkpoint
 from qil_jax.inference.images import bucket_size
 from qil_jax.inference.request import Settings, known
+from qil_jax.inference.residency import Residency
+from qil_jax.limits import Passes
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 STREAMS = 6
@@ -31,21 +33,23 @@ class MemoryPlan:
     """Lower bound of a batch's memory in bytes, summed over all devices.
 
     Attributes:
-      parameters: bytes of the parameters of all components.
-      denoise: bytes of the activations of one transformer block and of the modulation of all steps.
+      parameters: bytes of the parameters that are there while the batch is denoised and decoded.
+      before: bytes of the larger of the phases before: prompts, and modulation with its table.
+      denoise: bytes of the activations of one transformer block.
       decode: bytes of the VAE's feature maps and of the pictures.
       tokens: number of image tokens of the batch.
     """
 
     parameters: int
+    before: int = 0
     denoise: int = 0
     decode: int = 0
     tokens: int = 0
 
     @property
     def total(self) -> int:
-        """Bytes of the parameters plus those of the larger of the two phases."""
-        return self.parameters + max(self.denoise, self.decode)
+        """Bytes of the largest of all phases."""
+        return max(self.before, self.parameters + max(self.denoise, self.decode))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,19 +70,27 @@ class Drawing:
         return cls(size=bucket_size(*size, resolution), pictures=(layers + 2) * samples)
 
 
-def plan_memory(drawings: Sequence[Drawing], settings: Settings, checkpoint: Checkpoint) -> MemoryPlan:
+def plan_memory(
+    drawings: Sequence[Drawing],
+    settings: Settings,
+    checkpoint: Checkpoint,
+    *,
+    residency: Residency = Residency.ALL,
+    passes: Passes = Passes.BATCH,
+) -> MemoryPlan:
     """Memory of one batch; `settings` must have the checkpoint's defaults filled in."""
     mmdit, vae, size = checkpoint.transformer, checkpoint.vae, checkpoint.size
     pixels = [math.prod(drawing.size) for drawing in drawings]
     drawn = sum(each * drawing.pictures for each, drawing in zip(pixels, drawings, strict=True))
     tokens = drawn // (vae.scale_factor * mmdit.patch_size) ** 2
-    passes = 2 if known(settings.guidance) > 1 else 1
-    width = mmdit.width
-    modulation = known(settings.steps) * mmdit.num_layers * MODULATIONS * width
+    rows = 2 if known(settings.guidance) > 1 and passes is Passes.BATCH else 1
+    table = known(settings.steps) * mmdit.num_layers * MODULATIONS * mmdit.width * size.itemsize
     coded = min(max(pixels, default=0), PLAIN_PIXELS)
+    everything = residency is Residency.ALL
     return MemoryPlan(
-        parameters=size.parameters,
-        denoise=(passes * tokens * width * STREAMS + modulation) * size.itemsize,
+        parameters=size.parameters if everything else size.backbone + size.vae,
+        before=size.parameters + table if everything else max(size.text_encoder, size.modulation + table),
+        denoise=rows * tokens * mmdit.width * STREAMS * size.itemsize,
         decode=coded * vae.base_dim * MAPS * size.itemsize + drawn * RGBA,
         tokens=tokens,
     )
@@ -94,7 +106,8 @@ def require_memory(plan: MemoryPlan, mesh: Mesh) -> None:
     if there is not None and plan.total > there:
         raise QilError(
             f"needs at least {_gigabytes(plan.total)} of memory: {_gigabytes(plan.parameters)} for the parameters, "
-            f"{_gigabytes(plan.denoise)} to denoise {plan.tokens:,} tokens, {_gigabytes(plan.decode)} to decode; "
+            f"{_gigabytes(plan.denoise)} to denoise {plan.tokens:,} tokens, {_gigabytes(plan.decode)} to decode, "
+            f"{_gigabytes(plan.before)} before that; "
             f"{mesh.size} device{'s' if mesh.size > 1 else ''} ({mesh.devices.flat[0].platform}) have "
             f"{_gigabytes(there)}: ask for a lower resolution, fewer layers, steps or pictures at once, or give "
             f"a larger mesh"

@@ -12,6 +12,7 @@ from qil_jax.mesh.rules import (
     Weights,
     rules_for,
 )
+from qil_jax.mesh.transfer import fetch, put
 from qil_jax.models.axes import Axis
 
 __all__ = [
@@ -27,8 +28,10 @@ __all__ = [
     "abstract_mesh",
     "constrain",
     "describe",
+    "fetch",
     "make_mesh",
     "place",
+    "put",
     "rules_for",
     "shardings",
     "single_device_mesh",

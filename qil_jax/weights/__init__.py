@@ -1,7 +1,7 @@
 """Checkpoints: key tables, streaming safetensors and orbax, checks, conversion."""
 
 from qil_jax.weights.identity import fingerprint
-from qil_jax.weights.load import abstract, load_component, open_source
+from qil_jax.weights.load import abstract, abstract_component, load_component, open_source
 from qil_jax.weights.lora import LoRA, LowRank, read_lora, write_lora
 from qil_jax.weights.lora_header import LoRAError
 from qil_jax.weights.source import Layout, layout_of
@@ -18,6 +18,7 @@ __all__ = [
     "StructureError",
     "WeightsError",
     "abstract",
+    "abstract_component",
     "checkpoint_problems",
     "component_config",
     "fingerprint",

@@ -78,6 +78,7 @@ def load_component(
     dtype: Any = None,
     config: Mapping[str, Any] | None = None,
     loras: Sequence[Scaled] = (),
+    only: str = "",
 ) -> VLDMMDiT: ...
 @overload
 def load_component(
@@ -102,6 +103,7 @@ def load_component(
     dtype: Any = None,
     config: Mapping[str, Any] | None = None,
     loras: Sequence[Scaled] = (),
+    only: str = "",
 ) -> nnx.Module:
     """Load one component of a checkpoint of either layout, with its parameters placed on the mesh.
 
@@ -117,6 +119,7 @@ def load_component(
         stored have their initial values; None: the stored config.
       loras: LoRAs of the transformer, each with a factor, which are added to the kernels as they are read: in fp32, and
         then rounded once.
+      only: prefix of the paths of the parameters to load; the others stay abstract.
 
     Raises:
       ConfigError: if the component's config is missing, or not one that the models support.
@@ -135,7 +138,37 @@ def load_component(
     state = nnx.state(module, nnx.Param)
     for path, parameter in nnx.to_flat_state(state):
         name = slashed(path)
-        parameter.set_value(_load(source, wanted[name], placements[name], dtype, loras))
+        if name.startswith(only):
+            parameter.set_value(_load(source, wanted[name], placements[name], dtype, loras))
+    nnx.update(module, state)
+    return module
+
+
+@overload
+def abstract_component(
+    checkpoint: Path, component: Literal[Component.TRANSFORMER], *, mesh: Mesh, rules: Rules, dtype: Any = None
+) -> VLDMMDiT: ...
+@overload
+def abstract_component(
+    checkpoint: Path, component: Literal[Component.VAE], *, mesh: Mesh, rules: Rules, dtype: Any = None
+) -> RGBAVAE: ...
+@overload
+def abstract_component(
+    checkpoint: Path, component: Literal[Component.TEXT_ENCODER], *, mesh: Mesh, rules: Rules, dtype: Any = None
+) -> TextEncoder: ...
+def abstract_component(
+    checkpoint: Path, component: Component, *, mesh: Mesh, rules: Rules, dtype: Any = None
+) -> nnx.Module:
+    """The module that `load_component` returns, with shapes, dtypes and shardings in place of parameters."""
+    config = component_config(checkpoint, component)
+    module = abstract(component, config)
+    placements, wanted = shardings(module, mesh, rules), targets(table_of(component, config))
+    source = open_source(checkpoint / component, component)
+    state = nnx.state(module, nnx.Param)
+    for path, parameter in nnx.to_flat_state(state):
+        name = slashed(path)
+        kind = np.dtype(source.dtype(wanted[name]) if dtype is None else dtype)
+        parameter.set_value(jax.ShapeDtypeStruct(parameter.shape, kind, sharding=placements[name]))
     nnx.update(module, state)
     return module
 

@@ -1,0 +1,87 @@
+"""The components of a checkpoint on a mesh, each in device memory when the residency policy says so."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from qil_jax.encoders.image_encoder import Autoencoder
+from qil_jax.encoders.text_encoder import PromptEncoder
+from qil_jax.encoders.tokenizer import PromptTokenizer
+from qil_jax.inference.batch import Ways
+from qil_jax.inference.checkpoint import Checkpoint
+from qil_jax.inference.denoiser import Denoiser
+from qil_jax.inference.modulator import Modulator
+from qil_jax.inference.residency import Residency, Resident
+from qil_jax.limits import Passes
+from qil_jax.mesh import Rules
+from qil_jax.models.attention import Attend
+from qil_jax.weights import Component, abstract_component, load_component
+
+
+class Components:
+    """The text encoder, the modulation network, the RGBA-VAE and the denoiser of a checkpoint.
+
+    Attributes:
+      tokenizer: the checkpoint's tokenizer, which is always loaded.
+      prompts: tokenizer and text encoder.
+      modulator: the transformer's modulation network.
+      autoencoder: the RGBA-VAE.
+      denoiser: the rest of the transformer.
+      ways: numbers of shards into which the mesh splits a batch.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        mesh: Mesh,
+        rules: Rules,
+        attend: Attend,
+        passes: Passes = Passes.BATCH,
+        residency: Residency = Residency.ALL,
+        is_abstract: bool = False,
+    ):
+        """Load all components, or none yet, as `residency` says.
+
+        Args:
+          checkpoint: the opened checkpoint.
+          mesh: mesh on which parameters and batches are placed.
+          rules: sharding rules that map logical axes to mesh axes.
+          attend: the transformer's attention.
+          passes: the way in which the passes of guidance are computed.
+          residency: the policy by which components stay in device memory.
+          is_abstract: whether parameters are shapes only, by which programs can be compiled but not run.
+        """
+        self.mesh, self.rules, self.residency, self.passes = mesh, rules, residency, passes
+        self.ways = Ways.of(mesh, rules, passes)
+        self.tokenizer = PromptTokenizer.load(checkpoint.folder)
+        place: dict[str, Any] = {"mesh": mesh, "rules": rules, "dtype": checkpoint.dtype}
+        load: Callable[..., Any] = functools.partial(
+            abstract_component if is_abstract else load_component, checkpoint.folder, **place
+        )
+        loras = [(applied.lora, applied.scale) for applied in checkpoint.loras]
+
+        def transformer(only: str) -> Any:
+            if is_abstract:
+                return load(Component.TRANSFORMER)
+            return load(Component.TRANSFORMER, loras=loras, only=only)
+
+        self.prompts = Resident(lambda: PromptEncoder(self.tokenizer, load(Component.TEXT_ENCODER), mesh=mesh))
+        self.modulator = Resident(lambda: Modulator(transformer("modulation").modulation, mesh=mesh))
+        self.autoencoder = Resident(lambda: Autoencoder(load(Component.VAE), mesh=mesh))
+        self.denoiser = Resident(
+            lambda: Denoiser(transformer("backbone"), mesh=mesh, rules=rules, attend=attend, passes=passes)
+        )
+        self._all: Sequence[Resident[Any]] = (self.prompts, self.modulator, self.autoencoder, self.denoiser)
+        if residency is Residency.ALL:
+            for component in self._all:
+                component()
+
+    def enter(self, *needed: Resident[Any]) -> None:
+        """Begin a phase that needs these components: under Residency.PHASES the others are freed."""
+        if self.residency is Residency.PHASES:
+            for component in self._all:
+                if component not in needed:
+                    component.free()

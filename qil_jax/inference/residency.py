@@ -1,0 +1,44 @@
+"""Which components lie in device memory, and when."""
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, Generic, Protocol, TypeVar
+
+import jax
+
+
+class Residency(StrEnum):
+    """The policy by which components stay in device memory."""
+
+    ALL = "all"  # all are loaded at once and stay: repeated calls are fast
+    PHASES = "phases"  # each is loaded when its phase begins and freed when another phase begins: least memory
+
+
+class HasState(Protocol):
+    """An object whose parameters are a pytree of arrays, or of shapes where it has none."""
+
+    state: Any
+
+
+Loaded = TypeVar("Loaded", bound=HasState)
+
+
+class Resident(Generic[Loaded]):
+    """A component that is loaded on first use, and again after it was freed."""
+
+    def __init__(self, load: Callable[[], Loaded]):
+        self._load = load
+        self._loaded: Loaded | None = None
+
+    def __call__(self) -> Loaded:
+        """The component, with its parameters in device memory."""
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded
+
+    def free(self) -> None:
+        """Delete the parameters' buffers; objects that still refer to them can no longer be used."""
+        loaded, self._loaded = self._loaded, None
+        for leaf in jax.tree.leaves(loaded.state) if loaded is not None else ():
+            if isinstance(leaf, jax.Array):
+                leaf.delete()
