@@ -1,6 +1,7 @@
 """Layout of pictures with different sizes, layer counts and prompts as one padded batch of token sequences.
 
-Lengths are rounded up (`encoders.lengths`), so that similar batches share a compiled program. A row of the batch is [composite, layer 1, ..., layer L, condition, padding], with positions and segment ids.
+Lengths are rounded up (`encoders.lengths`), so that similar batches share a compiled program. A row of the batch is
+[composite, layer 1, ..., layer L, condition, padding], with positions and segment ids.
 """
 
 import dataclasses
@@ -10,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
@@ -21,9 +21,6 @@ from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.latents import pack
 from qil_jax.models.rope import LayerIndex, image_positions, text_offset, text_positions
 from qil_jax.models.vld_mmdit import TokenLayout
-
-
-AnyArray = Array | np.ndarray | jax.ShapeDtypeStruct
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,11 +62,11 @@ class SequenceBatch:
       layout: positions and segments of the gb rows.
     """
 
-    tokens: Float[AnyArray, "b t c"]
-    is_target: Bool[AnyArray, "b t"]
-    sigmas: Float[AnyArray, "steps1 b"]
-    scales: Float[AnyArray, " b"]
-    text: Float[AnyArray, "gb s e"]
+    tokens: Float[Any, "b t c"]
+    is_target: Bool[Any, "b t"]
+    sigmas: Float[Any, "steps1 b"]
+    scales: Float[Any, " b"]
+    text: Float[Any, "gb s e"]
     layout: TokenLayout
 
     @property

@@ -58,9 +58,8 @@ class Components:
         self.ways = Ways.of(mesh, rules, passes)
         self.tokenizer = PromptTokenizer.load(checkpoint.folder)
         place: dict[str, Any] = {"mesh": mesh, "rules": rules, "dtype": checkpoint.dtype}
-        load: Callable[..., Any] = functools.partial(
-            abstract_component if is_abstract else load_component, checkpoint.folder, **place
-        )
+        read: Callable[..., Any] = abstract_component if is_abstract else load_component
+        load = functools.partial(read, checkpoint.folder, **place)
         loras = [(applied.lora, applied.scale) for applied in checkpoint.loras]
 
         def transformer(only: str) -> Any:

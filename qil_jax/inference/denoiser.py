@@ -50,9 +50,7 @@ class Denoiser:
       state: the backbone's parameters, which may be abstract.
     """
 
-    def __init__(
-        self, model: VLDMMDiT, *, mesh: Mesh, rules: Rules, attend: Attend, passes: Passes = Passes.BATCH
-    ):
+    def __init__(self, model: VLDMMDiT, *, mesh: Mesh, rules: Rules, attend: Attend, passes: Passes = Passes.BATCH):
         """Take a model whose parameters lie on the mesh, or are abstract with shardings, for `lower`.
 
         Raises:

@@ -3,9 +3,8 @@
 RGBA picture -> bucket -> RGBA-VAE -> tokens and positions -> Euler with VLD-MMDiT -> RGBA-VAE -> LayeredImage
 """
 
-import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,37 +12,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from qil_jax.encoders.image_encoder import Autoencoder
+from qil_jax.encoders.lengths import row_bucket
 from qil_jax.encoders.text_encoder import PromptEncoder
-from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.errors import ProblemsError
-from qil_jax.inference.batch import Item, Ways, build_batch
+from qil_jax.inference.batch import Item, SequenceBatch, build_batch
 from qil_jax.inference.checkpoint import Checkpoint
+from qil_jax.inference.components import Components
 from qil_jax.inference.denoiser import Denoiser, OnStep, OnTokens
 from qil_jax.inference.images import bucket_size, preprocess
-from qil_jax.inference.memory import Drawing, MemoryPlan, plan_memory, require_memory
+from qil_jax.inference.memory import Drawing, plan_memory, require_memory
+from qil_jax.inference.outline import Outline
 from qil_jax.inference.request import Decomposition, Request, Settings, known
+from qil_jax.inference.residency import Residency
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.mesh import INFERENCE_RULES, Rules, single_device_mesh
+from qil_jax.limits import Passes
+from qil_jax.mesh import INFERENCE_RULES, MeshAxis, Rules, single_device_mesh
 from qil_jax.models.attention import AttentionKind, joint_attention
-from qil_jax.models.axes import Axis
 from qil_jax.models.latents import unpack
-from qil_jax.weights import Component, load_component
+from qil_jax.models.vld_mmdit import ModulationTable
 
 
 class Pipeline:
-    """A loaded checkpoint that decomposes pictures.
+    """A checkpoint that decomposes pictures.
 
     Attributes:
       checkpoint: folder, configs and defaults of the checkpoint.
-      prompts: tokenizer and text encoder.
-      autoencoder: the RGBA-VAE.
-      denoiser: the VLD-MMDiT with its sampling loop.
+      components: the checkpoint's components on the mesh.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, prompts: PromptEncoder, autoencoder: Autoencoder, denoiser: Denoiser):
-        self.checkpoint, self.prompts, self.autoencoder, self.denoiser = checkpoint, prompts, autoencoder, denoiser
+    def __init__(self, checkpoint: Checkpoint, components: Components):
+        self.checkpoint, self.components = checkpoint, components
+        self._states: dict[tuple[str, int], np.ndarray] = {}
+        self._tables: dict[bytes, ModulationTable] = {}
+        self._batch = 1
 
     @classmethod
     def load(
@@ -55,6 +59,8 @@ class Pipeline:
         dtype: str | None = None,
         attention: AttentionKind | None = None,
         loras: Sequence[tuple[Path | str, float]] = (),
+        passes: Passes = Passes.BATCH,
+        residency: Residency = Residency.ALL,
     ) -> "Pipeline":
         """Load a checkpoint of the released layout (diffusers) or of ours (orbax).
 
@@ -65,16 +71,19 @@ class Pipeline:
           dtype: dtype of parameters and activations; None: the stored dtype. Latents between steps are always fp32.
           attention: the transformer's attention; None: XLA_BY_HEAD on one CPU, XLA_CHUNKED elsewhere.
           loras: LoRA files of the transformer, each with the scale of its changes; 1 applies it as it was trained.
+          passes: the way in which the two passes of guidance are computed.
+          residency: the policy by which components stay in device memory.
 
         Raises:
           StructureError: if the checkpoint is not sound; raised before any tensor is read, listing every problem.
           LoRAError: if LoRA files cannot be read or do not fit the transformer; the message lists every problem.
           ConfigError: if a config requires a feature that this pipeline does not support.
           MeshError: if the rules do not fit the mesh or the parameters.
-          QilError: if `dtype` is neither float32 nor bfloat16, or the parameters do not fit into memory.
+          QilError: if `dtype` is neither float32 nor bfloat16, if the parameters do not fit into memory, or if the
+            mesh splits sequential passes.
         """
         opened = Checkpoint.open(checkpoint, dtype=dtype, loras=loras)
-        return cls.of(opened, mesh=mesh, rules=rules, attention=attention)
+        return cls.of(opened, mesh=mesh, rules=rules, attention=attention, passes=passes, residency=residency)
 
     @classmethod
     def of(
@@ -84,23 +93,61 @@ class Pipeline:
         mesh: Mesh | None = None,
         rules: Rules = INFERENCE_RULES,
         attention: AttentionKind | None = None,
+        passes: Passes = Passes.BATCH,
+        residency: Residency = Residency.ALL,
+        is_abstract: bool = False,
     ) -> "Pipeline":
-        """Load an opened checkpoint, with the arguments and errors of `load`."""
+        """Load an opened checkpoint, with the arguments and errors of `load`.
+
+        With `is_abstract`, parameters are not read: such a pipeline compiles its programs, and decomposes nothing.
+        """
         mesh = single_device_mesh() if mesh is None else mesh
         one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
         kind = attention or (AttentionKind.XLA_BY_HEAD if one_cpu else AttentionKind.XLA_CHUNKED)
-        require_memory(MemoryPlan(parameters=checkpoint.size.parameters), mesh)
-        tokenizer = PromptTokenizer.load(checkpoint.folder)
-        load = functools.partial(load_component, checkpoint.folder, mesh=mesh, rules=rules, dtype=checkpoint.dtype)
-        loras = [(applied.lora, applied.scale) for applied in checkpoint.loras]
-        return cls(
+        nothing = plan_memory([], Settings(steps=1, guidance=1.0), checkpoint, residency=residency, passes=passes)
+        require_memory(nothing, mesh)
+        components = Components(
             checkpoint,
-            prompts=PromptEncoder(tokenizer, load(Component.TEXT_ENCODER), mesh=mesh),
-            autoencoder=Autoencoder(load(Component.VAE), mesh=mesh),
-            denoiser=Denoiser(
-                load(Component.TRANSFORMER, loras=loras), mesh=mesh, rules=rules, attend=joint_attention(kind)
-            ),
+            mesh=mesh,
+            rules=rules,
+            attend=joint_attention(kind),
+            passes=passes,
+            residency=residency,
+            is_abstract=is_abstract,
         )
+        return cls(checkpoint, components)
+
+    @property
+    def prompts(self) -> PromptEncoder:
+        """The tokenizer and text encoder, loaded if they are not."""
+        return self.components.prompts()
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The RGBA-VAE, loaded if it is not."""
+        return self.components.autoencoder()
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The transformer without its modulation network, loaded if it is not."""
+        return self.components.denoiser()
+
+    def prepare(self, outlines: Iterable[Outline], settings: Settings = Settings(), *, batch: int = 1) -> None:
+        """Compute what many pictures need before the first of them is denoised, and keep it on the host.
+
+        These are the hidden states of all prompts and the modulation tables of all schedules, so that under
+        Residency.PHASES the text encoder and the modulation network are loaded once. They are kept until the next call.
+
+        Args:
+          outlines: sizes, layer counts and prompts of the pictures.
+          settings: the settings with which they will be decomposed.
+          batch: the largest number of samples at once; smaller batches are padded to fewer sizes.
+        """
+        settings, outlines = settings.filled(self.checkpoint.defaults), list(outlines)
+        prompts = [prompt for outline in outlines for prompt in outline.prompts]
+        self._states = self._encoded(prompts, settings)
+        self._tables = self._tabled([self.sigmas(outline.size, settings) for outline in outlines])
+        self._batch = batch
 
     def decompose(
         self,
@@ -127,27 +174,23 @@ class Pipeline:
           ProblemsError: if requests or settings are invalid; raised before any compute, listing every problem.
           QilError: if the batch does not fit into memory.
         """
-        defaults = self.checkpoint.defaults
-        requests, settings = [r.filled(defaults) for r in requests], settings.filled(defaults)
+        settings = settings.filled(self.checkpoint.defaults)
+        requests = [request.filled(self.checkpoint.defaults) for request in requests]
         self._check(requests, settings)
         timings: dict[str, float] = {}
         inputs = [preprocess(request.image, known(request.resolution)) for request in requests]
+        outlines = [Outline.of(request.image.size, request, request.prompt) for request in requests]
         with _timed(timings, "text"):
-            texts = [r.prompt for r in requests] + [
-                r.negative_prompt for r in requests if r.negative_prompt is not None
-            ]
-            states = self.prompts(texts, max_tokens=settings.max_prompt_tokens)
+            states = self._encoded([prompt for outline in outlines for prompt in outline.prompts], settings)
+        with _timed(timings, "denoise"):
+            tables = self._tabled([self.sigmas(outline.size, settings) for outline in outlines])
+        self.components.enter(self.components.autoencoder, self.components.denoiser)
         with _timed(timings, "encode"):
             conditions = [self.autoencoder.encode(pixels[None])[0] for _, pixels in inputs]
         jobs = [(i, sample) for i, request in enumerate(requests) for sample in range(request.samples)]
         items = [self._item(requests[i], sample, conditions[i], states, settings) for i, sample in jobs]
         with _timed(timings, "denoise"):
-            batch = build_batch(items, patch=self._patch, guidance=known(settings.guidance), ways=self._ways())
-            tokens = self.denoiser(batch, rescale=settings.rescale, on_step=on_step, on_tokens=on_tokens)
-            latents = [
-                unpack(row[is_target], self._patch, item.grid(self._patch))
-                for row, is_target, item in zip(tokens, np.asarray(batch.is_target), items, strict=False)
-            ]
+            latents = self._denoised(items, tables, settings, on_step=on_step, on_tokens=on_tokens)
         with _timed(timings, "decode"):
             pictures = [self.autoencoder.decode(latent) for latent in latents]
         return [
@@ -163,12 +206,36 @@ class Pipeline:
             for (i, sample), p, latent in zip(jobs, pictures, latents, strict=True)
         ]
 
+    def sigmas(self, size: tuple[int, int], settings: Settings) -> Float[np.ndarray, " steps1"]:
+        """The noise levels of a picture that the model sees at `size`, width and height in pixels."""
+        side = self.checkpoint.vae.scale_factor * self._patch
+        return self.checkpoint.schedule.sigmas(known(settings.steps), tokens=(size[0] // side) * (size[1] // side))
+
+    def _encoded(self, prompts: Iterable[str], settings: Settings) -> dict[tuple[str, int], np.ndarray]:
+        """Hidden states by prompt and maximum length: those that are kept, and the others computed."""
+        most = settings.max_prompt_tokens
+        missing = [prompt for prompt in prompts if (prompt, most) not in self._states]
+        if not missing:
+            return self._states
+        self.components.enter(self.components.prompts)
+        states = self.prompts(missing, max_tokens=most)
+        return self._states | {(prompt, most): found for prompt, found in states.items()}
+
+    def _tabled(self, schedules: Iterable[np.ndarray]) -> dict[bytes, ModulationTable]:
+        """Modulation tables by the bytes of their schedules: those that are kept, and the others computed."""
+        missing = {sigmas.tobytes(): sigmas for sigmas in schedules if sigmas.tobytes() not in self._tables}
+        if not missing:
+            return self._tables
+        self.components.enter(self.components.modulator)
+        modulator = self.components.modulator()
+        return self._tables | {key: modulator(sigmas) for key, sigmas in missing.items()}
+
     @property
     def _patch(self) -> int:
-        return self.denoiser.config.patch_size
+        return self.checkpoint.transformer.patch_size
 
     def _check(self, requests: Sequence[Request], settings: Settings) -> None:
-        problems = settings.problems()
+        problems, components = settings.problems(), self.components
         if not requests:
             problems.append("there is nothing to decompose: give at least one request")
         for i, request in enumerate(requests):
@@ -176,42 +243,83 @@ class Pipeline:
             problems += [f"request {i}: {problem}" for problem in found]
         if problems:
             raise ProblemsError("cannot decompose", problems)
+        split = components.mesh.shape[MeshAxis.CFG]
+        if split > 1 and (known(settings.guidance) <= 1 or all(r.negative_prompt is None for r in requests)):
+            raise ProblemsError("cannot decompose", [unguided_problem(split)])
         drawings = [
             Drawing.of(r.image.size, resolution=known(r.resolution), layers=known(r.layers), samples=r.samples)
             for r in requests
         ]
-        require_memory(plan_memory(drawings, settings, self.checkpoint), self.denoiser.mesh)
+        plan = plan_memory(
+            drawings, settings, self.checkpoint, residency=components.residency, passes=components.passes
+        )
+        require_memory(plan, components.mesh)
 
     def _latent_problems(self, request: Request) -> list[str]:
         if request.latents is None:
             return []
         wide, high = bucket_size(*request.image.size, known(request.resolution))
-        scale, z = self.autoencoder.config.scale_factor, self.autoencoder.config.z_dim
+        scale, z = self.checkpoint.vae.scale_factor, self.checkpoint.vae.z_dim
         shape = (request.samples, known(request.layers) + 1, high // scale, wide // scale, z)
         found = np.shape(request.latents)
         return [] if found == shape else [f"latents have shape {found}, this picture needs {shape}"]
 
     def _item(
-        self, request: Request, sample: int, condition: np.ndarray, states: dict[str, np.ndarray], settings: Settings
+        self,
+        request: Request,
+        sample: int,
+        condition: np.ndarray,
+        states: dict[tuple[str, int], np.ndarray],
+        settings: Settings,
     ) -> Item:
-        shape = (known(request.layers) + 1, *condition.shape)
+        most, scale = settings.max_prompt_tokens, self.checkpoint.vae.scale_factor
         if request.latents is None:
-            key = jax.random.fold_in(jax.random.key(request.seed), request.first_sample + sample)
-            noise = np.asarray(jax.random.normal(key, shape, jnp.float32))
+            shape = (known(request.layers) + 1, *condition.shape)
+            noise = draw_noise(request.seed, request.first_sample + sample, shape)
         else:
             noise = np.asarray(request.latents[sample], np.float32)
-        rows, cols = condition.shape[0] // self._patch, condition.shape[1] // self._patch
         return Item(
             noise=noise,
             condition=condition,
-            prompt=states[request.prompt],
-            negative=None if request.negative_prompt is None else states[request.negative_prompt],
-            sigmas=self.checkpoint.schedule.sigmas(known(settings.steps), tokens=rows * cols),
+            prompt=states[request.prompt, most],
+            negative=None if request.negative_prompt is None else states[request.negative_prompt, most],
+            sigmas=self.sigmas((condition.shape[1] * scale, condition.shape[0] * scale), settings),
         )
 
-    def _ways(self) -> Ways:
-        ways = functools.partial(self.denoiser.rules.ways, mesh=self.denoiser.mesh)
-        return Ways(samples=ways(Axis.SAMPLE), rows=ways(Axis.BATCH), tokens=ways(Axis.RESIDUAL))
+    def batch_of(self, items: list[Item], settings: Settings) -> SequenceBatch:
+        """The padded batch of `items`, as the mesh divides it."""
+        samples = row_bucket(len(items), max(self._batch, len(items)))
+        guidance, ways = known(settings.guidance), self.components.ways
+        return build_batch(items, patch=self._patch, guidance=guidance, ways=ways, samples=samples)
+
+    def _denoised(
+        self,
+        items: list[Item],
+        tables: dict[bytes, ModulationTable],
+        settings: Settings,
+        *,
+        on_step: OnStep | None,
+        on_tokens: OnTokens | None,
+    ) -> list[np.ndarray]:
+        """Latents [l1, h, w, z] of each item."""
+        batch = self.batch_of(items, settings)
+        modulation = [tables[item.sigmas.tobytes()] for item in items]
+        tokens = self.denoiser(batch, modulation, rescale=settings.rescale, on_step=on_step, on_tokens=on_tokens)
+        return [
+            unpack(row[is_target], self._patch, item.grid(self._patch))
+            for row, is_target, item in zip(tokens, batch.is_target, items, strict=False)
+        ]
+
+
+def draw_noise(seed: int, sample: int, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+    """The initial noise of a sample, which depends on the seed and the sample's number only."""
+    key = jax.random.fold_in(jax.random.key(seed), sample)
+    return np.asarray(jax.random.normal(key, shape, jnp.float32))
+
+
+def unguided_problem(split: int) -> str:
+    """The message for a mesh that splits guidance which is switched off."""
+    return f"the mesh splits guidance over cfg={split}, but guidance is off: use data={split} in place of cfg={split}"
 
 
 def _names(count: int) -> tuple[str, ...]:
@@ -222,4 +330,4 @@ def _names(count: int) -> tuple[str, ...]:
 def _timed(timings: dict[str, float], phase: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    timings[phase] = time.perf_counter() - start
+    timings[phase] = timings.get(phase, 0.0) + time.perf_counter() - start

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
 
@@ -14,6 +14,7 @@ class Residency(StrEnum):
     PHASES = "phases"  # each is loaded when its phase begins and freed when another phase begins: least memory
 
 
+@runtime_checkable
 class HasState(Protocol):
     """An object whose parameters are a pytree of arrays, or of shapes where it has none."""
 

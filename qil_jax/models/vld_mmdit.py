@@ -102,14 +102,16 @@ class MMDiTConfig:
 class ModulationTable:
     """The modulation of k blocks at m noise levels: the batch, or 1 where all samples share level and target kind.
 
+    The arrays are numpy's on the host, and shapes where a program is compiled only.
+
     Attributes:
       image, text: shift, scale and gate of the attention, then of the MLP, in this stream of each block.
       out: scale, then shift, of the output norm.
     """
 
-    image: Float[Array, "*steps k m 6 d"]
-    text: Float[Array, "*steps k m 6 d"]
-    out: Float[Array, "*steps m 2 d"]
+    image: Float[Any, "*steps k m 6 d"]
+    text: Float[Any, "*steps k m 6 d"]
+    out: Float[Any, "*steps m 2 d"]
 
 
 class AdaLN(NamedTuple):
@@ -129,17 +131,17 @@ class AdaLN(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenLayout:
-    """Position and segment of every token of a batch; the arrays are numpy's on the host.
+    """Position and segment of every token of a batch; the arrays are numpy's on the host, or shapes.
 
     Attributes:
       image_positions, text_positions: position (layer, row, column) of each token (docs/specification.md, 3).
       image_segments, text_segments: segment id of each token; tokens attend within equal ids, and 0 is padding.
     """
 
-    image_positions: Int[Array | np.ndarray, "b t 3"]
-    text_positions: Int[Array | np.ndarray, "b s 3"]
-    image_segments: Int[Array | np.ndarray, "b t"]
-    text_segments: Int[Array | np.ndarray, "b s"]
+    image_positions: Int[Any, "b t 3"]
+    text_positions: Int[Any, "b s 3"]
+    image_segments: Int[Any, "b t"]
+    text_segments: Int[Any, "b s"]
 
     @classmethod
     def of(cls, grid: tuple[int, int], layers: Sequence[int], words: Int[np.ndarray, "b s"]) -> "TokenLayout":

@@ -7,7 +7,6 @@ from diffusers import QwenImageLayeredPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qil_jax.encoders.text_encoder import TEXT_BUCKET
 from qil_jax.inference.batch import Item, Ways, build_batch
 from qil_jax.models.latents import pack, unpack
 
@@ -44,7 +43,7 @@ def test_rows_hold_composite_layers_condition_and_padding():
     batch = build_batch(items, patch=2, guidance=4.0, ways=Ways())
     lengths = [3 * 6, 5 * 6]
     assert batch.tokens.shape == (2, 30, 4 * Z)
-    assert batch.text.shape == (4, 3 * TEXT_BUCKET, E) and batch.passes == 2
+    assert batch.text.shape == (4, 96, E) and batch.passes == 2
     is_target, positions = np.asarray(batch.is_target), np.asarray(batch.layout.image_positions)
     segments = np.asarray(batch.layout.image_segments)
     for i, (one, length) in enumerate(zip(items, lengths, strict=True)):
