@@ -14,11 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 HOUSE = "qil_jax"
 
 BASE = {"flow", "mesh", "models"}
-PLAIN = {"command_line", "errors", "files", "identity", "limits", "programs"}
+PLAIN = {"command_line", "compilation_cache", "errors", "files", "identity", "limits", "programs"}
 """Modules of the root that know nothing of the rooms."""
 MAY_IMPORT = {
     "errors": set(),
     "command_line": set(),
+    "compilation_cache": set(),
     "limits": set(),
     "files": {"errors"},
     "identity": set(),

@@ -1,6 +1,7 @@
 """Encoding and decoding with the RGBA-VAE on a mesh, for inference, training and latent caches."""
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import Float, UInt8
 from qil_jax.encoders.pixels import to_float, to_uint8
 from qil_jax.mesh import fetch, put
 from qil_jax.models.rgba_vae import RGBAVAE
-from qil_jax.models.tiling import decode_tiled, encode_tiled
+from qil_jax.models.tiling import decode_tiled, encode_tiled, tile_sizes
 
 PLAIN_PIXELS = 1440 * 1440
 """Pictures up to this many pixels are coded in one pass, larger ones in tiles."""
@@ -47,6 +48,18 @@ class Autoencoder:
         if latents.shape[1] * latents.shape[2] * scale**2 > PLAIN_PIXELS:
             run = functools.partial(decode_tiled, run, scale=scale)
         return to_uint8(self._by_device(run, latents))
+
+    def lower(self, size: tuple[int, int]) -> list[jax.stages.Lowered]:
+        """The programs that encode and decode pictures of `size`, width and height; parameters may be abstract."""
+        scale, lowered = self.config.scale_factor, []
+        tiled = size[0] * size[1] > PLAIN_PIXELS
+        shapes = itertools.product(*({*tile_sizes(n)} if tiled else {n} for n in (size[1], size[0])))
+        for high, wide in shapes:
+            pixels = (self._devices, high, wide, self.config.input_channels)
+            latents = (self._devices, high // scale, wide // scale, self.config.z_dim)
+            for run, shape in ((self._encode, pixels), (self._decode, latents)):
+                lowered.append(run.lower(self.state, jax.ShapeDtypeStruct(shape, self._dtype, sharding=self._rows)))
+        return lowered
 
     def encode_rows(self, pixels: UInt8[Array, "b p y x c"]) -> Float[Array, "b p h w z"]:
         """Latents in fp32 of a batch that is sharded by rows and stays so: one picture of each row at a time."""

@@ -4,7 +4,15 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from qil_jax.errors import ProblemsError, QilError
-from qil_jax.inference.cli import Arguments, Ledger, parse_arguments, report, show_pictures, show_progress
+from qil_jax.inference.cli import (
+    Arguments,
+    Ledger,
+    parse_arguments,
+    report,
+    show_compilation,
+    show_pictures,
+    show_progress,
+)
 from qil_jax.programs import INTERRUPTED, command, interruptible, leave
 
 if TYPE_CHECKING:
@@ -32,27 +40,32 @@ def main(argv: list[str] | None = None) -> int:
         if stopped or ledger.left:
             print(f"{ledger.summary()}; to go on: {command(argv)}", file=sys.stderr)
         return INTERRUPTED if stopped else 2
-    report(ledger)
+    if not arguments.compile_only:
+        report(ledger)
     return SKIPPED if ledger.skipped else 0
 
 
 def decompose(arguments: Arguments, ledger: Ledger) -> None:
     """Check the inputs, load the checkpoint and decompose; `ledger` records the results, also of an interrupted run."""
     # JAX is imported only after the arguments have been checked.
+    from qil_jax.compilation_cache import use_compilation_cache
     from qil_jax.files import recover
+    from qil_jax.inference.ahead import arranged, compile_programs, outline_of
     from qil_jax.inference.job import plan_results, results_left, run_job
     from qil_jax.inference.pictures import find_pictures
     from qil_jax.inference.pipeline import Pipeline
     from qil_jax.inference.request import known, result_settings
+    from qil_jax.inference.residency import Residency
     from qil_jax.mesh import MeshShape, make_mesh, single_device_mesh
     from qil_jax.weights import fingerprint
 
     options, settings = arguments.options, arguments.settings
+    use_compilation_cache()
     with show_pictures() as on_picture:
         found = find_pictures(arguments.inputs, resolution=known(options.resolution), on_picture=on_picture)
     checkpoint = open_checkpoint(arguments, found)
     mesh = make_mesh(MeshShape.parse(arguments.mesh)) if arguments.mesh else single_device_mesh()
-    if arguments.out.is_dir():
+    if arguments.out.is_dir() and not arguments.compile_only:
         recover(arguments.out)
     ledger.planned = plan_results(
         found.pictures,
@@ -63,13 +76,27 @@ def decompose(arguments: Arguments, ledger: Ledger) -> None:
         loras=[lora.made_from for lora in checkpoint.loras],
     )
     ledger.skipped = found.bad
+    pipeline = Pipeline.of(
+        checkpoint,
+        mesh=mesh,
+        passes=arguments.passes,
+        residency=Residency.PHASES,
+        is_abstract=arguments.compile_only,
+    )
+    if arguments.compile_only:
+        arguments.require_memory(ledger.planned, checkpoint, mesh)
+        outlines = [outline_of(result) for result in arranged(ledger.planned, pipeline, settings)]
+        with show_compilation() as on_program:
+            compile_programs(outlines, pipeline, settings, batch=arguments.batch, on_program=on_program)
+        return
     left = ledger.left = results_left(ledger.planned, arguments.out, overwrite=arguments.overwrite)
     if not left:
         return
     arguments.require_memory(left, checkpoint, mesh)
+    left = arranged(left, pipeline, settings)
     ledger.announce(known(options.resolution))
     print(f"loading {arguments.checkpoint}", flush=True)
-    pipeline = Pipeline.of(checkpoint, mesh=mesh)
+    pipeline.prepare([outline_of(result) for result in left], settings, batch=arguments.batch)
     with show_progress(len(left), arguments.batch) as on_step:
         for written in run_job(
             left, pipeline, settings, batch=arguments.batch, overwrite=arguments.overwrite, on_step=on_step

@@ -18,7 +18,7 @@ from qil_jax.errors import QilError
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.options import add_options, flag, options_of
 from qil_jax.inference.request import JobOptions, Settings, known
-from qil_jax.limits import integer_problems
+from qil_jax.limits import Passes, integer_problems
 from qil_jax.shipped import shipped_checkpoint
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class Arguments:
       mesh: mesh axes and their sizes, such as data=2,tensor=4; empty: the first device.
       skip_bad: whether unreadable pictures are skipped instead of ending the run.
       overwrite: whether existing results are replaced.
+      passes: the way in which the two passes of guidance are computed.
+      compile_only: whether programs are compiled and kept, and nothing is decomposed.
     """
 
     inputs: list[Path]
@@ -63,6 +65,8 @@ class Arguments:
     mesh: str
     skip_bad: bool
     overwrite: bool
+    passes: Passes
+    compile_only: bool
 
     def problems(self) -> list[str]:
         """One message for each invalid argument."""
@@ -83,11 +87,13 @@ class Arguments:
           QilError: if the batch does not fit; the message gives the required and the available memory.
         """
         from qil_jax.inference.memory import Drawing, plan_memory, require_memory
+        from qil_jax.inference.residency import Residency
 
         resolution, layers = known(self.options.resolution), known(self.options.layers)
         drawings = [Drawing.of(result.picture.size, resolution=resolution, layers=layers) for result in left]
         largest = sorted(drawings, key=lambda drawing: math.prod(drawing.size))[-self.batch :]
-        require_memory(plan_memory(largest, self.settings, checkpoint), mesh)
+        plan = plan_memory(largest, self.settings, checkpoint, residency=Residency.PHASES, passes=self.passes)
+        require_memory(plan, mesh)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -180,6 +186,14 @@ def _parser() -> Parser:
     add("--mesh", default="", help='devices, such as "data=2,tensor=4" (default: the first device)')
     add("--skip-bad", action="store_true", help="go on without pictures that cannot be read; exit status 3 if any")
     add("--overwrite", action="store_true", help="replace results that are there")
+    add(
+        "--passes",
+        type=Passes,
+        choices=tuple(Passes),
+        default=Passes.BATCH,
+        help="guidance's two passes: at once, or one after the other with half the activations (default batch)",
+    )
+    add("--compile-only", action="store_true", help="compile what these pictures need, keep it, and end")
     return parser
 
 
@@ -198,6 +212,22 @@ def show_pictures() -> Iterator[OnCount]:
     with Progress(*columns, disable=not sys.stdout.isatty(), transient=True) as progress:
         bar = progress.add_task("", total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+@contextmanager
+def show_compilation() -> Iterator[OnCount]:
+    """Show a progress bar on a terminal, otherwise a line for each program. Yields the callback for programs."""
+    columns = (TextColumn("compiling programs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    terminal = sys.stdout.isatty()
+    with Progress(*columns, disable=not terminal) as progress:
+        bar = progress.add_task("", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+            if not terminal:
+                print(f"compiled {done}/{total}", flush=True)
+
+        yield advance
 
 
 @contextmanager

@@ -41,13 +41,14 @@ class Pipeline:
     Attributes:
       checkpoint: folder, configs and defaults of the checkpoint.
       components: the checkpoint's components on the mesh.
+      batch: number of samples of a job's batches; smaller ones are padded to a power of two of at most this.
     """
 
     def __init__(self, checkpoint: Checkpoint, components: Components):
         self.checkpoint, self.components = checkpoint, components
         self._states: dict[tuple[str, int], np.ndarray] = {}
         self._tables: dict[bytes, ModulationTable] = {}
-        self._batch = 1
+        self.batch = 1
 
     @classmethod
     def load(
@@ -141,13 +142,14 @@ class Pipeline:
         Args:
           outlines: sizes, layer counts and prompts of the pictures.
           settings: the settings with which they will be decomposed.
-          batch: the largest number of samples at once; smaller batches are padded to fewer sizes.
+          batch: number of samples at once, see the attribute.
         """
         settings, outlines = settings.filled(self.checkpoint.defaults), list(outlines)
+        self._require_guidance([outline.negative_prompt for outline in outlines], settings)
         prompts = [prompt for outline in outlines for prompt in outline.prompts]
         self._states = self._encoded(prompts, settings)
         self._tables = self._tabled([self.sigmas(outline.size, settings) for outline in outlines])
-        self._batch = batch
+        self.batch = batch
 
     def decompose(
         self,
@@ -243,9 +245,7 @@ class Pipeline:
             problems += [f"request {i}: {problem}" for problem in found]
         if problems:
             raise ProblemsError("cannot decompose", problems)
-        split = components.mesh.shape[MeshAxis.CFG]
-        if split > 1 and (known(settings.guidance) <= 1 or all(r.negative_prompt is None for r in requests)):
-            raise ProblemsError("cannot decompose", [unguided_problem(split)])
+        self._require_guidance([request.negative_prompt for request in requests], settings)
         drawings = [
             Drawing.of(r.image.size, resolution=known(r.resolution), layers=known(r.layers), samples=r.samples)
             for r in requests
@@ -254,6 +254,13 @@ class Pipeline:
             drawings, settings, self.checkpoint, residency=components.residency, passes=components.passes
         )
         require_memory(plan, components.mesh)
+
+    def _require_guidance(self, negatives: Sequence[str | None], settings: Settings) -> None:
+        """Refuse a mesh that splits guidance where there is none, since half of its devices would be idle."""
+        split = self.components.mesh.shape[MeshAxis.CFG]
+        if split > 1 and (known(settings.guidance) <= 1 or all(negative is None for negative in negatives)):
+            hint = f"use data={split} in place of cfg={split}"
+            raise ProblemsError("cannot decompose", [f"the mesh splits guidance, which is switched off: {hint}"])
 
     def _latent_problems(self, request: Request) -> list[str]:
         if request.latents is None:
@@ -288,7 +295,7 @@ class Pipeline:
 
     def batch_of(self, items: list[Item], settings: Settings) -> SequenceBatch:
         """The padded batch of `items`, as the mesh divides it."""
-        samples = row_bucket(len(items), max(self._batch, len(items)))
+        samples = row_bucket(len(items), max(self.batch, len(items)))
         guidance, ways = known(settings.guidance), self.components.ways
         return build_batch(items, patch=self._patch, guidance=guidance, ways=ways, samples=samples)
 
@@ -315,11 +322,6 @@ def draw_noise(seed: int, sample: int, shape: tuple[int, ...]) -> Float[np.ndarr
     """The initial noise of a sample, which depends on the seed and the sample's number only."""
     key = jax.random.fold_in(jax.random.key(seed), sample)
     return np.asarray(jax.random.normal(key, shape, jnp.float32))
-
-
-def unguided_problem(split: int) -> str:
-    """The message for a mesh that splits guidance which is switched off."""
-    return f"the mesh splits guidance over cfg={split}, but guidance is off: use data={split} in place of cfg={split}"
 
 
 def _names(count: int) -> tuple[str, ...]:

@@ -34,6 +34,11 @@ def decode_tiled(decode: Pass, latents: Float[Array, "b h w z"], *, scale: int) 
     return jnp.clip(out, -1.0, 1.0)
 
 
+def tile_sizes(size: int) -> list[int]:
+    """The sizes in pixels of the tiles along a side of `size` pixels."""
+    return [min(TILE, size - start) for start in range(0, size, STRIDE)]
+
+
 def _tiled(run: Pass, x: Array, *, stride: int, tile: int, out_stride: int, out_tile: int) -> Array:
     blend = out_tile - out_stride
     rows: list[list[np.ndarray]] = []
