@@ -46,7 +46,7 @@ def use_compilation_cache() -> Path | None:
 def cache_folder() -> Path:
     """The user's cache folder for programs that this machine compiles; a home may be shared by unlike CPUs."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    root = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
     lines = CPU.read_text(errors="replace").splitlines() if CPU.is_file() else []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
     machine = f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"

@@ -29,7 +29,7 @@ class Autoencoder:
         self._devices = mesh.size
         self._rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         graph, self.state = nnx.split(vae)
-        self._dtype = vae.quant_conv.kernel[...].dtype
+        self._dtype = vae.quant_conv.kernel.get_value().dtype
         self._encode = jax.jit(functools.partial(_encode, graph))
         self._encode_rows = jax.jit(functools.partial(_encode_rows, graph))
         self._decode = jax.jit(functools.partial(_decode, graph))

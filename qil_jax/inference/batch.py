@@ -74,16 +74,19 @@ class SequenceBatch:
         """Number of rows per sample: 2 with guidance, otherwise 1."""
         return self.text.shape[0] // self.tokens.shape[0]
 
-    def place(self, put: Callable[[Any, Axes], Any], rows: Axis | None = Axis.BATCH) -> "SequenceBatch":
+    def place(self, put: Callable[[Any, Axes], Any], *, by_sample: bool = False) -> "SequenceBatch":
         """A copy of the batch in which each array is replaced by `put` of the array and its logical axes.
 
         Args:
           put: function whose results take the place of the arrays.
-          rows: logical axis of the gb rows; None: they are not split.
+          by_sample: whether the rows are put in the order of the samples, with all passes of one beside each other.
         """
+        rows = (self.passes, self.tokens.shape[0])
 
         def by_rows(x: Any) -> Any:
-            return put(x, (rows, Axis.TOKENS, None)[: len(x.shape)])
+            if by_sample and isinstance(x, np.ndarray):
+                x = x.reshape(*rows, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+            return put(x, (Axis.BATCH, Axis.TOKENS, None)[: len(x.shape)])
 
         return SequenceBatch(
             tokens=put(self.tokens, (Axis.SAMPLE, Axis.TOKENS, None)),

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from flax import nnx
 
 from qil_jax.errors import QilError
 from qil_jax.flow import Schedule
 from qil_jax.inference.defaults import Defaults
 from qil_jax.models.config import ConfigError
+from qil_jax.models.paths import slashed
 from qil_jax.models.rgba_vae import VAEConfig
 from qil_jax.models.vld_mmdit import MMDiTConfig
 from qil_jax.shipped import shipped_checkpoint
@@ -21,6 +23,7 @@ from qil_jax.weights import (
     Component,
     LoRA,
     LoRAError,
+    abstract,
     component_config,
     open_source,
     read_lora,
@@ -181,10 +184,12 @@ def _read_loras(folder: Path, given: Sequence[tuple[Path | str, float]]) -> tupl
 def _stored_size(folder: Path, dtype: str | None) -> StoredSize:
     sizes, itemsize = collections.Counter[str](), 0
     for component in Component:
-        source = open_source(folder / component, component)
-        for path, target in targets(table_of(component, component_config(folder, component))).items():
-            kind = source.dtype(target) if dtype is None else jnp.dtype(dtype)
+        source, config = open_source(folder / component, component), component_config(folder, component)
+        parameters = nnx.to_flat_state(nnx.state(abstract(component, config), nnx.Param))
+        wanted = targets(table_of(component, config))
+        for path in (slashed(path) for path, _ in parameters):
+            kind = source.dtype(wanted[path]) if dtype is None else jnp.dtype(dtype)
             part = path.partition("/")[0] if component is Component.TRANSFORMER else component.value
-            sizes[part] += math.prod(target.shape) * kind.itemsize
+            sizes[part] += math.prod(wanted[path].shape) * kind.itemsize
             itemsize = kind.itemsize if component is Component.TRANSFORMER else itemsize
     return StoredSize(**sizes, itemsize=itemsize)

@@ -33,9 +33,9 @@ OnTokens = Callable[[int, np.ndarray], None]
 class Constants:
     """The inputs of a step that are the same in all steps of a batch; see `SequenceBatch`."""
 
-    is_target: Array
-    scales: Array
-    text: Array
+    is_target: Any
+    scales: Any
+    text: Any
     layout: TokenLayout
 
 
@@ -66,7 +66,7 @@ class Denoiser:
         self.modulator = Modulator(model.modulation, mesh=mesh)
         self._graph, self.state = nnx.split(model.backbone)
         self._attend, self._passes, self._pin = attend, passes, constrain(mesh, rules)
-        self._rows = Axis.BATCH if passes is Passes.BATCH else None
+        self._by_sample = split == 1
         self._step = jax.jit(
             self._euler_step,
             static_argnames="rescale",
@@ -97,7 +97,7 @@ class Denoiser:
         """
         samples, steps = batch.tokens.shape[0], batch.sigmas.shape[0] - 1
         tables = [*tables, *[tables[-1]] * (samples - len(tables))]
-        placed = batch.place(lambda x, axes: put(np.asarray(x), self._sharding(axes)), self._rows)
+        placed = batch.place(lambda x, axes: put(x, self._sharding(axes)), by_sample=self._by_sample)
         tokens, constants = placed.tokens, _constants(placed)
         for i in range(steps):
             levels = put(np.asarray(batch.sigmas)[i : i + 2], self._sharding((None, Axis.SAMPLE)))
@@ -121,7 +121,7 @@ class Denoiser:
         def abstract(x: Any, axes: Axes) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding(axes))
 
-        shapes = batch.place(abstract, self._rows)
+        shapes = batch.place(abstract)
         levels = jax.ShapeDtypeStruct((2, *shapes.sigmas.shape[1:]), jnp.float32, sharding=shapes.sigmas.sharding)
         table = self.modulator.step_shapes(shapes.tokens.shape[0])
         step = self._step.lower(self.state, shapes.tokens, levels, table, _constants(shapes), rescale=rescale)
@@ -154,20 +154,26 @@ class Denoiser:
         dtype, samples = backbone.image_in.kernel[...].dtype, tokens.shape[0]
         passes = constants.text.shape[0] // samples
         conditions = (constants.text.astype(dtype), constants.layout)
-        rows = (Axis.BATCH, Axis.TOKENS, None)
+        inner = 1 if self._by_sample else 0  # a device has all passes of its samples, or one pass on each side of cfg
 
         def run(x: Array, given: tuple[Array, TokenLayout], table: ModulationTable) -> Array:
-            return backbone(self._pin(x, rows), *given, table, attend=self._attend, constrain=self._pin)
+            x = self._pin(x, (Axis.BATCH, Axis.TOKENS, None))
+            return backbone(x, *given, table, attend=self._attend, constrain=self._pin)
 
         def repeated(x: Array, axis: int = 0) -> Array:
-            return jnp.concatenate([x] * passes, axis=axis)
+            before, after = x.shape[:axis], x.shape[axis + 1 :]
+            shape = (*x.shape[: axis + inner], passes, *x.shape[axis + inner :])
+            return jnp.broadcast_to(jnp.expand_dims(x, axis + inner), shape).reshape(*before, -1, *after)
 
         def by_pass(x: Array) -> Array:
-            return x.reshape(passes, samples, *x.shape[1:])
+            rows = (samples, passes) if self._by_sample else (passes, samples)
+            return jnp.moveaxis(x.reshape(*rows, *x.shape[1:]), inner, 0)
 
         x = tokens.astype(dtype)
         if self._passes is Passes.SEQUENTIAL and passes > 1:
-            velocities = jax.lax.map(lambda given: run(x, given, table), jax.tree.map(by_pass, conditions))
+            leaves, structure = jax.tree.flatten(conditions)
+            one_pass = lambda given: run(x, jax.tree.unflatten(structure, given), table)
+            velocities = jax.lax.map(one_pass, [by_pass(leaf) for leaf in leaves])
         else:
             if samples > 1:
                 table = jax.tree.map(lambda m: repeated(m, m.ndim - 3), table)
