@@ -29,6 +29,7 @@ def run(arguments: Arguments, watch: Watchdog) -> int:
     # JAX is imported only after the arguments have been checked.
     import jax
 
+    from qil_jax.compilation_cache import use_compilation_cache
     from qil_jax.mesh import make_mesh
     from qil_jax.training.check import check_run
     from qil_jax.training.checkpoints import SaveError
@@ -40,6 +41,7 @@ def run(arguments: Arguments, watch: Watchdog) -> int:
 
     try:
         watch.now("connecting to the other processes and starting the devices")
+        use_compilation_cache()
         start_distributed(arguments.distributed)
         experiment = load_experiment(arguments.config, arguments.set)
         mesh = make_mesh(experiment.mesh)

@@ -17,7 +17,8 @@ from qil_jax.inference.residency import Residency, Resident
 from qil_jax.limits import Passes
 from qil_jax.mesh import Rules
 from qil_jax.models.attention import Attend
-from qil_jax.weights import Component, abstract_component, load_component
+from qil_jax.models.vld_mmdit import VLDMMDiT
+from qil_jax.weights import Component, TransformerPart, abstract_component, load_component
 
 
 class Components:
@@ -62,16 +63,15 @@ class Components:
         load = functools.partial(read, checkpoint.folder, **place)
         loras = [(applied.lora, applied.scale) for applied in checkpoint.loras]
 
-        def transformer(only: str) -> Any:
-            if is_abstract:
-                return load(Component.TRANSFORMER)
-            return load(Component.TRANSFORMER, loras=loras, only=only)
+        def transformer(part: TransformerPart) -> VLDMMDiT:
+            return load(Component.TRANSFORMER) if is_abstract else load(part, loras=loras)
 
         self.prompts = Resident(lambda: PromptEncoder(self.tokenizer, load(Component.TEXT_ENCODER), mesh=mesh))
-        self.modulator = Resident(lambda: Modulator(transformer("modulation").modulation, mesh=mesh))
+        modulation, backbone = TransformerPart
+        self.modulator = Resident(lambda: Modulator(transformer(modulation).modulation, mesh=mesh))
         self.autoencoder = Resident(lambda: Autoencoder(load(Component.VAE), mesh=mesh))
         self.denoiser = Resident(
-            lambda: Denoiser(transformer("backbone"), mesh=mesh, rules=rules, attend=attend, passes=passes)
+            lambda: Denoiser(transformer(backbone), mesh=mesh, rules=rules, attend=attend, passes=passes)
         )
         self._all: Sequence[Resident[Any]] = (self.prompts, self.modulator, self.autoencoder, self.denoiser)
         if residency is Residency.ALL:

@@ -1,6 +1,7 @@
 """Loading of stored parameters onto a mesh; each device's shard is read directly from the files."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -32,6 +33,13 @@ MODELS: Mapping[Component, tuple[Any, Any]] = {
     Component.TEXT_ENCODER: (TextEncoder, Qwen2_5VLConfig),
 }
 """The module and the config class of each component."""
+
+
+class TransformerPart(StrEnum):
+    """A part of the transformer that is loaded on its own. The values are the names of its submodules."""
+
+    MODULATION = "modulation"
+    BACKBONE = "backbone"
 
 
 def open_source(folder: Path, component: Component) -> ParameterSource:
@@ -71,14 +79,13 @@ def abstract(component: Component, config: Mapping[str, Any]) -> nnx.Module:
 @overload
 def load_component(
     checkpoint: Path,
-    component: Literal[Component.TRANSFORMER],
+    component: Literal[Component.TRANSFORMER] | TransformerPart,
     *,
     mesh: Mesh,
     rules: Rules,
     dtype: Any = None,
     config: Mapping[str, Any] | None = None,
     loras: Sequence[Scaled] = (),
-    only: str = "",
 ) -> VLDMMDiT: ...
 @overload
 def load_component(
@@ -96,14 +103,13 @@ def load_component(
 ) -> TextEncoder: ...
 def load_component(
     checkpoint: Path,
-    component: Component,
+    component: Component | TransformerPart,
     *,
     mesh: Mesh,
     rules: Rules,
     dtype: Any = None,
     config: Mapping[str, Any] | None = None,
     loras: Sequence[Scaled] = (),
-    only: str = "",
 ) -> nnx.Module:
     """Load one component of a checkpoint of either layout, with its parameters placed on the mesh.
 
@@ -111,7 +117,7 @@ def load_component(
 
     Args:
       checkpoint: folder that holds model_index.json.
-      component: component to load.
+      component: component to load; of a part of the transformer, the other parameters stay abstract.
       mesh: mesh on which the parameters are placed.
       rules: sharding rules that map logical axes to mesh axes.
       dtype: dtype of the loaded parameters, except quantised kernels and their scales; None: the stored dtype.
@@ -119,7 +125,6 @@ def load_component(
         stored have their initial values; None: the stored config.
       loras: LoRAs of the transformer, each with a factor, which are added to the kernels as they are read: in fp32, and
         then rounded once.
-      only: prefix of the paths of the parameters to load; the others stay abstract.
 
     Raises:
       ConfigError: if the component's config is missing, or not one that the models support.
@@ -127,6 +132,8 @@ def load_component(
       MeshError: if rules, mesh and shapes are inconsistent; raised before any tensor is read.
       WeightsError: if the files cannot be read.
     """
+    prefix = f"{component}/" if isinstance(component, TransformerPart) else ""
+    component = Component.TRANSFORMER if isinstance(component, TransformerPart) else component
     stored = component_config(checkpoint, component)
     config = stored if config is None else config
     module = abstract(component, config)
@@ -138,7 +145,7 @@ def load_component(
     state = nnx.state(module, nnx.Param)
     for path, parameter in nnx.to_flat_state(state):
         name = slashed(path)
-        if name.startswith(only):
+        if name.startswith(prefix):
             parameter.set_value(_load(source, wanted[name], placements[name], dtype, loras))
     nnx.update(module, state)
     return module

@@ -72,6 +72,22 @@ def test_a_mesh_of_both_passes_gives_the_bytes_of_sequential_passes(items):
     np.testing.assert_array_equal(one, denoise(denoiser_on(both), batch_on(both, items), items))
 
 
+MESHES = ("data=8", "fsdp=8", "tensor=4,data=2", "context=8", "fsdp=2,context=2,tensor=2", "cfg=2,tensor=4")
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_meshes_give_the_single_device_result(single, shape):
+    """Two pictures of unlike layer counts and schedules, in sequences of 57 tokens at most, which no axis divides."""
+    items = (item(1, 8, 6, 7), item(2, 6, 8, 50, seed=1), item(17, 2, 6, 9, seed=2))
+    lengths = [(len(one.noise) + 1) * one.grid(2)[0] * one.grid(2)[1] for one in items]
+    assert max(lengths) == 57 and len(set(lengths)) == 3
+    mesh = mesh_of(shape)
+    expected = denoise(single, batch_on(single.mesh, items), items)
+    found = denoise(denoiser_on(mesh), batch_on(mesh, items), items)
+    for one, many, length in zip(expected, found, lengths, strict=False):
+        assert error(many[:length], one[:length]) <= 2e-5
+
+
 def test_the_passes_meet_in_one_all_gather():
     step = denoiser_on(mesh_of("cfg=2")).lower(batch_on(mesh_of("cfg=2")), Rescale.NORM)[1]
     text = step.compile().as_text()
