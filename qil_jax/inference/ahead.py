@@ -81,6 +81,7 @@ def _programs(
             yield ("prompt", length), lambda prompt=prompt: [pipeline.prompts.lower(prompt)]
         yield ("picture", outline.size), lambda size=outline.size: pipeline.autoencoder.lower(size)
         yield ("noise", item.noise.shape), lambda shape=item.noise.shape: _drawn(shape)
+    yield ("loading",), lambda: pipeline.denoiser.lower_loading()
     batch = pipeline.batch_of(items, settings)
     shapes = tuple(x.shape for x in jax.tree.leaves(batch))
     yield ("batch", shapes), lambda: list(pipeline.denoiser.lower(batch, settings.rescale))

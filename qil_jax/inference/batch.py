@@ -117,7 +117,7 @@ class Ways:
         """The numbers of a mesh by its rules; sequential passes have no more rows than samples."""
         samples = rules.ways(Axis.SAMPLE, mesh)
         rows = rules.ways(Axis.BATCH, mesh) if passes is Passes.BATCH else samples
-        return cls(samples=samples, rows=rows, tokens=rules.ways(Axis.TOKENS, mesh))
+        return cls(samples=samples, rows=rows, tokens=rules.ways(Axis.RESIDUAL, mesh))
 
 
 def build_batch(items: list[Item], *, patch: int, guidance: float, ways: Ways, samples: int = 1) -> SequenceBatch:

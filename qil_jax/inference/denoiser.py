@@ -16,10 +16,12 @@ from qil_jax.errors import QilError
 from qil_jax.flow import Rescale, euler_step, guide
 from qil_jax.inference.batch import SequenceBatch
 from qil_jax.inference.modulator import Modulator, step_slice
+from qil_jax.kernels import with_scattered_sums
 from qil_jax.limits import Passes
 from qil_jax.mesh import MeshAxis, Rules, constrain, fetch, put
 from qil_jax.models.attention import Attend
 from qil_jax.models.axes import Axes, Axis
+from qil_jax.models.halves import reordering_programs, rotated_by_halves
 from qil_jax.models.vld_mmdit import Backbone, ModulationTable, TokenLayout, VLDMMDiT
 
 OnStep = Callable[[int, int], None]
@@ -64,7 +66,7 @@ class Denoiser:
             )
         self.config, self.mesh, self.rules = model.config, mesh, rules
         self.modulator = Modulator(model.modulation, mesh=mesh)
-        self._graph, self.state = nnx.split(model.backbone)
+        self._graph, self.state = nnx.split(with_scattered_sums(rotated_by_halves(model.backbone), mesh, rules))
         self._attend, self._passes, self._pin = attend, passes, constrain(mesh, rules)
         self._by_sample = split == 1
         self._step = jax.jit(
@@ -126,6 +128,10 @@ class Denoiser:
         table = self.modulator.step_shapes(shapes.tokens.shape[0])
         step = self._step.lower(self.state, shapes.tokens, levels, table, _constants(shapes), rescale=rescale)
         return self.modulator.lower(batch.sigmas.shape[0] - 1), step
+
+    def lower_loading(self) -> list[jax.stages.Lowered]:
+        """The programs that the constructor of a denoiser runs, whose model is not abstract."""
+        return reordering_programs(nnx.merge(self._graph, self.state))
 
     def _sharding(self, axes: Axes) -> NamedSharding:
         return NamedSharding(self.mesh, self.rules.spec(axes) if axes else PartitionSpec())

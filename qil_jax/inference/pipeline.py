@@ -27,10 +27,12 @@ from qil_jax.inference.memory import Drawing, plan_memory, require_memory
 from qil_jax.inference.outline import Outline
 from qil_jax.inference.request import Decomposition, Request, Settings, known
 from qil_jax.inference.residency import Residency
+from qil_jax.kernels import Spread, attend_for
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.limits import Passes
 from qil_jax.mesh import INFERENCE_RULES, MeshAxis, Rules, single_device_mesh
-from qil_jax.models.attention import AttentionKind, joint_attention
+from qil_jax.models.attention import Attend, AttentionKind
+from qil_jax.models.axes import Axis
 from qil_jax.models.latents import unpack
 from qil_jax.models.vld_mmdit import ModulationTable
 
@@ -70,7 +72,7 @@ class Pipeline:
           mesh: mesh on which parameters and batches are placed; None: the first device.
           rules: sharding rules that map logical axes to mesh axes.
           dtype: dtype of parameters and activations; None: the stored dtype. Latents between steps are always fp32.
-          attention: the transformer's attention; None: XLA_BY_HEAD on one CPU, XLA_CHUNKED elsewhere.
+          attention: the transformer's attention; None: SPLASH on TPUs, XLA_BY_HEAD on one CPU, XLA_CHUNKED elsewhere.
           loras: LoRA files of the transformer, each with the scale of its changes; 1 applies it as it was trained.
           passes: the way in which the two passes of guidance are computed.
           residency: the policy by which components stay in device memory.
@@ -94,24 +96,25 @@ class Pipeline:
         mesh: Mesh | None = None,
         rules: Rules = INFERENCE_RULES,
         attention: AttentionKind | None = None,
+        spread: Spread | None = None,
         passes: Passes = Passes.BATCH,
         residency: Residency = Residency.ALL,
         is_abstract: bool = False,
     ) -> "Pipeline":
         """Load an opened checkpoint, with the arguments and errors of `load`.
 
-        With `is_abstract`, parameters are not read: such a pipeline compiles its programs, and decomposes nothing.
+        `spread` says how queries meet keys where the mesh splits sequences; None: Spread.ULYSSES where the heads divide
+        into as many parts, else Spread.GATHER. With `is_abstract`, parameters are not read: such a pipeline compiles
+        its programs, and decomposes nothing.
         """
         mesh = single_device_mesh() if mesh is None else mesh
-        one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
-        kind = attention or (AttentionKind.XLA_BY_HEAD if one_cpu else AttentionKind.XLA_CHUNKED)
         nothing = plan_memory([], Settings(steps=1, guidance=1.0), checkpoint, residency=residency, passes=passes)
         require_memory(nothing, mesh)
         components = Components(
             checkpoint,
             mesh=mesh,
             rules=rules,
-            attend=joint_attention(kind),
+            attend=_attend(checkpoint.transformer.num_attention_heads, mesh, rules, attention, spread),
             passes=passes,
             residency=residency,
             is_abstract=is_abstract,
@@ -322,6 +325,18 @@ def draw_noise(seed: int, sample: int, shape: tuple[int, ...]) -> Float[np.ndarr
     """The initial noise of a sample, which depends on the seed and the sample's number only."""
     key = jax.random.fold_in(jax.random.key(seed), sample)
     return np.asarray(jax.random.normal(key, shape, jnp.float32))
+
+
+def _attend(heads: int, mesh: Mesh, rules: Rules, kind: AttentionKind | None, spread: Spread | None) -> Attend:
+    """The attention of `heads` heads on a mesh, with the defaults of `Pipeline.of`."""
+    platform = mesh.devices.flat[0].platform
+    if kind is None:
+        by_platform = {"tpu": AttentionKind.SPLASH, "cpu": AttentionKind.XLA_BY_HEAD if mesh.size == 1 else None}
+        kind = by_platform.get(platform) or AttentionKind.XLA_CHUNKED
+    if spread is None:
+        parts = rules.ways(Axis.HEADS, mesh) * rules.ways(Axis.TOKENS, mesh)
+        spread = Spread.GATHER if heads % parts else Spread.ULYSSES
+    return attend_for(kind, spread, heads=heads, mesh=mesh, rules=rules)
 
 
 def _names(count: int) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ is without effect on the products of queries and keys, so both backbones compute
 """
 
 import functools
+from typing import Any
 
 import jax
 from flax import nnx
@@ -30,21 +31,39 @@ def rotated_by_halves(backbone: Backbone) -> Backbone:
     return backbone
 
 
+def reordering_programs(backbone: Backbone) -> list[jax.stages.Lowered]:
+    """The programs by which `rotated_by_halves` reorders the parameters of such a backbone, which may be abstract."""
+    streams = (backbone.blocks.image, backbone.blocks.text)
+    values = [(p.get_value(), stream.head_dim) for stream in streams for p in _of_heads(stream)]
+    shapes = {(x.shape, x.dtype, x.sharding, head_dim) for x, head_dim in values}
+    return [
+        _program(head_dim, sharding).lower(jax.ShapeDtypeStruct(shape, dtype, sharding=sharding))
+        for shape, dtype, sharding, head_dim in shapes
+    ]
+
+
 def _reorder(stream: Stream) -> None:
     """Reorder all parameters of queries and keys whose last axis holds the features of heads."""
-    for module in (stream.q, stream.k):
-        for _, parameter in nnx.to_flat_state(nnx.state(module, nnx.Param)):
-            if parameter.get_metadata()["axes"][-1] is Axis.HEADS:
-                _set(parameter, stream.head_dim)
-    for norm in (stream.q_norm, stream.k_norm):
-        _set(norm.scale, stream.head_dim)
+    for parameter in _of_heads(stream):
+        value = parameter.get_value()
+        if not isinstance(value, jax.ShapeDtypeStruct):
+            placed = None if isinstance(value, Tracer) else value.sharding
+            parameter.set_value(_program(stream.head_dim, placed)(value))
 
 
-def _set(parameter: nnx.Param, head_dim: int) -> None:
-    value = parameter.get_value()
-    if not isinstance(value, jax.ShapeDtypeStruct):
-        placed = None if isinstance(value, Tracer) else value.sharding
-        parameter.set_value(jax.jit(functools.partial(_even_first, head_dim=head_dim), out_shardings=placed)(value))
+def _of_heads(stream: Stream) -> list[nnx.Param]:
+    """The parameters of queries and keys whose last axis holds the features of heads."""
+    found = [
+        parameter
+        for module in (stream.q, stream.k)
+        for _, parameter in nnx.to_flat_state(nnx.state(module, nnx.Param))
+        if parameter.get_metadata()["axes"][-1] is Axis.HEADS
+    ]
+    return [*found, stream.q_norm.scale, stream.k_norm.scale]
+
+
+def _program(head_dim: int, placed: Any) -> Any:
+    return jax.jit(functools.partial(_even_first, head_dim=head_dim), out_shardings=placed)
 
 
 def _even_first(x: Array, *, head_dim: int) -> Array:
