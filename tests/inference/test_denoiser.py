@@ -26,7 +26,8 @@ def compiled():
     """Names of the functions that are compiled while the test runs."""
     seen: list[str] = []
 
-    def listener(event: str, seconds: float, **about) -> None:
+    def listener(event: str, duration_secs: float, **about: str | int) -> None:
+        del duration_secs
         if event == "/jax/core/compile/backend_compile_duration":
             seen.append(str(about.get("fun_name")))
 
