@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 
 from qil_jax.errors import QilError
@@ -33,6 +32,8 @@ from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import targets
 
 DTYPES = ("float32", "bfloat16")
+ENTRANCE = "backbone/image_in/kernel"
+"""The parameter whose dtype the transformer computes in; it is never quantised."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,8 +189,8 @@ def _stored_size(folder: Path, dtype: str | None) -> StoredSize:
         parameters = nnx.to_flat_state(nnx.state(abstract(component, config), nnx.Param))
         wanted = targets(table_of(component, config))
         for path in (slashed(path) for path, _ in parameters):
-            kind = source.dtype(wanted[path]) if dtype is None else jnp.dtype(dtype)
+            kind = wanted[path].loaded_dtype(source.dtype(wanted[path]), dtype)
             part = path.partition("/")[0] if component is Component.TRANSFORMER else component.value
             sizes[part] += math.prod(wanted[path].shape) * kind.itemsize
-            itemsize = kind.itemsize if component is Component.TRANSFORMER else itemsize
+            itemsize = kind.itemsize if path == ENTRANCE else itemsize
     return StoredSize(**sizes, itemsize=itemsize)

@@ -174,7 +174,7 @@ def abstract_component(
     state = nnx.state(module, nnx.Param)
     for path, parameter in nnx.to_flat_state(state):
         name = slashed(path)
-        kind = np.dtype(source.dtype(wanted[name]) if dtype is None else dtype)
+        kind = wanted[name].loaded_dtype(source.dtype(wanted[name]), dtype)
         parameter.set_value(jax.ShapeDtypeStruct(parameter.shape, kind, sharding=placements[name]))
     nnx.update(module, state)
     return module
