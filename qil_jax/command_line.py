@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+import math
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -40,6 +42,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A suggestion of the most similar known name, for the end of a message; empty if no name is similar."""
     found = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {found[0]}?)" if found else ""
+
+
+def seconds(text: str) -> float:
+    """The value of an option in seconds, 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= threading.TIMEOUT_MAX:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds: give 0 or more")
+    return value
 
 
 def _options(parser: argparse.ArgumentParser) -> set[str]:

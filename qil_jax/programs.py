@@ -61,8 +61,8 @@ def run_main(main: Callable[[list[str]], int]) -> NoReturn:
 
 
 def leave(status: int) -> NoReturn:
-    """End the process; after an interrupt, do not wait for threads that still compute."""
-    if status != INTERRUPTED:
+    """End the process; after a failure, wait neither for threads that still compute nor for other processes."""
+    if status == 0:
         sys.exit(status)
     sys.stdout.flush()
     sys.stderr.flush()

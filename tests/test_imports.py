@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOUSE = "qil_jax"
 
 BASE = {"flow", "mesh", "models"}
-PLAIN = {"command_line", "compilation_cache", "errors", "files", "identity", "limits", "programs"}
+PLAIN = {"command_line", "compilation_cache", "errors", "files", "identity", "launch", "limits", "links", "programs"}
 """Modules of the root that know nothing of the rooms."""
 MAY_IMPORT = {
     "errors": set(),
@@ -23,6 +23,8 @@ MAY_IMPORT = {
     "limits": set(),
     "files": {"errors"},
     "identity": set(),
+    "links": set(),
+    "launch": {"errors", "links", "programs"},
     "programs": {"errors"},
     "shipped": set(),
     "models": {"errors"},

@@ -3,10 +3,8 @@
 import argparse
 import dataclasses
 import importlib.util
-import math
 import shlex
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from qil_jax.command_line import Parser
+from qil_jax.command_line import Parser, seconds
 from qil_jax.errors import QilError
 from qil_jax.files import AnyPath, is_remote
+from qil_jax.launch import DISTRIBUTED_HELP, WAIT, WAIT_HELP
 from qil_jax.programs import UNUSABLE
 from qil_jax.training.disk import newest_step, run_folder
 
@@ -36,7 +35,8 @@ class Arguments:
       config: Python file that defines a function config().
       out: folder of the run.
       set: overrides of settings as NAME=VALUE.
-      distributed: specification of the other processes (see `start_distributed`); None: a single process.
+      distributed: specification of the other processes (see `launch.connected`); None: a single process.
+      wait: number of seconds within which all processes must have joined.
       profile: first of five steps that are profiled; None: no profile.
       check: whether to stop before the first step and report what the run would do.
       hang_timeout: number of seconds without anything new after which the process ends; 0: none.
@@ -48,6 +48,7 @@ class Arguments:
     out: AnyPath
     set: tuple[str, ...]
     distributed: str | None
+    wait: float
     profile: int | None
     check: bool
     hang_timeout: float
@@ -99,17 +100,6 @@ def summary(values: dict[str, float]) -> str:
     )
 
 
-def _seconds(text: str) -> float:
-    """A number of seconds of the command line."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds <= threading.TIMEOUT_MAX:
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds: give 0 or more")
-    return seconds
-
-
 class _Help(argparse.Action):
     """Prints the help and, after a config, its settings. Only the settings require importing JAX."""
 
@@ -138,14 +128,15 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="as optimiser.learning_rate=1e-4"
     )
-    parser.add_argument("--distributed", metavar="WHERE", help="auto, or HOST:PORT,COUNT,INDEX")
+    parser.add_argument("--distributed", metavar="WHERE", help=DISTRIBUTED_HELP)
+    parser.add_argument("--wait", type=seconds, default=WAIT, metavar="SECONDS", help=WAIT_HELP)
     parser.add_argument("--profile", type=int, metavar="STEP", help="trace five steps into RUN/profile")
     parser.add_argument(
         "--check", action="store_true", help="prepare all, compile the step, say what it needs, and train nothing"
     )
     parser.add_argument(
         "--hang-timeout",
-        type=_seconds,
+        type=seconds,
         default=HANG_TIMEOUT,
         metavar="SECONDS",
         help="end with status 75 and the stacks of all threads if nothing new was begun for so long; longer than any "

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from qil_jax.programs import INTERRUPTED
-from qil_jax.training.experiment import ExperimentError
 
 WITHIN_STEPS = 10
 """Number of steps between agreements of several processes whether to stop."""
@@ -94,26 +93,3 @@ def gathered(value: int) -> list[int]:
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(np.int32(value))).tolist()
-
-
-def start_distributed(where: str | None) -> None:
-    """Connect to the other processes of the run, before any device is used.
-
-    Args:
-      where: specification of the processes. None: a single process; "auto": taken from the cluster's environment (TPU
-        pods, SLURM, GKE); "HOST:PORT,COUNT,INDEX": coordinator, number of processes, and index of this process.
-
-    Raises:
-      ExperimentError: if `where` is none of these.
-    """
-    if where is None:
-        return
-    if where == "auto":
-        jax.distributed.initialize()
-        return
-    address, *numbers = where.split(",")
-    if len(numbers) != 2 or not all(n.isdecimal() for n in numbers):
-        raise ExperimentError(f"--distributed {where}: give auto, or HOST:PORT,COUNT,INDEX such as 10.0.0.1:8476,4,0")
-    count, index = map(int, numbers)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # affects CPUs only
-    jax.distributed.initialize(address, count, index)

@@ -1,0 +1,196 @@
+"""Processes that start together: every start that does not fit ends in one error, and a lost process ends the others."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qil_jax.launch import LaunchError, parse_place
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = """
+import os, sys, time
+from qil_jax.errors import QilError
+from qil_jax.launch import connected
+from qil_jax.programs import leave
+
+def work(ending):
+    import jax, numpy as np
+    from jax.experimental import multihost_utils
+    every = multihost_utils.process_allgather(np.int32(jax.process_index()))
+    print("together", every.tolist(), jax.device_count(), flush=True)
+    if ending == f"late {jax.process_index()}":
+        time.sleep(3)
+    if ending == f"refuse {jax.process_index()}":
+        raise QilError("the disk is full")
+    if ending == f"fault {jax.process_index()}":
+        raise RuntimeError("a programming error")
+    if ending.startswith("compute"):
+        while True:
+            multihost_utils.process_allgather(np.int32(0))
+    if not ending.startswith("late"):
+        time.sleep(600 * ("sleep" in ending or "refuse" in ending or "fault" in ending))
+
+def main(where, wait, ending):
+    try:
+        with connected(where, wait=float(wait)):
+            work(ending)
+    except QilError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+leave(main(*sys.argv[1:]))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Started:
+    """Processes that run PROGRAM."""
+
+    def __init__(self, *places: str, wait: float = 20, ending: str = "", environments: list[dict] | None = None):
+        environments = environments or [{}] * len(places)
+        self.began = time.monotonic()
+        self.all = [
+            subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, place, str(wait), ending],
+                env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | more,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for place, more in zip(places, environments, strict=True)
+        ]
+
+    def together(self) -> None:
+        """Wait until all have computed together."""
+        for process in self.all:
+            assert process.stdout is not None
+            while not (line := process.stdout.readline()).startswith("together"):
+                assert line, process.communicate()
+
+    def ended(self, within: float = 30) -> list[tuple[int, str]]:
+        """Exit status and standard error of each, which must end in time and without a trace of C++."""
+        deadline = time.monotonic() + within
+        found = []
+        for process in self.all:
+            _, err = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+            assert "stack trace" not in err and "terminate called" not in err
+            found.append((process.returncode, err))
+        return found
+
+
+def places(*texts: str) -> list[str]:
+    """COUNT,INDEX of each process, completed by one free port."""
+    port = free_port()
+    return [f"127.0.0.1:{port},{text}" for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("10.0.0.1:8476", "give auto, or HOST:PORT,COUNT,INDEX"),
+        ("10.0.0.1,2,0", "give auto, or HOST:PORT,COUNT,INDEX"),
+        (":8476,2,0", "give auto, or HOST:PORT,COUNT,INDEX"),
+        ("a:8476,2,x", "give auto, or HOST:PORT,COUNT,INDEX"),
+        ("a:8476,2,-1", "give auto, or HOST:PORT,COUNT,INDEX"),
+        ("a:99999,2,1", "the port must be from 1 to 65535"),
+        ("a:8476,2,2", "of 2 processes, the index must be from 0 to 1"),
+        ("a:8476,0,0", "the index must be from 0"),
+    ],
+)
+def test_places_are_refused(text, message):
+    with pytest.raises(LaunchError, match=message):
+        parse_place(text)
+
+
+def test_an_address_of_ip_version_6():
+    place = parse_place("[fd00::1]:8476,4,3")
+    assert (place.host, place.port, place.count, place.index) == ("fd00::1", 8476, 4, 3)
+
+
+def test_processes_start_and_end_together():
+    started = Started(*places("3,0", "3,2", "3,1"), ending="late 1")
+    started.together()
+    assert [status for status, _ in started.ended()] == [0, 0, 0]
+
+
+def test_slurm_says_who_is_who():
+    """By the variables that srun sets, the port follows from the job's number."""
+    job = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    job |= {"SLURM_STEP_NUM_NODES": "1"}
+    environments = [job | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]
+    started = Started("auto", "auto", environments=environments)
+    started.together()
+    assert [status for status, _ in started.ended()] == [0, 0]
+
+
+STARTS = {
+    "another count": (("2,0", "3,1"), "process 1 was started as one of 3 processes, process 0 as one of 2"),
+    "the same index": (("3,0", "3,1", "3,1"), "two processes were started with the index 1"),
+    "a missing process": (("3,0", "3,2"), "of 3 processes, 1 did not come to 127.0.0.1:"),
+    "no coordinator": (("2,1",), "no process 0 answers at 127.0.0.1:"),
+    "a wrong index": (("2,2",), "of 2 processes, the index must be from 0 to 1"),
+}
+
+
+@pytest.mark.parametrize("case", STARTS)
+def test_a_start_that_does_not_fit_ends_in_one_error(case):
+    texts, message = STARTS[case]
+    started = Started(*places(*texts), wait=3)
+    for status, err in started.ended(within=25):
+        assert status == 2 and err.count("error:") == 1 and message in err
+
+
+def test_a_port_that_is_taken():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        ((status, err),) = Started(f"127.0.0.1:{taken.getsockname()[1]},2,0").ended()
+        assert status == 2 and "give another one" in err
+        ((status, err),) = Started(f"127.0.0.1:{taken.getsockname()[1]},2,1", wait=1).ended()
+        assert status == 2 and "did not begin within 1 s: is it process 0?" in err
+
+
+def test_no_cluster():
+    ((status, err),) = Started("auto").ended()
+    assert status == 2 and "found no TPU pod, GKE, SLURM or Open MPI" in err
+
+
+def test_a_late_process_does_not_disturb_the_others():
+    wheres = places("2,0", "2,1", "2,1")
+    started = Started(*wheres[:2], ending="late 1")
+    started.together()
+    ((status, err),) = Started(wheres[2]).ended()
+    assert status == 2 and "have begun: give other ones another port" in err
+    assert [status for status, _ in started.ended()] == [0, 0]
+
+
+@pytest.mark.parametrize("ending", ["sleep", "compute"])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others(ending, victim):
+    started = Started(*places("3,0", "3,1", "3,2"), ending=ending)
+    started.together()
+    os.kill(started.all[victim].pid, signal.SIGKILL)
+    for index, (status, err) in enumerate(started.ended(within=20)):
+        if index != victim:
+            assert status == 75
+            assert err.splitlines()[-1] == f"error: process {victim} of 3 has ended, so this one ends; start all again"
+
+
+@pytest.mark.parametrize(("ending", "status", "message"), [("refuse 1", 2, "error: the disk"), ("fault 1", 1, "a pro")])
+def test_an_error_of_one_process_ends_all(ending, status, message):
+    started = Started(*places("2,0", "2,1"), ending=ending)
+    (other, said), (failed, err) = started.ended(within=40)
+    assert (failed, other) == (status, 75) and message in err
+    assert "error: process 1 of 2 has ended" in said
