@@ -1,4 +1,4 @@
-"""Processes that start together: every start that does not fit ends in one error, and a lost process ends the others."""
+"""Processes that start together: a start that does not fit ends in one error, and a lost process ends the others."""
 
 import os
 import signal

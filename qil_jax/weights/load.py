@@ -17,6 +17,7 @@ from qil_jax.models.quantised import quantise
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
+from qil_jax.weights.assemble import Placed, assemble
 from qil_jax.weights.extension import ExtendedSource
 from qil_jax.weights.merge import Scaled, merged, require_fit
 from qil_jax.weights.names import released_names
@@ -99,7 +100,12 @@ def load_component(
 ) -> RGBAVAE: ...
 @overload
 def load_component(
-    checkpoint: Path, component: Literal[Component.TEXT_ENCODER], *, mesh: Mesh, rules: Rules, dtype: Any = None
+    checkpoint: Path,
+    component: Literal[Component.TEXT_ENCODER],
+    *,
+    mesh: Mesh,
+    rules: Rules,
+    dtype: Any = None,
 ) -> TextEncoder: ...
 def load_component(
     checkpoint: Path,
@@ -113,7 +119,8 @@ def load_component(
 ) -> nnx.Module:
     """Load one component of a checkpoint of either layout, with its parameters placed on the mesh.
 
-    Only the module's parameters are read; host memory stays near the size of one parameter.
+    Only the module's parameters are read, in parallel, and of these each process reads its own shards; beside the
+    parameters, host memory stays near the size of one block. All processes of the mesh must call this function.
 
     Args:
       checkpoint: folder that holds model_index.json.
@@ -143,10 +150,21 @@ def load_component(
     wanted = targets(table)
     source = ExtendedSource(open_source(checkpoint / component, component), targets(table_of(component, stored)))
     state = nnx.state(module, nnx.Param)
-    for path, parameter in nnx.to_flat_state(state):
-        name = slashed(path)
-        if name.startswith(prefix):
-            parameter.set_value(_load(source, wanted[name], placements[name], dtype, loras))
+    parameters = {slashed(path): parameter for path, parameter in nnx.to_flat_state(state)}
+
+    def placed(target: Target) -> Placed:
+        stored = source.dtype(target)
+        kind = np.dtype(stored if dtype is None else dtype)
+        return Placed(
+            shape=target.shape,
+            dtype=kind,
+            itemsize=stored.itemsize,
+            sharding=placements[target.path],
+            read=lambda index: merged(source.read(target, index), target, index, loras, kind),
+        )
+
+    for path, values in assemble({path: placed(wanted[path]) for path in parameters if path.startswith(prefix)}).items():
+        parameters[path].set_value(values)
     nnx.update(module, state)
     return module
 
@@ -178,22 +196,6 @@ def abstract_component(
         parameter.set_value(jax.ShapeDtypeStruct(parameter.shape, kind, sharding=placements[name]))
     nnx.update(module, state)
     return module
-
-
-def _load(
-    source: ParameterSource,
-    target: Target,
-    sharding: jax.sharding.Sharding,
-    dtype: Any | None,
-    loras: Sequence[Scaled],
-) -> jax.Array:
-    wanted = target.loaded_dtype(source.dtype(target), dtype)
-
-    def part(index: tuple[slice, ...] | None) -> np.ndarray:
-        assert index is not None
-        return merged(source.read(target, index), target, index, loras, wanted)
-
-    return jax.make_array_from_callback(target.shape, sharding, part)
 
 
 class MergedParams(Mapping[str, np.ndarray]):

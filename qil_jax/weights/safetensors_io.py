@@ -10,6 +10,7 @@ import math
 import mmap
 import os
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -106,25 +107,31 @@ def read_headers(files: list[Path]) -> dict[str, TensorInfo]:
 
 
 class TensorReader:
-    """Read-only views of tensors in memory-mapped files."""
+    """Read-only views of tensors in memory-mapped files, for any number of threads."""
 
     def __init__(self, tensors: Mapping[str, TensorInfo]):
         self.tensors = tensors
         self._maps: dict[Path, mmap.mmap] = {}
+        self._lock = threading.Lock()
 
     def __getitem__(self, name: str) -> np.ndarray:
         """A view of one tensor; its bytes are read on access."""
         info = self.tensors[name]
-        if info.file not in self._maps:
-            with info.file.open("rb") as stream:
-                self._maps[info.file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        with self._lock:
+            if info.file not in self._maps:
+                with info.file.open("rb") as stream:
+                    self._maps[info.file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         data = np.frombuffer(self._maps[info.file], np.uint8, info.stop - info.start, info.start)
         return data.view(info.dtype).reshape(info.shape) if info.stop > info.start else np.empty(info.shape, info.dtype)
 
-    def release(self) -> None:
-        """Release the memory pages of all tensors read so far; views stay valid and are read again on access."""
-        for mapped in self._maps.values():
-            mapped.madvise(mmap.MADV_DONTNEED)
+    def release(self, name: str | None = None) -> None:
+        """Release the memory pages of a tensor, or of all of them; views stay valid and are read again on access."""
+        if name is None:
+            for mapped in self._maps.values():
+                mapped.madvise(mmap.MADV_DONTNEED)
+        elif (info := self.tensors[name]).file in self._maps and info.stop > info.start:
+            first = info.start // mmap.PAGESIZE * mmap.PAGESIZE
+            self._maps[info.file].madvise(mmap.MADV_DONTNEED, first, info.stop - first)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

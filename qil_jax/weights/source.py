@@ -56,22 +56,22 @@ class SafetensorsSource:
         return self._reader.tensors[self._names[target.entries[0].name]].dtype
 
     def read(self, target: Target, index: tuple[slice, ...]) -> Shaped[np.ndarray, "..."]:
-        """The slice of a parameter at `index`, with its blocks stacked."""
-        self._reader.release()  # so that resident memory stays near one parameter
+        """The slice of a parameter at `index`, with its blocks stacked. Several threads may read at once."""
         first = target.entries[0]
         if first.block is None:
-            return row_major(first.transform.forward(self._reader[self._names[first.name]])[index])
+            return self._part(first, index)
         blocks = target.entries[index[0]]
-
-        def part(entry: Entry) -> np.ndarray:
-            return entry.transform.forward(self._reader[self._names[entry.name]])[index[1:]]
-
         if len(blocks) == 1:
-            return row_major(part(blocks[0]))[None]
-        stacked = np.empty((len(blocks), *part(blocks[0]).shape), self.dtype(target))
-        for slot, entry in zip(stacked, blocks, strict=True):
-            copy_row_major(slot, part(entry))
-        return stacked
+            return self._part(blocks[0], index[1:])[None]
+        return np.stack([self._part(entry, index[1:]) for entry in blocks])
+
+    def _part(self, entry: Entry, index: tuple[slice, ...]) -> np.ndarray:
+        """A copy of a slice of one tensor, whose pages in memory are released."""
+        name = self._names[entry.name]
+        part = entry.transform.forward(self._reader[name])[index]
+        copied = part.copy() if part.flags.c_contiguous else row_major(part)
+        self._reader.release(name)
+        return copied
 
 
 class OrbaxSource:
@@ -126,13 +126,3 @@ def row_major(x: Shaped[np.ndarray, "*n"]) -> Shaped[np.ndarray, "*n"]:
         return x
     bits = x.view(f"u{x.dtype.itemsize}")
     return np.asarray(jax.device_put(bits, jax.local_devices(backend="cpu")[0])).view(x.dtype)
-
-
-def copy_row_major(out: Shaped[np.ndarray, "*n"], x: Shaped[np.ndarray, "*n"]) -> None:
-    """Copy `x` into `out` by `row_major`, in pieces of a few MB, which bounds the allocator's memory."""
-    if x.flags.c_contiguous:
-        out[...] = x
-        return
-    columns = max(1, (4 << 20) * x.shape[-1] // x.nbytes)
-    for i in range(0, x.shape[-1], columns):
-        out[..., i : i + columns] = row_major(x[..., i : i + columns])
