@@ -5,6 +5,7 @@ python tools/bench train [--write docs/benchmarks.md]                       a tr
 python tools/bench data [--write docs/benchmarks.md]                        the loader
 python tools/bench convert                                                  conversion of weights, against cp
 python tools/bench lora                                                     loading with a LoRA, against without
+python tools/bench load                                                     loading onto 8 devices, against orbax
 python tools/bench export                                                   export of a run's checkpoint, against cp
 python tools/bench quantize                                                 quantisation: sizes, time, memory, errors
 """
@@ -50,6 +51,13 @@ def parser() -> Parser:
     lora.add_argument("--rank", type=int, default=64, help="rank of the LoRA (default %(default)s)")
     lora.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     lora.add_argument("--repeats", type=int, default=3, help="runs of each side (default %(default)s)")
+
+    load = benchmarks.add_parser("load", help="loading of a sharded transformer onto 8 devices, against orbax")
+    load.add_argument("--blocks", type=int, default=6, help="transformer blocks, 0.68 GB each (default %(default)s)")
+    load.add_argument("--mesh", default="fsdp=8;tensor=8", help="meshes, separated by ; (default %(default)s)")
+    load.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    load.add_argument("--repeats", type=int, default=3, help="runs of each side (default %(default)s)")
+    load.add_argument("--only", help=argparse.SUPPRESS)
 
     export = benchmarks.add_parser("export", help="export of a run's checkpoint in bf16, against cp of the result")
     export.add_argument("--blocks", type=int, default=2, help="transformer blocks, 1.36 GB each (default %(default)s)")
