@@ -30,7 +30,7 @@ READERS = 4
 """Number of threads that read."""
 PIECE_BYTES = 64 << 20
 """Bytes that are read at once for all devices of this process, unless a single row is larger."""
-AHEAD_BYTES = 192 << 20
+AHEAD_BYTES = 128 << 20
 """Bytes that are read in advance of what the devices have taken."""
 _REPORT: ContextVar[OnBytes] = ContextVar("report", default=lambda done, total: None)
 Item = TypeVar("Item")
