@@ -1,6 +1,9 @@
 """Decompose pictures into editable RGBA layers: python -m qil_jax.inference PICTURE... --out DIR; also as infer.py."""
 
+import os
 import sys
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from qil_jax.errors import ProblemsError, QilError
@@ -10,12 +13,16 @@ from qil_jax.inference.cli import (
     parse_arguments,
     report,
     show_compilation,
+    show_loading,
     show_pictures,
     show_progress,
 )
+from qil_jax.launch import connected
 from qil_jax.programs import INTERRUPTED, command, interruptible, leave
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from qil_jax.inference.checkpoint import Checkpoint
     from qil_jax.inference.pictures import Found
 
@@ -40,33 +47,41 @@ def main(argv: list[str] | None = None) -> int:
         if stopped or ledger.left:
             print(f"{ledger.summary()}; to go on: {command(argv)}", file=sys.stderr)
         return INTERRUPTED if stopped else 2
-    if not arguments.compile_only:
-        report(ledger)
     return SKIPPED if ledger.skipped else 0
 
 
 def decompose(arguments: Arguments, ledger: Ledger) -> None:
-    """Check the inputs, load the checkpoint and decompose; `ledger` records the results, also of an interrupted run."""
-    # JAX is imported only after the arguments have been checked.
+    """Connect to the other processes, check the inputs, load the checkpoint, decompose and report.
+
+    The first process alone prints. `ledger` records the results, also of an interrupted run.
+    """
+    with connected(arguments.distributed, wait=arguments.wait):
+        # JAX is imported only after the arguments have been checked.
+        import jax
+
+        first = jax.process_index() == 0
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stdout if first else nowhere):
+            work(arguments, ledger)
+
+
+def work(arguments: Arguments, ledger: Ledger) -> None:
+    """What `decompose` does once the processes are connected."""
     from qil_jax.compilation_cache import use_compilation_cache
-    from qil_jax.files import recover
     from qil_jax.inference.ahead import arranged, compile_programs, outline_of
-    from qil_jax.inference.job import plan_results, results_left, run_job
+    from qil_jax.inference.job import plan_results, require_same_plan, results_left, run_job
     from qil_jax.inference.pictures import find_pictures
     from qil_jax.inference.pipeline import Pipeline
     from qil_jax.inference.request import known, result_settings
     from qil_jax.inference.residency import Residency
-    from qil_jax.mesh import MeshShape, make_mesh, single_device_mesh
     from qil_jax.weights import fingerprint
+    from qil_jax.weights.assemble import reporting
 
     options, settings = arguments.options, arguments.settings
     use_compilation_cache()
     with show_pictures() as on_picture:
         found = find_pictures(arguments.inputs, resolution=known(options.resolution), on_picture=on_picture)
     checkpoint = open_checkpoint(arguments, found)
-    mesh = make_mesh(MeshShape.parse(arguments.mesh)) if arguments.mesh else single_device_mesh()
-    if arguments.out.is_dir() and not arguments.compile_only:
-        recover(arguments.out)
+    mesh = open_mesh(arguments.mesh, checkpoint)
     ledger.planned = plan_results(
         found.pictures,
         arguments.out,
@@ -76,13 +91,9 @@ def decompose(arguments: Arguments, ledger: Ledger) -> None:
         loras=[lora.made_from for lora in checkpoint.loras],
     )
     ledger.skipped = found.bad
-    pipeline = Pipeline.of(
-        checkpoint,
-        mesh=mesh,
-        passes=arguments.passes,
-        residency=Residency.PHASES,
-        is_abstract=arguments.compile_only,
-    )
+    require_same_plan(ledger.planned, arguments.command)
+    place = {"mesh": mesh, "passes": arguments.passes, "residency": Residency.PHASES}
+    pipeline = Pipeline.of(checkpoint, **place, is_abstract=arguments.compile_only)
     if arguments.compile_only:
         arguments.require_memory(ledger.planned, checkpoint, mesh)
         outlines = [outline_of(result) for result in arranged(ledger.planned, pipeline, settings)]
@@ -90,18 +101,44 @@ def decompose(arguments: Arguments, ledger: Ledger) -> None:
             compile_programs(outlines, pipeline, settings, batch=arguments.batch, on_program=on_program)
         return
     left = ledger.left = results_left(ledger.planned, arguments.out, overwrite=arguments.overwrite)
-    if not left:
-        return
-    arguments.require_memory(left, checkpoint, mesh)
-    left = arranged(left, pipeline, settings)
-    ledger.announce(known(options.resolution))
-    print(f"loading {arguments.checkpoint}", flush=True)
-    pipeline.prepare([outline_of(result) for result in left], settings, batch=arguments.batch)
-    with show_progress(len(left), arguments.batch) as on_step:
-        for written in run_job(
-            left, pipeline, settings, batch=arguments.batch, overwrite=arguments.overwrite, on_step=on_step
-        ):
-            ledger.done.append(written)
+    if left:
+        arguments.require_memory(left, checkpoint, mesh)
+        left = arranged(left, pipeline, settings)
+        ledger.announce(known(options.resolution))
+        print(f"loading {arguments.checkpoint}", flush=True)
+        with show_loading() as on_bytes, reporting(on_bytes):
+            pipeline.prepare([outline_of(result) for result in left], settings, batch=arguments.batch)
+        with show_progress(len(left), arguments.batch) as on_step:
+            how = {"batch": arguments.batch, "overwrite": arguments.overwrite, "on_step": on_step}
+            ledger.done.extend(run_job(left, pipeline, settings, **how))
+    report(ledger)
+
+
+def open_mesh(text: str, checkpoint: "Checkpoint") -> "Mesh":
+    """The mesh of the command line, after a check that it divides the parameters; an empty text is the first device.
+
+    Raises:
+      MeshError: if sizes and devices differ, if the parameters do not divide, or if several processes have no mesh.
+    """
+    import jax
+
+    from qil_jax.mesh import INFERENCE_RULES, MeshError, MeshShape, make_mesh, shardings, single_device_mesh
+    from qil_jax.weights import Component, abstract, component_config
+
+    if not text and jax.process_count() > 1:
+        count = jax.device_count()
+        raise MeshError([f"{jax.process_count()} processes have {count} devices: give --mesh, such as tensor={count}"])
+    mesh = make_mesh(MeshShape.parse(text)) if text else single_device_mesh()
+    problems = []
+    for component in Component:
+        module = abstract(component, component_config(checkpoint.folder, component))
+        try:
+            shardings(module, mesh, INFERENCE_RULES)
+        except MeshError as error:
+            problems += [f"{component}/{problem}" for problem in error.problems]
+    if problems:
+        raise MeshError(problems)
+    return mesh
 
 
 def open_checkpoint(arguments: Arguments, found: "Found") -> "Checkpoint":

@@ -10,14 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
-from qil_jax.command_line import Parser
+from qil_jax.command_line import Parser, seconds
 from qil_jax.errors import QilError
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.options import add_options, flag, options_of
 from qil_jax.inference.request import JobOptions, Settings, known
+from qil_jax.launch import DISTRIBUTED_HELP, WAIT, WAIT_HELP
 from qil_jax.limits import Passes, integer_problems
 from qil_jax.shipped import shipped_checkpoint
 
@@ -51,6 +60,8 @@ class Arguments:
       skip_bad: whether unreadable pictures are skipped instead of ending the run.
       overwrite: whether existing results are replaced.
       passes: the way in which the two passes of guidance are computed.
+      distributed: specification of the other processes (see `launch.connected`); None: a single process.
+      wait: number of seconds within which all processes must have joined.
       compile_only: whether programs are compiled and kept, and nothing is decomposed.
     """
 
@@ -67,6 +78,13 @@ class Arguments:
     overwrite: bool
     passes: Passes
     compile_only: bool
+    distributed: str | None
+    wait: float
+
+    @property
+    def command(self) -> dict[str, Any]:
+        """What all processes of a run must agree on beside the results."""
+        return {name: str(getattr(self, name)) for name in ("batch", "mesh", "overwrite", "passes", "compile_only")}
 
     def problems(self) -> list[str]:
         """One message for each invalid argument."""
@@ -194,6 +212,8 @@ def _parser() -> Parser:
         help="guidance's two passes: at once, or one after the other with half the activations (default batch)",
     )
     add("--compile-only", action="store_true", help="compile what these pictures need, keep it, and end")
+    add("--distributed", metavar="WHERE", help=DISTRIBUTED_HELP)
+    add("--wait", type=seconds, default=WAIT, metavar="SECONDS", help=WAIT_HELP)
     return parser
 
 
@@ -212,6 +232,22 @@ def show_pictures() -> Iterator[OnCount]:
     with Progress(*columns, disable=not sys.stdout.isatty(), transient=True) as progress:
         bar = progress.add_task("", total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+@contextmanager
+def show_loading() -> Iterator[OnCount]:
+    """Show a progress bar on a terminal, otherwise a line for each component. Yields the callback for bytes."""
+    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    terminal = sys.stdout.isatty()
+    with Progress(*columns, disable=not terminal, transient=True) as progress:
+        bar = progress.add_task("", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+            if done == total and not terminal:
+                print(f"loaded {total / 1e9:.2f} GB", flush=True)
+
+        yield advance
 
 
 @contextmanager

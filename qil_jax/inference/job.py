@@ -1,19 +1,27 @@
-"""Decomposition of many pictures in batches, with atomic writing of results and skipping of finished ones."""
+"""Decomposition of many pictures in batches, with atomic writing of results and skipping of finished ones.
+
+Several processes that share a mesh compute each batch together, and each writes its share of the results.
+"""
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 
 from qil_jax.errors import ProblemsError
 from qil_jax.export.result import ResultError, read_result, recomposition_psnr, require_replaceable, write_result
+from qil_jax.files import recover
 from qil_jax.inference.images import resize_layers
 from qil_jax.inference.pictures import InputImage
 from qil_jax.inference.request import Decomposition, JobOptions, OutputSize, Request, Settings
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.mesh import gathered
 
 OnStep = Callable[[int, int], None]
 
@@ -131,28 +139,57 @@ def _prompt(options: JobOptions, picture: InputImage) -> str:
 def results_left(planned: Sequence[PlannedResult], out: Path, *, overwrite: bool) -> list[PlannedResult]:
     """The results that are not finished. A finished result of the same picture, checkpoint and settings is kept.
 
+    What killed programs left beside the results is removed. Folders change meanwhile, so process 0 decides for all;
+    all processes must call this function.
+
     Raises:
       JobError: if `out` is not writable, or a result's folder already holds something else.
     """
+    is_left = np.zeros(len(planned), np.int32)
+    if jax.process_index() == 0:
+        is_left[:] = _are_left(planned, out, overwrite)
+    return [result for result, left in zip(planned, gathered(is_left)[0], strict=True) if left]
+
+
+def _are_left(planned: Sequence[PlannedResult], out: Path, overwrite: bool) -> list[bool]:
     problems = []
     existing = next(p for p in (out, *out.parents) if os.path.lexists(p))
     if not existing.is_dir():
         problems.append(f"{existing}: is a file; give --out a folder")
     elif not os.access(existing, os.W_OK | os.X_OK):
         problems.append(f"{existing}: not writable; give another --out or change its permissions")
+    if out.is_dir() and not problems:
+        recover(out)
     left = []
     for result in planned if not problems else ():
         try:
             if overwrite:
                 require_replaceable(result.folder)
-                left.append(result)
-            elif not is_finished(result):
-                left.append(result)
+            left.append(overwrite or not is_finished(result))
         except (ResultError, OSError) as error:
             problems.append(str(error))
     if problems:
         raise JobError(problems)
     return left
+
+
+def require_same_plan(planned: Sequence[PlannedResult], command: Mapping[str, Any]) -> None:
+    """Check that all processes plan the same results by the same command; all must call this function.
+
+    Raises:
+      JobError: in every process, if one of them plans otherwise.
+    """
+    plan = [command, *([result.folder.name, result.made_from] for result in planned)]
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).digest()
+    plans = gathered(np.frombuffer(digest, np.uint8))
+    unlike = [str(index) for index, found in enumerate(plans) if (found != plans[0]).any()]
+    if unlike:
+        raise JobError(
+            [
+                f"process {', '.join(unlike)} of {len(plans)} would make other results than process 0: give all the "
+                "same command, and let all see the same pictures and the same checkpoint"
+            ]
+        )
 
 
 def is_finished(planned: PlannedResult) -> bool:
@@ -183,15 +220,26 @@ def run_job(
     overwrite: bool,
     on_step: OnStep | None = None,
 ) -> Iterator[WrittenResult]:
-    """Decompose in batches and write the results of each batch as soon as it is finished."""
+    """Decompose in batches and write the results of each batch as soon as it is finished.
+
+    All processes must call this function with equal arguments. Each result is written by one of them and yielded by
+    all, after it was written.
+    """
+    processes, this = jax.process_count(), jax.process_index()
     for start in range(0, len(planned), batch):
         group = planned[start : start + batch]
         made = decomposer.decompose([result.request() for result in group], settings, on_step=on_step)
-        for result, decomposition in zip(group, made, strict=True):
-            yield _write(result, decomposition, len(group), overwrite)
+        psnr = np.full(len(group), -np.inf, np.float32)
+        for i, (result, decomposition) in enumerate(zip(group, made, strict=True)):
+            if (start + i) % processes == this:
+                psnr[i] = _write(result, decomposition, len(group), overwrite)
+        for result, decomposition, decibels in zip(group, made, gathered(psnr).max(0), strict=True):
+            seconds = sum(decomposition.timings.values())
+            yield WrittenResult(planned=result, batch_seconds=seconds, psnr=float(decibels))
 
 
-def _write(planned: PlannedResult, made: Decomposition, together: int, overwrite: bool) -> WrittenResult:
+def _write(planned: PlannedResult, made: Decomposition, together: int, overwrite: bool) -> float:
+    """Write a result; the PSNR of its recomposition in dB."""
     layered, original = made.layered, made.input
     if planned.options.output_size is OutputSize.INPUT:
         original = np.asarray(planned.picture.image())
@@ -204,12 +252,11 @@ def _write(planned: PlannedResult, made: Decomposition, together: int, overwrite
         "batch_size": together,
     }
     try:
-        psnr = write_result(planned.folder, layered, original, details, overwrite=overwrite)
+        return write_result(planned.folder, layered, original, details, overwrite=overwrite)
     except FileExistsError:
         if not is_finished(planned):  # another program may have made the same result meanwhile
             raise
-        psnr = recomposition_psnr(layered, original)
-    return WrittenResult(planned=planned, batch_seconds=sum(made.timings.values()), psnr=psnr)
+        return recomposition_psnr(layered, original)
 
 
 def _identity(made_from: Mapping[str, Any]) -> dict[str, Any]:

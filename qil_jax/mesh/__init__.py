@@ -1,5 +1,6 @@
 """Sharding of logical axes over device meshes: rules, placement, and checks before compilation."""
 
+from qil_jax.mesh.agreement import gathered
 from qil_jax.mesh.devices import MeshShape, abstract_mesh, make_mesh, single_device_mesh
 from qil_jax.mesh.placement import constrain, describe, place, shardings
 from qil_jax.mesh.rules import (
@@ -29,6 +30,7 @@ __all__ = [
     "constrain",
     "describe",
     "fetch",
+    "gathered",
     "make_mesh",
     "place",
     "put",

@@ -13,13 +13,13 @@ from jax.sharding import Mesh
 
 from qil_jax.files import AnyPath
 from qil_jax.loader.batch import Batch
+from qil_jax.mesh import gathered
 from qil_jax.training.batches import FlowBatch, PictureBatch
 from qil_jax.training.checkpoints import MARGIN
 from qil_jax.training.disk import CHECKPOINTS, free_bytes, newest_step
 from qil_jax.training.experiment import Experiment, ExperimentError
 from qil_jax.training.run_folder import check_folder
 from qil_jax.training.setup import TrainingRun, prepare
-from qil_jax.training.signals import gathered
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.stages.vae import missing_perceptual
 from qil_jax.training.start import new_text
@@ -115,7 +115,7 @@ def _data(run: TrainingRun) -> list[str]:
 def _batch(run: TrainingRun, batch: Batch, inputs: Any) -> list[str]:
     """Contents of the first batch, over all processes, and its padded size."""
     shared = jax.process_count() // run.placement.processes.count  # number of processes that read the same rows
-    samples = sum(gathered(int((batch.records >= 0).sum()))) // shared
+    samples = int(gathered((batch.records >= 0).sum()).sum()) // shared
     return [
         f"first batch: {run.placement.rows} rows, {samples} samples, {_contents(inputs)}",
         f"a step: {run.stage.flops(inputs) / 1e12:.4g} TFLOP in all",

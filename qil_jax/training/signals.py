@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from qil_jax.mesh import gathered
 from qil_jax.programs import INTERRUPTED
 
 WITHIN_STEPS = 10
@@ -83,13 +84,4 @@ class StopSignal:
 
     def _agreed(self) -> bool:
         """Whether any process received a stop signal."""
-        return any(gathered(int(self._asked)))
-
-
-def gathered(value: int) -> list[int]:
-    """The arguments of all processes, in the order of the processes. All processes must call this function."""
-    if jax.process_count() == 1:
-        return [value]
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(np.int32(value))).tolist()
+        return bool(gathered(np.array(self._asked)).any())

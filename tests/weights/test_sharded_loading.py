@@ -47,9 +47,9 @@ def parameters(model: nnx.Module) -> dict[str, jax.Array]:
     return {slashed(path): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 
-def loaded(folder: Path, component: Component, mesh: str, **more) -> dict[str, jax.Array]:
+def loaded(folder: Path, component: Component, mesh: str) -> dict[str, jax.Array]:
     place = make_mesh(MeshShape.parse(mesh)) if mesh else single_device_mesh()
-    return parameters(load_component(folder, component, mesh=place, rules=INFERENCE_RULES, **more))
+    return parameters(load_component(folder, component, mesh=place, rules=INFERENCE_RULES))
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -73,7 +73,8 @@ def test_bytes_are_counted_and_read_once(released, pieces, monkeypatch):
     """What eight devices hold eight times is read once."""
     monkeypatch.setattr(assemble, "PIECE_BYTES", pieces)
     counts: list[tuple[int, int]] = []
-    found = loaded(released, Component.TRANSFORMER, "data=8", on_bytes=lambda *count: counts.append(count))
+    with assemble.reporting(lambda *count: counts.append(count)):
+        found = loaded(released, Component.TRANSFORMER, "data=8")
     total = sum(value.nbytes for value in found.values())
     assert {whole for _, whole in counts} == {total} and counts[-1] == (total, total)
     done = [count for count, _ in counts]
@@ -93,12 +94,14 @@ def main(folder, mesh, where):
         from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh
         from qil_jax.models.paths import slashed
         from qil_jax.weights import Component, load_component, open_source, component_config
+        from qil_jax.weights.assemble import reporting
         from qil_jax.weights.tables import table_of
         from qil_jax.weights.tables.entries import targets
         counts = []
         place = {"mesh": make_mesh(MeshShape.parse(mesh)), "rules": INFERENCE_RULES}
         folder, part = Path(folder), Component.TRANSFORMER
-        model = load_component(folder, part, **place, on_bytes=lambda *count: counts.append(count))
+        with reporting(lambda *count: counts.append(count)):
+            model = load_component(folder, part, **place)
         source, wanted = open_source(folder / part, part), targets(table_of(part, component_config(folder, part)))
         whole = 0
         for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
