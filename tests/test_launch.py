@@ -194,3 +194,17 @@ def test_an_error_of_one_process_ends_all(ending, status, message):
     (other, said), (failed, err) = started.ended(within=40)
     assert (failed, other) == (status, 75) and message in err
     assert "error: process 1 of 2 has ended" in said
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ["train.py", str(ROOT / "configs" / "demo" / "rgba_vae.py"), "--out", "run"],
+        ["infer.py", "a.png", "--out", "out"],
+    ],
+)
+def test_programs_say_that_nobody_answers(call, tmp_path):
+    words = [*call[1:], "--distributed", f"127.0.0.1:{free_port()},2,1", "--wait", "0.5"]
+    done = subprocess.run([sys.executable, ROOT / call[0], *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "no process 0 answers at 127.0.0.1:" in done.stderr
+    assert "Traceback" not in done.stderr

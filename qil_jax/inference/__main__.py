@@ -122,14 +122,15 @@ def open_mesh(text: str, checkpoint: "Checkpoint") -> "Mesh":
     """
     import jax
 
-    from qil_jax.mesh import INFERENCE_RULES, MeshError, MeshShape, make_mesh, shardings, single_device_mesh
+    from qil_jax.mesh import INFERENCE_RULES, Axis, MeshError, MeshShape, make_mesh, shardings, single_device_mesh
     from qil_jax.weights import Component, abstract, component_config
 
     if not text and jax.process_count() > 1:
         count = jax.device_count()
         raise MeshError([f"{jax.process_count()} processes have {count} devices: give --mesh, such as tensor={count}"])
     mesh = make_mesh(MeshShape.parse(text)) if text else single_device_mesh()
-    problems = []
+    heads, ways = checkpoint.transformer.num_attention_heads, INFERENCE_RULES.ways(Axis.HEADS, mesh)
+    problems = [f"transformer: {heads} attention heads do not divide into {ways} parts"] if heads % ways else []
     for component in Component:
         module = abstract(component, component_config(checkpoint.folder, component))
         try:

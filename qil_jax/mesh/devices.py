@@ -66,9 +66,11 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
       devices: devices of the mesh; None: all available devices.
 
     Raises:
-      MeshError: if the sizes do not multiply to the number of devices.
+      MeshError: if the sizes do not multiply to the number of devices, or guidance has more parts than passes.
     """
     devices = jax.devices() if devices is None else devices
+    if shape.cfg > 2:
+        raise MeshError([f"cfg={shape.cfg}: guidance has two passes, so cfg must be 1 or 2"])
     if shape.devices != len(devices):
         sizes = " x ".join(f"{name}={size}" for name, size in dataclasses.asdict(shape).items())
         raise MeshError([f"{sizes} makes {shape.devices} devices, but {len(devices)} are given"])

@@ -1,0 +1,53 @@
+"""Meshes that do not fit, through the command line: one error within seconds, before any tensor is read."""
+
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from qil_jax.inference.__main__ import main
+from qil_jax.weights import assemble
+from tools.make_demo_checkpoint import write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("meshes")
+    write_checkpoint(folder / "checkpoint")
+    Image.new("RGB", (64, 64), "red").save(folder / "a.png")
+    return [str(folder / "a.png"), "--checkpoint", str(folder / "checkpoint"), "--out", str(folder / "out")]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ("data=3", "cfg=1 x data=3 x fsdp=1 x context=1 x tensor=1 makes 3 devices, but 8 are given"),
+        ("data=4,tensor=4", "makes 16 devices, but 8 are given"),
+        ("cfg=4,data=2", "cfg=4: guidance has two passes, so cfg must be 1 or 2"),
+        ("model=8", "'model' is no mesh axis: use cfg, data, fsdp, context, tensor"),
+        ("data=2,data=4", "'data' is given twice"),
+        ("data=0", "the size must be a positive integer"),
+        ("data", "the size must be a positive integer"),
+        ("tensor=8", "transformer: 2 attention heads do not divide into 8 parts"),
+        ("data=2,tensor=4", "transformer: 2 attention heads do not divide into 4 parts"),
+    ],
+)
+def test_meshes_are_refused(words, mesh, message, capsys, monkeypatch):
+    def read(*_):
+        raise AssertionError("a tensor was read")
+
+    monkeypatch.setattr(assemble, "assemble", read)
+    began = time.monotonic()
+    assert main([*words, "--mesh", mesh]) == 2
+    assert time.monotonic() - began < 20
+    err = capsys.readouterr().err
+    assert message in err and err.count("error:") == 1
+    assert not Path(words[-1]).exists()
+
+
+def test_processes_without_a_coordinator_are_refused(words, capsys):
+    assert main([*words, "--mesh", "data=8", "--distributed", "127.0.0.1:1,2,1", "--wait", "0.2"]) == 2
+    assert "no process 0 answers at 127.0.0.1:1 within 0.2 s" in capsys.readouterr().err
+    assert main([*words, "--distributed", "here"]) == 2
+    assert "give auto, or HOST:PORT,COUNT,INDEX" in capsys.readouterr().err
