@@ -38,6 +38,8 @@ REPLY = 5.0
 """Seconds within which a connected program must say what it wants."""
 LATER = 600
 """Seconds of jax's own timeouts, which come after those of this module, since jax aborts at them."""
+LEAVE = 60
+"""Seconds in which jax lets go of the other processes, once the blocks of all have ended."""
 
 
 class LaunchError(ProblemsError):
@@ -214,6 +216,7 @@ class _Member:
     def _start_jax(self, address: str) -> None:
         import jax
 
+        os.environ.setdefault("no_grpc_proxy", "127.0.0.1")  # a proxy could not reach this process
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # affects CPUs only
         jax.distributed.initialize(
             address,
@@ -224,7 +227,7 @@ class _Member:
             coordinator_bind_address=address,
             initialization_timeout=LATER,
             heartbeat_timeout_seconds=LATER,
-            shutdown_timeout_seconds=LATER,
+            shutdown_timeout_seconds=LEAVE,
         )
 
 
