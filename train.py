@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     """Parse the arguments, check the experiment, train, and export.
 
     Returns the exit status: 0 if finished, stopped by a signal, or checked, 2 for unusable input, 130 after a Ctrl-C
-    with nothing to save. A hang ends the process with 75, whatever it is in.
+    with nothing to save. A hang, or the loss of another process, ends it with 75.
     """
     arguments = parse_arguments(argv)
     try:
@@ -68,9 +68,8 @@ def work(arguments: Arguments, watch: Watchdog) -> str:
         watch.now("agreeing with the other processes whether to stop")
         if stop.finish() or status is RunStatus.STOPPED:
             return f"stopped after step {int(state.step)}; to go on: {arguments.command()}"
-        destination = result_of(experiment, arguments.out)
         watch.now("exporting the checkpoint")
-        if not exported(destination):
+        if not exported(destination := result_of(experiment, arguments.out)):
             export_run(prepared, state, destination)
     result = f"checkpoint is {destination}" if experiment.lora is None else f"LoRA is {destination / LORA_FILE}"
     return f"trained {experiment.steps} steps; the {result}"

@@ -45,7 +45,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def seconds(text: str) -> float:
-    """The value of an option in seconds, 0 or more."""
+    """The value of an option in seconds, 0 or more.
+
+    Raises:
+      argparse.ArgumentTypeError: if `text` is something else.
+    """
     try:
         value = float(text)
     except ValueError:

@@ -32,6 +32,7 @@ class Connection:
         self._lock = threading.Lock()
 
     def send(self, *words: Any) -> None:
+        """Send a line; if the other end is gone, nothing is sent."""
         with self._lock, suppress(OSError):
             self.raw.sendall(json.dumps(words).encode() + b"\n")
 
@@ -45,16 +46,19 @@ class Connection:
         return words if isinstance(words, list) else []
 
     def close(self) -> None:
+        """End the connection in both directions."""
         with suppress(OSError):
             self.raw.shutdown(socket.SHUT_RDWR)
         self.raw.close()
 
 
 def background(work: Callable[..., None], *given: Any) -> None:
+    """Run `work(*given)` in a thread that does not keep the process alive."""
     threading.Thread(target=work, args=given, daemon=True).start()
 
 
 def free_address() -> str:
+    """HOST:PORT of this host at which nothing listens yet."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 

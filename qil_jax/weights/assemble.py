@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Shaped
 
 Index = tuple[slice, ...]
 """The position of a slice of an array, with one slice per dimension."""
@@ -53,7 +54,7 @@ class Placed:
     dtype: np.dtype
     itemsize: int
     sharding: NamedSharding
-    read: Callable[[Index], np.ndarray]
+    read: Callable[[Index], Shaped[np.ndarray, "..."]]
 
     def shards(self) -> dict[tuple[tuple[int, int], ...], list[jax.Device]]:
         """The devices of this process that hold each of its shards, by the shard's bounds in every dimension."""
@@ -84,7 +85,7 @@ def reporting(on_bytes: OnBytes) -> Iterator[None]:
         _REPORT.reset(token)
 
 
-def assemble(wanted: Mapping[str, Placed]) -> dict[str, Array]:
+def assemble(wanted: Mapping[str, Placed]) -> dict[str, Shaped[Array, "..."]]:
     """Read parameters by path onto their devices.
 
     All processes of the mesh must call this function with equal arguments.

@@ -163,7 +163,8 @@ def load_component(
             read=lambda index: merged(source.read(target, index), target, index, loras, kind),
         )
 
-    for path, values in assemble({path: placed(wanted[path]) for path in parameters if path.startswith(prefix)}).items():
+    chosen = {path: placed(wanted[path]) for path in parameters if path.startswith(prefix)}
+    for path, values in assemble(chosen).items():
         parameters[path].set_value(values)
     nnx.update(module, state)
     return module
