@@ -5,6 +5,7 @@ import difflib
 import math
 import sys
 import threading
+from argparse import ArgumentTypeError
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -48,14 +49,14 @@ def seconds(text: str) -> float:
     """The value of an option in seconds, 0 or more.
 
     Raises:
-      argparse.ArgumentTypeError: if `text` is something else.
+      ArgumentTypeError: if `text` is something else.
     """
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 <= value <= threading.TIMEOUT_MAX:
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds: give 0 or more")
+        raise ArgumentTypeError(f"{text} is no number of seconds: give 0 or more")
     return value
 
 
