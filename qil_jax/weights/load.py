@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float
 
 from qil_jax.mesh import Rules, shardings
@@ -151,23 +151,29 @@ def load_component(
     source = ExtendedSource(open_source(checkpoint / component, component), targets(table_of(component, stored)))
     state = nnx.state(module, nnx.Param)
     parameters = {slashed(path): parameter for path, parameter in nnx.to_flat_state(state)}
-
-    def placed(target: Target) -> Placed:
-        stored = source.dtype(target)
-        kind = np.dtype(stored if dtype is None else dtype)
-        return Placed(
-            shape=target.shape,
-            dtype=kind,
-            itemsize=stored.itemsize,
-            sharding=placements[target.path],
-            read=lambda index: merged(source.read(target, index), target, index, loras, kind),
-        )
-
-    chosen = {path: placed(wanted[path]) for path in parameters if path.startswith(prefix)}
+    chosen = {
+        path: _placed(source, wanted[path], placements[path], dtype, loras)
+        for path in parameters
+        if path.startswith(prefix)
+    }
     for path, values in assemble(chosen).items():
         parameters[path].set_value(values)
     nnx.update(module, state)
     return module
+
+
+def _placed(
+    source: ParameterSource, target: Target, sharding: NamedSharding, dtype: Any | None, loras: Sequence[Scaled]
+) -> Placed:
+    stored = source.dtype(target)
+    wanted = np.dtype(stored if dtype is None else dtype)
+    return Placed(
+        shape=target.shape,
+        dtype=wanted,
+        itemsize=stored.itemsize,
+        sharding=sharding,
+        read=lambda index: merged(source.read(target, index), target, index, loras, wanted),
+    )
 
 
 @overload
