@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from qil_jax.inference.checkpoint import Checkpoint
     from qil_jax.inference.pictures import Found
+    from qil_jax.inference.pipeline import Pipeline
 
 SKIPPED = 3
 """Exit status if all results were written except those of pictures that --skip-bad left out."""
@@ -108,10 +109,19 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
         print(f"loading {arguments.checkpoint}", flush=True)
         with show_loading() as on_bytes, reporting(on_bytes):
             pipeline.prepare([outline_of(result) for result in left], settings, batch=arguments.batch)
+            load_rest(pipeline)
         with show_progress(len(left), arguments.batch) as on_step:
             how = {"batch": arguments.batch, "overwrite": arguments.overwrite, "on_step": on_step}
             ledger.done.extend(run_job(left, pipeline, settings, **how))
     report(ledger)
+
+
+def load_rest(pipeline: "Pipeline") -> None:
+    """Load the components that each picture needs, in place of those that only the preparation needed."""
+    components = pipeline.components
+    components.enter(components.autoencoder, components.denoiser)
+    components.autoencoder()
+    components.denoiser()
 
 
 def open_mesh(text: str, checkpoint: "Checkpoint") -> "Mesh":

@@ -245,7 +245,7 @@ def show_loading() -> Iterator[OnCount]:
         def advance(done: int, total: int) -> None:
             progress.update(bar, completed=done, total=total)
             if done == total and not terminal:
-                print(f"loaded {total / 1e9:.2f} GB", flush=True)
+                print(f"loaded {total / 1e6:,.1f} MB", flush=True)
 
         yield advance
 
