@@ -166,7 +166,7 @@ def _placed(
     source: ParameterSource, target: Target, sharding: NamedSharding, dtype: Any | None, loras: Sequence[Scaled]
 ) -> Placed:
     stored = source.dtype(target)
-    wanted = np.dtype(stored if dtype is None else dtype)
+    wanted = target.loaded_dtype(stored, dtype)
     return Placed(
         shape=target.shape,
         dtype=wanted,
