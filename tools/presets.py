@@ -4,9 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -18,8 +16,8 @@ from qil_jax.training.config_file import load_experiment
 from qil_jax.training.experiment import Experiment
 from qil_jax.training.lora import FACTORS
 from qil_jax.training.stages.kinds import Stage
-from qil_jax.weights import Component, abstract
-from qil_jax.weights.extension import layered_config
+from qil_jax.weights import Component
+from tools.planning.abstract import fresh_network, network
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "training.md"
@@ -32,11 +30,6 @@ SLICES = {
     "finetune_lora": "v6e-8",
 }
 """The presets in the order of the page, and the slice for which each is meant; v5p counts two cores a chip."""
-CONFIGS: dict[Component, dict[str, Any]] = {
-    Component.TRANSFORMER: layered_config(Component.TRANSFORMER, {}),
-    Component.VAE: layered_config(Component.VAE, {"latents_mean": (0.0,) * 16, "latents_std": (1.0,) * 16}),
-}
-"""The layered release's configs, as far as they are not the defaults of our classes; statistics do not matter here."""
 MOMENTS = 2
 
 
@@ -45,17 +38,11 @@ def preset(name: str) -> Experiment:
     return load_experiment(ROOT / "configs" / "released" / f"{name}.py")
 
 
-@cache
-def network(component: Component) -> nnx.Module:
-    """A component of the released size, without parameters."""
-    return abstract(component, CONFIGS[component])  # type: ignore[call-overload]
-
-
 def trained_network(experiment: Experiment) -> nnx.Module:
     """The component that a run trains, with the factors of its LoRA if it has one, without parameters."""
     if experiment.lora is None:
         return network(experiment.stage.component)
-    model = abstract(Component.TRANSFORMER, CONFIGS[Component.TRANSFORMER])
+    model = fresh_network(Component.TRANSFORMER)
     experiment.lora.add_to(model)
     return model
 

@@ -1,7 +1,7 @@
 """The compiled training step: gradients of microbatches, AdamW and the EMA."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -84,9 +84,26 @@ def fresh_state(params: Params, config: OptimiserConfig, steps: int) -> TrainSta
     )
 
 
-def state_shardings(tree: Any, params: Params) -> Any:
-    """Shardings of a tree's leaves: dictionaries by parameter path have the parameters' shardings."""
+def abstract_state(params: Mapping[str, jax.ShapeDtypeStruct], config: OptimiserConfig, steps: int) -> TrainState:
+    """The shapes, dtypes and shardings of `fresh_state`, with which a step is lowered for devices that are not there.
+
+    Args:
+      params: shape, dtype and sharding of each trained parameter.
+      config: hyperparameters of the optimiser.
+      steps: number of steps of the whole run.
+    """
     mesh = next(iter(params.values())).sharding.mesh  # type: ignore[union-attr]
+    opt_state = jax.eval_shape(make_optimiser(config, steps).init, params)
+    laid = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+    counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    values: dict[str, Any] = dict.fromkeys(("step", "skipped", "failing"), counter)
+    values |= {"params": dict(params), "ema_params": dict(params)}
+    return TrainState(opt_state=jax.tree.map(laid, opt_state, state_shardings(opt_state, params)), **values)
+
+
+def state_shardings(tree: Any, params: Mapping[str, Any]) -> Any:
+    """Shardings of a tree's leaves: dictionaries by parameter path have the parameters' shardings."""
+    mesh = next(iter(params.values())).sharding.mesh
     whole = NamedSharding(mesh, PartitionSpec())
 
     def of(path: tuple[Any, ...], leaf: Any) -> Any:

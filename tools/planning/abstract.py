@@ -1,0 +1,58 @@
+"""Models of the released size as shapes with shardings: all that a compiler needs, and no bytes."""
+
+from functools import cache
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from qil_jax.mesh import Rules, shardings
+from qil_jax.models.paths import slashed
+from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
+from qil_jax.weights import Component, abstract
+from qil_jax.weights.extension import layered_config
+
+STATISTICS = {"latents_mean": (0.0,) * 16, "latents_std": (1.0,) * 16}
+"""Statistics of the latents, which the VAE's config needs and which do not matter here."""
+
+
+@cache
+def network(component: Component) -> nnx.Module:
+    """A component of the layered release's size, without parameters. It must not be changed."""
+    return fresh_network(component)
+
+
+def fresh_network(component: Component) -> nnx.Module:
+    """`network` as an object of its own; the configs are the defaults of our classes, and what makes them layered."""
+    match component:
+        case Component.TRANSFORMER:
+            return abstract(component, layered_config(component, {}))
+        case Component.VAE:
+            return abstract(component, layered_config(component, STATISTICS))
+        case Component.TEXT_ENCODER:
+            return nnx.eval_shape(lambda: TextEncoder(Qwen2_5VLConfig(), rngs=nnx.Rngs(0)))
+
+
+def placed_shapes(model: nnx.Module, mesh: Mesh, rules: Rules, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """The parameters of a model by path: shapes and shardings without values.
+
+    Raises:
+      MeshError: if the rules do not fit the model, see `shardings`.
+    """
+    by_path = shardings(model, mesh, rules)
+    found = {slashed(path): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    return {path: jax.ShapeDtypeStruct(shape, dtype, sharding=by_path[path]) for path, shape in found.items()}
+
+
+def device_bytes(shapes: Any) -> int:
+    """Bytes of a tree of placed shapes on one device."""
+    leaves = jax.tree.leaves(shapes)
+    return sum(_product(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

@@ -1,0 +1,64 @@
+"""Devices that are not there, for which programs are compiled."""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from qil_jax.errors import QilError
+from tools.planning.chips import Coordinates, Topology
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_LOG_DIR": "disabled",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+"""Set before JAX is imported: there is no TPU to ask about itself, and another process may hold the compiler's library.
+"""
+
+
+def prepare_environment() -> None:
+    """Set the variables under which JAX compiles for absent devices. To be called before JAX is imported."""
+    os.environ.update(ENVIRONMENT)
+
+
+def require_compiler(topology: Topology) -> None:
+    """Check that the compiler of the topology's devices is installed.
+
+    Raises:
+      QilError: if it is not; the message says how to install it.
+    """
+    if topology.chip.switched:
+        if importlib.util.find_spec("jax_cuda12_plugin") is None:
+            raise QilError(f"{topology} needs XLA's compiler for NVIDIA GPUs: pip install 'jax[cuda12]'")
+    elif importlib.util.find_spec("libtpu") is None:
+        raise QilError(f"{topology} needs XLA's compiler for TPUs: pip install 'qil_jax[plan]'")
+
+
+@cache
+def compile_only_devices(topology: Topology) -> tuple[Any, ...]:
+    """The devices of a topology. They are compared by identity, so a process describes a topology once.
+
+    Raises:
+      QilError: if the compiler is not installed or does not know the topology.
+    """
+    require_compiler(topology)
+    import jax
+    from jax.experimental import topologies
+
+    single = {"chips_per_host_bounds": (1, 1, 1)} if topology.devices == 1 else {}
+    try:
+        if topology.chip.switched:
+            return tuple(topologies.get_topology_desc("", "cuda", topology=f"1x1x{topology.devices}").devices)
+        return tuple(topologies.get_topology_desc(str(topology), "tpu", **single).devices)
+    except (jax.errors.JaxRuntimeError, RuntimeError, NotImplementedError) as error:
+        raise QilError(f"the compiler does not know the topology {topology}: {str(error).splitlines()[0]}") from error
+
+
+def places(devices: Sequence[Any]) -> list[Coordinates]:
+    """The coordinates of devices in their slice; of devices behind a switch their numbers."""
+    return [tuple(getattr(device, "coords", None) or (device.id,)) for device in devices]
