@@ -34,15 +34,44 @@ def fresh_network(component: Component) -> nnx.Module:
             return nnx.eval_shape(lambda: TextEncoder(Qwen2_5VLConfig(), rngs=nnx.Rngs(0)))
 
 
-def placed_shapes(model: nnx.Module, mesh: Mesh, rules: Rules, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
+def cast(model: nnx.Module, dtype: Any) -> None:
+    """Give all parameters of an abstract model a dtype, in place."""
+    state = nnx.state(model, nnx.Param)
+    for _, parameter in nnx.to_flat_state(state):
+        parameter.set_value(jax.ShapeDtypeStruct(parameter.shape, dtype))
+    nnx.update(model, state)
+
+
+def place_shapes(model: nnx.Module, mesh: Mesh, rules: Rules) -> None:
+    """Give the parameters of an abstract model their shardings, in place.
+
+    Raises:
+      MeshError: if the rules do not fit the model, see `shardings`.
+    """
+    shapes, state = placed_shapes(model, mesh, rules), nnx.state(model, nnx.Param)
+    for path, parameter in nnx.to_flat_state(state):
+        parameter.set_value(shapes[slashed(path)])
+    nnx.update(model, state)
+
+
+def placed_shapes(model: nnx.Module, mesh: Mesh, rules: Rules, dtype: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
     """The parameters of a model by path: shapes and shardings without values.
+
+    Args:
+      model: model, which may be abstract.
+      mesh: mesh, whose devices need not exist.
+      rules: sharding rules.
+      dtype: dtype of all parameters; None: their own.
 
     Raises:
       MeshError: if the rules do not fit the model, see `shardings`.
     """
     by_path = shardings(model, mesh, rules)
-    found = {slashed(path): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
-    return {path: jax.ShapeDtypeStruct(shape, dtype, sharding=by_path[path]) for path, shape in found.items()}
+    found = {slashed(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    return {
+        path: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=by_path[path])
+        for path, leaf in found.items()
+    }
 
 
 def device_bytes(shapes: Any) -> int:

@@ -13,11 +13,12 @@ ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_LOG_DIR": "disabled",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-"""Set before JAX is imported: there is no TPU to ask about itself, and another process may hold the compiler's library.
+"""Set before JAX is imported. There is no TPU that could be asked for its kind and its hosts, which the compiler's library
+wants to know even though a topology is given; and another process may hold the library.
 """
 
 
@@ -59,6 +60,8 @@ def compile_only_devices(topology: Topology) -> tuple[Any, ...]:
         raise QilError(f"the compiler does not know the topology {topology}: {str(error).splitlines()[0]}") from error
 
 
-def places(devices: Sequence[Any]) -> list[Coordinates]:
+def places(devices: Sequence[Any], topology: Topology) -> list[Coordinates]:
     """The coordinates of devices in their slice; of devices behind a switch their numbers."""
-    return [tuple(getattr(device, "coords", None) or (device.id,)) for device in devices]
+    if topology.chip.switched:
+        return [(device.id,) for device in devices]
+    return [tuple(device.coords[: len(topology.shape)]) for device in devices]

@@ -59,34 +59,40 @@ def _fusion(module: Module, inside: Computation, operands: list[Instruction], re
         count = sum(len(part.operands) for part in inside.instructions.values() if kind_of(part))
         return _in_main(results[: 2 * count])
     total = 0
-    for number, parameter in inside.parameters.items():
-        given = operands[number].types
-        if all(kept.memory == 0 for kept in given):
-            total += min(_read(module, inside, parameter.name), sum(kept.bytes for kept in given))
-    elements = [inside.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    if len(elements) == len(results):
-        total += sum(_written(inside, e, r) for e, r in zip(elements, results, strict=True) if r.memory == 0)
+    for number, elements in _wanted(module, inside, root.types[0].size).items():
+        for kept in operands[number].types:
+            total += min(elements, kept.size) * kept.bytes // max(kept.size, 1) if kept.memory == 0 else 0
+    made = [inside.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    if len(made) == len(results):
+        total += sum(_written(inside, e, r) for e, r in zip(made, results, strict=True) if r.memory == 0)
     return total
 
 
-def _read(module: Module, inside: Computation, name: str) -> int:
-    """Bytes of a value of a fusion that the fusion reads from outside."""
-    whole = sum(kept.bytes for kept in inside.instructions[name].types)
-    total = 0
-    for user in inside.users[name]:
-        if user.opcode == "tuple" or user.target in ASYNC or carried(inside, user):
+def _wanted(module: Module, inside: Computation, of_root: int) -> dict[int, int]:
+    """The number of elements of each parameter of a fusion that `of_root` elements of its result need."""
+    wanted = dict.fromkeys(inside.instructions, 0)
+    for name in [*inside.root.operands] if inside.root.opcode == "tuple" else [inside.root.name]:
+        element = inside.instructions[name]
+        if element.opcode != "parameter":
+            wanted[name] = of_root if inside.root.opcode != "tuple" else element.types[0].size
+    for part in reversed(inside.instructions.values()):
+        count = wanted[part.name]
+        leaf = part.opcode in ("tuple", "parameter", "constant", "iota")
+        if not count or leaf or part.target in ASYNC or carried(inside, part):
             continue
-        if user.opcode == "bitcast":
-            total += _read(module, inside, user.name)
-        elif user.opcode in SLICES and user.operands[0] == name:
-            total += sum(kept.bytes for kept in user.types)
-        elif user.opcode == "fusion":
-            nested = module.computations[user.called[0]]
-            places = [i for i, operand in enumerate(user.operands) if operand == name]
-            total += sum(_read(module, nested, nested.parameters[place].name) for place in places)
-        elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
-            return whole
-    return min(whole, total)
+        nested = _wanted(module, module.computations[part.called[0]], count) if part.opcode == "fusion" else {}
+        for place, name in enumerate(part.operands):
+            size = sum(kept.size for kept in inside.instructions[name].types)
+            if part.opcode == "fusion":
+                more = nested.get(place, 0)
+            elif part.opcode in SLICES and place == 0:
+                more = part.types[0].size
+            elif part.opcode == "dynamic-update-slice" and place == 0:
+                more = 0
+            else:
+                more = count if size == part.types[0].size else size
+            wanted[name] = min(size, wanted[name] + more)
+    return {number: wanted[parameter.name] for number, parameter in inside.parameters.items()}
 
 
 def _written(inside: Computation, element: Instruction, result: ArrayType) -> int:

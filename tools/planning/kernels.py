@@ -1,6 +1,7 @@
 """FLOPs and repeated reads of Pallas kernels, which are opaque to the compiler, from the shapes of their operands."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 
@@ -45,21 +46,21 @@ def _kernels(module: Module) -> Iterator[Kernel]:
 
 
 def _splash(computation: Computation, instruction: Instruction) -> tuple[int | None, int]:
-    """FLOPs and repeated bytes of splash attention, whose operands [heads, tokens, width] begin with q, k and v."""
+    """FLOPs and repeated bytes of splash attention, whose operands [..., tokens, width] begin with q, k and v."""
     wide = [t for name in instruction.operands for t in computation.instructions[name].types if _is_heads(t)]
     kind = _pass_of(instruction)
     if kind is None or len(wide) < 3:
         return None, 0
     q, k, v = wide[:3]
-    heads, queries, width = q.shape
-    keys = k.shape[1]
-    flops = PRODUCTS[kind] * 2 * heads * queries * keys * width
+    *heads, queries, width = q.shape
+    keys = k.shape[-2]
+    flops = PRODUCTS[kind] * 2 * math.prod(heads) * queries * keys * width
     block = re.search(rf'{BLOCKS[kind]}\\*": (\d+)', instruction.attributes)
     if block is None:
         return flops, 0
     streamed, tokens = ([k, v], queries) if kind in ("fwd", "dq") else ([q, *wide[3:4]], keys)
     again = -(-tokens // int(block[1])) - 1
-    return flops, again * heads // k.shape[0] * sum(kept.bytes for kept in streamed if kept.memory == 0)
+    return flops, again * sum(kept.bytes for kept in streamed if kept.memory == 0)
 
 
 def _pass_of(instruction: Instruction) -> str | None:
@@ -71,4 +72,4 @@ def _pass_of(instruction: Instruction) -> str | None:
 
 
 def _is_heads(kept: ArrayType) -> bool:
-    return len(kept.shape) == 3 and kept.dtype in ("bf16", "f32") and min(kept.shape[1:]) >= 64
+    return len(kept.shape) in (3, 4) and kept.dtype in ("bf16", "f32") and min(kept.shape[-2:]) >= 64

@@ -1,0 +1,156 @@
+"""The programs of inference at the released size with shapes in place of arrays: what `infer.py` compiles."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from qil_jax.encoders.lengths import image_bucket, round_up
+from qil_jax.flow import Rescale
+from qil_jax.inference.batch import SequenceBatch, Ways
+from qil_jax.inference.denoiser import Denoiser
+from qil_jax.kernels import Spread, attend_for
+from qil_jax.limits import Passes
+from qil_jax.mesh import INFERENCE_RULES, MeshShape, Rules, make_mesh
+from qil_jax.models.attention import AttentionKind
+from qil_jax.models.quantised import Quantisation, quantise
+from qil_jax.models.vld_mmdit import TokenLayout, VLDMMDiT
+from qil_jax.weights import Component
+from tools.planning.abstract import cast, device_bytes, fresh_network, network, place_shapes, placed_shapes
+from tools.planning.chips import Topology
+from tools.planning.compiling import compiled
+from tools.planning.devices import compile_only_devices, places
+from tools.planning.flops import forward_flops
+from tools.planning.result import Result, Subject, analysed
+
+STEPS = 50
+"""Steps of the sampler: they set the size of the modulation table only."""
+PIXELS = 16
+"""Side of the square that an image token covers, in pixels."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferencePlan:
+    """A denoise step that is to be planned.
+
+    Attributes:
+      topology: slice.
+      mesh: sizes of the mesh's axes.
+      layers: number of layers of each picture, beside its composite.
+      resolution: side of the square pictures in pixels.
+      batch: number of pictures at a time.
+      guidance: whether each step has a conditional and an unconditional pass.
+      text: number of text tokens.
+      passes: how the passes of guidance are computed.
+      attention, spread: implementation of attention, and how it meets tokens of other devices.
+      rules: name of the sharding rules.
+      quantize: format of the quantised kernels; None: bf16.
+      keep_modulation, keep_text_encoder: whether these stay in device memory while the step runs.
+    """
+
+    topology: str
+    mesh: MeshShape
+    layers: int = 4
+    resolution: int = 640
+    batch: int = 1
+    guidance: bool = True
+    text: int = 512
+    passes: Passes = Passes.BATCH
+    attention: AttentionKind = AttentionKind.SPLASH
+    spread: Spread = Spread.ULYSSES
+    rules: str = "inference"
+    quantize: Quantisation | None = None
+    keep_modulation: bool = False
+    keep_text_encoder: bool = False
+
+    @property
+    def image_tokens(self) -> int:
+        """Number of image tokens of a picture: composite, layers and condition."""
+        return (self.layers + 2) * (self.resolution // PIXELS) ** 2
+
+
+RULES: dict[str, Rules] = {"inference": INFERENCE_RULES}
+"""Sharding rules by name."""
+
+
+def plan_inference(plan: InferencePlan, *, effort: float = 0.0) -> Result:
+    """Compile the denoise step and read the program.
+
+    Args:
+      plan: what is planned.
+      effort: effort of the compiler; below 0 only memory is read.
+
+    Raises:
+      QilError: if the compiler is missing, or topology, mesh, rules or attention do not fit one another.
+    """
+    topology = Topology.parse(plan.topology)
+    mesh, rules = make_mesh(plan.mesh, compile_only_devices(topology)), RULES[plan.rules]
+    denoiser = abstract_denoiser(plan, mesh, rules)
+    _, step = denoiser.lower(abstract_batch(plan, Ways.of(mesh, rules, plan.passes)), Rescale.NORM)
+    passes = 2 if plan.guidance else 1
+    flops = plan.batch * passes * forward_flops(denoiser.config, image=plan.image_tokens, text=plan.text)
+    subject = Subject(
+        topology=topology,
+        mesh={str(axis): size for axis, size in mesh.shape.items()},
+        places=places(list(mesh.devices.flat), topology),
+        minimum_flops=flops,
+        beside=beside(plan, denoiser, mesh, rules),
+    )
+    return analysed(compiled(step, effort=effort), subject, memory_only=effort < 0)
+
+
+def abstract_denoiser(plan: InferencePlan, mesh: Mesh, rules: Rules) -> Denoiser:
+    """The denoiser of the released size on a mesh, whose parameters are shapes.
+
+    Raises:
+      MeshError: if rules, heads or kernels do not fit the mesh.
+    """
+    model = fresh_network(Component.TRANSFORMER)
+    assert isinstance(model, VLDMMDiT)
+    attend = attend_for(plan.attention, plan.spread, heads=model.config.num_attention_heads, mesh=mesh, rules=rules)
+    cast(model, jnp.bfloat16)
+    if plan.quantize is not None:
+        quantise(model, plan.quantize)
+    place_shapes(model, mesh, rules)
+    return Denoiser(model, mesh=mesh, rules=rules, attend=attend, passes=plan.passes)
+
+
+def abstract_batch(plan: InferencePlan, ways: Ways) -> SequenceBatch:
+    """The shapes of the batch that `build_batch` makes of such pictures, all of one size."""
+    config = network(Component.TRANSFORMER).config
+    passes = 2 if plan.guidance else 1
+    unit = math.lcm(ways.samples, ways.rows // math.gcd(ways.rows, passes))
+    samples = round_up(plan.batch, unit)
+    rows, image = passes * samples, round_up(image_bucket(plan.image_tokens), ways.tokens)
+    text = round_up(plan.text, ways.tokens)
+
+    def shape(*sizes: int, dtype: Any = np.int32) -> Any:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    return SequenceBatch(
+        tokens=shape(samples, image, config.in_channels, dtype=np.float32),
+        is_target=shape(samples, image, dtype=bool),
+        sigmas=shape(STEPS + 1, samples, dtype=np.float32),
+        scales=shape(samples, dtype=np.float32),
+        text=shape(rows, text, config.joint_attention_dim, dtype=np.float32),
+        layout=TokenLayout(
+            image_positions=shape(rows, image, 3),
+            text_positions=shape(rows, text, 3),
+            image_segments=shape(rows, image),
+            text_segments=shape(rows, text),
+        ),
+    )
+
+
+def beside(plan: InferencePlan, denoiser: Denoiser, mesh: Mesh, rules: Rules) -> dict[str, int]:
+    """Bytes on one device of what stays there beside the denoise step: the VAE, and what the plan keeps."""
+    found = {"VAE": device_bytes(placed_shapes(network(Component.VAE), mesh, rules, jnp.bfloat16))}
+    if plan.keep_modulation:
+        found["modulation"] = device_bytes(denoiser.modulator.state)
+    if plan.keep_text_encoder:
+        found["text encoder"] = device_bytes(placed_shapes(network(Component.TEXT_ENCODER), mesh, rules, jnp.bfloat16))
+    return found
