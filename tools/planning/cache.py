@@ -1,17 +1,21 @@
-"""Results by the program that was compiled, in a JSON file: an interrupted sweep goes on, and a changed program is new."""
+"""Results in a JSON file, by the program that was compiled: an interrupted sweep goes on where it was."""
 
+import dataclasses
 import hashlib
 import json
+from collections.abc import Container
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
 from etils import epath
 from pydantic import TypeAdapter
 
 from qil_jax.errors import QilError
 from qil_jax.files import write_whole
-from tools.planning.result import Result
+from tools.planning.compiling import compiled
+from tools.planning.result import Result, Subject, analysed
 
 RESULT: TypeAdapter[Result] = TypeAdapter(Result)
 COMPILERS = ("jaxlib", "libtpu")
@@ -49,14 +53,38 @@ class Results:
     def put(self, name: str, program: str, result: Result) -> None:
         """Keep a result."""
         self._found[name] = {"program": program, "result": RESULT.dump_python(result, mode="json")}
-        if self.file is not None:
-            text = json.dumps(dict(sorted(self._found.items())), indent=1)
-            write_whole(epath.Path(self.file), f"{text}\n".encode())
+        self._write()
 
-    @property
-    def names(self) -> list[str]:
-        """Names of all results."""
-        return list(self._found)
+    def keep(self, names: Container[str]) -> None:
+        """Drop all results of other names."""
+        self._found = {name: entry for name, entry in self._found.items() if name in names}
+        self._write()
+
+    def _write(self) -> None:
+        if self.file is not None:
+            lines = [f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(self._found.items())]
+            write_whole(epath.Path(self.file), ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+
+def planned(lowered: jax.stages.Lowered, subject: Subject, *, name: str, effort: float, kept: Results | None) -> Result:
+    """The result of a program: that of the same program if it is kept, or else a new one, which is then kept.
+
+    Args:
+      lowered: program for absent devices.
+      subject: what is compiled.
+      name: name of the result.
+      effort: effort of the compiler; below 0 only memory is read.
+      kept: earlier results.
+    """
+    about = dataclasses.asdict(subject)
+    program = program_key(lowered, effort=effort, **about)
+    found = None if kept is None else kept.get(name, program)
+    if found is not None:
+        return found
+    result = analysed(compiled(lowered, effort=effort), subject, memory_only=effort < 0)
+    if kept is not None:
+        kept.put(name, program, result)
+    return result
 
 
 def program_key(lowered: Any, **context: Any) -> str:

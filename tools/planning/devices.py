@@ -17,9 +17,8 @@ ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-"""Set before JAX is imported. There is no TPU that could be asked for its kind and its hosts, which the compiler's library
-wants to know even though a topology is given; and another process may hold the library.
-"""
+"""Set before JAX is imported. There is no TPU that could be asked for its kind and its hosts, which the compiler's
+library wants to know even though a topology is given; and another process may hold the library."""
 
 
 def prepare_environment() -> None:

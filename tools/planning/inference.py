@@ -8,24 +8,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from qil_jax.kernels import Spread, attend_for
+from qil_jax.models.quantised import Quantisation, quantise
 
 from qil_jax.encoders.lengths import image_bucket, round_up
 from qil_jax.flow import Rescale
 from qil_jax.inference.batch import SequenceBatch, Ways
 from qil_jax.inference.denoiser import Denoiser
-from qil_jax.kernels import Spread, attend_for
 from qil_jax.limits import Passes
-from qil_jax.mesh import INFERENCE_RULES, MeshShape, Rules, make_mesh
+from qil_jax.mesh import MeshShape, Rules, Task, Weights, make_mesh, rules_for
 from qil_jax.models.attention import AttentionKind
-from qil_jax.models.quantised import Quantisation, quantise
 from qil_jax.models.vld_mmdit import TokenLayout, VLDMMDiT
 from qil_jax.weights import Component
 from tools.planning.abstract import cast, device_bytes, fresh_network, network, place_shapes, placed_shapes
+from tools.planning.cache import Results, planned
 from tools.planning.chips import Topology
-from tools.planning.compiling import compiled
 from tools.planning.devices import compile_only_devices, places
 from tools.planning.flops import forward_flops
-from tools.planning.result import Result, Subject, analysed
+from tools.planning.result import Result, Subject
 
 STEPS = 50
 """Steps of the sampler: they set the size of the modulation table only."""
@@ -47,7 +47,7 @@ class InferencePlan:
       text: number of text tokens.
       passes: how the passes of guidance are computed.
       attention, spread: implementation of attention, and how it meets tokens of other devices.
-      rules: name of the sharding rules.
+      weights: what the devices along the axis context hold of the kernels.
       quantize: format of the quantised kernels; None: bf16.
       keep_modulation, keep_text_encoder: whether these stay in device memory while the step runs.
     """
@@ -62,7 +62,7 @@ class InferencePlan:
     passes: Passes = Passes.BATCH
     attention: AttentionKind = AttentionKind.SPLASH
     spread: Spread = Spread.ULYSSES
-    rules: str = "inference"
+    weights: Weights = Weights.SPLIT
     quantize: Quantisation | None = None
     keep_modulation: bool = False
     keep_text_encoder: bool = False
@@ -70,25 +70,27 @@ class InferencePlan:
     @property
     def image_tokens(self) -> int:
         """Number of image tokens of a picture: composite, layers and condition."""
-        return (self.layers + 2) * (self.resolution // PIXELS) ** 2
+        return self.tokens(layers=self.layers, resolution=self.resolution)
+
+    @staticmethod
+    def tokens(*, layers: int, resolution: int) -> int:
+        """Number of image tokens of a square picture with so many layers, its composite and its condition."""
+        return (layers + 2) * (resolution // PIXELS) ** 2
 
 
-RULES: dict[str, Rules] = {"inference": INFERENCE_RULES}
-"""Sharding rules by name."""
-
-
-def plan_inference(plan: InferencePlan, *, effort: float = 0.0) -> Result:
+def plan_inference(plan: InferencePlan, *, effort: float = 0.0, kept: Results | None = None) -> Result:
     """Compile the denoise step and read the program.
 
     Args:
       plan: what is planned.
       effort: effort of the compiler; below 0 only memory is read.
+      kept: earlier results; that of the same program is returned, a new one is added.
 
     Raises:
       QilError: if the compiler is missing, or topology, mesh, rules or attention do not fit one another.
     """
     topology = Topology.parse(plan.topology)
-    mesh, rules = make_mesh(plan.mesh, compile_only_devices(topology)), RULES[plan.rules]
+    mesh, rules = make_mesh(plan.mesh, compile_only_devices(topology)), rules_for(Task.INFERENCE, plan.weights)
     denoiser = abstract_denoiser(plan, mesh, rules)
     _, step = denoiser.lower(abstract_batch(plan, Ways.of(mesh, rules, plan.passes)), Rescale.NORM)
     passes = 2 if plan.guidance else 1
@@ -100,7 +102,25 @@ def plan_inference(plan: InferencePlan, *, effort: float = 0.0) -> Result:
         minimum_flops=flops,
         beside=beside(plan, denoiser, mesh, rules),
     )
-    return analysed(compiled(step, effort=effort), subject, memory_only=effort < 0)
+    return planned(step, subject, name=name_of(plan), effort=effort, kept=kept)
+
+
+def name_of(plan: InferencePlan) -> str:
+    """A plan in words, without defaults."""
+    sizes = dataclasses.asdict(plan.mesh).items()
+    words = [plan.topology, ",".join(f"{axis}={size}" for axis, size in sizes if size > 1) or "one device"]
+    words += [f"layers {plan.layers}", f"resolution {plan.resolution}"]
+    words += [f"batch {plan.batch}"] if plan.batch > 1 else []
+    words += [] if plan.guidance else ["no guidance"]
+    words += [f"passes {plan.passes}"] if plan.passes is not Passes.BATCH else []
+    words += [f"text {plan.text}"] if plan.text != InferencePlan.text else []
+    words += [str(plan.attention)] if plan.attention is not InferencePlan.attention else []
+    if plan.mesh.context > 1:
+        words += [str(plan.spread), f"weights {plan.weights}"]
+    words += [str(plan.quantize)] if plan.quantize is not None else []
+    words += ["with modulation"] if plan.keep_modulation else []
+    words += ["with text encoder"] if plan.keep_text_encoder else []
+    return " ".join(words)
 
 
 def abstract_denoiser(plan: InferencePlan, mesh: Mesh, rules: Rules) -> Denoiser:

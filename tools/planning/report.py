@@ -45,7 +45,8 @@ def _memory(result: Result) -> Iterator[str]:
             f"use more devices, another mesh, or --quantize"
         )
     if memory.fits:
-        yield f"  program: arguments {gib(memory.arguments)}, temporaries {gib(memory.temporaries)}, peak {gib(memory.peak)}"
+        sizes = {"arguments": memory.arguments, "temporaries": memory.temporaries, "peak": memory.peak}
+        yield "  program: " + ", ".join(f"{name} {gib(size)}" for name, size in sizes.items())
     else:
         yield f"  program: {gib(memory.peak)}, by the compiler's message"
     if result.beside:
@@ -60,7 +61,10 @@ def _program(result: Result) -> Iterator[str]:
         f"  a device computes {result.device_flops:.4g}, of it {result.kernel_flops:.4g} in Pallas kernels: "
         f"{result.repeated:.3f} x the minimum, with padding and repetitions"
     )
-    yield f"  the compiler counts {result.compiler_flops:.4g} FLOPs and {result.compiler_bytes:.4g} bytes (bodies of loops once)"
+    yield (
+        f"  the compiler counts {result.compiler_flops:.4g} FLOPs and {result.compiler_bytes:.4g} bytes, bodies of "
+        f"loops once and Pallas kernels not at all"
+    )
     for name in result.unknown_kernels:
         yield f"  not counted: the Pallas kernel {name}"
     yield f"main memory: {result.hbm / 1e9:.1f} GB read and written by a device"
@@ -91,7 +95,8 @@ def _time(result: Result, steps: int | None) -> Iterator[str]:
         f"{milliseconds(roofline.in_turn)} if nothing overlaps"
     )
     if steps:
-        yield f"{steps} steps: at least {steps * roofline.bound:.2f} s, {steps * roofline.in_turn:.2f} s without overlap"
+        bound, in_turn = steps * roofline.bound, steps * roofline.in_turn
+        yield f"{steps} steps: at least {bound:.2f} s, {in_turn:.2f} s without overlap"
 
 
 def _how(result: Result) -> Iterator[str]:
@@ -99,7 +104,7 @@ def _how(result: Result) -> Iterator[str]:
     if result.roofline is None:
         return
     yield (
-        f"compute: products in the HLO with the loops' trip counts, and Pallas kernels by the shapes of their operands, "
+        f"compute: products in the HLO with the loops' trip counts, and Pallas kernels by their operands' shapes, "
         f"over {chip.flops / 1e12:.0f} TFLOP/s"
     )
     yield (

@@ -1,0 +1,75 @@
+"""What tools/plan.py does after its command line is parsed."""
+
+import argparse
+import dataclasses
+
+from qil_jax.kernels import Spread
+from qil_jax.models.quantised import Quantisation
+
+from qil_jax.limits import Passes
+from qil_jax.mesh import MeshShape, Weights
+from qil_jax.models.attention import AttentionKind
+from qil_jax.training.config_file import load_experiment
+from tools.planning.cache import Results
+from tools.planning.chips import Topology
+from tools.planning.inference import InferencePlan, plan_inference
+from tools.planning.pages import check_page, write_page
+from tools.planning.picture import draw
+from tools.planning.report import report
+from tools.planning.sweep import ranking, swept
+from tools.planning.training import TrainingPlan, plan_training
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Plan and print.
+
+    Raises:
+      QilError: if topology, mesh, rules, config or installed packages do not fit.
+    """
+    match arguments.program:
+        case "infer" if arguments.sweep:
+            _sweep(arguments)
+        case "infer":
+            print(report(plan_inference(_inference(arguments), effort=arguments.effort), steps=arguments.steps))
+        case "train":
+            print(report(plan_training(_training(arguments), effort=arguments.effort)))
+        case "table" if arguments.check:
+            check_page()
+        case "table":
+            write_page(only=arguments.only)
+    return 0
+
+
+def _inference(arguments: argparse.Namespace) -> InferencePlan:
+    default = AttentionKind.CUDNN if Topology.parse(arguments.topology).chip.switched else AttentionKind.SPLASH
+    return InferencePlan(
+        topology=arguments.topology,
+        mesh=MeshShape.parse(arguments.mesh or ""),
+        layers=arguments.layers,
+        resolution=arguments.resolution,
+        batch=arguments.batch,
+        guidance=arguments.guidance,
+        text=arguments.text,
+        passes=Passes(arguments.passes),
+        attention=AttentionKind(arguments.attention or default),
+        spread=Spread(arguments.spread),
+        weights=Weights(arguments.weights),
+        quantize=Quantisation(arguments.quantize) if arguments.quantize else None,
+        keep_modulation=arguments.keep_modulation,
+        keep_text_encoder=arguments.keep_text_encoder,
+    )
+
+
+def _training(arguments: argparse.Namespace) -> TrainingPlan:
+    experiment = load_experiment(arguments.config, arguments.set)
+    if arguments.mesh is not None:
+        experiment = dataclasses.replace(experiment, mesh=MeshShape.parse(arguments.mesh))
+    return TrainingPlan(topology=arguments.topology, experiment=experiment)
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    plan = _inference(arguments)
+    results = swept(plan, Results(arguments.cache), effort=arguments.effort)
+    print(ranking(results, steps=arguments.steps))
+    if arguments.picture is not None:
+        draw(results, arguments.picture)
