@@ -12,6 +12,7 @@ FLAG = "--xla_force_host_platform_device_count=8"
 if FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}".strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu, with which plans are compiled, would look for a TPU and say so
 
 # What one process of the tests has compiled, the others find: workers, and the programs that they start.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -30,6 +30,7 @@ def parser() -> Parser:
 
     infer = programs.add_parser("infer", help="a step of the sampler")
     _add_common(infer)
+    infer.add_argument("--transformer", type=Path, metavar="FILE", help="its config.json (default: the release's)")
     infer.add_argument("--layers", type=int, default=4, help="layers of a picture (default %(default)s)")
     infer.add_argument("--resolution", type=int, default=640, help="side of the pictures (default %(default)s)")
     infer.add_argument("--batch", type=int, default=1, help="pictures at a time (default %(default)s)")
@@ -71,6 +72,7 @@ def parser() -> Parser:
 def _add_common(parse: argparse.ArgumentParser) -> None:
     parse.add_argument("--topology", required=True, help="slice, such as v5e:2x4, v6e:2x4, v5p:4x4x4 or h100:8")
     parse.add_argument("--mesh", help="sizes of its axes, such as cfg=2,tensor=4 (infer without --sweep needs it)")
+    parse.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON, too")
     parse.add_argument(
         "--effort", type=float, default=0.0, help="of the compiler, -1 to 1; below 0 it is fast and tells memory only"
     )

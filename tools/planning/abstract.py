@@ -1,7 +1,7 @@
 """Models of the released size as shapes with shardings: all that a compiler needs, and no bytes."""
 
 from functools import cache
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 from flax import nnx
@@ -17,12 +17,10 @@ STATISTICS = {"latents_mean": (0.0,) * 16, "latents_std": (1.0,) * 16}
 """Statistics of the latents, which the VAE's config needs and which do not matter here."""
 
 
-@cache
-def network(component: Component) -> nnx.Module:
-    """A component of the layered release's size, without parameters. It must not be changed."""
-    return fresh_network(component)
-
-
+@overload
+def fresh_network(component: Literal[Component.TRANSFORMER]) -> VLDMMDiT: ...
+@overload
+def fresh_network(component: Component) -> nnx.Module: ...
 def fresh_network(component: Component) -> nnx.Module:
     """`network` as an object of its own; the configs are the defaults of our classes, and what makes them layered."""
     match component:
@@ -32,6 +30,12 @@ def fresh_network(component: Component) -> nnx.Module:
             return abstract(component, layered_config(component, STATISTICS))
         case Component.TEXT_ENCODER:
             return nnx.eval_shape(lambda: TextEncoder(Qwen2_5VLConfig(), rngs=nnx.Rngs(0)))
+
+
+@cache
+def network(component: Component) -> nnx.Module:
+    """A component of the released size, without parameters. It must not be changed."""
+    return fresh_network(component)
 
 
 def cast(model: nnx.Module, dtype: Any) -> None:

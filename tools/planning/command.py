@@ -3,19 +3,22 @@
 import argparse
 import dataclasses
 
+from etils import epath
 from qil_jax.kernels import Spread
 from qil_jax.models.quantised import Quantisation
 
+from qil_jax.files import write_whole
 from qil_jax.limits import Passes
 from qil_jax.mesh import MeshShape, Weights
 from qil_jax.models.attention import AttentionKind
 from qil_jax.training.config_file import load_experiment
-from tools.planning.cache import Results
+from tools.planning.cache import RESULT, Results
 from tools.planning.chips import Topology
 from tools.planning.inference import InferencePlan, plan_inference
 from tools.planning.pages import check_page, write_page
 from tools.planning.picture import draw
 from tools.planning.report import report
+from tools.planning.result import Result
 from tools.planning.sweep import ranking, swept
 from tools.planning.training import TrainingPlan, plan_training
 
@@ -30,9 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
         case "infer" if arguments.sweep:
             _sweep(arguments)
         case "infer":
-            print(report(plan_inference(_inference(arguments), effort=arguments.effort), steps=arguments.steps))
+            _tell(plan_inference(_inference(arguments), effort=arguments.effort), arguments, steps=arguments.steps)
         case "train":
-            print(report(plan_training(_training(arguments), effort=arguments.effort)))
+            _tell(plan_training(_training(arguments), effort=arguments.effort), arguments)
         case "table" if arguments.check:
             check_page()
         case "table":
@@ -40,11 +43,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _tell(result: Result, arguments: argparse.Namespace, *, steps: int | None = None) -> None:
+    print(report(result, steps=steps))
+    if arguments.json is not None:
+        write_whole(epath.Path(arguments.json), RESULT.dump_json(result, indent=1))
+
+
 def _inference(arguments: argparse.Namespace) -> InferencePlan:
     default = AttentionKind.CUDNN if Topology.parse(arguments.topology).chip.switched else AttentionKind.SPLASH
     return InferencePlan(
         topology=arguments.topology,
         mesh=MeshShape.parse(arguments.mesh or ""),
+        transformer=arguments.transformer,
         layers=arguments.layers,
         resolution=arguments.resolution,
         batch=arguments.batch,

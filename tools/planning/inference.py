@@ -1,7 +1,9 @@
 """The programs of inference at the released size with shapes in place of arrays: what `infer.py` compiles."""
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,14 +14,15 @@ from qil_jax.kernels import Spread, attend_for
 from qil_jax.models.quantised import Quantisation, quantise
 
 from qil_jax.encoders.lengths import image_bucket, round_up
+from qil_jax.errors import QilError
 from qil_jax.flow import Rescale
 from qil_jax.inference.batch import SequenceBatch, Ways
 from qil_jax.inference.denoiser import Denoiser
 from qil_jax.limits import Passes
 from qil_jax.mesh import MeshShape, Rules, Task, Weights, make_mesh, rules_for
 from qil_jax.models.attention import AttentionKind
-from qil_jax.models.vld_mmdit import TokenLayout, VLDMMDiT
-from qil_jax.weights import Component
+from qil_jax.models.vld_mmdit import MMDiTConfig, TokenLayout, VLDMMDiT
+from qil_jax.weights import Component, abstract
 from tools.planning.abstract import cast, device_bytes, fresh_network, network, place_shapes, placed_shapes
 from tools.planning.cache import Results, planned
 from tools.planning.chips import Topology
@@ -40,6 +43,7 @@ class InferencePlan:
     Attributes:
       topology: slice.
       mesh: sizes of the mesh's axes.
+      transformer: config.json of a transformer; None: that of the release.
       layers: number of layers of each picture, beside its composite.
       resolution: side of the square pictures in pixels.
       batch: number of pictures at a time.
@@ -54,6 +58,7 @@ class InferencePlan:
 
     topology: str
     mesh: MeshShape
+    transformer: Path | None = None
     layers: int = 4
     resolution: int = 640
     batch: int = 1
@@ -92,7 +97,7 @@ def plan_inference(plan: InferencePlan, *, effort: float = 0.0, kept: Results | 
     topology = Topology.parse(plan.topology)
     mesh, rules = make_mesh(plan.mesh, compile_only_devices(topology)), rules_for(Task.INFERENCE, plan.weights)
     denoiser = abstract_denoiser(plan, mesh, rules)
-    _, step = denoiser.lower(abstract_batch(plan, Ways.of(mesh, rules, plan.passes)), Rescale.NORM)
+    _, step = denoiser.lower(abstract_batch(plan, denoiser.config, Ways.of(mesh, rules, plan.passes)), Rescale.NORM)
     passes = 2 if plan.guidance else 1
     flops = plan.batch * passes * forward_flops(denoiser.config, image=plan.image_tokens, text=plan.text)
     subject = Subject(
@@ -109,6 +114,7 @@ def name_of(plan: InferencePlan) -> str:
     """A plan in words, without defaults."""
     sizes = dataclasses.asdict(plan.mesh).items()
     words = [plan.topology, ",".join(f"{axis}={size}" for axis, size in sizes if size > 1) or "one device"]
+    words += [str(plan.transformer)] if plan.transformer is not None else []
     words += [f"layers {plan.layers}", f"resolution {plan.resolution}"]
     words += [f"batch {plan.batch}"] if plan.batch > 1 else []
     words += [] if plan.guidance else ["no guidance"]
@@ -129,8 +135,7 @@ def abstract_denoiser(plan: InferencePlan, mesh: Mesh, rules: Rules) -> Denoiser
     Raises:
       MeshError: if rules, heads or kernels do not fit the mesh.
     """
-    model = fresh_network(Component.TRANSFORMER)
-    assert isinstance(model, VLDMMDiT)
+    model = transformer_of(plan)
     attend = attend_for(plan.attention, plan.spread, heads=model.config.num_attention_heads, mesh=mesh, rules=rules)
     cast(model, jnp.bfloat16)
     if plan.quantize is not None:
@@ -139,9 +144,26 @@ def abstract_denoiser(plan: InferencePlan, mesh: Mesh, rules: Rules) -> Denoiser
     return Denoiser(model, mesh=mesh, rules=rules, attend=attend, passes=plan.passes)
 
 
-def abstract_batch(plan: InferencePlan, ways: Ways) -> SequenceBatch:
+def transformer_of(plan: InferencePlan) -> VLDMMDiT:
+    """The transformer of a plan, without parameters.
+
+    Raises:
+      ConfigError: if its config.json is not one that the models support.
+      QilError: if there is no such file, or it is not JSON.
+    """
+    if plan.transformer is None:
+        return fresh_network(Component.TRANSFORMER)
+    try:
+        values = json.loads(plan.transformer.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise QilError(
+            f"{plan.transformer}: cannot be read as JSON ({error}): give a transformer/config.json"
+        ) from error
+    return abstract(Component.TRANSFORMER, values)
+
+
+def abstract_batch(plan: InferencePlan, config: MMDiTConfig, ways: Ways) -> SequenceBatch:
     """The shapes of the batch that `build_batch` makes of such pictures, all of one size."""
-    config = network(Component.TRANSFORMER).config
     passes = 2 if plan.guidance else 1
     unit = math.lcm(ways.samples, ways.rows // math.gcd(ways.rows, passes))
     samples = round_up(plan.batch, unit)

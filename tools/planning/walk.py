@@ -51,19 +51,19 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
 
 
 def _limit(module: Module, condition: Computation) -> tuple[int, int] | None:
-    """The element of a loop's state that counts, and the constant below which the loop goes on."""
-    root = condition.root
-    names = root.operands
-    if root.opcode == "fusion":
-        inside = module.computations[root.called[0]]
-        if "direction=LT" not in inside.root.attributes:
-            return None
-        places = [int(inside.instructions[name].operands[0]) for name in inside.root.operands]
-        names = tuple(root.operands[place] for place in places)
-    elif root.opcode != "compare" or "direction=LT" not in root.attributes:
+    """The element of a loop's state that counts, and the constant below which the loop goes on; None: another test."""
+    test, inside = condition.root, condition
+    given: dict[str, str] = {}
+    if test.opcode == "fusion":
+        inside = module.computations[test.called[0]]
+        given = {inside.parameters[i].name: name for i, name in enumerate(test.operands)}
+        test = inside.root
+    if test.opcode != "compare" or "direction=LT" not in test.attributes:
         return None
-    counter, end = condition.instructions[names[0]], _constant(condition, names[1])
-    index = re.search(r"index=(\d+)", counter.attributes)
+    left, right = test.operands
+    counter = condition.instructions.get(given.get(left, left))
+    index = re.search(r"index=(\d+)", counter.attributes) if counter is not None else None
+    end = _constant(condition, given[right]) if right in given else _constant(inside, right)
     return None if end is None or index is None else (int(index[1]), end)
 
 
