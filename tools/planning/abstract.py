@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from qil_jax.mesh import Rules, shardings
 from qil_jax.models.paths import slashed
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
+from qil_jax.models.vld_mmdit import VLDMMDiT
 from qil_jax.weights import Component, abstract
 from qil_jax.weights.extension import layered_config
 
