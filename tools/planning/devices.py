@@ -4,6 +4,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from qil_jax.errors import QilError
@@ -53,7 +54,9 @@ def compile_only_devices(topology: Topology) -> tuple[Any, ...]:
     single = {"chips_per_host_bounds": (1, 1, 1)} if topology.devices == 1 else {}
     try:
         if topology.chip.switched:
-            return tuple(topologies.get_topology_desc("", "cuda", topology=f"1x1x{topology.devices}").devices)
+            target = (Path(__file__).parent / f"{topology.chip.name}.txtpb").read_text(encoding="utf-8")
+            options = {"topology": f"1x{topology.devices}x1", "target_config": target}  # slices, hosts, devices
+            return tuple(topologies.get_topology_desc(topology.chip.name, "cuda", **options).devices)
         return tuple(topologies.get_topology_desc(str(topology), "tpu", **single).devices)
     except (jax.errors.JaxRuntimeError, RuntimeError, NotImplementedError) as error:
         raise QilError(f"the compiler does not know the topology {topology}: {str(error).splitlines()[0]}") from error

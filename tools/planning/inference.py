@@ -97,7 +97,7 @@ def plan_inference(plan: InferencePlan, *, effort: float = 0.0, kept: Results | 
     topology = Topology.parse(plan.topology)
     mesh, rules = make_mesh(plan.mesh, compile_only_devices(topology)), rules_for(Task.INFERENCE, plan.weights)
     denoiser = abstract_denoiser(plan, mesh, rules)
-    _, step = denoiser.lower(abstract_batch(plan, denoiser.config, Ways.of(mesh, rules, plan.passes)), Rescale.NORM)
+    step = lowered_step(denoiser, abstract_batch(plan, denoiser.config, Ways.of(mesh, rules, plan.passes)))
     passes = 2 if plan.guidance else 1
     flops = plan.batch * passes * forward_flops(denoiser.config, image=plan.image_tokens, text=plan.text)
     subject = Subject(
@@ -142,6 +142,20 @@ def abstract_denoiser(plan: InferencePlan, mesh: Mesh, rules: Rules) -> Denoiser
         quantise(model, plan.quantize)
     place_shapes(model, mesh, rules)
     return Denoiser(model, mesh=mesh, rules=rules, attend=attend, passes=plan.passes)
+
+
+def lowered_step(denoiser: Denoiser, batch: SequenceBatch) -> jax.stages.Lowered:
+    """The program of one step.
+
+    Raises:
+      QilError: if a library of the attention kernel is missing.
+    """
+    try:
+        return denoiser.lower(batch, Rescale.NORM)[1]
+    except RuntimeError as error:
+        if "cuDNN" not in str(error):
+            raise
+        raise QilError(f"{error} pip install 'jax[cuda12]', or use --attention xla_chunked") from error
 
 
 def transformer_of(plan: InferencePlan) -> VLDMMDiT:

@@ -1,4 +1,4 @@
-"""FLOPs and repeated reads of Pallas kernels, which are opaque to the compiler, from the shapes of their operands."""
+"""FLOPs and repeated reads of Pallas and cuDNN kernels, which are opaque, from the shapes of their operands."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from tools.planning.hlo import ArrayType, Computation, Instruction, Module
 from tools.planning.walk import executed
 
-TARGET = "tpu_custom_call"
+TARGET, CUDNN = "tpu_custom_call", "__cudnn$fmha"
 PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4, "fused": 5}
 """Products of tokens by tokens in a pass of attention: scores and sums forward; scores, their gradients and one or two
 results backward."""
@@ -18,7 +18,7 @@ BLOCKS = {"fwd": "block_q", "dq": "block_q_dq", "dkv": "block_kv_dkv", "fused": 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """A Pallas kernel of a program.
+    """A kernel of a program.
 
     Attributes:
       name: its name in the program.
@@ -34,7 +34,7 @@ class Kernel:
 
 
 def kernels(module: Module) -> list[Kernel]:
-    """The Pallas kernels of a program, those of splash attention with their FLOPs."""
+    """The kernels of a program that are no HLO, those of splash attention and of cuDNN's with their FLOPs."""
     return list(_kernels(module))
 
 
@@ -43,6 +43,8 @@ def _kernels(module: Module) -> Iterator[Kernel]:
         if instruction.target == TARGET:
             flops, repeated = _splash(computation, instruction)
             yield Kernel(name=instruction.name, count=times, flops=flops, repeated=repeated)
+        elif instruction.target.startswith(CUDNN):
+            yield Kernel(name=instruction.name, count=times, flops=_cudnn(computation, instruction), repeated=0)
 
 
 def _splash(computation: Computation, instruction: Instruction) -> tuple[int | None, int]:
@@ -61,6 +63,13 @@ def _splash(computation: Computation, instruction: Instruction) -> tuple[int | N
     streamed, tokens = ([k, v], queries) if kind in ("fwd", "dq") else ([q, *wide[3:4]], keys)
     again = -(-tokens // int(block[1])) - 1
     return flops, again * sum(kept.bytes for kept in streamed if kept.memory == 0)
+
+
+def _cudnn(computation: Computation, instruction: Instruction) -> int | None:
+    """FLOPs of cuDNN's attention of q [b, t, n, d] to k and v [b, s, n, d]; None for its backward pass."""
+    wide = [t for name in instruction.operands for t in computation.instructions[name].types if _is_heads(t)]
+    backward = "Backward" in instruction.target
+    return None if backward or len(wide) < 3 else 4 * wide[0].size * wide[1].shape[1]
 
 
 def _pass_of(instruction: Instruction) -> str | None:

@@ -58,15 +58,15 @@ def _program(result: Result) -> Iterator[str]:
     if result.roofline is None:
         return
     yield (
-        f"  a device computes {result.device_flops:.4g}, of it {result.kernel_flops:.4g} in Pallas kernels: "
+        f"  a device computes {result.device_flops:.4g}, of it {result.kernel_flops:.4g} in kernels: "
         f"{result.repeated:.3f} x the minimum, with padding and repetitions"
     )
     yield (
         f"  the compiler counts {result.compiler_flops:.4g} FLOPs and {result.compiler_bytes:.4g} bytes, bodies of "
-        f"loops once and Pallas kernels not at all"
+        f"loops once and kernels not at all"
     )
     for name in result.unknown_kernels:
-        yield f"  not counted: the Pallas kernel {name}"
+        yield f"  not counted: the kernel {name}"
     yield f"main memory: {result.hbm / 1e9:.1f} GB read and written by a device"
     yield "collectives of a device:" if result.traffic else "collectives: none"
     for traffic in result.traffic:
@@ -104,15 +104,13 @@ def _how(result: Result) -> Iterator[str]:
     if result.roofline is None:
         return
     yield (
-        f"compute: products in the HLO with the loops' trip counts, and Pallas kernels by their operands' shapes, "
+        f"compute: products in the HLO with the loops' trip counts, and kernels of attention by their operands' shapes, "
         f"over {chip.flops / 1e12:.0f} TFLOP/s"
     )
     yield (
         f"memory: operands and results that lie in main memory, of every instruction, and keys and values once for "
         f"each block of queries, over {chip.bandwidth / 1e9:.0f} GB/s"
     )
-    yield (
-        f"network: a group uses the links of its box of the slice, {chip.link / 1e9:.0f} GB/s each way, one collective "
-        f"after another"
-    )
+    links = "each device sends at" if chip.switched else "a group uses the links of its box of the slice,"
+    yield f"network: {links} {chip.link / 1e9:.0f} GB/s each way, one collective after another"
     yield f"compiled in {result.compile_seconds:.0f} CPU seconds"
