@@ -163,6 +163,22 @@ def test_splash_attention_by_its_operands():
     assert kernel.repeated == 19 * 6 * 10240 * 128 * 2
 
 
+CUDNN = """HloModule m
+
+ENTRY %main (q: bf16[1,10240,6,128], k: bf16[1,512,6,128], v: bf16[1,512,6,128]) -> bf16[1,6,10240,128] {
+  %q = bf16[1,10240,6,128]{3,2,1,0} parameter(0)
+  %k = bf16[1,512,6,128]{3,2,1,0} parameter(1)
+  %v = bf16[1,512,6,128]{3,2,1,0} parameter(2)
+  ROOT %f = (bf16[1,6,10240,128]{3,1,2,0}, u8[0]{0}) custom-call(%q, %k, %v), custom_call_target="__cudnn$fmhaSoftmax"
+}
+"""
+
+
+def test_cudnn_attention_by_its_operands():
+    (kernel,) = kernels(parse(CUDNN))
+    assert kernel.flops == 4 * 6 * 10240 * 512 * 128 and kernel.repeated == 0
+
+
 def test_another_kernel_has_no_flops():
     (kernel,) = kernels(parse(SPLASH.replace("splash_mha_fwd", "other")))
     assert kernel.flops is None and kernel.name.startswith("other")

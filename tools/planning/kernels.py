@@ -67,9 +67,10 @@ def _splash(computation: Computation, instruction: Instruction) -> tuple[int | N
 
 def _cudnn(computation: Computation, instruction: Instruction) -> int | None:
     """FLOPs of cuDNN's attention of q [b, t, n, d] to k and v [b, s, n, d]; None for its backward pass."""
-    wide = [t for name in instruction.operands for t in computation.instructions[name].types if _is_heads(t)]
-    backward = "Backward" in instruction.target
-    return None if backward or len(wide) < 3 else 4 * wide[0].size * wide[1].shape[1]
+    if "Backward" in instruction.target:
+        return None
+    q, k = (computation.instructions[name].types[0] for name in instruction.operands[:2])
+    return 4 * q.size * k.shape[1]
 
 
 def _pass_of(instruction: Instruction) -> str | None:

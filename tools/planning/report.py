@@ -104,7 +104,7 @@ def _how(result: Result) -> Iterator[str]:
     if result.roofline is None:
         return
     yield (
-        f"compute: products in the HLO with the loops' trip counts, and kernels of attention by their operands' shapes, "
+        f"compute: products in the HLO with the loops' trip counts, and attention's kernels by their operands' shapes, "
         f"over {chip.flops / 1e12:.0f} TFLOP/s"
     )
     yield (
