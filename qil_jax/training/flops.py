@@ -1,5 +1,6 @@
 """FLOPs of training steps, and peak throughput of the devices."""
 
+import math
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ def vae_flops_per_pixel(vae: RGBAVAE) -> float:
     total = 0.0
     for name, module in nnx.iter_modules(vae):
         if isinstance(module, nnx.Conv | nnx.Linear):
-            total += 2 * module.kernel[...].size / 4 ** _halvings(name, vae)
+            total += 2 * math.prod(module.kernel.shape) / 4 ** _halvings(name, vae)
     return 3.0 * total
 
 
