@@ -108,7 +108,8 @@ def state_shardings(tree: Any, params: Mapping[str, Any]) -> Any:
 
     def of(path: tuple[Any, ...], leaf: Any) -> Any:
         name = path[-1].key if path and isinstance(path[-1], jax.tree_util.DictKey) else None
-        return params[name].sharding if name in params and leaf.shape == params[name].shape else whole
+        like = params.get(name) if isinstance(name, str) else None
+        return like.sharding if like is not None and leaf.shape == like.shape else whole
 
     leaves, form = jax.tree_util.tree_flatten_with_path(tree)
     return jax.tree.unflatten(form, [of(path, leaf) for path, leaf in leaves])

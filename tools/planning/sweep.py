@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 
 from qil_jax.kernels import Spread
-
 from qil_jax.limits import Passes
 from qil_jax.mesh import MeshError, MeshShape, Weights
 from tools.planning.cache import Results

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
-from qil_jax.kernels import attend_for
 
+from qil_jax.kernels import attend_for
 from qil_jax.mesh import TRAINING_RULES, constrain, make_mesh
 from qil_jax.models.axes import Axis
 from qil_jax.models.stack import Scan
