@@ -4,13 +4,13 @@ import argparse
 import dataclasses
 
 from etils import epath
-from qil_jax.models.quantised import Quantisation
 
 from qil_jax.files import write_whole
 from qil_jax.kernels import Spread
 from qil_jax.limits import Passes
 from qil_jax.mesh import MeshShape, Weights
 from qil_jax.models.attention import AttentionKind
+from qil_jax.models.quantised import Quantisation
 from qil_jax.training.config_file import load_experiment
 from tools.planning.cache import RESULT, Results
 from tools.planning.chips import Topology

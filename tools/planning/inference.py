@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from qil_jax.models.quantised import Quantisation, quantise
 
 from qil_jax.encoders.lengths import image_bucket, round_up
 from qil_jax.errors import QilError
@@ -21,6 +20,7 @@ from qil_jax.kernels import Spread, attend_for
 from qil_jax.limits import Passes
 from qil_jax.mesh import MeshShape, Rules, Task, Weights, make_mesh, rules_for
 from qil_jax.models.attention import AttentionKind
+from qil_jax.models.quantised import Quantisation, quantise
 from qil_jax.models.vld_mmdit import MMDiTConfig, TokenLayout, VLDMMDiT
 from qil_jax.weights import Component, abstract
 from tools.planning.abstract import cast, device_bytes, fresh_network, network, place_shapes, placed_shapes

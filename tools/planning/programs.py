@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from qil_jax.models.quantised import Quantisation
-
+from qil_jax.kernels import Spread
 from qil_jax.mesh import MeshShape, Weights
+from qil_jax.models.quantised import Quantisation
 from qil_jax.training.experiment import Experiment
 from tools.planning.cache import Results
 from tools.planning.inference import InferencePlan, name_of, plan_inference
@@ -47,8 +47,9 @@ def smallest() -> Iterator[InferencePlan]:
 
 
 def swept(topology: str) -> Iterator[InferencePlan]:
-    """All meshes of a slice for L = 4 at 640."""
-    yield from candidates(InferencePlan(topology=topology, mesh=MeshShape()))
+    """All meshes of a slice for L = 4 at 640, with Ulysses where sequences are split."""
+    plans = candidates(InferencePlan(topology=topology, mesh=MeshShape()))
+    yield from (plan for plan in plans if plan.spread is Spread.ULYSSES)
 
 
 def full_finetuning(chips: int) -> Experiment:
