@@ -108,10 +108,15 @@ def test_the_denoise_step_of_a_narrow_transformer(tmp_path):
     assert not result.unknown_kernels and 0 < result.kernel_flops < result.device_flops
     kinds = {(traffic.kind, traffic.axes) for traffic in result.traffic}
     assert kinds <= DESIGN, "a collective that the design does not name"
+    assert REQUIRED <= kinds, "a collective of the design is missing: the mesh does not split what it shall split"
+    for traffic in result.traffic:
+        if traffic.kind == "all-reduce":
+            assert traffic.bytes <= traffic.count * TOKENS * 4, "more than segment ids is summed on every device"
 
 
 DESIGN = {
-    ("all-gather", ("context",)),  # kernels that are in parts, segment ids, keys and values
+    ("all-gather", ("context",)),  # kernels that are in parts
+    ("all-reduce", ("context",)),  # segment ids, which XLA gathers as a sum
     ("all-to-all", ("context",)),  # Ulysses
     ("all-gather", ("tensor",)),  # tokens before a product with parameters
     ("reduce-scatter", ("tensor",)),  # sums after it
@@ -122,6 +127,9 @@ DESIGN = {
     ("all-gather", ("cfg", "context", "tensor")),
 }
 """Kinds of collectives and the axes of the mesh along which they run in a denoise step."""
+REQUIRED = {("all-to-all", ("context",)), ("all-gather", ("tensor",)), ("reduce-scatter", ("tensor",))}
+TOKENS = 512 + 4 * 20**2
+"""Text and image tokens of the narrow step."""
 
 
 def test_results_are_kept_by_program(tmp_path):
