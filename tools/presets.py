@@ -94,7 +94,7 @@ def shardings_table() -> str:
                 continue
             kind = re.sub(r"/(image|text)/", "/*/", name)
             shape = ", ".join(map(str, parameter.shape))
-            parts = ", ".join(str(part or "-") for part in spec)
+            parts = ", ".join(" x ".join(part) if isinstance(part, tuple) else part or "-" for part in spec)
             seen[f"| `{component}` `{kind}` | [{shape}] | {parts} |"] = None
         rows += seen
         rows.append(f"| `{component}`, {count} others with {whole:,} elements | | - |")

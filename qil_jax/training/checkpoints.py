@@ -12,15 +12,16 @@ from contextlib import closing
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
 from qil_jax.errors import QilError
 from qil_jax.files import AnyPath
+from qil_jax.mesh import gathered
 from qil_jax.training.disk import CHECKPOINTS, absolute, free_bytes, move_folder
 from qil_jax.training.experiment import CheckpointConfig
 from qil_jax.training.parameters import copied
-from qil_jax.training.signals import gathered
 from qil_jax.training.state_tree import checksums, state_of, state_tree
 from qil_jax.training.step import TrainState
 
@@ -46,10 +47,15 @@ class SaveError(CheckpointError):
     """The state could not be saved; earlier checkpoints are intact. The message gives the path and the cause."""
 
 
+def of_all(value: int) -> list[int]:
+    """The values of all processes, in the order of the processes; all must call this function."""
+    return gathered(np.asarray(value, np.int32)).tolist()
+
+
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, run: AnyPath, config: CheckpointConfig, *, gather: Callable[[int], list[int]] = gathered):
+    def __init__(self, run: AnyPath, config: CheckpointConfig, *, gather: Callable[[int], list[int]] = of_all):
         """`gather` returns the values of all processes, in the order of the processes."""
         self._gather = gather
         self.folder = absolute(run / CHECKPOINTS)

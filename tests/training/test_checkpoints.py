@@ -18,11 +18,10 @@ from runs import World, assert_same_bits, command, environment, saved
 
 from qil_jax.mesh import single_device_mesh
 from qil_jax.training import checkpoints, disk
-from qil_jax.training.checkpoints import CheckpointError, Checkpoints
+from qil_jax.training.checkpoints import CheckpointError, Checkpoints, of_all
 from qil_jax.training.experiment import CheckpointConfig, ExperimentError
 from qil_jax.training.loop import RunStatus, train
 from qil_jax.training.optimiser import OptimiserConfig
-from qil_jax.training.signals import gathered
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.step import TrainState, fresh_state
 
@@ -164,7 +163,7 @@ def test_metrics_of_an_attempt_that_was_lost_are_taken_out(world: World, uncut, 
     assert [(line["step"], line["loss"]) for line in lines(run)] == [(line["step"], line["loss"]) for line in wanted]
 
 
-def two_checkpoints(folder: Path, gather: Callable[[int], list[int]] = gathered) -> tuple[Checkpoints, TrainState]:
+def two_checkpoints(folder: Path, gather: Callable[[int], list[int]] = of_all) -> tuple[Checkpoints, TrainState]:
     """Checkpoints of steps 2 and 4 of a parameter times 2 and 4, and a state to restore into."""
     whole = jax.sharding.NamedSharding(single_device_mesh(), jax.sharding.PartitionSpec())
     state = fresh_state(
