@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qil_jax.inference.checkpoint import Checkpoint
     from qil_jax.inference.pictures import Found
     from qil_jax.inference.pipeline import Pipeline
+    from qil_jax.mesh import Rules
 
 SKIPPED = 3
 """Exit status if all results were written except those of pictures that --skip-bad left out."""
@@ -71,9 +72,7 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
     from qil_jax.inference.ahead import arranged, compile_programs, outline_of
     from qil_jax.inference.job import plan_results, require_same_plan, results_left, run_job
     from qil_jax.inference.pictures import find_pictures
-    from qil_jax.inference.pipeline import Pipeline
     from qil_jax.inference.request import known, result_settings
-    from qil_jax.inference.residency import Residency
     from qil_jax.weights import fingerprint
     from qil_jax.weights.assemble import reporting
 
@@ -82,7 +81,8 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
     with show_pictures() as on_picture:
         found = find_pictures(arguments.inputs, resolution=known(options.resolution), on_picture=on_picture)
     checkpoint = open_checkpoint(arguments, found)
-    mesh = open_mesh(arguments.mesh, checkpoint)
+    pipeline = open_pipeline(arguments, checkpoint)
+    mesh = pipeline.components.mesh
     ledger.planned = plan_results(
         found.pictures,
         arguments.out,
@@ -93,8 +93,6 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
     )
     ledger.skipped = found.bad
     require_same_plan(ledger.planned, arguments.command)
-    place = {"mesh": mesh, "passes": arguments.passes, "residency": Residency.PHASES}
-    pipeline = Pipeline.of(checkpoint, **place, is_abstract=arguments.compile_only)
     if arguments.compile_only:
         arguments.require_memory(ledger.planned, checkpoint, mesh)
         outlines = [outline_of(result) for result in arranged(ledger.planned, pipeline, settings)]
@@ -124,7 +122,33 @@ def load_rest(pipeline: "Pipeline") -> None:
     components.denoiser()
 
 
-def open_mesh(text: str, checkpoint: "Checkpoint") -> "Mesh":
+def open_pipeline(arguments: Arguments, checkpoint: "Checkpoint") -> "Pipeline":
+    """The pipeline of the command line, which has read no tensor yet; with --compile-only it never will.
+
+    Raises:
+      MeshError: if mesh, rules, attention and parameters do not fit together.
+      QilError: if the parameters do not fit into memory, or the mesh splits sequential passes.
+    """
+    from qil_jax.inference.pipeline import Pipeline
+    from qil_jax.inference.residency import Residency
+    from qil_jax.kernels import Spread
+    from qil_jax.mesh import Task, Weights, rules_for
+    from qil_jax.models.attention import AttentionKind
+
+    rules = rules_for(Task.INFERENCE, Weights(arguments.weights))
+    return Pipeline.of(
+        checkpoint,
+        mesh=open_mesh(arguments.mesh, rules, checkpoint),
+        rules=rules,
+        attention=None if arguments.attention is None else AttentionKind(arguments.attention),
+        spread=None if arguments.spread is None else Spread(arguments.spread),
+        passes=arguments.passes,
+        residency=Residency.PHASES,
+        is_abstract=arguments.compile_only,
+    )
+
+
+def open_mesh(text: str, rules: "Rules", checkpoint: "Checkpoint") -> "Mesh":
     """The mesh of the command line, after a check that it divides the parameters; an empty text is the first device.
 
     Raises:
@@ -132,19 +156,19 @@ def open_mesh(text: str, checkpoint: "Checkpoint") -> "Mesh":
     """
     import jax
 
-    from qil_jax.mesh import INFERENCE_RULES, Axis, MeshError, MeshShape, make_mesh, shardings, single_device_mesh
+    from qil_jax.mesh import Axis, MeshError, MeshShape, make_mesh, shardings, single_device_mesh
     from qil_jax.weights import Component, abstract, component_config
 
     if not text and jax.process_count() > 1:
         count = jax.device_count()
         raise MeshError([f"{jax.process_count()} processes have {count} devices: give --mesh, such as tensor={count}"])
     mesh = make_mesh(MeshShape.parse(text)) if text else single_device_mesh()
-    heads, ways = checkpoint.transformer.num_attention_heads, INFERENCE_RULES.ways(Axis.HEADS, mesh)
+    heads, ways = checkpoint.transformer.num_attention_heads, rules.ways(Axis.HEADS, mesh)
     problems = [f"transformer: {heads} attention heads do not divide into {ways} parts"] if heads % ways else []
     for component in Component:
         module = abstract(component, component_config(checkpoint.folder, component))
         try:
-            shardings(module, mesh, INFERENCE_RULES)
+            shardings(module, mesh, rules)
         except MeshError as error:
             problems += [f"{component}/{problem}" for problem in error.problems]
     if problems:

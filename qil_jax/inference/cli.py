@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 OnCount = Callable[[int, int], None]
 OF_PICTURES = ("layers", "max_layers", "prompt", "negative_prompt", "resolution", "output_size", "seed", "samples")
 OF_BATCHES = ("steps", "guidance", "rescale")
+ATTENTION = ("xla", "xla_chunked", "xla_by_head", "splash", "cudnn", "tokamax")
+"""The values of AttentionKind, whose module imports JAX."""
+SPREADS = ("none", "gather", "ulysses", "ring")
+"""The values of kernels.Spread."""
+WEIGHTS = ("split", "whole")
+"""The values of mesh.Weights."""
 SHOWN = 10
 """Maximum number of pictures whose sizes are printed individually."""
 
@@ -59,6 +65,9 @@ class Arguments:
       mesh: mesh axes and their sizes, such as data=2,tensor=4; empty: the first device.
       skip_bad: whether unreadable pictures are skipped instead of ending the run.
       overwrite: whether existing results are replaced.
+      weights: what the devices along the mesh's axis context hold of the kernels, a value of `mesh.Weights`.
+      attention: the transformer's attention, a value of AttentionKind; None: by the devices.
+      spread: how queries meet keys along context, a value of `kernels.Spread`; None: by the number of heads.
       passes: the way in which the two passes of guidance are computed.
       distributed: specification of the other processes (see `launch.connected`); None: a single process.
       wait: number of seconds within which all processes must have joined.
@@ -76,6 +85,9 @@ class Arguments:
     mesh: str
     skip_bad: bool
     overwrite: bool
+    weights: str
+    attention: str | None
+    spread: str | None
     passes: Passes
     compile_only: bool
     distributed: str | None
@@ -84,7 +96,8 @@ class Arguments:
     @property
     def command(self) -> dict[str, Any]:
         """What all processes of a run must agree on beside the results."""
-        return {name: str(getattr(self, name)) for name in ("batch", "mesh", "overwrite", "passes", "compile_only")}
+        same = ("batch", "mesh", "weights", "attention", "spread", "overwrite", "passes", "compile_only")
+        return {name: str(getattr(self, name)) for name in same}
 
     def problems(self) -> list[str]:
         """One message for each invalid argument."""
@@ -202,6 +215,10 @@ def _parser() -> Parser:
         help="a LoRA to add to the transformer, and how much of it (default 1); may be given several times",
     )
     add("--mesh", default="", help='devices, such as "data=2,tensor=4" (default: the first device)')
+    kernels = "kernels along the mesh's axis context: a part on each device, or whole where there is room"
+    add("--weights", choices=WEIGHTS, default="split", help=f"{kernels} (default split)")
+    add("--attention", choices=ATTENTION, help="implementation (default: splash on TPUs, xla_chunked elsewhere)")
+    add("--spread", choices=SPREADS, help="keys along context (default: ulysses if the heads divide, else gather)")
     add("--skip-bad", action="store_true", help="go on without pictures that cannot be read; exit status 3 if any")
     add("--overwrite", action="store_true", help="replace results that are there")
     add(

@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from qil_jax.inference import cli
 from qil_jax.inference.__main__ import main
+from qil_jax.kernels import Spread
+from qil_jax.mesh import Weights
+from qil_jax.models.attention import AttentionKind
 from qil_jax.weights import assemble
 from tools.make_demo_checkpoint import write_checkpoint
 
@@ -44,6 +48,26 @@ def test_meshes_are_refused(words, mesh, message, capsys, monkeypatch):
     err = capsys.readouterr().err
     assert message in err and err.count("error:") == 1
     assert not Path(words[-1]).exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mesh", "data=8", "--attention", "cudnn"], "cudnn attention runs on NVIDIA GPUs, and the devices are cpu"),
+        (["--mesh", "context=8", "--spread", "ulysses"], "ulysses needs tensor x context = 1 x 8 to divide 2 heads"),
+        (["--mesh", "context=8", "--spread", "none"], "use gather, ulysses or ring"),
+    ],
+)
+def test_attention_that_does_not_fit_the_mesh_is_refused(words, options, message, capsys):
+    assert main([*words, *options]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("error:") == 1
+
+
+def test_the_command_line_names_what_the_mesh_and_the_kernels_know():
+    assert tuple(AttentionKind) == cli.ATTENTION
+    assert tuple(Spread) == cli.SPREADS
+    assert tuple(Weights) == cli.WEIGHTS
 
 
 def test_processes_without_a_coordinator_are_refused(words, capsys):
