@@ -7,6 +7,7 @@ from qil_jax.kernels import Spread
 from qil_jax.mesh import MeshShape, Weights
 from qil_jax.models.quantised import Quantisation
 from qil_jax.training.experiment import Experiment
+from qil_jax.training.stages.kinds import Stage
 from tools.planning.cache import Results
 from tools.planning.inference import InferencePlan, name_of, plan_inference
 from tools.planning.result import Result
@@ -90,5 +91,9 @@ def programs() -> dict[str, Make]:
     plans = [*sizes(), *smallest(), *(plan for topology in MESHES for plan in swept(topology))]
     found: dict[str, Make] = {name_of(plan): lambda kept, plan=plan: plan_inference(plan, kept=kept) for plan in plans}
     for name, plan in training().items():
-        found[name] = lambda kept, plan=plan, name=name: plan_training(plan, kept=kept, name=name)
+        # The VAE's convolutions take the compiler more than ten minutes otherwise.
+        effort = -1.0 if plan.experiment.stage is Stage.RGBA_VAE else 0.0
+        found[name] = lambda kept, plan=plan, name=name, effort=effort: plan_training(
+            plan, effort=effort, kept=kept, name=name
+        )
     return found
