@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from qil_jax.kernels.plan import Blocks
 from qil_jax.mesh.rules import MeshError
@@ -14,7 +15,14 @@ Ids = tuple[Array, Array]
 """Segment ids of queries [b, t] and keys [b, s]."""
 
 
-def splash(q: Array, k: Array, v: Array, ids: Ids, *, interpret: bool = False) -> Array:
+def splash(
+    q: Float[Array, "b t n d"],
+    k: Float[Array, "b s n d"],
+    v: Float[Array, "b s n d"],
+    ids: Ids,
+    *,
+    interpret: bool = False,
+) -> Float[Array, "b t n d"]:
     """Pallas splash attention of q [b, t, n, d] to k and v [b, s, n, d], padded to whole blocks with segment 0.
 
     Gradients come from its separate kernels for dq and for dk and dv.
@@ -24,7 +32,14 @@ def splash(q: Array, k: Array, v: Array, ids: Ids, *, interpret: bool = False) -
     return jnp.swapaxes(mixed, 1, 2)[:, : q.shape[1]]
 
 
-def splash_part(q: Array, k: Array, v: Array, ids: Ids, *, interpret: bool = False) -> Part:
+def splash_part(
+    q: Float[Array, "b t n d"],
+    k: Float[Array, "b s n d"],
+    v: Float[Array, "b s n d"],
+    ids: Ids,
+    *,
+    interpret: bool = False,
+) -> Part:
     """`splash` with the logarithm of the sum of exponentials; it has no gradient."""
     blocks = Blocks.of(q.shape[1], k.shape[1])
     kernel = _splash_kernel(q.shape[2], blocks, interpret, save_residuals=True)
@@ -66,8 +81,10 @@ def _padded(q: Array, k: Array, v: Array, ids: Ids, blocks: Blocks) -> tuple[Arr
     return q, first(k, blocks.keys), first(v, blocks.keys), segments
 
 
-def cudnn(q: Array, k: Array, v: Array, ids: Ids) -> Array:
-    """cuDNN's flash attention. Segments are a mask [b, 1, t, s], since cuDNN's lengths know padding at the end only.
+def cudnn(
+    q: Float[Array, "b t n d"], k: Float[Array, "b s n d"], v: Float[Array, "b s n d"], ids: Ids
+) -> Float[Array, "b t n d"]:
+    """Flash attention of cuDNN. Segments are a mask [b, 1, t, s], since its lengths know padding at the end only.
 
     Raises:
       MeshError: if the arrays are neither bfloat16 nor float16.
@@ -77,7 +94,9 @@ def cudnn(q: Array, k: Array, v: Array, ids: Ids) -> Array:
     return jax.nn.dot_product_attention(q, k, v, mask=_equal(ids), implementation="cudnn")
 
 
-def tokamax(q: Array, k: Array, v: Array, ids: Ids) -> Array:
+def tokamax(
+    q: Float[Array, "b t n d"], k: Float[Array, "b s n d"], v: Float[Array, "b s n d"], ids: Ids
+) -> Float[Array, "b t n d"]:
     """The attention of the package tokamax, which chooses its kernel by the device; segments are a mask."""
     import tokamax as kernels  # type: ignore[import-not-found]
 

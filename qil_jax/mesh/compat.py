@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
+from jaxtyping import Shaped
 
 
 def auto_mesh(devices: Sequence[jax.Device], shape: dict[str, int]) -> Mesh:
@@ -14,7 +15,7 @@ def auto_mesh(devices: Sequence[jax.Device], shape: dict[str, int]) -> Mesh:
     return Mesh(device_grid(devices, tuple(shape.values())), tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 
 
-def device_grid(devices: Sequence[Any], sizes: tuple[int, ...]) -> np.ndarray:
+def device_grid(devices: Sequence[Any], sizes: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
     """The devices as a grid.
 
     On TPUs the axes lie along lines of the torus, the last one along the shortest paths. Elsewhere, and for a set of
@@ -30,7 +31,7 @@ def device_grid(devices: Sequence[Any], sizes: tuple[int, ...]) -> np.ndarray:
     return np.asarray(devices).reshape(sizes)
 
 
-def by_process(grid: np.ndarray, axis: int = 2) -> np.ndarray:
+def by_process(grid: Shaped[np.ndarray, "*n"], axis: int = 2) -> Shaped[np.ndarray, "*n"]:
     """A grid whose groups along an axis, by default fsdp, are in the order of their processes.
 
     The groups stay the same: only their numbers change, so that neighbouring rows of a batch are read by one process.

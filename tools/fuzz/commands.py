@@ -152,13 +152,13 @@ def _painted() -> Iterator[None]:
     """Replace decompositions by painted layers within the context."""
     from qil_jax.inference.pipeline import Pipeline
 
-    of, decompose = Pipeline.of, Pipeline.decompose
+    prepare, decompose = Pipeline.prepare, Pipeline.decompose
     try:
-        Pipeline.of = classmethod(lambda cls, *_, **__: object.__new__(cls))  # type: ignore[method-assign]
+        Pipeline.prepare = lambda *_, **__: None  # type: ignore[method-assign]
         Pipeline.decompose = _paint  # type: ignore[method-assign]
         yield
     finally:
-        Pipeline.of, Pipeline.decompose = of, decompose  # type: ignore[method-assign]
+        Pipeline.prepare, Pipeline.decompose = prepare, decompose  # type: ignore[method-assign]
 
 
 def _paint(_self: Any, requests: Sequence["Request"], *_: Any, **__: Any) -> "list[Decomposition]":
