@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -144,7 +145,7 @@ def connected(where: str | None, *, wait: float = WAIT) -> Iterator[None]:
     member.finish()
 
 
-class _Member:
+class _Member(ABC):
     """One of the connected processes: signs of life, and the end of all if one is lost."""
 
     def __init__(self, place: Place, wait: float):
@@ -154,13 +155,13 @@ class _Member:
         self._done: set[int] = set()
         self._lost = self._closed = False
 
+    @abstractmethod
     def join(self) -> None:
         """Connect to the other processes, and jax with theirs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self) -> None:
         """Wait until the blocks of all processes have ended."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """End the connections: for the other processes, this one is lost unless it has finished."""
