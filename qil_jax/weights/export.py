@@ -15,6 +15,7 @@ from jaxtyping import Shaped
 
 from qil_jax.errors import QilError
 from qil_jax.files import AnyPath, is_remote, recover, result_folder
+from qil_jax.mesh import fetch
 from qil_jax.weights.convert import copy_released, unused
 from qil_jax.weights.extension import ExtendedSource, new_parts
 from qil_jax.weights.layered_pipeline import make_layered
@@ -163,6 +164,4 @@ def gathered(x: Shaped[Array, "*n"] | Shaped[np.ndarray, "*n"]) -> Shaped[np.nda
     """A whole array on the host; all processes must call this function."""
     if isinstance(x, np.ndarray) or x.is_fully_addressable:
         return np.asarray(x)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return fetch(x)
