@@ -17,8 +17,10 @@ MOST_SIZE = 1 << 24
 MOST_FLOAT = 3e38
 """Bounds far above any real model, so that a mistyped size raises an error instead of exhausting memory."""
 
-Blocks = Annotated[int, MOST_BLOCKS]
+Blocks = Annotated[int, 1, MOST_BLOCKS]
 """The type of a field that gives the number of repetitions of a block."""
+Index = Annotated[int, 0, MOST_SIZE]
+"""The type of a field that counts from 0, such as a token id."""
 
 
 class ConfigError(QilError):
@@ -72,7 +74,7 @@ def read_fields(cls: type, values: Mapping[str, Any], problems: list[str], *, pr
     """Read the fields of a dataclass from `values`; an absent required field or a wrong type is a problem.
 
     Args:
-      cls: dataclass with fields of type Blocks, int (at least 1), float, bool, a StrEnum, tuples of these, or None.
+      cls: dataclass with fields of type Blocks, Index, int (at least 1), float, bool, a StrEnum, tuples of these, or None.
       values: parsed JSON; keys that are no field are skipped.
       problems: list to which a line is appended for each invalid field.
       prefix: text before the field names in these lines.
@@ -115,9 +117,9 @@ def fitted(value: Any, kind: Any) -> Any:
         if not number or not -MOST_FLOAT < value < MOST_FLOAT:
             raise ConfigError("a number")
         return float(value)
-    most = inner[1] if origin is Annotated else MOST_SIZE
-    if not number or not isinstance(value, int) or not 1 <= value <= most:
-        raise ConfigError(f"a whole number from 1 to {most}")
+    least, most = inner[1:] if origin is Annotated else (1, MOST_SIZE)
+    if not number or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(f"a whole number from {least} to {most}")
     return value
 
 

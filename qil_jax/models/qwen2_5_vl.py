@@ -1,6 +1,7 @@
-"""The language model of Qwen2.5-VL as text encoder, from token ids to the last hidden state after the final norm.
+"""Qwen2.5-VL: its language model as text encoder, and the whole of it, which describes pictures.
 
-The equations are in docs/specification.md, 5. The checkpoint's output head and vision tower are not loaded.
+The equations are in docs/specification.md, 5. Prompts need the language model only, pictures the vision tower and the
+output head, too.
 """
 
 import dataclasses
@@ -15,42 +16,20 @@ from jaxtyping import Bool, Float, Int
 
 from qil_jax.models.attention import Mask, attention
 from qil_jax.models.axes import Axis, Constrain, unconstrained
-from qil_jax.models.config import Blocks, read_fields, require_none, shown
+from qil_jax.models.config import Blocks, Index, read_fields, require_none, shown
 from qil_jax.models.layers import RMSNorm, embedding, linear
 from qil_jax.models.rope import Rotary, rotary_embedding, rotate_half
 from qil_jax.models.stack import scan_blocks, stack_blocks
+from qil_jax.models.vision_tower import VisionConfig, VisionTower
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VisionConfig:
-    """Sizes of the vision tower: `vision_config` of text_encoder/config.json.
-
-    Attributes:
-      depth: number of blocks.
-      hidden_size: width of the residual stream.
-      intermediate_size: feed-forward width.
-      num_heads: number of attention heads.
-      in_channels: number of colour channels of a picture.
-      out_hidden_size: width of the output tokens, which the language model reads.
-      patch_size: side of a patch in pixels.
-      temporal_patch_size: number of frames of a patch.
-      spatial_merge_size: number of patches merged into one token along each side.
-    """
-
-    depth: Blocks = 32
-    hidden_size: int = 1280
-    intermediate_size: int = 3420
-    num_heads: int = 16
-    in_channels: int = 3
-    out_hidden_size: int = 3584
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    spatial_merge_size: int = 2
+OPTIONAL = ("image_token_id",)
+"""Keys that some releases leave out, where they mean the default."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
-    """Keys of text_encoder/config.json that determine the parameters' shapes.
+    """Keys of text_encoder/config.json that the models need.
 
     Attributes:
       hidden_size: width of the residual stream.
@@ -61,6 +40,7 @@ class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
       vocab_size: number of rows of the embedding.
       rms_norm_eps: positive constant added to the mean square in every norm.
       rope_theta: base of the rotary embedding's wavelengths; positive.
+      image_token_id: id of the token for which a picture's tokens are substituted.
       vision: sizes of the vision tower.
     """
 
@@ -72,6 +52,7 @@ class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
     vocab_size: int = 152064
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
+    image_token_id: Index = 151655
     vision: VisionConfig = VisionConfig()
 
     @classmethod
@@ -87,12 +68,13 @@ class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
         rope = _inner(text, "rope_parameters", problems)
         text.setdefault("rope_theta", rope.get("rope_theta"))
         names = [f.name for f in dataclasses.fields(cls) if f.name != "vision"]
-        problems += [f"{n!r} is missing: copy it from the released config.json" for n in names if text.get(n) is None]
+        missing = [n for n in names if text.get(n) is None and n not in OPTIONAL]
+        problems += [f"{n!r} is missing: copy it from the released config.json" for n in missing]
         for key, supported in {"use_sliding_window": False, "hidden_act": "silu", "tie_word_embeddings": False}.items():
             if text.get(key, supported) != supported:
                 problems.append(f"{key} = {shown(text[key])} is not supported (only {supported!r})")
         found = read_fields(cls, {n: text[n] for n in names if text.get(n) is not None}, problems)
-        vision = _vision_fields(_inner(values, "vision_config", problems), problems)
+        vision = VisionConfig.fields_of(_inner(values, "vision_config", problems), problems)
         require_none(problems, where)
         config = cls(vision=VisionConfig(**vision), **found)
         require_none(_uneven(config), where)
@@ -112,12 +94,6 @@ def _inner(values: Mapping[str, Any], key: str, problems: list[str]) -> Mapping[
     return inner if isinstance(inner, Mapping) else {}
 
 
-def _vision_fields(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    # Older files call the input channels `in_chans`.
-    values = {"in_channels": values.get("in_chans", 3), **values}
-    return read_fields(VisionConfig, values, problems, prefix="vision_config: ")
-
-
 def _uneven(config: Qwen2_5VLConfig) -> list[str]:
     """A message for each width or number of heads that violates divisibility."""
     problems = []
@@ -126,12 +102,9 @@ def _uneven(config: Qwen2_5VLConfig) -> list[str]:
         problems.append(f"hidden_size {width} must split into num_attention_heads {heads} of an even width")
     if heads % groups:
         problems.append(f"num_attention_heads {heads} must be a multiple of num_key_value_heads {groups}")
-    if config.vision.hidden_size % config.vision.num_heads:
-        size, count = config.vision.hidden_size, config.vision.num_heads
-        problems.append(f"vision_config: hidden_size {size} must be a multiple of num_heads {count}")
     if min(config.rms_norm_eps, config.rope_theta) <= 0:
         problems.append(f"rms_norm_eps {config.rms_norm_eps} and rope_theta {config.rope_theta} must be positive")
-    return problems
+    return problems + config.vision.problems()
 
 
 class DecoderLayer(nnx.Module):
@@ -207,3 +180,21 @@ class TextEncoder(nnx.Module):
           mask: true on tokens and false on padding, whose hidden states are unspecified.
         """
         return self.language(self.language.embed(ids), mask, constrain)
+
+
+class VisionLanguage(nnx.Module):
+    """The whole model: language model, vision tower and output head, 8,292,166,656 parameters in the release."""
+
+    def __init__(self, config: Qwen2_5VLConfig, *, rngs: nnx.Rngs):
+        """Make the parts.
+
+        Raises:
+          ConfigError: if the tower's tokens do not have the width of the language model.
+        """
+        width, tokens = config.hidden_size, config.vision.out_hidden_size
+        misfit = f"vision_config: out_hidden_size {tokens} is not the language model's hidden_size {width}"
+        require_none([misfit] if tokens != width else [], "text_encoder/config.json")
+        self.config = config
+        self.language = Language(config, rngs=rngs)
+        self.visual = VisionTower(config.vision, rngs=rngs)
+        self.lm_head = linear((width, Axis.EMBED), (config.vocab_size, Axis.VOCAB), bias=False, rngs=rngs)
