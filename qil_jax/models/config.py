@@ -74,7 +74,7 @@ def read_fields(cls: type, values: Mapping[str, Any], problems: list[str], *, pr
     """Read the fields of a dataclass from `values`; an absent required field or a wrong type is a problem.
 
     Args:
-      cls: dataclass with fields of type Blocks, Index, int (at least 1), float, bool, a StrEnum, tuples of these, or None.
+      cls: dataclass with fields of type Blocks, Index, int (from 1), float, bool, a StrEnum, tuples of these, or None.
       values: parsed JSON; keys that are no field are skipped.
       problems: list to which a line is appended for each invalid field.
       prefix: text before the field names in these lines.

@@ -22,7 +22,6 @@ from qil_jax.models.rope import Rotary, rotary_embedding, rotate_half
 from qil_jax.models.stack import scan_blocks, stack_blocks
 from qil_jax.models.vision_tower import VisionConfig, VisionTower
 
-
 OPTIONAL = ("image_token_id",)
 """Keys that some releases leave out, where they mean the default."""
 
@@ -53,7 +52,7 @@ class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
     image_token_id: Index = 151655
-    vision: VisionConfig = VisionConfig()
+    vision: VisionConfig = dataclasses.field(default_factory=VisionConfig)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str = "text_encoder/config.json") -> "Qwen2_5VLConfig":
