@@ -109,7 +109,8 @@ def rules_for(task: Task, weights: Weights = Weights.SPLIT) -> Rules:
     Rows are split over the axes of the task, tokens over context, heads and feed-forward width over tensor, kernels
     over tensor and, by their residual width, over fsdp (and context). The residual stream's tokens are split over
     tensor too, so that element-wise work is shared (arXiv 2205.05198): they are gathered before a product with
-    parameters and reduced and scattered after it. The VAE is whole on every device.
+    parameters and reduced and scattered after it. The vision tower's feed-forward width divides by few numbers (3420 in
+    the release), so its kernels are split by their residual width alone. The VAE is whole on every device.
     """
     rows = (MeshAxis.DATA, MeshAxis.FSDP)
     width = (MeshAxis.FSDP, MeshAxis.CONTEXT) if weights is Weights.SPLIT else (MeshAxis.FSDP,)
@@ -117,6 +118,7 @@ def rules_for(task: Task, weights: Weights = Weights.SPLIT) -> Rules:
         {
             **_SHARED,
             Axis.EMBED: width,
+            Axis.VISION: (*width, MeshAxis.TENSOR),
             Axis.SAMPLE: rows,
             Axis.BATCH: (MeshAxis.CFG, *rows) if task is Task.INFERENCE else rows,
         }

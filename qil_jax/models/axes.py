@@ -16,6 +16,7 @@ class Axis(StrEnum):
     RESIDUAL = "residual"  # the same in the residual stream, between the products with parameters
     HEADS = "heads"  # attention heads, or the head-major width of q, k and v
     EMBED = "embed"  # the residual stream's width inside a parameter
+    VISION = "vision"  # the residual stream's width in a feed-forward kernel of the vision tower
     MLP = "mlp"  # the feed-forward width
     MODULATION = "modulation"  # the six stacked shift, scale and gate vectors
     VOCAB = "vocab"  # token ids

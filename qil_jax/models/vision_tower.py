@@ -131,9 +131,9 @@ class VisionBlock(nnx.Module):
         self.qkv = linear((d, Axis.EMBED), (3 * d, Axis.HEADS), rngs=rngs)
         self.proj = linear((d, Axis.HEADS), (d, Axis.EMBED), rngs=rngs)
         self.norm2 = RMSNorm(d)
-        self.gate = linear((d, Axis.EMBED), hidden, rngs=rngs)
-        self.up = linear((d, Axis.EMBED), hidden, rngs=rngs)
-        self.down = linear(hidden, (d, Axis.EMBED), rngs=rngs)
+        self.gate = linear((d, Axis.VISION), hidden, rngs=rngs)
+        self.up = linear((d, Axis.VISION), hidden, rngs=rngs)
+        self.down = linear(hidden, (d, Axis.VISION), rngs=rngs)
 
     def __call__(
         self,

@@ -1,7 +1,15 @@
 """Checkpoints: key tables, streaming safetensors and orbax, checks, conversion."""
 
 from qil_jax.weights.identity import fingerprint
-from qil_jax.weights.load import TransformerPart, abstract, abstract_component, load_component, open_source
+from qil_jax.weights.load import (
+    TextEncoderPart,
+    TransformerPart,
+    abstract,
+    abstract_component,
+    has_vision,
+    load_component,
+    open_source,
+)
 from qil_jax.weights.lora import LoRA, LowRank, read_lora, write_lora
 from qil_jax.weights.lora_header import LoRAError
 from qil_jax.weights.source import Layout, layout_of
@@ -16,6 +24,7 @@ __all__ = [
     "LoRAError",
     "LowRank",
     "StructureError",
+    "TextEncoderPart",
     "TransformerPart",
     "WeightsError",
     "abstract",
@@ -23,6 +32,7 @@ __all__ = [
     "checkpoint_problems",
     "component_config",
     "fingerprint",
+    "has_vision",
     "layout_of",
     "load_component",
     "open_source",

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from qil_jax.mesh import Rules, shardings
 from qil_jax.models.paths import slashed
 from qil_jax.models.quantised import quantise
-from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
+from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder, VisionLanguage
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
 from qil_jax.weights.assemble import Placed, assemble
@@ -28,19 +28,29 @@ from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component, Target, targets
 from qil_jax.weights.tables.quantised import quantisation_of
 
-MODELS: Mapping[Component, tuple[Any, Any]] = {
-    Component.TRANSFORMER: (VLDMMDiT, MMDiTConfig),
-    Component.VAE: (RGBAVAE, VAEConfig),
-    Component.TEXT_ENCODER: (TextEncoder, Qwen2_5VLConfig),
-}
-"""The module and the config class of each component."""
-
 
 class TransformerPart(StrEnum):
     """A part of the transformer that is loaded on its own. The values are the names of its submodules."""
 
     MODULATION = "modulation"
     BACKBONE = "backbone"
+
+
+class TextEncoderPart(StrEnum):
+    """What is loaded of the text encoder in place of its language model alone."""
+
+    VISION_LANGUAGE = "vision_language"  # all of it: language model, vision tower and output head
+
+
+Part = Component | TransformerPart | TextEncoderPart
+"""A component, or another module that is loaded from its folder."""
+MODELS: Mapping[Component | TextEncoderPart, tuple[Any, Any]] = {
+    Component.TRANSFORMER: (VLDMMDiT, MMDiTConfig),
+    Component.VAE: (RGBAVAE, VAEConfig),
+    Component.TEXT_ENCODER: (TextEncoder, Qwen2_5VLConfig),
+    TextEncoderPart.VISION_LANGUAGE: (VisionLanguage, Qwen2_5VLConfig),
+}
+"""The module and the config class of each component."""
 
 
 def open_source(folder: Path, component: Component) -> ParameterSource:
@@ -62,7 +72,9 @@ def abstract(component: Literal[Component.TRANSFORMER], config: Mapping[str, Any
 def abstract(component: Literal[Component.VAE], config: Mapping[str, Any]) -> RGBAVAE: ...
 @overload
 def abstract(component: Literal[Component.TEXT_ENCODER], config: Mapping[str, Any]) -> TextEncoder: ...
-def abstract(component: Component, config: Mapping[str, Any]) -> nnx.Module:
+@overload
+def abstract(component: TextEncoderPart, config: Mapping[str, Any]) -> VisionLanguage: ...
+def abstract(component: Component | TextEncoderPart, config: Mapping[str, Any]) -> nnx.Module:
     """The module of a parsed config.json, with shapes in place of parameters.
 
     Raises:
@@ -71,10 +83,29 @@ def abstract(component: Component, config: Mapping[str, Any]) -> nnx.Module:
     module, config_class = MODELS[component]
     parsed = config_class.from_json(config)
     made = nnx.eval_shape(lambda: module(parsed, rngs=nnx.Rngs(0)))
-    how = quantisation_of(component, config)
-    if how is not None:
-        quantise(made, how)
+    how = quantisation_of(_component_of(component), config)
+    if how is not None:  # the vision tower keeps full precision
+        quantise(made.language if isinstance(made, VisionLanguage) else made, how)
     return made
+
+
+def _component_of(part: Part) -> Component:
+    """The component whose folder holds a part."""
+    if isinstance(part, Component):
+        return part
+    return Component.TRANSFORMER if isinstance(part, TransformerPart) else Component.TEXT_ENCODER
+
+
+def has_vision(checkpoint: Path) -> bool:
+    """Whether a checkpoint can describe pictures: whether its language model knows the token of a picture.
+
+    Every text encoder has a vision tower, but that of a small model may be a placeholder which nothing can read.
+
+    Raises:
+      ConfigError: if the text encoder's config is missing, or not one that the models support.
+    """
+    config = Qwen2_5VLConfig.from_json(component_config(checkpoint, Component.TEXT_ENCODER))
+    return config.image_token_id < config.vocab_size
 
 
 @overload
@@ -107,9 +138,18 @@ def load_component(
     rules: Rules,
     dtype: Any = None,
 ) -> TextEncoder: ...
+@overload
 def load_component(
     checkpoint: Path,
-    component: Component | TransformerPart,
+    component: TextEncoderPart,
+    *,
+    mesh: Mesh,
+    rules: Rules,
+    dtype: Any = None,
+) -> VisionLanguage: ...
+def load_component(
+    checkpoint: Path,
+    component: Part,
     *,
     mesh: Mesh,
     rules: Rules,
@@ -124,7 +164,7 @@ def load_component(
 
     Args:
       checkpoint: folder that holds model_index.json.
-      component: component to load; of a part of the transformer, the other parameters stay abstract.
+      component: component or part to load; of a part of the transformer, the other parameters stay abstract.
       mesh: mesh on which the parameters are placed.
       rules: sharding rules that map logical axes to mesh axes.
       dtype: dtype of the loaded parameters, except quantised kernels and their scales; None: the stored dtype.
@@ -140,10 +180,11 @@ def load_component(
       WeightsError: if the files cannot be read.
     """
     prefix = f"{component}/" if isinstance(component, TransformerPart) else ""
-    component = Component.TRANSFORMER if isinstance(component, TransformerPart) else component
+    kind = Component.TRANSFORMER if isinstance(component, TransformerPart) else component
+    component = _component_of(component)
     stored = component_config(checkpoint, component)
     config = stored if config is None else config
-    module = abstract(component, config)
+    module = abstract(kind, config)
     placements = shardings(module, mesh, rules)
     table = table_of(component, config)
     require_fit(component, table, loras)
@@ -188,12 +229,17 @@ def abstract_component(
 def abstract_component(
     checkpoint: Path, component: Literal[Component.TEXT_ENCODER], *, mesh: Mesh, rules: Rules, dtype: Any = None
 ) -> TextEncoder: ...
+@overload
 def abstract_component(
-    checkpoint: Path, component: Component, *, mesh: Mesh, rules: Rules, dtype: Any = None
+    checkpoint: Path, component: TextEncoderPart, *, mesh: Mesh, rules: Rules, dtype: Any = None
+) -> VisionLanguage: ...
+def abstract_component(
+    checkpoint: Path, component: Component | TextEncoderPart, *, mesh: Mesh, rules: Rules, dtype: Any = None
 ) -> nnx.Module:
     """The module that `load_component` returns, with shapes, dtypes and shardings in place of parameters."""
+    kind, component = component, _component_of(component)
     config = component_config(checkpoint, component)
-    module = abstract(component, config)
+    module = abstract(kind, config)
     placements, wanted = shardings(module, mesh, rules), targets(table_of(component, config))
     source = open_source(checkpoint / component, component)
     state = nnx.state(module, nnx.Param)

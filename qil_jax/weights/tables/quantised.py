@@ -69,7 +69,7 @@ def quantised_table(table: Iterable[Entry], how: Quantisation) -> list[Entry]:
 
 
 def is_quantisable(entry: Entry) -> bool:
-    """Whether a tensor is the weight of a linear map in a stack of the network; the vision tower is not loaded."""
+    """Whether a tensor is the weight of a linear map in a stack, other than the vision tower's."""
     return entry.transform is Transform.LINEAR and entry.block is not None and not entry.path.startswith("visual/")
 
 
