@@ -57,7 +57,6 @@ VISION = {
     "hidden_size": 32,
     "intermediate_size": 44,
     "num_heads": 2,
-    "out_hidden_size": 40,
     "patch_size": 14,
     "fullatt_block_indexes": [1],
 }
@@ -96,7 +95,7 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if "gamma" in name or ("norm" in name and name.endswith("weight") and parameter.ndim == 1):
+            if "gamma" in name or (("norm" in name or "ln_q" in name) and "weight" in name and parameter.ndim == 1):
                 parameter.copy_(1 + 0.2 * noise)
             elif "embed_tokens" in name or "addition_t_embedding" in name:
                 parameter.copy_(noise)
@@ -115,8 +114,10 @@ def tiny_vae(seed: int = 2, **changes) -> AutoencoderKLQwenImage:
     return randomise(AutoencoderKLQwenImage(**{**VAE, **changes}), seed)
 
 
-def tiny_text_encoder(seed: int = 3, **changes) -> Qwen2_5_VLForConditionalGeneration:
-    config = Qwen2_5_VLConfig(text_config={**TEXT, **changes}, vision_config=VISION, tie_word_embeddings=False)
+def tiny_text_encoder(seed: int = 3, *, vision=None, **changes) -> Qwen2_5_VLForConditionalGeneration:
+    text = {**TEXT, **changes}
+    sizes = {**VISION, "out_hidden_size": text["hidden_size"], **(vision or {})}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=sizes, tie_word_embeddings=False)
     return randomise(Qwen2_5_VLForConditionalGeneration(config), seed)
 
 

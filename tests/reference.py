@@ -9,7 +9,8 @@ import torch
 from flax import nnx
 
 from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
-from qil_jax.weights import Component, load_component
+from qil_jax.models.qwen2_5_vl import VisionLanguage
+from qil_jax.weights import Component, TextEncoderPart, load_component
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -18,6 +19,13 @@ def ours(reference, component: str, folder: Path) -> nnx.Module:
     """Our model with the weights of a reference module, by way of the files that it saves."""
     reference.save_pretrained(folder / component)
     return load_component(folder, Component(component), mesh=single_device_mesh(), rules=INFERENCE_RULES)
+
+
+def our_vision_language(reference, folder: Path) -> VisionLanguage:
+    """Our whole vision-language model with the weights of a reference one."""
+    reference.save_pretrained(folder / Component.TEXT_ENCODER)
+    place = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
+    return load_component(folder, TextEncoderPart.VISION_LANGUAGE, **place)
 
 
 def error(actual, expected) -> float:

@@ -5,7 +5,7 @@ a time on either side: the released 41 GB need about 4 GB. Needs torch, diffuser
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,11 @@ from flax import nnx
 from jax import Array
 from safetensors import safe_open
 from transformers import Qwen2_5_VLConfig as TorchTextConfig
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionTransformerPretrainedModel,
+    Qwen2_5_VLTextModel,
+)
+from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
 from qil_jax.models.layers import layer_norm
@@ -29,6 +33,7 @@ from qil_jax.models.quantised import quantise
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.rope import LayerIndex, image_positions, rotary_embedding, text_offset, text_positions
 from qil_jax.models.stack import block_at
+from qil_jax.models.vision_tower import PatchLayout, VisionTower
 from qil_jax.weights import Component, abstract, component_config, load_component, open_source
 from qil_jax.weights.names import released_names
 from qil_jax.weights.safetensors_io import weight_files
@@ -38,6 +43,10 @@ from qil_jax.weights.tables.entries import Target, targets
 from qil_jax.weights.tables.quantised import quantisation_of
 
 GRID, PICTURES, WORDS, SIGMA = (4, 6), 3, 9, 0.6
+PATCHES = (10, 14)
+"""Rows and columns of the vision tower's picture: whole windows and partial ones."""
+HEAD_ROWS = 1 << 13
+"""Number of rows of the output head that are in memory at a time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +71,8 @@ def compare(checkpoint: Path, reference: Path) -> Iterator[BlockError]:
     with torch.no_grad():
         yield from compare_vae(checkpoint, reference)
         yield from compare_text_encoder(checkpoint, reference)
+        yield from compare_output_head(checkpoint, reference)
+        yield from compare_vision_tower(checkpoint, reference)
         yield from compare_transformer(checkpoint, reference)
 
 
@@ -99,9 +110,10 @@ def compare_text_encoder(checkpoint: Path, reference: Path) -> Iterator[BlockErr
     parameters = Parameters(checkpoint, part)
 
     ids = np.random.default_rng(0).integers(0, config.vocab_size, WORDS)
-    embedding = tensors.rows("model.embed_tokens.weight", ids)
+    parts = [slice(i, i + 1) for i in ids.tolist()]
+    embedding = tensors.rows("model.embed_tokens.weight", parts)
     table = parameters.targets["language/embed/embedding"]
-    rows = [parameters.source.read(table, (slice(int(i), int(i) + 1), slice(0, table.shape[1]))) for i in ids]
+    rows = [parameters.source.read(table, (part, slice(0, table.shape[1]))) for part in parts]
     yield _row(part, "embedding", np.concatenate(rows).astype(np.float32), embedding)
 
     x = embedding[None]
@@ -120,6 +132,61 @@ def compare_text_encoder(checkpoint: Path, reference: Path) -> Iterator[BlockErr
     tensors.fill(torch_model.norm, "model.norm.")
     parameters.fill(model.norm, "language/norm")
     yield _row(part, "norm", model.norm(_ours(x)), torch_model.norm(x))
+
+
+def compare_output_head(checkpoint: Path, reference: Path) -> Iterator[BlockError]:
+    """The logits of all tokens."""
+    part = Component.TEXT_ENCODER
+    tensors, parameters = Tensors(reference, part), Parameters(checkpoint, part)
+    target = parameters.targets["lm_head/kernel"]
+    width, count = target.shape
+    x = torch.randn(WORDS, width, generator=_seed())
+    ours, expected = [], []
+    for first in range(0, count, HEAD_ROWS):
+        rows = slice(first, min(first + HEAD_ROWS, count))
+        expected.append(x @ tensors.rows("lm_head.weight", [rows]).T)
+        kernel = parameters.source.read(target, (slice(0, width), rows))
+        ours.append(np.asarray(_ours(x) @ jnp.asarray(kernel.astype(np.float32))))
+    yield _row(part, "output head", np.concatenate(ours, axis=1), torch.cat(expected, dim=1))
+
+
+def compare_vision_tower(checkpoint: Path, reference: Path) -> Iterator[BlockError]:
+    """The vision tower: embedded patches, every block, the merged tokens."""
+    part = Component.TEXT_ENCODER
+    torch_config: Any = TorchTextConfig.from_dict(component_config(reference, part)).vision_config
+    depth, torch_config.depth = torch_config.depth, 1
+    torch_config._attn_implementation = "eager"
+    with init_empty_weights():
+        torch_model = Qwen2_5_VisionTransformerPretrainedModel(torch_config).eval()
+    tensors, parameters = Tensors(reference, part), Parameters(checkpoint, part)
+    config = dataclasses.replace(Qwen2_5VLConfig.from_json(component_config(checkpoint, part)).vision, depth=1)
+    model = nnx.eval_shape(lambda: VisionTower(config, rngs=nnx.Rngs(0)))
+
+    patches = torch.randn(PATCHES[0] * PATCHES[1], config.patch_width, generator=_seed())
+    for name in ("patch_embed", "merger"):
+        tensors.fill(getattr(torch_model, name), f"visual.{name}.")
+        parameters.fill(getattr(model, name), f"visual/{name}")
+    x = torch_model.patch_embed(patches)
+    yield _row(part, "patches", model.patch_embed(_ours(patches)), x)
+
+    side, grid = config.spatial_merge_size, torch.tensor([[1, *PATCHES]])
+    windows, ends = get_vision_window_index(grid, side, config.window_size, config.patch_size)
+    by_window = torch.arange(len(x)).reshape(-1, side**2)[windows].flatten()
+    cos, sin = torch_model.rotary_pos_emb(x, get_vision_position_ids(grid, side))
+    layout = PatchLayout.of(jnp.asarray([PATCHES]), len(x), config)
+    rotary = model.rotary(layout)
+    run = _compiled(lambda block, x, segments: block(x, rotary, segments))
+    for k in range(depth):
+        full = k in torch_config.fullatt_block_indexes
+        order, bounds = (torch.arange(len(x)), torch.tensor([0, len(x)])) if full else (by_window, ends)
+        tensors.fill(torch_model.blocks[0], f"visual.blocks.{k}.")
+        expected = torch.empty_like(x)
+        expected[order] = torch_model.blocks[0](x[order], bounds, position_embeddings=(cos[order], sin[order]))
+        block = parameters.block(model.blocks, "visual/blocks", k)
+        segments = layout.pictures if k in config.fullatt_block_indexes else layout.windows
+        yield _row(part, f"vision {k}", run(block, _ours(x)[None], segments)[0], expected)
+        x = expected
+    yield _row(part, "merger", model.merger(_ours(x)[None])[0], torch_model.merger(x))
 
 
 def compare_transformer(checkpoint: Path, reference: Path) -> Iterator[BlockError]:
@@ -193,12 +260,12 @@ class Tensors:
         with safe_open(file, framework="pt") as tensors:
             return tensors.get_tensor(stored).float()
 
-    def rows(self, name: str, rows: np.ndarray) -> torch.Tensor:
+    def rows(self, name: str, parts: Iterable[slice]) -> torch.Tensor:
         """Some rows of a matrix, fp32."""
         file, stored = self._files[name]
         with safe_open(file, framework="pt") as tensors:
             matrix = tensors.get_slice(stored)
-            return torch.cat([matrix[int(row) : int(row) + 1] for row in rows]).float()
+            return torch.cat([matrix[part] for part in parts]).float()
 
     def fill(self, module: torch.nn.Module, prefix: str) -> None:
         """Set all tensors of a module."""

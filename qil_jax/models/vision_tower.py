@@ -200,8 +200,7 @@ class VisionTower(nnx.Module):
           The n / spatial_merge_size^2 tokens of each row, row by row; those beyond the picture are meaningless.
         """
         layout = PatchLayout.of(grids, patches.shape[1], self.config)
-        width = self.config.hidden_size // self.config.num_heads
-        rotary = rotary_embedding(layout.positions, (width // 2, width // 2), self.config.rope_theta)
+        rotary = self.rotary(layout)
         is_full = jnp.asarray([k in self.config.fullatt_block_indexes for k in range(self.config.depth)])
 
         def step(block: VisionBlock, x: Array, full: Array) -> Array:
@@ -211,3 +210,8 @@ class VisionTower(nnx.Module):
 
         x = self.patch_embed(patches.astype(self.patch_embed.kernel[...].dtype))
         return self.merger(scan_blocks(self.blocks, step, constrain(x, (Axis.BATCH, None, None)), is_full))
+
+    def rotary(self, layout: PatchLayout) -> Rotary:
+        """The rotations of all heads: half of the feature pairs by row, half by column."""
+        width = self.config.hidden_size // self.config.num_heads
+        return rotary_embedding(layout.positions, (width // 2, width // 2), self.config.rope_theta)

@@ -234,18 +234,24 @@ def test_validate_says_so_with_its_exit_status(checkpoint):
     assert "Traceback" not in bad.stderr
 
 
-def test_numerics_find_one_wrong_block(checkpoint):
+def test_numerics_find_every_wrong_block(checkpoint):
     orbax = checkpoint.with_name("orbax")
     to_orbax(checkpoint, orbax)
     good = validate(orbax, "--numerics", "--reference", checkpoint)
     assert good.returncode == 0, good.stderr
-    assert good.stdout.count(" max ") == 2 + 4 + 6
-    chunk = next((orbax / "transformer" / "params" / "backbone.blocks.text.mlp_in.kernel").glob("1.*"))
-    values = np.fromfile(chunk, np.float32)
-    values[17] += 0.5
-    values.tofile(chunk)
+    assert good.stdout.count(" max ") == 2 + 4 + 4 + 6
+    for array, part in (
+        ("transformer/params/backbone.blocks.text.mlp_in.kernel", "1.*"),
+        ("text_encoder/params/visual.blocks.up.kernel", "0.*"),
+        ("text_encoder/params/lm_head.kernel", "0.*"),
+    ):
+        chunk = next((orbax / array).glob(part))
+        values = np.fromfile(chunk, np.float32)
+        values[17] += 0.5
+        values.tofile(chunk)
     bad = validate(orbax, "--numerics", "--reference", checkpoint)
     assert bad.returncode == 1
     failed = [line for line in bad.stdout.splitlines() if "FAILED" in line]
-    assert len(failed) == 1 and "block 1" in failed[0]
+    found = zip(failed, ("output head", "vision 0", "block 1"), strict=True)
+    assert all(name in line for line, name in found), failed
     assert validate(orbax, "--numerics").returncode == 2

@@ -183,6 +183,34 @@ CASES: dict[str, tuple[Damage, tuple[str, ...]]] = {
         edited("text_encoder/config.json", vision_config=[], text_config="x", rope_parameters=3),
         ("vision_config = []: must be an object", "text_config = 'x'", "rope_parameters = 3"),
     ),
+    "values of a vision tower that it cannot have": (
+        edited(
+            "text_encoder/config.json",
+            image_token_id=-1,
+            vision_config={
+                "fullatt_block_indexes": 7,
+                "hidden_act": "quick_gelu",
+                "rope_parameters": 3,
+                "window_size": "112",
+            },
+        ),
+        (
+            *("image_token_id = -1: must be a whole number from 0", "fullatt_block_indexes = 7: must be a list"),
+            *("vision_config: hidden_act = 'quick_gelu' is not supported", "rope_parameters = 3: must be an object"),
+            "window_size = '112': must be a whole number from 1",
+        ),
+    ),
+    "sizes of a vision tower that do not fit": (
+        edited(
+            "text_encoder/config.json",
+            vision_config={"num_heads": 3, "window_size": 27, "rope_parameters": {"rope_theta": 0}},
+        ),
+        (
+            "vision_config: hidden_size 1280 must split into num_heads 3 of a width that 4 divides",
+            "vision_config: window_size 27 is smaller than a token of 28 pixels",
+            "vision_config: rope_theta 0.0 must be positive",
+        ),
+    ),
     "odd axes": (edited("transformer/config.json", axes_dims_rope=[7, 13, 12]), ("axes_dims_rope", "even")),
     "tensors that overlap": (headed(overlapping), ("overlaps",)),
     "a tensor twice": (headed(twice), ("occurs twice",)),

@@ -26,7 +26,7 @@ from qil_jax.mesh import (
     single_device_mesh,
 )
 from qil_jax.models.axes import unconstrained
-from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
+from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder, VisionLanguage
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
 from qil_jax.models.vld_mmdit import MMDiTConfig, TokenLayout, VLDMMDiT
 
@@ -48,6 +48,7 @@ SMALL = MMDiTConfig(
 RELEASED = {
     "transformer": (lambda rngs: VLDMMDiT(MMDiTConfig(use_additional_t_cond=True), rngs=rngs), 20_430_407_232),
     "language": (lambda rngs: TextEncoder(Qwen2_5VLConfig(), rngs=rngs), 7_070_619_136),
+    "vision language": (lambda rngs: VisionLanguage(Qwen2_5VLConfig(), rngs=rngs), 8_292_166_656),
     "vae": (lambda rngs: RGBAVAE(VAEConfig(latents_mean=(0.0,) * 16, latents_std=(1.0,) * 16), rngs=rngs), None),
 }
 
@@ -137,7 +138,7 @@ def test_describe_shows_axes_and_partition():
         assert part in row
 
 
-@ON_EVERY_MESH
+@pytest.mark.parametrize("text", [*MESHES, "tensor=8"])
 @WITH_BOTH_PRESETS
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_networks_fit_every_mesh(text, rules, name):

@@ -54,7 +54,8 @@ def test_parameters_are_split_over_fsdp_and_tensor(rules, axes):
 def test_whole_weights_are_not_split_over_context(task):
     split, whole = rules_for(task), rules_for(task, Weights.WHOLE)
     assert split is not whole and split.table[Axis.EMBED] == (MeshAxis.FSDP, MeshAxis.CONTEXT)
-    assert whole.table == {**split.table, Axis.EMBED: (MeshAxis.FSDP,)}
+    vision = (MeshAxis.FSDP, MeshAxis.TENSOR)
+    assert whole.table == {**split.table, Axis.EMBED: (MeshAxis.FSDP,), Axis.VISION: vision}
 
 
 @BOTH

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import TEXT, TRANSFORMER, VAE
+from checkpoints import TEXT, TRANSFORMER, VAE, VISION
 from flax import nnx
 
 from qil_jax.models.vld_mmdit import ModulationTable, TokenLayout
-from qil_jax.weights import Component, abstract
+from qil_jax.weights import Component, TextEncoderPart, abstract
 
 WIDE = ("exp", "rsqrt", "sqrt", "cos", "sin")
 """Softmax, norms, rotary embedding: all that these primitives are used for here, beside the sinusoid of the level."""
@@ -49,9 +49,9 @@ def carried(jaxpr: Any, length: int) -> set[Any]:
     return {v.aval.dtype for v in scans[0].invars[first : first + count]}
 
 
-def traced(component: str, config: dict, call: Any, *arguments: Any) -> tuple[Any, set[Any]]:
+def traced(component: Component | TextEncoderPart, config: dict, call: Any, *arguments: Any) -> tuple[Any, set[Any]]:
     """The program of a model whose parameters are bf16, and the dtypes of what it gives."""
-    graph, state = nnx.split(abstract(Component(component), config))
+    graph, state = nnx.split(abstract(component, config))
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, BF16), state)
     program = jax.make_jaxpr(lambda state, *given: call(nnx.merge(graph, state), *given))(state, *arguments)
     return program.jaxpr, {aval.dtype for aval in program.out_avals}
@@ -65,7 +65,7 @@ def test_transformer():
     """Modulation and backbone by themselves, as inference runs them: the table goes from the one to the other."""
     tokens, words, d = 24, 7, TRANSFORMER["num_attention_heads"] * TRANSFORMER["attention_head_dim"]
     levels = of((2,), FP32), of((2,), jnp.dtype(jnp.int32))
-    program, out = traced("transformer", TRANSFORMER, lambda m, *a: m.modulation(*a), *levels)
+    program, out = traced(Component.TRANSFORMER, TRANSFORMER, lambda m, *a: m.modulation(*a), *levels)
     assert out == {BF16}
     assert dtypes(program, (*WIDE, *PRODUCTS)) == {"cos": {FP32}, "sin": {FP32}, "dot_general": {BF16}}
 
@@ -82,7 +82,7 @@ def test_transformer():
         return model.backbone(image, text, layout, ModulationTable(image=blocks, text=blocks, out=last))
 
     image, text = of((2, tokens, TRANSFORMER["in_channels"])), of((2, words, TRANSFORMER["joint_attention_dim"]))
-    program, out = traced("transformer", TRANSFORMER, run, image, text, per_block, of((2, 2, d)))
+    program, out = traced(Component.TRANSFORMER, TRANSFORMER, run, image, text, per_block, of((2, 2, d)))
     assert out == {BF16}
     assert carried(program, TRANSFORMER["num_layers"]) == {BF16}
     expected = {name: {FP32} for name in ("exp", "rsqrt", "cos", "sin")} | {"dot_general": {BF16}}
@@ -92,9 +92,20 @@ def test_transformer():
 def test_language_model():
     config = {**TEXT, "vision_config": {}}
     ids, mask = of((2, 32), jnp.dtype(jnp.int32)), of((2, 32), jnp.dtype(bool))
-    program, out = traced("text_encoder", config, lambda m, *a: m(*a), ids, mask)
+    program, out = traced(Component.TEXT_ENCODER, config, lambda m, *a: m(*a), ids, mask)
     assert out == {BF16}
     assert carried(program, TEXT["num_hidden_layers"]) == {BF16}
+    expected = {name: {FP32} for name in ("exp", "rsqrt", "cos", "sin")} | {"dot_general": {BF16}}
+    assert dtypes(program, (*WIDE, *PRODUCTS)) == expected
+
+
+def test_vision_tower():
+    """Pictures arrive in fp32, from the processor."""
+    config = {**TEXT, "vision_config": {**VISION, "depth": 3, "out_hidden_size": TEXT["hidden_size"]}}
+    patches, grids = of((2, 16, 1176), FP32), of((2, 2), jnp.dtype(jnp.int32))
+    program, out = traced(TextEncoderPart.VISION_LANGUAGE, config, lambda m, *a: m.visual(*a), patches, grids)
+    assert out == {BF16}
+    assert carried(program, 3) == {BF16}
     expected = {name: {FP32} for name in ("exp", "rsqrt", "cos", "sin")} | {"dot_general": {BF16}}
     assert dtypes(program, (*WIDE, *PRODUCTS)) == expected
 
@@ -102,9 +113,9 @@ def test_language_model():
 @pytest.mark.parametrize("way", ["encode", "decode"])
 def test_rgba_vae(way):
     if way == "encode":
-        program, out = traced("vae", VAE, lambda m, x: m.encode(x).mean, of((1, 32, 24, 4)))
+        program, out = traced(Component.VAE, VAE, lambda m, x: m.encode(x).mean, of((1, 32, 24, 4)))
     else:
-        program, out = traced("vae", VAE, lambda m, z: m.decode(m.denormalise(z)), of((1, 4, 3, VAE["z_dim"])))
+        program, out = traced(Component.VAE, VAE, lambda m, z: m.decode(m.denormalise(z)), of((1, 4, 3, VAE["z_dim"])))
     assert out == {BF16}
     expected = {"exp": {FP32}, "sqrt": {FP32}} | {name: {BF16} for name in PRODUCTS}
     assert dtypes(program, (*WIDE, *PRODUCTS)) == expected

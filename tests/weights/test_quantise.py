@@ -24,7 +24,16 @@ from qil_jax.models.lora import linear_maps
 from qil_jax.models.paths import slashed
 from qil_jax.models.quantised import Quantisation, quantised
 from qil_jax.programs import ended
-from qil_jax.weights import Component, LoRA, LoRAError, LowRank, fingerprint, load_component, require_sound
+from qil_jax.weights import (
+    Component,
+    LoRA,
+    LoRAError,
+    LowRank,
+    TextEncoderPart,
+    fingerprint,
+    load_component,
+    require_sound,
+)
 from qil_jax.weights.convert import to_diffusers, to_orbax
 from qil_jax.weights.quantise import quantise_checkpoint
 from qil_jax.weights.tables import table_of
@@ -57,8 +66,8 @@ def made(request, plain) -> tuple[Quantisation, Path]:
     return request.param, folder
 
 
-def on(mesh, folder: Path, component: str, dtype=None):
-    return load_component(folder, Component(component), mesh=mesh, rules=INFERENCE_RULES, dtype=dtype)
+def on(mesh, folder: Path, part, dtype=None):
+    return load_component(folder, part, mesh=mesh, rules=INFERENCE_RULES, dtype=dtype)
 
 
 def test_no_block_stays_as_it_was(made):
@@ -68,7 +77,7 @@ def test_no_block_stays_as_it_was(made):
     small = [tensor for tensor in stored.values() if tensor.dtype == ELEMENTS[how.value]]
     assert len(small) == BLOCK_MAPS and sum(tensor.numel() for tensor in small) == BLOCK_WEIGHTS
     assert not [n for n, x in stored.items() if "transformer_blocks" in n and x.ndim > 1 and x.element_size() > 1]
-    model = on(single_device_mesh(), folder, "transformer", jnp.bfloat16)
+    model = on(single_device_mesh(), folder, Component.TRANSFORMER, jnp.bfloat16)
     arrays = jax.tree.leaves(nnx.state(model, nnx.Param))
     assert sum(x.nbytes for x in arrays if x.dtype == how.dtype) == BLOCK_WEIGHTS
     wide = {path: m.kernel.dtype for path, m in linear_maps(model).items() if m.kernel.dtype != how.dtype}
@@ -77,14 +86,24 @@ def test_no_block_stays_as_it_was(made):
     assert len(scales) == 14 and {scale.dtype for scale in scales} == {jnp.dtype(jnp.float32)}
 
 
-def test_what_is_read_is_what_was_written(made, plain):
+@pytest.mark.parametrize(
+    ("component", "part", "file"),
+    [
+        (Component.TRANSFORMER, Component.TRANSFORMER, TRANSFORMER),
+        (Component.TEXT_ENCODER, TextEncoderPart.VISION_LANGUAGE, TEXT_ENCODER),
+    ],
+)
+def test_what_is_read_is_what_was_written(made, plain, component, part, file):
+    """Every tensor is in the loaded module, bit by bit."""
     how, folder = made
-    stored, original = load_file(folder / TRANSFORMER), load_file(plain / TRANSFORMER)
-    model = on(single_device_mesh(), folder, "transformer")
+    stored, original = load_file(folder / file), load_file(plain / file)
+    model = on(single_device_mesh(), folder, part)
     flat = {slashed(path): np.asarray(x[...]) for path, x in nnx.to_flat_state(nnx.state(model, nnx.Param))}
-    config = json.loads((folder / "transformer/config.json").read_text())
+    config = json.loads((folder / component / "config.json").read_text())
     bits = lambda x: x.contiguous().view(torch.uint8).numpy()
-    for target in targets(table_of(Component.TRANSFORMER, config)).values():
+    wanted = targets(table_of(component, config))
+    assert flat.keys() == wanted.keys() and {e.name for t in wanted.values() for e in t.entries} == stored.keys()
+    for target in wanted.values():
         parts = flat[target.path] if target.entries[0].block is not None else flat[target.path][None]
         for entry, part in zip(target.entries, parts, strict=True):
             tensor = np.ascontiguousarray(entry.transform.backward(part, entry.shape))
@@ -117,7 +136,7 @@ def test_orbax_and_back_is_bit_exact(made, tmp_path):
     assert unlike(folder, tmp_path / "back") == []
     assert run("dequantize", tmp_path / "orbax", tmp_path / "a") == run("dequantize", folder, tmp_path / "b") == 0
     assert unlike(tmp_path / "a", tmp_path / "b") == []
-    model, same = (on(single_device_mesh(), each, "transformer") for each in (folder, tmp_path / "orbax"))
+    model, same = (on(single_device_mesh(), each, Component.TRANSFORMER) for each in (folder, tmp_path / "orbax"))
     for a, b in zip(*(jax.tree.leaves(nnx.state(m, nnx.Param)) for m in (model, same)), strict=True):
         assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
@@ -131,15 +150,16 @@ def test_orbax_is_quantised_as_the_release(made, plain, tmp_path):
 
 def test_two_devices_hold_what_one_holds(made):
     how, folder = made
-    one = on(single_device_mesh(), folder, "text_encoder")
-    two = on(make_mesh(MeshShape.parse("tensor=2"), jax.devices()[:2]), folder, "text_encoder")
+    one = on(single_device_mesh(), folder, TextEncoderPart.VISION_LANGUAGE)
+    two = on(make_mesh(MeshShape.parse("tensor=2"), jax.devices()[:2]), folder, TextEncoderPart.VISION_LANGUAGE)
     kernel = two.language.layers.up.kernel[...]
     assert kernel.dtype == how.dtype and {s.data.shape for s in kernel.addressable_shards} == {(2, 64, 64)}
     assert {s.data.shape for s in two.language.layers.up.scale[...].addressable_shards} == {(2, 64)}
     for a, b in zip(*(jax.tree.leaves(nnx.state(m, nnx.Param)) for m in (one, two)), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-    ids, mask = jnp.arange(8)[None], jnp.ones((1, 8), bool)
-    expected, ours = (np.asarray(jax.jit(lambda ids, mask, m=m: m(ids, mask))(ids, mask)) for m in (one, two))
+    assert {m.kernel.dtype for m in linear_maps(two.visual).values()} == {np.dtype(np.float32)}
+    x, mask = one.language.embed(jnp.arange(8)[None]), jnp.ones((1, 8), bool)
+    expected, ours = (np.asarray(jax.jit(lambda x, mask, m=m: m.language(x, mask))(x, mask)) for m in (one, two))
     np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=2e-5)
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 
 from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.paths import slashed
-from qil_jax.weights import WeightsError, assemble, component_config, load_component
+from qil_jax.weights import TextEncoderPart, WeightsError, assemble, component_config, load_component
 from qil_jax.weights.convert import to_orbax
 from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan, TensorReader, stored_tensors
 from qil_jax.weights.tables import table_of
@@ -26,7 +26,7 @@ from tools.make_demo_checkpoint import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 MESHES = ["fsdp=2,tensor=2,data=2", "context=2,fsdp=4"]
-EACH = [Component.TRANSFORMER, Component.TEXT_ENCODER, Component.VAE]
+EACH = [Component.TRANSFORMER, TextEncoderPart.VISION_LANGUAGE, Component.VAE]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def parameters(model: nnx.Module) -> dict[str, jax.Array]:
     return {slashed(path): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 
-def loaded(folder: Path, component: Component, mesh: str) -> dict[str, jax.Array]:
+def loaded(folder: Path, component: Component | TextEncoderPart, mesh: str) -> dict[str, jax.Array]:
     place = make_mesh(MeshShape.parse(mesh)) if mesh else single_device_mesh()
     return parameters(load_component(folder, component, mesh=place, rules=INFERENCE_RULES))
 
