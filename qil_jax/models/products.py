@@ -14,10 +14,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.lax import PrecisionLike
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 
 MatMul = Callable[[Array, Array, PrecisionLike], Any]
-"""`matmul` or `matmul_by_rows`."""
+"""`matmul`, `matmul_by_rows` or `matmul_by_tiles`."""
+TILE_BYTES, LANES = 1 << 19, 2
+"""Bytes of a kernel that `matmul_by_tiles` copies at once, and the number of copies that it makes side by side."""
 Pads = tuple[tuple[int, int], tuple[int, int]]
 """Numbers of zeros added (above, below) and (left, right)."""
 
@@ -108,3 +110,33 @@ def _by_rows_backward(precision: PrecisionLike, kept: tuple[Array, Array], gradi
 
 
 matmul_by_rows.defvjp(_by_rows_forward, _by_rows_backward)
+
+
+def matmul_by_tiles(
+    x: Float[Array, "... i"],
+    kernel: Float[Array, "*k i o"],
+    precision: PrecisionLike = None,
+    *,
+    index: Int[Array, ""] | int = 0,
+) -> Float32[Array, "... o"]:
+    """The product of few rows x with a kernel, or with kernel `index` of a stack, in fp32: a few of its rows at a time.
+
+    A CPU multiplies by a copy of a kernel in a stack, which is read from memory, written and read again. Rows that fit
+    its cache are read from memory once, for all rows of x.
+    """
+    size, wide = kernel.shape[-2:]
+    flat, stack = x.reshape(-1, size), kernel.reshape(-1, size, wide)
+    lanes = LANES if size % LANES == 0 else 1
+    lane, most = size // lanes, max(1, TILE_BYTES // (wide * stack.dtype.itemsize))
+    rows = max(n for n in range(1, min(lane, most) + 1) if lane % n == 0)
+
+    def add(tile: Array, sums: list[Array]) -> list[Array]:
+        for number, total in enumerate(sums):
+            start = number * lane + tile * rows
+            part = jax.lax.dynamic_slice_in_dim(flat, start, rows, axis=1)
+            block = jax.lax.dynamic_slice(stack, (index if len(stack) > 1 else 0, start, 0), (1, rows, wide))[0]
+            sums[number] = total + matmul(part, block, precision)
+        return sums
+
+    sums = jax.lax.fori_loop(0, lane // rows, add, [jnp.zeros((len(flat), wide), jnp.float32)] * lanes)
+    return functools.reduce(jnp.add, sums).reshape(*x.shape[:-1], wide)

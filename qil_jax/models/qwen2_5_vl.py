@@ -18,11 +18,11 @@ from qil_jax.models.attention import Mask, attention
 from qil_jax.models.axes import Axis, Constrain, unconstrained
 from qil_jax.models.config import Blocks, Index, read_fields, require_none, shown
 from qil_jax.models.layers import RMSNorm, embedding, linear
-from qil_jax.models.rope import Rotary, rotary_embedding, rotate_half
+from qil_jax.models.rope import Rotary, mrope_embedding, rotary_embedding, rotate_half
 from qil_jax.models.stack import scan_blocks, stack_blocks
 from qil_jax.models.vision_tower import VisionConfig, VisionTower
 
-OPTIONAL = ("image_token_id",)
+OPTIONAL = ("image_token_id", "mrope_section")
 """Keys that some releases leave out, where they mean the default."""
 
 
@@ -39,6 +39,7 @@ class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
       vocab_size: number of rows of the embedding.
       rms_norm_eps: positive constant added to the mean square in every norm.
       rope_theta: base of the rotary embedding's wavelengths; positive.
+      mrope_section: numbers of pairs of a head that rotate by time, row and column.
       image_token_id: id of the token for which a picture's tokens are substituted.
       vision: sizes of the vision tower.
     """
@@ -51,6 +52,7 @@ class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
     vocab_size: int = 152064
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
+    mrope_section: tuple[Index, Index, Index] = (16, 24, 24)
     image_token_id: Index = 151655
     vision: VisionConfig = dataclasses.field(default_factory=VisionConfig)
 
@@ -64,8 +66,9 @@ class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
         """
         problems: list[str] = []
         text = {**values, **_inner(values, "text_config", problems)}
-        rope = _inner(text, "rope_parameters", problems)
-        text.setdefault("rope_theta", rope.get("rope_theta"))
+        # Older files have `rope_theta` on its own and the rest under `rope_scaling`.
+        rope = {**_inner(text, "rope_scaling", problems), **_inner(text, "rope_parameters", problems)}
+        text = {**{key: rope[key] for key in ("rope_theta", "mrope_section") if key in rope}, **text}
         names = [f.name for f in dataclasses.fields(cls) if f.name != "vision"]
         missing = [n for n in names if text.get(n) is None and n not in OPTIONAL]
         problems += [f"{n!r} is missing: copy it from the released config.json" for n in missing]
@@ -127,15 +130,29 @@ class DecoderLayer(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"], rotary: Rotary, segments: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """The residual stream after this layer; `segments` is 1 on tokens and 0 on padding."""
+        return self.finish(x, causal_attention(*self.heads(x, rotary), segments))
+
+    def heads(
+        self, x: Float[Array, "b t d"], rotary: Rotary
+    ) -> tuple[Float[Array, "b t n h"], Float[Array, "b t g h"], Float[Array, "b t g h"]]:
+        """Rotated queries, rotated keys, and values."""
         split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)
         y = self.input_norm(x)
-        q, k = rotate_half(split(self.q(y)), rotary), rotate_half(split(self.k(y)), rotary)
-        v = split(self.v(y))
-        k, v = (jnp.repeat(z, q.shape[2] // z.shape[2], axis=2) for z in (k, v))
-        mixed = attention(q, k, v, segments=(segments, segments), mask=Mask.CAUSAL)
+        return rotate_half(split(self.q(y)), rotary), rotate_half(split(self.k(y)), rotary), split(self.v(y))
+
+    def finish(self, x: Float[Array, "b t d"], mixed: Float[Array, "b t n h"]) -> Float[Array, "b t d"]:
+        """The residual stream after this layer, from what attention made of its heads."""
         x = x + self.o(mixed.reshape(*mixed.shape[:2], -1))
         y = self.post_norm(x)
         return x + self.down(jax.nn.silu(self.gate(y)) * self.up(y))
+
+
+def causal_attention(
+    q: Float[Array, "b t n h"], k: Float[Array, "b t g h"], v: Float[Array, "b t g h"], segments: Int[Array, "b t"]
+) -> Float[Array, "b t n h"]:
+    """Causal attention within equal segment ids; n / g consecutive queries share a key."""
+    k, v = (jnp.repeat(z, q.shape[2] // z.shape[2], axis=2) for z in (k, v))
+    return attention(q, k, v, segments=(segments, segments), mask=Mask.CAUSAL)
 
 
 class Language(nnx.Module):
@@ -151,15 +168,18 @@ class Language(nnx.Module):
         self, embedded: Float[Array, "b t d"], mask: Bool[Array, "b t"], constrain: Constrain = unconstrained
     ) -> Float[Array, "b t d"]:
         """The last hidden state of embedded tokens, which are padded on the right; positions count from 0."""
-        head_dim = self.config.head_dim
         positions = jnp.broadcast_to(jnp.arange(mask.shape[1])[None, :, None], (*mask.shape, 1))
-        rotary = rotary_embedding(positions, (head_dim,), self.config.rope_theta)
+        rotary = rotary_embedding(positions, (self.config.head_dim,), self.config.rope_theta)
         segments = mask.astype(jnp.int32)
 
         def step(layer: DecoderLayer, x: Array, _: None) -> Array:
             return constrain(layer(x, rotary, segments), (Axis.BATCH, None, None))
 
         return self.norm(scan_blocks(self.layers, step, embedded, None))
+
+    def rotary(self, positions: Int[Array, "b t 3"]) -> Rotary:
+        """Rotations by M-RoPE positions."""
+        return mrope_embedding(positions, self.config.mrope_section, self.config.rope_theta)
 
 
 class TextEncoder(nnx.Module):
@@ -181,6 +201,31 @@ class TextEncoder(nnx.Module):
         return self.language(self.language.embed(ids), mask, constrain)
 
 
+def prompt_positions(
+    ids: Int[Array, "b t"], mask: Bool[Array, "b t"], grids: Int[Array, "b 2"], config: Qwen2_5VLConfig
+) -> Int[Array, "b t 3"]:
+    """M-RoPE positions (time, row, column) of prompts with at most one picture each.
+
+    Text has three equal positions, which count on from token to token. The tokens of a picture have the time at which
+    it begins, and rows and columns from there; the text behind it goes on after the longer side.
+
+    Args:
+      ids: token ids with `config.image_token_id` once for each token of the picture, padded on the right.
+      mask: true on tokens; positions of padding are 0.
+      grids: rows and columns of each picture in patches; (0, 0) without one.
+      config: config of the model.
+    """
+    rows, columns = (grids[:, i, None] // config.vision.spatial_merge_size for i in (0, 1))
+    index = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    start = jnp.argmax(ids == config.image_token_id, axis=1, keepdims=True)
+    number, count = index - start, rows * columns
+    row, column = jnp.divmod(number, jnp.maximum(columns, 1))
+    picture = start[..., None] + jnp.stack([0 * row, row, column], axis=-1)
+    text = jnp.where(number < count, index, index - count + jnp.maximum(rows, columns))
+    is_picture = (number >= 0) & (number < count)
+    return jnp.where(mask[..., None], jnp.where(is_picture[..., None], picture, text[..., None]), 0)
+
+
 class VisionLanguage(nnx.Module):
     """The whole model: language model, vision tower and output head, 8,292,166,656 parameters in the release."""
 
@@ -188,12 +233,39 @@ class VisionLanguage(nnx.Module):
         """Make the parts.
 
         Raises:
-          ConfigError: if the tower's tokens do not have the width of the language model.
+          ConfigError: if the tower's tokens do not have the width of the language model, or `mrope_section` does not
+            have the pairs of a head.
         """
         width, tokens = config.hidden_size, config.vision.out_hidden_size
-        misfit = f"vision_config: out_hidden_size {tokens} is not the language model's hidden_size {width}"
-        require_none([misfit] if tokens != width else [], "text_encoder/config.json")
+        pairs, sections = config.head_dim // 2, config.mrope_section
+        misfits = {
+            f"vision_config: out_hidden_size {tokens} is not the language model's hidden_size {width}": tokens != width,
+            f"mrope_section {[*sections]} must have the sum {pairs}, half a head's width": sum(sections) != pairs,
+        }
+        require_none([problem for problem, is_so in misfits.items() if is_so], "text_encoder/config.json")
         self.config = config
         self.language = Language(config, rngs=rngs)
         self.visual = VisionTower(config.vision, rngs=rngs)
         self.lm_head = linear((width, Axis.EMBED), (config.vocab_size, Axis.VOCAB), bias=False, rngs=rngs)
+
+    def embed(
+        self,
+        ids: Int[Array, "b t"],
+        patches: Float[Array, "b n c"],
+        grids: Int[Array, "b 2"],
+        *,
+        constrain: Constrain = unconstrained,
+    ) -> Float[Array, "b t d"]:
+        """Embedded prompts with a picture's tokens in place of the `config.image_token_id`, in their order.
+
+        Args:
+          ids: token ids, see `prompt_positions`.
+          patches: patches of each prompt's picture, see `VisionTower`.
+          grids: rows and columns of each picture in patches.
+          constrain: constraint of activations to a mesh.
+        """
+        embedded = self.language.embed(ids)
+        tokens = self.visual(patches, grids, constrain=constrain).astype(embedded.dtype)
+        is_picture = ids == self.config.image_token_id
+        number = jnp.clip(jnp.cumsum(is_picture, axis=1) - 1, 0, tokens.shape[1] - 1)
+        return jnp.where(is_picture[..., None], jnp.take_along_axis(tokens, number[..., None], axis=1), embedded)

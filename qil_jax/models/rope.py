@@ -75,6 +75,19 @@ def rotary_embedding(
     return Rotary(cos=jnp.cos(joined), sin=jnp.sin(joined))
 
 
+def mrope_embedding(positions: Int[Array, "b t 3"], sections: tuple[int, ...], theta: float) -> Rotary:
+    """Rotations of a head's pairs (k, k + d/2) by M-RoPE (arXiv 2409.12191, 2.1).
+
+    Args:
+      positions: time, row and column of each token; all three are equal in text, where this is an ordinary RoPE.
+      sections: numbers of consecutive pairs that rotate by time, row and column; half a head's width in all.
+      theta: base of the wavelengths, which are those of a single axis.
+    """
+    axes = np.repeat(np.arange(len(sections)), sections)
+    angles = positions[..., axes].astype(jnp.float32) * jnp.asarray(_frequencies(2 * len(axes), theta))
+    return Rotary(cos=jnp.cos(angles), sin=jnp.sin(angles))
+
+
 class Rotation(StrEnum):
     """The features of a head that are rotated as a pair."""
 

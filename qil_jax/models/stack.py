@@ -1,14 +1,18 @@
 """Blocks of equal structure held as one module, with parameters stacked on a leading axis and applied by a scan."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from qil_jax.models.axes import Axis
+from qil_jax.models.layers import use_matmul
+from qil_jax.models.products import matmul_by_tiles
 
 Block = TypeVar("Block", bound=nnx.Module)
 Carry = TypeVar("Carry")
@@ -75,3 +79,20 @@ def scan_blocks(
         policy = policies.dots_with_no_batch_dims_saveable if how.remat is Remat.DOTS else policies.nothing_saveable
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
     return jax.lax.scan(body, carry, (state, inputs), unroll=how.unroll)[0]
+
+
+def scan_blocks_by_tiles(
+    stacked: nnx.Module, step: Callable[[Any, Carry, Any], Carry], carry: Carry, inputs: Any
+) -> Carry:
+    """`scan_blocks` for few tokens on a single CPU device, by `matmul_by_tiles`: no block's kernels are copied."""
+    is_kernel = lambda path, parameter: path[-1] == "kernel" and jnp.issubdtype(parameter.dtype, jnp.floating)
+    graph, kernels, state = nnx.split(stacked, is_kernel, ...)
+
+    def body(carry: Carry, xs: Any) -> tuple[Carry, None]:
+        block_state, block_inputs, index = xs
+        block = nnx.merge(graph, kernels, block_state)
+        use_matmul(block, functools.partial(matmul_by_tiles, index=index))
+        return step(block, carry, block_inputs), None
+
+    count = len(jax.tree.leaves(state)[0])
+    return jax.lax.scan(body, carry, (state, inputs, jnp.arange(count)))[0]
