@@ -26,7 +26,7 @@ ROWS = (Axis.BATCH, None, None)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """Prompts with one picture each, padded at the end.
+    """Prompts with one picture each, padded at the end; the arrays are numpy's on the host.
 
     Attributes:
       ids: token ids, with the model's `image_token_id` once for each token of the picture.
@@ -35,10 +35,10 @@ class Prompts:
       grids: rows and columns of each picture in patches.
     """
 
-    ids: Int[Array, "b t"]
-    lengths: Int[Array, " b"]
-    patches: Float[Array, "b n c"]
-    grids: Int[Array, "b 2"]
+    ids: Int[Any, "b t"]
+    lengths: Int[Any, " b"]
+    patches: Float[Any, "b n c"]
+    grids: Int[Any, "b 2"]
 
     @property
     def mask(self) -> Bool[Array, "b t"]:
@@ -79,12 +79,12 @@ class Choice:
       seeds: seeds of the rows' random numbers.
     """
 
-    repetition_penalty: Float32[Array, " b"]
-    is_sampled: Bool[Array, " b"]
-    temperature: Float32[Array, " b"]
-    top_k: Int[Array, " b"]
-    top_p: Float32[Array, " b"]
-    seeds: UInt32[Array, " b"]
+    repetition_penalty: Float32[Any, " b"]
+    is_sampled: Bool[Any, " b"]
+    temperature: Float32[Any, " b"]
+    top_k: Int[Any, " b"]
+    top_p: Float32[Any, " b"]
+    seeds: UInt32[Any, " b"]
 
 
 @jax.tree_util.register_dataclass
@@ -97,8 +97,8 @@ class Written:
       lengths: numbers of ids before the stop id, if there is one.
     """
 
-    ids: Int[Array, "b n"]
-    lengths: Int[Array, " b"]
+    ids: Int[Any, "b n"]
+    lengths: Int[Any, " b"]
 
 
 def prefill(
@@ -163,6 +163,7 @@ def read_token(
 
     start = (embedded, cache.keys, cache.values)
     x, keys, values = fold(model.language.layers, step, start, jnp.arange(len(cache.keys)))
+    keys, values = constrain(keys, HEADS), constrain(values, HEADS)
     read = Cache(keys=keys, values=values, mask=mask, slot=cache.slot + 1, position=cache.position + 1)
     return _logits(model, x, constrain), read
 

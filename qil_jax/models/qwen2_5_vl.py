@@ -226,6 +226,13 @@ def prompt_positions(
     return jnp.where(mask[..., None], jnp.where(is_picture[..., None], picture, text[..., None]), 0)
 
 
+def text_encoder_of(language: Language) -> TextEncoder:
+    """A text encoder that shares a language model and its parameters."""
+    encoder = nnx.eval_shape(lambda: TextEncoder(language.config, rngs=nnx.Rngs(0)))
+    encoder.language = language
+    return encoder
+
+
 class VisionLanguage(nnx.Module):
     """The whole model: language model, vision tower and output head, 8,292,166,656 parameters in the release."""
 
