@@ -18,8 +18,8 @@ from jaxtyping import Float, Float32, Int
 
 MatMul = Callable[[Array, Array, PrecisionLike], Any]
 """`matmul`, `matmul_by_rows` or `matmul_by_tiles`."""
-TILE_BYTES, LANES = 1 << 19, 2
-"""Bytes of a kernel that `matmul_by_tiles` copies at once, and the number of copies that it makes side by side."""
+TILE_BYTES, TILE_WIDTH, LANES = 1 << 17, 4096, 2
+"""Size and largest width of the tiles of `matmul_by_tiles`, and the number of parts that different cores compute."""
 Pads = tuple[tuple[int, int], tuple[int, int]]
 """Numbers of zeros added (above, below) and (left, right)."""
 
@@ -119,24 +119,29 @@ def matmul_by_tiles(
     *,
     index: Int[Array, ""] | int = 0,
 ) -> Float32[Array, "... o"]:
-    """The product of few rows x with a kernel, or with kernel `index` of a stack, in fp32: a few of its rows at a time.
+    """The product of few rows x with a kernel, or with kernel `index` of a stack, in fp32: tile by tile of the kernel.
 
-    A CPU multiplies by a copy of a kernel in a stack, which is read from memory, written and read again. Rows that fit
-    its cache are read from memory once, for all rows of x.
+    A CPU multiplies by a copy of a kernel in a stack, which is read from memory, written and read again. Tiles that fit
+    a core's cache are read from memory once, for all rows of x.
     """
     size, wide = kernel.shape[-2:]
     flat, stack = x.reshape(-1, size), kernel.reshape(-1, size, wide)
-    lanes = LANES if size % LANES == 0 else 1
-    lane, most = size // lanes, max(1, TILE_BYTES // (wide * stack.dtype.itemsize))
-    rows = max(n for n in range(1, min(lane, most) + 1) if lane % n == 0)
+    index = index if len(stack) > 1 else 0
+    lanes = LANES if wide % LANES == 0 else 1
+    columns = _largest_divisor(wide // lanes, TILE_WIDTH)
+    rows = _largest_divisor(size, TILE_BYTES // (columns * stack.dtype.itemsize))
 
-    def add(tile: Array, sums: list[Array]) -> list[Array]:
-        for number, total in enumerate(sums):
-            start = number * lane + tile * rows
-            part = jax.lax.dynamic_slice_in_dim(flat, start, rows, axis=1)
-            block = jax.lax.dynamic_slice(stack, (index if len(stack) > 1 else 0, start, 0), (1, rows, wide))[0]
-            sums[number] = total + matmul(part, block, precision)
-        return sums
+    def product(first: Array) -> Array:
+        def add(number: Array, total: Array) -> Array:
+            tile = jax.lax.dynamic_slice(stack, (index, number * rows, first), (1, rows, columns))[0]
+            return total + matmul(jax.lax.dynamic_slice_in_dim(flat, number * rows, rows, axis=1), tile, precision)
 
-    sums = jax.lax.fori_loop(0, lane // rows, add, [jnp.zeros((len(flat), wide), jnp.float32)] * lanes)
-    return functools.reduce(jnp.add, sums).reshape(*x.shape[:-1], wide)
+        return jax.lax.fori_loop(0, size // rows, add, jnp.zeros((len(flat), columns), jnp.float32))
+
+    firsts = jnp.split(jnp.arange(0, wide, columns), lanes)
+    found = jnp.concatenate([jax.lax.map(product, part) for part in firsts])
+    return jnp.moveaxis(found, 0, 1).reshape(*x.shape[:-1], wide)
+
+
+def _largest_divisor(size: int, most: int) -> int:
+    return max(n for n in range(1, max(1, min(size, most)) + 1) if size % n == 0)

@@ -2,6 +2,7 @@
 
 python tools/bench models [--case NAME]... [--write docs/benchmarks.md]     the models, against diffusers on torch
 python tools/bench train [--write docs/benchmarks.md]                       a training step, against one of torch
+python tools/bench caption [--write docs/benchmarks.md]                     captions, against transformers on torch
 python tools/bench data [--write docs/benchmarks.md]                        the loader
 python tools/bench convert                                                  conversion of weights, against cp
 python tools/bench lora                                                     loading with a LoRA, against without
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from qil_jax.command_line import Parser
 from qil_jax.programs import run_main
+from tools.bench.caption import CASES as CAPTION_CASES
 from tools.bench.cases import CASES, SIDES
 from tools.bench.harness import add_write
 
@@ -36,6 +38,14 @@ def parser() -> Parser:
     train.add_argument("--rows", type=int, default=32, help="samples in the batch (default %(default)s)")
     train.add_argument("--repeats", type=int, default=12, help="steps of each side (default %(default)s)")
     add_write(train)
+
+    caption = benchmarks.add_parser("caption", help="descriptions of pictures, against transformers on torch")
+    caption.add_argument("--case", action="append", choices=CAPTION_CASES, help="measure this one (default: all)")
+    caption.add_argument("--tokens", type=int, default=64, help="ids to write (default %(default)s)")
+    caption.add_argument("--repeats", type=int, default=7, help="runs of each side (default %(default)s)")
+    caption.add_argument("--only", choices=SIDES, help=argparse.SUPPRESS)
+    caption.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    add_write(caption)
 
     data = benchmarks.add_parser("data", help="the loader, stage by stage")
     data.add_argument("--samples", type=int, default=48, help="scenes to load (default %(default)s)")
