@@ -48,7 +48,7 @@ class Captioner:
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        patches: Sequence[Float[np.ndarray, "n c"]],
+        patches: Sequence[Float[np.ndarray, "_ c"]],
         grids: Sequence[tuple[int, int]],
         generation: Generation,
         *,

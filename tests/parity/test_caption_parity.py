@@ -1,0 +1,181 @@
+"""Reading and writing with pictures against transformers' Qwen2.5-VL, fp32."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from captions import IMAGE, VOCABULARY, pictures, reference_inputs, tiny_writer
+from flax import nnx
+from reference import error, our_vision_language
+from transformers.generation.logits_process import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from qil_jax.encoders.captioner import Captioner
+from qil_jax.encoders.generation import Generation
+from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
+from qil_jax.models.decoding import Prompts, filtered, penalised, prefill, read_token
+from qil_jax.models.qwen2_5_vl import VisionLanguage, prompt_positions
+
+torch.set_grad_enabled(False)
+
+GRIDS = [(2, 2), (46, 70), (18, 6), (10, 14)]
+"""Patches of pictures from 28 x 28 to 644 x 980 pixels, as the release has them."""
+COUNT = 64
+NEVER = (VOCABULARY, VOCABULARY + 1)
+"""As many ids that end a text as in the other tests, for the same program."""
+PENALTIES = (1.0, 1.2)
+
+
+def padded(inputs, model: VisionLanguage, *, extra: int) -> Prompts:
+    """All rows in one batch, with `extra` columns and patches of padding beyond the longest."""
+    rows = [reference_inputs(inputs, i) for i in range(len(inputs[0]))]
+    ids, patches = ([row[key].numpy() for row in rows] for key in ("input_ids", "pixel_values"))
+    longest = max(row.shape[1] for row in ids) + extra
+    most = max(map(len, patches)) + 4 * extra
+    return Prompts(
+        ids=jnp.asarray([np.pad(row[0], (0, longest - row.shape[1]), constant_values=5) for row in ids]),
+        lengths=jnp.asarray([row.shape[1] for row in ids]),
+        patches=jnp.asarray([np.pad(row, ((0, most - len(row)), (0, 0))) for row in patches]),
+        grids=jnp.asarray(inputs[2]),
+    )
+
+
+def written(reference, inputs, row: int, **options):
+    """What transformers writes for one row alone: ids and logits."""
+    given = reference_inputs(inputs, row)
+    options = {"max_new_tokens": COUNT, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, **options}
+    out = reference.generate(**given, **options, output_logits=True, return_dict_in_generate=True)
+    return out.sequences[0, given["input_ids"].shape[1] :].tolist(), torch.stack(out.logits, dim=1)[0]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    reference = tiny_writer()
+    model = our_vision_language(reference, tmp_path_factory.mktemp("tiny"))
+    inputs = pictures(GRIDS, model.config.vision.patch_width)
+    texts = {p: [written(reference, inputs, i, repetition_penalty=p) for i in range(len(GRIDS))] for p in PENALTIES}
+    captioner = Captioner(model, mesh=single_device_mesh(), rules=INFERENCE_RULES)
+    return SimpleNamespace(reference=reference, model=model, inputs=inputs, texts=texts, captioner=captioner)
+
+
+def test_positions(tiny):
+    batch = padded(tiny.inputs, tiny.model, extra=5)
+    found = np.asarray(prompt_positions(batch.ids, batch.mask, batch.grids, tiny.model.config))
+    for i, length in enumerate(batch.lengths):
+        given = reference_inputs(tiny.inputs, i)
+        keys = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+        expected, _ = tiny.reference.model.get_rope_index(**{key: given[key] for key in keys})
+        np.testing.assert_array_equal(found[i, :length], expected[:, 0].T)
+        assert not found[i, length:].any()
+    text = jnp.arange(6)[None]
+    plain = prompt_positions(text, text < 4, jnp.zeros((1, 2), jnp.int32), tiny.model.config)
+    np.testing.assert_array_equal(plain[0, :, 1], [0, 1, 2, 3, 0, 0])
+
+
+def test_logits_of_prompts_and_of_each_written_token(tiny):
+    """All rows in one padded batch, which reads the ids that the reference wrote."""
+    graph, state = nnx.split(tiny.model)
+    texts = tiny.texts[PENALTIES[0]]
+    ids = jnp.asarray([ids for ids, _ in texts])
+
+    @jax.jit
+    def run(state, batch, ids):
+        model = nnx.merge(graph, state)
+        first, cache = prefill(model, batch, room=COUNT)
+
+        def step(cache, ids):
+            logits, cache = read_token(model, ids, cache)
+            return cache, logits
+
+        return jnp.concatenate([first[:, None], jnp.moveaxis(jax.lax.scan(step, cache, ids.T)[1], 0, 1)], axis=1)
+
+    found = run(state, padded(tiny.inputs, tiny.model, extra=3), ids[:, :-1])
+    for row, (_, logits) in zip(found, texts, strict=True):
+        assert error(row, logits) <= 5e-5
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_most_likely_ids(tiny, penalty):
+    """Of pictures in one batch, and of the smallest and the largest alone."""
+    expected = [ids for ids, _ in tiny.texts[penalty]]
+    assert min(len(set(ids)) for ids in expected) > 30, "a text that repeats itself shows nothing"
+    generation = Generation(max_new_tokens=COUNT, repetition_penalty=penalty, eos_token_id=NEVER)
+    assert tiny.captioner.generate(*tiny.inputs, generation) == expected
+    for row in (0, 1):
+        alone = [part[row : row + 1] for part in tiny.inputs]
+        assert tiny.captioner.generate(*alone, generation) == expected[row : row + 1]
+
+
+def test_the_penalty_acts(tiny):
+    without, with_penalty = ([ids for ids, _ in tiny.texts[penalty]] for penalty in PENALTIES)
+    assert all(a != b for a, b in zip(without, with_penalty, strict=True))
+
+
+def test_ids_that_end_a_text(tiny):
+    """Each of two ids ends the text of its row where it first stands; a third row's goes on to the limit."""
+    texts = [ids for ids, _ in tiny.texts[PENALTIES[1]]]
+    stops = [next(i for i in texts[0][10:] if i not in texts[2]), next(i for i in texts[1][20:] if i not in texts[2])]
+    generation = Generation(max_new_tokens=COUNT, repetition_penalty=PENALTIES[1], eos_token_id=tuple(stops))
+    found = tiny.captioner.generate(*tiny.inputs, generation)
+    for i, ids in enumerate(found):
+        expected, _ = written(tiny.reference, tiny.inputs, i, repetition_penalty=PENALTIES[1], eos_token_id=stops)
+        assert ids == (expected[:-1] if expected[-1] in stops else expected)
+    assert len(found[2]) == COUNT and max(len(found[0]), len(found[1])) < COUNT
+    shorter = dataclasses.replace(generation, max_new_tokens=COUNT - 10, eos_token_id=NEVER)
+    assert tiny.captioner.generate(*tiny.inputs, shorter) == [ids[:-10] for ids in texts]
+
+
+def test_filters_of_scores():
+    """Temperature, top-k and top-p as transformers applies them, all of them different from row to row."""
+    scores = 3 * torch.randn(6, VOCABULARY, generator=torch.Generator().manual_seed(1))
+    temperature, top_k, top_p = (
+        [1.0, 0.5, 2.0, 1.3, 0.1, 1.0],
+        [50, VOCABULARY, 7, 1, 3, 9999],
+        [1.0, 0.8, 0.5, 0.9, 0.001, 0.0],
+    )
+    found = np.asarray(filtered(*map(jnp.asarray, (scores.numpy(), temperature, top_k, top_p))))
+    for row, t, k, p in zip(range(6), temperature, top_k, top_p, strict=True):
+        expected = scores[row : row + 1]
+        for warper in (TemperatureLogitsWarper(t), TopKLogitsWarper(k), TopPLogitsWarper(p)):
+            expected = warper(None, expected)
+        np.testing.assert_allclose(found[row], expected[0], rtol=1e-6)
+    assert [np.isfinite(row).sum() for row in found][2:] == [3, 1, 1, 1]
+
+
+def test_penalty_of_repeated_ids():
+    scores = torch.randn(2, VOCABULARY, generator=torch.Generator().manual_seed(2))
+    ids = torch.randint(0, VOCABULARY, (2, 30), generator=torch.Generator().manual_seed(3))
+    seen = np.zeros(scores.shape, bool)
+    np.put_along_axis(seen, ids.numpy(), True, axis=1)
+    found = penalised(jnp.asarray(scores.numpy()), jnp.asarray(seen), jnp.asarray([1.3, 0.7]))
+    for row, penalty in enumerate([1.3, 0.7]):
+        expected = RepetitionPenaltyLogitsProcessor(penalty)(ids[row : row + 1], scores[row : row + 1])
+        np.testing.assert_allclose(found[row], expected[0], rtol=1e-6)
+
+
+def test_released_width(tmp_path):
+    """One language layer, with a picture in the prompt, and one token that is read after it."""
+    sizes = {"hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944}
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+    reference = tiny_writer(**sizes, num_hidden_layers=1, rope_parameters=rope)
+    model = our_vision_language(reference, tmp_path)
+    inputs = pictures([(8, 12)], model.config.vision.patch_width)
+    _, expected = written(reference, inputs, 0, max_new_tokens=2)
+    assert model.config.head_dim == 128
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def run(state, batch):
+        model = nnx.merge(graph, state)
+        first, cache = prefill(model, batch, room=1)
+        return first, read_token(model, jnp.argmax(first, axis=-1), cache)[0]
+
+    assert error(np.concatenate(run(state, padded(inputs, model, extra=2))), expected) <= 5e-5
