@@ -1,5 +1,6 @@
 """Tokenization of prompts with the checkpoint's own tokenizer files (docs/specification.md, 5)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -35,6 +36,18 @@ class PromptTokenizer:
     def ids(self, prompt: str) -> list[int]:
         """Token ids of the template with the prompt inserted, never truncated; the first `drop` precede the prompt."""
         return self._encode(PREFIX + prompt + SUFFIX)
+
+    def chat_ids(self, chat: str) -> list[int]:
+        """Token ids of a text as it stands, special tokens by their names."""
+        return self._encode(chat)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token; None if the vocabulary lacks it."""
+        return self._tokenizer.token_to_id(token)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids

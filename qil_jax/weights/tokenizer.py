@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from qil_jax.weights.strict import COPY, WeightsError, read_json
 
@@ -60,6 +60,7 @@ def _from_json(file: Path) -> Tokenizer:
     tokenizer = _built(lambda: Tokenizer.from_file(str(file)), file)
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    tokenizer.decoder = decoders.ByteLevel()
     if not isinstance(model, dict) or not isinstance(tokenizer.model, models.BPE):
         raise WeightsError([f"{file}: is no byte-pair tokenizer; {COPY}"])
     made = None
@@ -78,6 +79,7 @@ def _from_vocabulary(folder: Path) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
+    tokenizer.decoder = decoders.ByteLevel()
     special = _added(folder)
     tokens = sorted(special, key=special.__getitem__)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
