@@ -90,6 +90,25 @@ TRAIN_CONFIGS: dict[str, dict[str, Any]] = {
     "text_encoder": CONFIGS["text_encoder"] | {"vocab_size": 4096},
 }
 """Configs of the demonstration model."""
+CAPTION_CONFIGS: dict[str, dict[str, Any]] = CONFIGS | {
+    "text_encoder": CONFIGS["text_encoder"]
+    | {
+        "vision_config": CONFIGS["text_encoder"]["vision_config"]
+        | {"depth": 2, "fullatt_block_indexes": [1], "window_size": 112}
+    }
+}
+"""Configs of the checkpoint that captions; `image_token_id` follows from its tokenizer."""
+PROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "max_pixels": 12845056,
+    "merge_size": 2,
+    "min_pixels": 3136,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+}
+GENERATION = {"do_sample": True, "repetition_penalty": 1.05, "temperature": 0.1, "top_k": 1, "top_p": 0.001}
 SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "num_train_timesteps": 1000,
@@ -108,12 +127,14 @@ INDEX = {
 }
 MOST_CAPTIONS = 20_000
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
 
 class Preset(StrEnum):
     """Purpose of the random weights."""
 
-    TRY = "try"  # every weight acts
+    TRY = "try"  # every weight acts, but there are no captions
+    CAPTION = "caption"  # every weight acts; with all that captions need
     TRAIN = "train"  # blocks begin as the identity and the velocity as 0, as diffusion transformers are trained
 
 
@@ -135,7 +156,7 @@ def random_tensor(entry: "Entry", generator: np.random.Generator, preset: Preset
     return (generator.standard_normal(entry.shape) / np.sqrt(fan_in)).astype(np.float32)
 
 
-def small_tokenizer(texts: Sequence[str] = (), vocabulary: int = 500) -> Tokenizer:
+def small_tokenizer(texts: Sequence[str] = (), vocabulary: int = 500, special: Sequence[str] = SPECIAL) -> Tokenizer:
     """A byte-level BPE tokenizer of Qwen's kind, trained on the prompt template and these texts."""
     from qil_jax.encoders.tokenizer import PREFIX, SUFFIX
     from qil_jax.weights.tokenizer import SPLIT
@@ -150,7 +171,7 @@ def small_tokenizer(texts: Sequence[str] = (), vocabulary: int = 500) -> Tokeniz
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, show_progress=False)  # type: ignore[call-arg]
     tokenizer.train_from_iterator([PREFIX, SUFFIX, *texts], trainer)
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     return tokenizer
 
 
@@ -161,7 +182,7 @@ def write_component(folder: Path, component: str, config: Mapping[str, Any], pre
 
     generator, part = np.random.default_rng(0), folder / component
     part.mkdir(parents=True)
-    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    _write_json(part / "config.json", config)
     tensors = {entry.name: random_tensor(entry, generator, preset) for entry in table_of(Component(component), config)}
     stem = Component(component).stem
     save_file(tensors, part / f"{stem}.safetensors", metadata={"format": "pt"})
@@ -176,16 +197,31 @@ def write_checkpoint(
     """Write all files of the layout that inference reads; the tokenizer is trained on `captions`."""
     from qil_jax.weights.tables.entries import Component
 
-    configs = configs or (CONFIGS if preset is Preset.TRY else TRAIN_CONFIGS)
+    defaults = {Preset.TRY: CONFIGS, Preset.TRAIN: TRAIN_CONFIGS, Preset.CAPTION: CAPTION_CONFIGS}
+    configs = dict(configs or defaults[preset])
+    special = SPECIAL + VISION * (preset is Preset.CAPTION)
+    words = configs[Component.TEXT_ENCODER]["vocab_size"] - 2 * len(SPECIAL)
+    tokenizer = small_tokenizer(captions, words if captions else 500, special)
+    (folder / "tokenizer").mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+    if preset is Preset.CAPTION:
+        token = {"image_token_id": tokenizer.token_to_id("<|image_pad|>")}
+        configs[Component.TEXT_ENCODER] = {**configs[Component.TEXT_ENCODER], **token}
     for component in Component:
         write_component(folder, component, configs[component], preset)
-    (folder / "scheduler").mkdir()
-    scheduler = SCHEDULER if preset is Preset.TRY else {**SCHEDULER, "use_dynamic_shifting": False, "shift": 3.0}
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
-    (folder / "tokenizer").mkdir()
-    words = configs[Component.TEXT_ENCODER]["vocab_size"] - 2 * len(SPECIAL)
-    small_tokenizer(captions, words if captions else 500).save(str(folder / "tokenizer" / "tokenizer.json"))
-    (folder / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
+    if preset is Preset.CAPTION:
+        stop, pad = (tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
+        ids = {"bos_token_id": pad, "eos_token_id": [stop, pad], "pad_token_id": pad}
+        _write_json(folder / "text_encoder" / "generation_config.json", GENERATION | ids)
+        _write_json(folder / "processor" / "preprocessor_config.json", PROCESSOR)
+    scheduler = SCHEDULER if preset is not Preset.TRAIN else {**SCHEDULER, "use_dynamic_shifting": False, "shift": 3.0}
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    _write_json(folder / "model_index.json", INDEX)
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def captions_of(records: str) -> list[str]:

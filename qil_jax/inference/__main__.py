@@ -1,7 +1,9 @@
 """Decompose pictures into editable RGBA layers: python -m qil_jax.inference PICTURE... --out DIR; also as infer.py."""
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -23,7 +25,9 @@ from qil_jax.programs import INTERRUPTED, command, interruptible, leave
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from qil_jax.inference.caption_job import Pictures
     from qil_jax.inference.checkpoint import Checkpoint
+    from qil_jax.inference.job import PlannedResult
     from qil_jax.inference.pictures import Found
     from qil_jax.inference.pipeline import Pipeline
     from qil_jax.mesh import Rules
@@ -70,10 +74,11 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
     """What `decompose` does once the processes are connected."""
     from qil_jax.compilation_cache import use_compilation_cache
     from qil_jax.inference.ahead import arranged, compile_programs, outline_of
-    from qil_jax.inference.job import plan_results, require_same_plan, results_left, run_job
+    from qil_jax.inference.caption_command import caption_files, captioned
+    from qil_jax.inference.job import require_same_plan, results_left, run_job
     from qil_jax.inference.pictures import find_pictures
-    from qil_jax.inference.request import known, result_settings
-    from qil_jax.weights import fingerprint
+    from qil_jax.inference.request import known
+    from qil_jax.mesh import Task, Weights, rules_for
     from qil_jax.weights.assemble import reporting
 
     options, settings = arguments.options, arguments.settings
@@ -81,25 +86,25 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
     with show_pictures() as on_picture:
         found = find_pictures(arguments.inputs, resolution=known(options.resolution), on_picture=on_picture)
     checkpoint = open_checkpoint(arguments, found)
-    pipeline = open_pipeline(arguments, checkpoint)
+    plan = planner(arguments, checkpoint)
+    ledger.planned, ledger.skipped = plan(found.pictures), found.bad
+    if arguments.caption_only:
+        require_same_plan(ledger.planned, arguments.command)
+        ledger.planned, rules = [], rules_for(Task.INFERENCE, Weights(arguments.weights))
+        place = {"mesh": open_mesh(arguments.mesh, rules, checkpoint), "rules": rules}
+        caption_files(arguments, checkpoint, found.pictures, ledger, **place)
+        return
+    pipeline, out = open_pipeline(arguments, checkpoint), known(arguments.out)
     mesh = pipeline.components.mesh
-    ledger.planned = plan_results(
-        found.pictures,
-        arguments.out,
-        options,
-        checkpoint={"folder": checkpoint.folder.resolve().name, "fingerprint": fingerprint(checkpoint.folder)},
-        settings=result_settings(options, settings, arguments.dtype),
-        loras=[lora.made_from for lora in checkpoint.loras],
-    )
-    ledger.skipped = found.bad
     require_same_plan(ledger.planned, arguments.command)
+    ledger.planned = plan(captioned(arguments, pipeline, found.pictures, plan, ledger))
     if arguments.compile_only:
         arguments.require_memory(ledger.planned, checkpoint, mesh)
         outlines = [outline_of(result) for result in arranged(ledger.planned, pipeline, settings)]
         with show_compilation() as on_program:
             compile_programs(outlines, pipeline, settings, batch=arguments.batch, on_program=on_program)
         return
-    left = ledger.left = results_left(ledger.planned, arguments.out, overwrite=arguments.overwrite)
+    left = ledger.left = results_left(ledger.planned, out, overwrite=arguments.overwrite)
     if left:
         arguments.require_memory(left, checkpoint, mesh)
         left = arranged(left, pipeline, settings)
@@ -112,6 +117,22 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
             how = {"batch": arguments.batch, "overwrite": arguments.overwrite, "on_step": on_step}
             ledger.done.extend(run_job(left, pipeline, settings, **how))
     report(ledger)
+
+
+def planner(arguments: Arguments, checkpoint: "Checkpoint") -> "Callable[[Pictures], list[PlannedResult]]":
+    """The function from pictures to the results that the command line asks for."""
+    from qil_jax.inference.job import plan_results
+    from qil_jax.inference.request import result_settings
+    from qil_jax.weights import fingerprint
+
+    return functools.partial(
+        plan_results,
+        out=arguments.out or Path(),
+        options=arguments.options,
+        checkpoint={"folder": checkpoint.folder.resolve().name, "fingerprint": fingerprint(checkpoint.folder)},
+        settings=result_settings(arguments.options, arguments.settings, arguments.dtype),
+        loras=[lora.made_from for lora in checkpoint.loras],
+    )
 
 
 def load_rest(pipeline: "Pipeline") -> None:

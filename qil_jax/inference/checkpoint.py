@@ -24,6 +24,7 @@ from qil_jax.weights import (
     LoRAError,
     abstract,
     component_config,
+    has_vision,
     open_source,
     read_lora,
     require_sound,
@@ -44,11 +45,13 @@ class StoredSize:
       text_encoder: bytes of the text encoder's parameters.
       modulation: bytes of the parameters of the transformer's modulation network.
       backbone: bytes of the transformer's other parameters.
+      vision: bytes of the vision tower's and the output head's parameters, which only captions need.
       vae: bytes of the RGBA-VAE's parameters.
       itemsize: bytes of one element of the transformer's activations.
     """
 
     text_encoder: int = 0
+    vision: int = 0
     modulation: int = 0
     backbone: int = 0
     vae: int = 0
@@ -56,7 +59,7 @@ class StoredSize:
 
     @property
     def parameters(self) -> int:
-        """Bytes of all parameters."""
+        """Bytes of all parameters but those that only captions need."""
         return self.text_encoder + self.modulation + self.backbone + self.vae
 
 
@@ -94,6 +97,7 @@ class Checkpoint:
       vae: config of the RGBA-VAE.
       schedule: schedule of the sampler's noise levels.
       size: memory of the parameters in `dtype`.
+      has_vision: whether its text encoder can caption pictures.
       loras: LoRAs that are added to the transformer when it is loaded.
     """
 
@@ -104,6 +108,7 @@ class Checkpoint:
     vae: VAEConfig
     schedule: Schedule
     size: StoredSize
+    has_vision: bool = False
     loras: tuple[AppliedLoRA, ...] = ()
 
     @classmethod
@@ -142,6 +147,7 @@ class Checkpoint:
             vae=vae,
             schedule=Schedule.from_json(component_config(folder, "scheduler")),
             size=_stored_size(folder, dtype),
+            has_vision=has_vision(folder),
             loras=_read_loras(folder, loras),
         )
 
@@ -186,11 +192,15 @@ def _stored_size(folder: Path, dtype: str | None) -> StoredSize:
     sizes, itemsize = collections.Counter[str](), 0
     for component in Component:
         source, config = open_source(folder / component, component), component_config(folder, component)
-        parameters = nnx.to_flat_state(nnx.state(abstract(component, config), nnx.Param))
+        state = nnx.to_flat_state(nnx.state(abstract(component, config), nnx.Param))
+        parts = dict.fromkeys((slashed(path) for path, _ in state), component.value)
         wanted = targets(table_of(component, config))
-        for path in (slashed(path) for path, _ in parameters):
+        if component is Component.TRANSFORMER:
+            parts = {path: path.partition("/")[0] for path in parts}
+        elif component is Component.TEXT_ENCODER:
+            parts = {**dict.fromkeys(wanted, "vision"), **parts}
+        for path, part in parts.items():
             kind = wanted[path].loaded_dtype(source.dtype(wanted[path]), dtype)
-            part = path.partition("/")[0] if component is Component.TRANSFORMER else component.value
             sizes[part] += math.prod(wanted[path].shape) * kind.itemsize
             itemsize = kind.itemsize if path == ENTRANCE else itemsize
     return StoredSize(**sizes, itemsize=itemsize)

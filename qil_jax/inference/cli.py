@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from qil_jax.inference.job import PlannedResult, WrittenResult
 
 OnCount = Callable[[int, int], None]
-OF_PICTURES = ("layers", "max_layers", "prompt", "negative_prompt", "resolution", "output_size", "seed", "samples")
+OF_PICTURES = ("layers", "max_layers", "prompt", "caption_language", "negative_prompt")
+OF_PICTURES += ("resolution", "output_size", "seed", "samples")
 OF_BATCHES = ("steps", "guidance", "rescale")
 ATTENTION = ("xla", "xla_chunked", "xla_by_head", "splash", "cudnn", "tokamax")
 """The values of AttentionKind, whose module imports JAX."""
@@ -56,7 +57,7 @@ class Arguments:
     Attributes:
       inputs: pictures, and folders of pictures.
       checkpoint: folder of the checkpoint.
-      out: folder in which each result gets a folder.
+      out: folder in which each result gets a folder; None: captions alone are asked for, to be put beside pictures.
       options: options of each picture's requests.
       settings: sampler settings shared by all pictures.
       batch: number of decompositions per batch.
@@ -72,11 +73,12 @@ class Arguments:
       distributed: specification of the other processes (see `launch.connected`); None: a single process.
       wait: number of seconds within which all processes must have joined.
       compile_only: whether programs are compiled and kept, and nothing is decomposed.
+      caption_only: whether captions are written to text files, and nothing is decomposed.
     """
 
     inputs: list[Path]
     checkpoint: Path
-    out: Path
+    out: Path | None
     options: JobOptions
     settings: Settings
     batch: int
@@ -90,13 +92,15 @@ class Arguments:
     spread: str | None
     passes: Passes
     compile_only: bool
+    caption_only: bool
     distributed: str | None
     wait: float
 
     @property
     def command(self) -> dict[str, Any]:
         """What all processes of a run must agree on beside the results."""
-        same = ("batch", "mesh", "weights", "attention", "spread", "overwrite", "passes", "compile_only")
+        same = ("batch", "mesh", "weights", "attention", "spread", "overwrite", "passes")
+        same += ("compile_only", "caption_only")
         return {name: str(getattr(self, name)) for name in same}
 
     def problems(self) -> list[str]:
@@ -109,10 +113,16 @@ class Arguments:
             for file, scale in self.loras
             if not math.isfinite(scale)
         ]
+        if self.out is None and not self.caption_only:
+            found.append("--out is needed: the folder for the results")
+        if self.caption_only and (self.options.prompt is not None or self.compile_only):
+            found.append("--caption-only goes with neither --prompt nor --compile-only: leave one of them out")
         return found + ([] if self.checkpoint.is_dir() else [f"--checkpoint {self.checkpoint}: no such folder"])
 
-    def require_memory(self, left: "Sequence[PlannedResult]", checkpoint: "Checkpoint", mesh: "Mesh") -> None:
-        """Refuse a batch that does not fit into memory, before the checkpoint is loaded.
+    def require_memory(
+        self, left: "Sequence[PlannedResult]", checkpoint: "Checkpoint", mesh: "Mesh", *, captioned: int = 0
+    ) -> None:
+        """Refuse a batch that does not fit into memory, before the checkpoint is loaded to caption or decompose.
 
         Raises:
           QilError: if the batch does not fit; the message gives the required and the available memory.
@@ -123,8 +133,8 @@ class Arguments:
         resolution, layers = known(self.options.resolution), known(self.options.layers)
         drawings = [Drawing.of(result.picture.size, resolution=resolution, layers=layers) for result in left]
         largest = sorted(drawings, key=lambda drawing: math.prod(drawing.size))[-self.batch :]
-        plan = plan_memory(largest, self.settings, checkpoint, residency=Residency.PHASES, passes=self.passes)
-        require_memory(plan, mesh)
+        how = {"residency": Residency.PHASES, "passes": self.passes, "captioned": captioned}
+        require_memory(plan_memory(largest, self.settings, checkpoint, **how), mesh)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -136,17 +146,20 @@ class Ledger:
       left: planned results that no earlier run had finished.
       done: results that this run has written so far.
       skipped: a line for each skipped picture, with the reason.
+      captions: number of captions that this run has written so far.
     """
 
     planned: "list[PlannedResult]" = dataclasses.field(default_factory=list)
     left: "list[PlannedResult]" = dataclasses.field(default_factory=list)
     done: "list[WrittenResult]" = dataclasses.field(default_factory=list)
     skipped: list[str] = dataclasses.field(default_factory=list)
+    captions: int = 0
 
     def summary(self) -> str:
-        """A line with the numbers of finished and of planned results."""
+        """A line with the numbers of finished and of planned results, and of written captions if there are any."""
         finished = len(self.planned) - len(self.left) + len(self.done)
-        return f"{finished} of {len(self.planned)} results are finished"
+        captions = f", {self.captions} captions are written" if self.captions else ""
+        return f"{finished} of {len(self.planned)} results are finished{captions}"
 
     def announce(self, resolution: int) -> None:
         """Print the size at which the model sees each picture, and whether any picture has an empty prompt."""
@@ -160,7 +173,7 @@ class Ledger:
         if len(pictures) > SHOWN:
             print(f"and {len(pictures) - SHOWN} more pictures")
         if any(not result.prompt for result in self.left):
-            print("No --prompt given: captions by the model come in a later version, an empty prompt is used.")
+            print("No --prompt given, and this checkpoint cannot caption: an empty prompt is used.")
 
 
 def parse_arguments(argv: list[str]) -> Arguments:
@@ -200,7 +213,7 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="PICTURE_OR_FOLDER", help="pictures, and folders of pictures")
     add("--checkpoint", type=Path, help="folder of the released layout, or converted to orbax (default: a small model)")
-    add("--out", type=Path, required=True, help="a folder for each picture is made in here")
+    add("--out", type=Path, help="a folder for each picture is made in here")
     add_options(add, JobOptions, OF_PICTURES)
     add_options(add, Settings, OF_BATCHES)
     add("--batch", type=int, default=1, help="decompositions at once (default 1)")
@@ -229,6 +242,7 @@ def _parser() -> Parser:
         help="guidance's two passes: at once, or one after the other with half the activations (default batch)",
     )
     add("--compile-only", action="store_true", help="compile what these pictures need, keep it, and end")
+    add("--caption-only", action="store_true", help="caption pictures into NAME.txt beside them or in --out, and end")
     add("--distributed", metavar="WHERE", help=DISTRIBUTED_HELP)
     add("--wait", type=seconds, default=WAIT, metavar="SECONDS", help=WAIT_HELP)
     return parser
@@ -281,6 +295,21 @@ def show_compilation() -> Iterator[OnCount]:
                 print(f"compiled {done}/{total}", flush=True)
 
         yield advance
+
+
+@contextmanager
+def show_captions(pictures: int, ledger: Ledger) -> Iterator[Callable[[str, str], None]]:
+    """Show a progress bar on a terminal while captions are written. Yields the callback that prints and counts them."""
+    columns = (TextColumn("captioning"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, disable=not sys.stdout.isatty(), transient=True) as progress:
+        bar = progress.add_task("", total=pictures)
+
+        def show(name: str, caption: str) -> None:
+            ledger.captions += 1
+            progress.update(bar, advance=1)
+            progress.console.print(f"caption of {name}: {caption}", markup=False, highlight=False, soft_wrap=True)
+
+        yield show
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from qil_jax.encoders.caption_writer import CaptionWriter
 from qil_jax.encoders.image_encoder import Autoencoder
 from qil_jax.encoders.text_encoder import PromptEncoder
 from qil_jax.encoders.tokenizer import PromptTokenizer
@@ -17,15 +18,17 @@ from qil_jax.inference.residency import Residency, Resident
 from qil_jax.limits import Passes
 from qil_jax.mesh import Rules
 from qil_jax.models.attention import Attend
+from qil_jax.models.qwen2_5_vl import TextEncoder
 from qil_jax.models.vld_mmdit import VLDMMDiT
 from qil_jax.weights import Component, TransformerPart, abstract_component, load_component
 
 
 class Components:
-    """The text encoder, the modulation network, the RGBA-VAE and the denoiser of a checkpoint.
+    """The captioner, the text encoder, the modulation network, the RGBA-VAE and the denoiser of a checkpoint.
 
     Attributes:
       tokenizer: the checkpoint's tokenizer, which is always loaded.
+      captioner: vision-language model, whose language model is the text encoder; loaded when a caption is needed.
       prompts: tokenizer and text encoder.
       modulator: the transformer's modulation network.
       autoencoder: the RGBA-VAE.
@@ -66,21 +69,43 @@ class Components:
         def transformer(part: TransformerPart) -> VLDMMDiT:
             return load(Component.TRANSFORMER) if is_abstract else load(part, loras=loras)
 
-        self.prompts = Resident(lambda: PromptEncoder(self.tokenizer, load(Component.TEXT_ENCODER), mesh=mesh))
+        def encoder() -> TextEncoder:
+            return self._captioners_encoder() or load(Component.TEXT_ENCODER)
+
+        def captioner() -> CaptionWriter:
+            self.prompts.free()  # the captioner has the language model too
+            return CaptionWriter.load(checkpoint.folder, read=read, **place)
+
+        self.prompts = Resident(lambda: PromptEncoder(self.tokenizer, encoder(), mesh=mesh))
+        self.captioner = Resident(captioner)
         modulation, backbone = TransformerPart
         self.modulator = Resident(lambda: Modulator(transformer(modulation).modulation, mesh=mesh))
         self.autoencoder = Resident(lambda: Autoencoder(load(Component.VAE), mesh=mesh))
         self.denoiser = Resident(
             lambda: Denoiser(transformer(backbone), mesh=mesh, rules=rules, attend=attend, passes=passes)
         )
-        self._all: Sequence[Resident[Any]] = (self.prompts, self.modulator, self.autoencoder, self.denoiser)
+        self._always: Sequence[Resident[Any]] = (self.prompts, self.modulator, self.autoencoder, self.denoiser)
         if residency is Residency.ALL:
-            for component in self._all:
+            for component in self._always:
                 component()
 
     def enter(self, *needed: Resident[Any]) -> None:
         """Begin a phase that needs these components: under Residency.PHASES the others are freed."""
+        if self.residency is not Residency.PHASES:
+            return
+        if self.prompts in needed:
+            self.prompts()  # before the captioner is freed, whose language model it takes over
+        for component in (*self._always, self.captioner):
+            if component not in needed:
+                component.free()
+
+    def _captioners_encoder(self) -> TextEncoder | None:
+        """The language model of a loaded captioner, of which Residency.PHASES frees the rest."""
+        if not self.captioner.is_loaded:
+            return None
+        captioner = self.captioner().captioner
+        encoder = captioner.text_encoder()
         if self.residency is Residency.PHASES:
-            for component in self._all:
-                if component not in needed:
-                    component.free()
+            captioner.free_vision()
+            self.captioner.forget()
+        return encoder

@@ -57,7 +57,8 @@ class PlannedResult:
       sample: index among the samples of the picture.
       folder: folder to which the result is written.
       options: options of each picture's requests.
-      made_from: what determines the result: file name and sha256 of the picture, checkpoint, LoRAs, settings, sample.
+      made_from: what determines the result: file name and sha256 of the picture, checkpoint, LoRAs, settings, sample;
+        and how the model wrote the prompt, if it did. The prompt is absent while it is not known.
     """
 
     picture: InputImage
@@ -68,8 +69,8 @@ class PlannedResult:
 
     @property
     def prompt(self) -> str:
-        """The prompt of the options, or the picture's own prompt if the options have none."""
-        return _prompt(self.options, self.picture)
+        """The prompt of the options, or the picture's own prompt if the options have none, or else an empty one."""
+        return _prompt(self.options, self.picture) or ""
 
     def request(self) -> Request:
         """The pipeline's request for this result."""
@@ -112,6 +113,8 @@ def plan_results(
     """
     planned, taken = [], {name.lower() for name in pictures}
     for name, picture in pictures.items():
+        prompt = _prompt(options, picture)
+        is_caption = options.prompt is None and picture.caption is not None
         for sample in range(options.samples):
             folder, number = name, 0
             while sample and (number == 0 or folder.lower() in taken):
@@ -123,7 +126,8 @@ def plan_results(
                 "input_sha256": picture.sha256,
                 "checkpoint": dict(checkpoint),
                 **({"loras": [dict(lora) for lora in loras]} if loras else {}),
-                "settings": {**settings, "prompt": _prompt(options, picture)},
+                "settings": {**settings, **({} if prompt is None else {"prompt": prompt})},
+                **({"caption": picture.caption} if is_caption else {}),
                 "sample": sample,
             }
             planned.append(
@@ -132,8 +136,8 @@ def plan_results(
     return planned
 
 
-def _prompt(options: JobOptions, picture: InputImage) -> str:
-    return options.prompt if options.prompt is not None else picture.prompt or ""
+def _prompt(options: JobOptions, picture: InputImage) -> str | None:
+    return picture.prompt if options.prompt is None else options.prompt
 
 
 def results_left(planned: Sequence[PlannedResult], out: Path, *, overwrite: bool) -> list[PlannedResult]:

@@ -34,7 +34,7 @@ class MemoryPlan:
 
     Attributes:
       parameters: bytes of the parameters that are there while the batch is denoised and decoded.
-      before: bytes of the larger of the phases before: prompts, and modulation with its table.
+      before: bytes of the largest of the phases before: captions, prompts, and modulation with its table.
       denoise: bytes of the activations of one transformer block.
       decode: bytes of the VAE's feature maps and of the pictures.
       tokens: number of image tokens of the batch.
@@ -77,8 +77,9 @@ def plan_memory(
     *,
     residency: Residency = Residency.ALL,
     passes: Passes = Passes.BATCH,
+    captioned: int = 0,
 ) -> MemoryPlan:
-    """Memory of one batch; `settings` must have the checkpoint's defaults filled in."""
+    """Memory of one batch; `settings` must have the defaults filled in, `captioned` pictures have no prompt."""
     mmdit, vae, size = checkpoint.transformer, checkpoint.vae, checkpoint.size
     pixels = [math.prod(drawing.size) for drawing in drawings]
     drawn = sum(each * drawing.pictures for each, drawing in zip(pixels, drawings, strict=True))
@@ -87,9 +88,12 @@ def plan_memory(
     table = known(settings.steps) * mmdit.num_layers * MODULATIONS * mmdit.width * size.itemsize
     coded = min(max(pixels, default=0), PLAIN_PIXELS)
     everything = residency is Residency.ALL
+    vision = size.vision if captioned else 0
     return MemoryPlan(
-        parameters=size.parameters if everything else size.backbone + size.vae,
-        before=size.parameters + table if everything else max(size.text_encoder, size.modulation + table),
+        parameters=size.parameters + vision if everything else size.backbone + size.vae,
+        before=(
+            size.parameters + vision + table if everything else max(size.text_encoder + vision, size.modulation + table)
+        ),
         denoise=rows * tokens * mmdit.width * STREAMS * size.itemsize,
         decode=coded * vae.base_dim * MAPS * size.itemsize + drawn * RGBA,
         tokens=tokens,

@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -27,7 +28,8 @@ class InputImage:
       path: path of the file as given by the user.
       sha256: SHA-256 of the file's bytes.
       size: width and height in pixels.
-      prompt: content of the text file beside the picture; None if there is no such file.
+      prompt: content of the text file beside the picture, or its caption; None if there is neither.
+      caption: the caption and how the model wrote it; None if it did not.
       kept: decoded picture; None if it exceeded the memory budget.
     """
 
@@ -35,6 +37,7 @@ class InputImage:
     sha256: str
     size: tuple[int, int]
     prompt: str | None = None
+    caption: Mapping[str, Any] | None = None
     kept: Image.Image | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def image(self) -> Image.Image:

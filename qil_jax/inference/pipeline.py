@@ -13,12 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
+from PIL import Image
 
+from qil_jax.encoders.caption_prompts import CaptionLanguage, CaptionStyle
 from qil_jax.encoders.image_encoder import Autoencoder
 from qil_jax.encoders.lengths import row_bucket
 from qil_jax.encoders.text_encoder import PromptEncoder
 from qil_jax.errors import ProblemsError
 from qil_jax.inference.batch import Item, SequenceBatch, build_batch
+from qil_jax.inference.caption_job import captions_of
+from qil_jax.inference.captions import with_captions
 from qil_jax.inference.checkpoint import Checkpoint
 from qil_jax.inference.components import Components
 from qil_jax.inference.denoiser import Denoiser, OnStep, OnTokens
@@ -154,6 +158,33 @@ class Pipeline:
         self._tables = self._tabled([self.sigmas(outline.size, settings) for outline in outlines])
         self.batch = batch
 
+    def captions(
+        self,
+        images: Sequence[Image.Image],
+        *,
+        resolution: int | None = None,
+        language: CaptionLanguage = CaptionLanguage.EN,
+        style: CaptionStyle = CaptionStyle.UNBROKEN,
+        batch: int = 1,
+    ) -> list[str]:
+        """Captions of pictures, as the checkpoint's text encoder describes them when a request has no prompt.
+
+        Args:
+          images: pictures of any mode and size; each is shown as the model sees it, with alpha over white.
+          resolution: side of the size bucket in pixels; None: the checkpoint's default.
+          language: the language of the captions.
+          style: the line breaks of the instruction.
+          batch: number of pictures at once.
+
+        Raises:
+          ConfigError: if the checkpoint cannot caption, or its files do not fit together; raised before any compute.
+          CaptionPixelsError: if a picture is too narrow or flat.
+        """
+        resolution = self.checkpoint.defaults.resolution if resolution is None else resolution
+        self.components.enter(self.components.captioner)
+        writer = self.components.captioner()
+        return captions_of(images, writer, resolution=resolution, language=language, style=style, batch=batch)
+
     def decompose(
         self,
         requests: Sequence[Request],
@@ -183,8 +214,11 @@ class Pipeline:
         requests = [request.filled(self.checkpoint.defaults) for request in requests]
         self._check(requests, settings)
         timings: dict[str, float] = {}
+        if any(request.prompt is None for request in requests):
+            with _timed(timings, "caption"):
+                requests = with_captions(requests, self.captions if self.checkpoint.has_vision else None)
         inputs = [preprocess(request.image, known(request.resolution)) for request in requests]
-        outlines = [Outline.of(request.image.size, request, request.prompt) for request in requests]
+        outlines = [Outline.of(request.image.size, request, known(request.prompt)) for request in requests]
         with _timed(timings, "text"):
             states = self._encoded([prompt for outline in outlines for prompt in outline.prompts], settings)
         with _timed(timings, "denoise"):
@@ -200,7 +234,7 @@ class Pipeline:
             pictures = [self.autoencoder.decode(latent) for latent in latents]
         return [
             Decomposition(
-                layered=LayeredImage(layers=p[1:], names=_names(len(p) - 1), caption=requests[i].prompt),
+                layered=LayeredImage(layers=p[1:], names=_names(len(p) - 1), caption=known(requests[i].prompt)),
                 composite=p[0],
                 input=inputs[i][0],
                 latents=latent,
@@ -254,7 +288,12 @@ class Pipeline:
             for r in requests
         ]
         plan = plan_memory(
-            drawings, settings, self.checkpoint, residency=components.residency, passes=components.passes
+            drawings,
+            settings,
+            self.checkpoint,
+            residency=components.residency,
+            passes=components.passes,
+            captioned=sum(request.prompt is None for request in requests) * self.checkpoint.has_vision,
         )
         require_memory(plan, components.mesh)
 
@@ -291,7 +330,7 @@ class Pipeline:
         return Item(
             noise=noise,
             condition=condition,
-            prompt=states[request.prompt, most],
+            prompt=states[known(request.prompt), most],
             negative=None if request.negative_prompt is None else states[request.negative_prompt, most],
             sigmas=self.sigmas((condition.shape[1] * scale, condition.shape[0] * scale), settings),
         )

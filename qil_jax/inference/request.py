@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from qil_jax.encoders.caption_prompts import CaptionLanguage
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.images import ImageError, check_size
 from qil_jax.inference.options import Named, deciding, option, option_problems
@@ -35,6 +36,7 @@ class PictureOptions:
       seed: seed of the initial noise.
       samples: number of decompositions per picture.
       max_layers: upper bound of `layers`; the release was trained with at most 20.
+      caption_language: language in which the model captions a picture that has no prompt.
     """
 
     layers: int | None = option(None, int, f"layers to make, 1 to {MAX_LAYERS}", least=1)
@@ -44,6 +46,9 @@ class PictureOptions:
     samples: int = option(1, int, "decompositions per picture", least=1, decides=False)
     max_layers: int = option(
         MAX_LAYERS, int, "allow more layers than the model was trained with", least=1, decides=False
+    )
+    caption_language: CaptionLanguage = option(
+        CaptionLanguage.EN, CaptionLanguage, "language of captions by the model", decides=False
     )
 
     def problems(self, named: Named = str) -> list[str]:
@@ -61,13 +66,13 @@ class Request(PictureOptions):
 
     Attributes:
       image: picture of any mode and size.
-      prompt: caption of the picture.
+      prompt: description of the picture; None: the model captions it, or an empty one if the checkpoint cannot caption.
       first_sample: index of the first sample; a sample's noise is drawn from the seed and its index.
       latents: starting noise [samples, layers + 1, height / 8, width / 8, z], composite first; None: drawn from `seed`.
     """
 
     image: Image.Image
-    prompt: str = option("", str, "what the picture shows")
+    prompt: str | None = option(None, str, "what the picture shows")
     first_sample: int = option(0, int, "number of the first sample", decides=False)
     latents: Float[np.ndarray, "s l1 h w z"] | None = None
 
@@ -101,12 +106,12 @@ class JobOptions(PictureOptions):
     """Options of the requests of all pictures of a run.
 
     Attributes:
-      prompt: prompt of all pictures; None: the text file beside each picture, or else an empty prompt.
+      prompt: prompt of all pictures; None: the text file beside each picture, or else a caption by the model.
       output_size: size at which layers are written.
     """
 
     prompt: str | None = option(
-        None, str, "what each picture shows", unset="what NAME.txt beside NAME.png says, else nothing", decides=False
+        None, str, "what each picture shows", unset="what NAME.txt beside NAME.png says, else a caption", decides=False
     )
     output_size: OutputSize = option(OutputSize.MODEL, OutputSize, "size of the layers written")
 

@@ -10,7 +10,7 @@ import jax
 class Residency(StrEnum):
     """The policy by which components stay in device memory."""
 
-    ALL = "all"  # all are loaded at once and stay: repeated calls are fast
+    ALL = "all"  # all but the captioner are loaded at once, and all stay: repeated calls are fast
     PHASES = "phases"  # each is loaded when its phase begins and freed when another phase begins: least memory
 
 
@@ -36,6 +36,15 @@ class Resident(Generic[Loaded]):
         if self._loaded is None:
             self._loaded = self._load()
         return self._loaded
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the component is in device memory."""
+        return self._loaded is not None
+
+    def forget(self) -> None:
+        """Let others own what was loaded; the buffers stay as long as they do."""
+        self._loaded = None
 
     def free(self) -> None:
         """Delete the parameters' buffers; objects that still refer to them can no longer be used."""

@@ -1,6 +1,6 @@
 """Sharding of logical axes over device meshes: rules, placement, and checks before compilation."""
 
-from qil_jax.mesh.agreement import gathered
+from qil_jax.mesh.agreement import gathered, of_first
 from qil_jax.mesh.devices import MeshShape, abstract_mesh, make_mesh, single_device_mesh
 from qil_jax.mesh.placement import constrain, describe, place, shardings
 from qil_jax.mesh.rules import (
@@ -32,6 +32,7 @@ __all__ = [
     "fetch",
     "gathered",
     "make_mesh",
+    "of_first",
     "place",
     "put",
     "rules_for",

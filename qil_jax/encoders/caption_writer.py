@@ -1,0 +1,122 @@
+"""Captions of pictures by a checkpoint's own vision-language model (docs/specification.md, 5)."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from PIL import Image
+
+from qil_jax.encoders.caption_pixels import FILE, PixelConfig, caption_patches
+from qil_jax.encoders.caption_prompts import PICTURE, CaptionLanguage, CaptionStyle, caption_chat
+from qil_jax.encoders.captioner import Captioner, Generation
+from qil_jax.encoders.tokenizer import PromptTokenizer
+from qil_jax.mesh import Rules
+from qil_jax.models.config import ConfigError, require_none
+from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, VisionLanguage
+from qil_jax.weights import Component, TextEncoderPart, component_config, has_vision, load_component
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptionConfig:
+    """How a checkpoint captions pictures.
+
+    Attributes:
+      pixels: how pictures become patches.
+      generation: how the ids of a caption are chosen.
+    """
+
+    pixels: PixelConfig
+    generation: Generation
+
+    @classmethod
+    def of(cls, checkpoint: Path, tokenizer: PromptTokenizer) -> "CaptionConfig":
+        """Read the configs of a checkpoint, and check that they, its model and its tokenizer belong together.
+
+        Raises:
+          ConfigError: if the checkpoint cannot caption pictures, or its files are damaged or do not fit together.
+        """
+        if not has_vision(checkpoint):
+            raise ConfigError(
+                f"{checkpoint}: its text encoder knows no token of a picture, so it cannot caption: give prompts, or "
+                "Qwen-Image-Layered"
+            )
+        model = Qwen2_5VLConfig.from_json(component_config(checkpoint, Component.TEXT_ENCODER))
+        pixels, vision = PixelConfig.of(checkpoint), model.vision
+        cut = (pixels.patch_size, pixels.temporal_patch_size, pixels.merge_size)
+        read = (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+        problems = [f"patch, temporal and merge size {cut} are not {read} of text_encoder/config.json"] * (cut != read)
+        ids = tokenizer.chat_ids(PICTURE)
+        if len(ids) != 3 or ids[1] != model.image_token_id:
+            problems.append(f"the tokenizer reads {PICTURE} as {ids}, text_encoder/config.json: {model.image_token_id}")
+        require_none(problems, f"{checkpoint / FILE}")
+        return cls(pixels=pixels, generation=Generation.of(checkpoint))
+
+
+class CaptionWriter:
+    """A tokenizer and a vision-language model on a mesh, which write captions of pictures."""
+
+    def __init__(self, tokenizer: PromptTokenizer, config: CaptionConfig, captioner: Captioner):
+        self.config, self.captioner = config, captioner
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Path,
+        *,
+        mesh: Mesh,
+        rules: Rules,
+        dtype: str | None = None,
+        read: Callable[..., VisionLanguage] = load_component,
+    ) -> "CaptionWriter":
+        """Load what captions need of a checkpoint: text_encoder, tokenizer and processor.
+
+        Args:
+          checkpoint: folder that holds model_index.json.
+          mesh: mesh on which the parameters are placed.
+          rules: sharding rules that map logical axes to mesh axes.
+          dtype: dtype of parameters and activations; None: the stored dtype.
+          read: `load_component`, or `abstract_component` for shapes in place of parameters.
+
+        Raises:
+          ConfigError: as `CaptionConfig.of`; raised before any tensor is read.
+          FileNotFoundError: if the checkpoint has no tokenizer.
+          MeshError: if rules, mesh and shapes are inconsistent; raised before any tensor is read.
+          WeightsError: if files cannot be read.
+        """
+        tokenizer = PromptTokenizer.load(checkpoint)
+        config = CaptionConfig.of(checkpoint, tokenizer)
+        model = read(checkpoint, TextEncoderPart.VISION_LANGUAGE, mesh=mesh, rules=rules, dtype=dtype)
+        return cls(tokenizer, config, Captioner(model, mesh=mesh, rules=rules))
+
+    @property
+    def state(self) -> Any:
+        """The parameters, which may be abstract."""
+        return self.captioner.state
+
+    def write(
+        self,
+        images: Sequence[Image.Image],
+        *,
+        language: CaptionLanguage = CaptionLanguage.EN,
+        style: CaptionStyle = CaptionStyle.UNBROKEN,
+        seeds: Sequence[int] | None = None,
+    ) -> list[str]:
+        """A caption of each picture, written as one batch, without special tokens and surrounding spaces.
+
+        Args:
+          images: pictures of any mode and size; alpha is shown over white.
+          language: the language of the captions.
+          style: the line breaks of the instruction.
+          seeds: a seed for each picture, which matters only if the checkpoint's generation_config.json asks to sample.
+
+        Raises:
+          CaptionPixelsError: if a picture is too narrow or flat.
+        """
+        cut = [caption_patches(image, self.config.pixels) for image in images]
+        chats = [self._tokenizer.chat_ids(caption_chat(language, style))] * len(images)
+        patches, grids = [patches for patches, _ in cut], [grid for _, grid in cut]
+        written = self.captioner.generate(chats, patches, grids, self.config.generation, seeds=seeds)
+        return [self._tokenizer.decode(ids).strip() for ids in written]

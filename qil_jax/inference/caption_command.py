@@ -1,0 +1,130 @@
+"""What infer.py does about captions: before results are planned, or alone."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+from jax.sharding import Mesh
+
+from qil_jax.encoders.caption_prompts import CaptionStyle, caption_chat
+from qil_jax.encoders.caption_writer import CaptionConfig, CaptionWriter
+from qil_jax.encoders.tokenizer import PromptTokenizer
+from qil_jax.inference.caption_job import (
+    Pictures,
+    captions_of,
+    kept_captions,
+    require_captionable,
+    without_prompt,
+    write_captions,
+)
+from qil_jax.inference.captions import FOLDER, CaptionFiles, CaptionStore, KeptCaptions
+from qil_jax.inference.checkpoint import Checkpoint
+from qil_jax.inference.cli import Arguments, Ledger, show_captions, show_loading
+from qil_jax.inference.job import JobError, PlannedResult, results_left
+from qil_jax.inference.memory import MemoryPlan, require_memory
+from qil_jax.inference.pipeline import Pipeline
+from qil_jax.inference.request import known
+from qil_jax.mesh import Rules, of_first
+from qil_jax.weights import fingerprint
+from qil_jax.weights.assemble import reporting
+
+
+def captioned(
+    arguments: Arguments,
+    pipeline: Pipeline,
+    pictures: Pictures,
+    plan: Callable[[Pictures], list[PlannedResult]],
+    ledger: Ledger,
+) -> Pictures:
+    """The pictures, each with a prompt: its own, or a caption, which an earlier run has kept or this one writes.
+
+    If the checkpoint cannot caption, it is an empty one. With --compile-only nothing is written, and pictures whose
+    captions are not kept yet are left out. All processes must call this function.
+
+    Raises:
+      ConfigError: if files of the checkpoint do not fit together.
+      JobError: if pictures cannot be captioned, or their results not be written; raised before any compute.
+      QilError: if the parameters do not fit into memory.
+    """
+    options, checkpoint, out = arguments.options, pipeline.checkpoint, known(arguments.out)
+    if options.prompt is not None:
+        return pictures
+    if not checkpoint.has_vision:
+        return {name: dataclasses.replace(p, prompt=p.prompt or "") for name, p in pictures.items()}
+    asked = {
+        "checkpoint": fingerprint(checkpoint.folder),
+        "dtype": checkpoint.dtype,
+        "resolution": options.resolution,
+        "chat_sha256": hashlib.sha256(caption_chat(options.caption_language).encode()).hexdigest(),
+    }
+    store = KeptCaptions(folder=out / FOLDER, asked=asked)
+    wanted, pictures = without_prompt(pictures), kept_captions(pictures, store, _written_by(arguments))
+    missing = without_prompt(pictures)
+    if len(missing) < len(wanted):
+        print(f"{len(wanted) - len(missing)} captions of an earlier run are used")
+    if missing and arguments.compile_only:
+        print(f"{len(missing)} pictures have no caption yet and are left out: caption them first, with --caption-only")
+        return {name: picture for name, picture in pictures.items() if name not in missing}
+    if missing:
+        mesh = pipeline.components.mesh
+        ledger.left = results_left(plan(pictures), out, overwrite=arguments.overwrite)
+        arguments.require_memory(ledger.left, checkpoint, mesh, captioned=len(missing))
+        pictures = _write(arguments, checkpoint, pictures, store, lambda: _captioner(pipeline), ledger)
+    return pictures
+
+
+def caption_files(
+    arguments: Arguments, checkpoint: Checkpoint, pictures: Pictures, ledger: Ledger, *, mesh: Mesh, rules: Rules
+) -> None:
+    """Write the captions of pictures that have no prompt to text files; files that are there stay as they are.
+
+    Raises:
+      ConfigError: if the checkpoint cannot caption, or files of it do not fit together.
+      JobError: if pictures cannot be captioned, or files not be written; raised before any compute.
+      QilError: if the parameters do not fit into memory.
+    """
+    store, wanted = CaptionFiles(folder=arguments.out), without_prompt(pictures)
+    problems = of_first(store.problems(wanted))
+    if problems:
+        raise JobError(problems)
+    missing = without_prompt(kept_captions(wanted, store, {}))
+    print(f"{len(pictures) - len(missing)} of {len(pictures)} pictures have a prompt")
+    if missing:
+        size = checkpoint.size
+        require_memory(MemoryPlan(parameters=size.text_encoder + size.vision), mesh)
+        load = functools.partial(CaptionWriter.load, checkpoint.folder, mesh=mesh, rules=rules, dtype=checkpoint.dtype)
+        _write(arguments, checkpoint, missing, store, load, ledger)
+
+
+def _captioner(pipeline: Pipeline) -> CaptionWriter:
+    pipeline.components.enter(pipeline.components.captioner)
+    return pipeline.components.captioner()
+
+
+def _write(
+    arguments: Arguments,
+    checkpoint: Checkpoint,
+    pictures: Pictures,
+    store: CaptionStore,
+    load: Callable[[], CaptionWriter],
+    ledger: Ledger,
+) -> Pictures:
+    """Caption the pictures without a prompt, print and keep what is written."""
+    missing, resolution = without_prompt(pictures), known(arguments.options.resolution)
+    config = CaptionConfig.of(checkpoint.folder, PromptTokenizer.load(checkpoint.folder))
+    require_captionable(missing, config.pixels, resolution)
+    print(f"loading {arguments.checkpoint} to caption {len(missing)} pictures", flush=True)
+    with show_loading() as on_bytes, reporting(on_bytes):
+        writer = load()
+    how: dict[str, Any] = {"resolution": resolution, "language": arguments.options.caption_language}
+    write = functools.partial(captions_of, writer=writer, batch=arguments.batch, **how)
+    with show_captions(len(missing), ledger) as on_caption:
+        by, batch = _written_by(arguments), arguments.batch
+        return write_captions(pictures, store, write, written_by=by, batch=batch, on_caption=on_caption)
+
+
+def _written_by(arguments: Arguments) -> dict[str, str]:
+    language = arguments.options.caption_language
+    return {"written_by": "the checkpoint", "language": str(language), "style": str(CaptionStyle.UNBROKEN)}
