@@ -1,7 +1,7 @@
 """Descriptions of pictures by Qwen2.5-VL on a mesh, from token ids and patches to token ids."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -74,15 +74,26 @@ class Captioner:
         self._require_fit(prompts, patches, grids, seeds)
         if not prompts:
             return []
-        rows = round_up(row_bucket(len(prompts), 1 << 30), self._rules.ways(Axis.BATCH, self._mesh))
-        batch = self._place(self._batch(prompts, patches, grids, generation, rows=rows))
-        choice = self._place(_choice(generation, seeds, rows=rows))
-        stops = self._place(np.array(generation.eos_token_id, np.int32), sharded=False)
-        limit = self._place(np.array(generation.max_new_tokens, np.int32), sharded=False)
+        batch, how = self._inputs(prompts, patches, grids, generation, seeds)
         logits, cache = self._prefill(self.state, batch, room=text_bucket(generation.max_new_tokens))
-        written, _ = self._decode(self.state, batch, logits, cache, choice, stops, limit)
+        written, _ = self._decode(self.state, batch, logits, cache, *how)
         ids, lengths = fetch(written.ids), fetch(written.lengths)
         return [ids[i, : lengths[i]].tolist() for i in range(len(prompts))]
+
+    def lower(
+        self,
+        prompts: Sequence[Sequence[int]],
+        patches: Sequence[Float[np.ndarray, "n c"]],
+        grids: Sequence[tuple[int, int]],
+        generation: Generation,
+    ) -> Iterator[jax.stages.Lowered]:
+        """The programs of `generate`, the first of which is compiled for the second; parameters may be abstract."""
+        batch, how = self._inputs(prompts, patches, grids, generation, [0] * len(prompts))
+        reading = self._prefill.lower(self.state, batch, room=text_bucket(generation.max_new_tokens))
+        yield reading
+        shaped = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        logits, cache = jax.tree.map(shaped, reading.out_info, reading.compile().output_shardings)
+        yield self._decode.lower(self.state, batch, logits, cache, *how)
 
     def text_encoder(self) -> TextEncoder:
         """The text encoder, which shares the parameters of the language model."""
@@ -105,6 +116,18 @@ class Captioner:
             wanted = (grid[0] * grid[1], self.config.vision.patch_width)
             if picture.shape != wanted or any(side % self.config.vision.spatial_merge_size for side in grid):
                 raise QilError(f"picture {i} has patches {picture.shape}: a grid {grid} has {wanted}, its sides even")
+
+    def _inputs(
+        self, prompts: Any, patches: Any, grids: Any, generation: Generation, seeds: Sequence[int]
+    ) -> tuple[Prompts, tuple[Choice, Array, Array]]:
+        """The padded batch on the mesh, and how its rows are written: choice, ids that end a text, largest length."""
+        rows = round_up(row_bucket(len(prompts), 1 << 30), self._rules.ways(Axis.BATCH, self._mesh))
+        batch = self._place(self._batch(prompts, patches, grids, generation, rows=rows))
+        stops, limit = (
+            self._place(np.array(value, np.int32), sharded=False)
+            for value in (generation.eos_token_id, generation.max_new_tokens)
+        )
+        return batch, (self._place(_choice(generation, seeds, rows=rows)), stops, limit)
 
     def _batch(self, prompts: Any, patches: Any, grids: Any, generation: Generation, *, rows: int) -> Prompts:
         """Prompts on the host, padded to common lengths."""

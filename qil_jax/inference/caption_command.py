@@ -14,6 +14,7 @@ from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.inference.caption_job import (
     Pictures,
     captions_of,
+    compile_captions,
     kept_captions,
     require_captionable,
     without_prompt,
@@ -65,7 +66,12 @@ def captioned(
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} captions of an earlier run are used")
     if missing and arguments.compile_only:
-        print(f"{len(missing)} pictures have no caption yet and are left out: caption them first, with --caption-only")
+        _require_captionable(arguments, checkpoint, missing)
+        count = compile_captions(missing, _captioner(pipeline), batch=arguments.batch, **_asked(arguments))
+        print(
+            f"compiled {count} programs that caption {len(missing)} pictures, but none that depend on the captions' "
+            "lengths: for these, write the captions first, with --caption-only"
+        )
         return {name: picture for name, picture in pictures.items() if name not in missing}
     if missing:
         mesh = pipeline.components.mesh
@@ -112,17 +118,25 @@ def _write(
     ledger: Ledger,
 ) -> Pictures:
     """Caption the pictures without a prompt, print and keep what is written."""
-    missing, resolution = without_prompt(pictures), known(arguments.options.resolution)
-    config = CaptionConfig.of(checkpoint.folder, PromptTokenizer.load(checkpoint.folder))
-    require_captionable(missing, config.pixels, resolution)
+    missing, batch = without_prompt(pictures), arguments.batch
+    _require_captionable(arguments, checkpoint, missing)
     print(f"loading {arguments.checkpoint} to caption {len(missing)} pictures", flush=True)
     with show_loading() as on_bytes, reporting(on_bytes):
         writer = load()
-    how: dict[str, Any] = {"resolution": resolution, "language": arguments.options.caption_language}
-    write = functools.partial(captions_of, writer=writer, batch=arguments.batch, **how)
+    write = functools.partial(captions_of, writer=writer, batch=batch, **_asked(arguments))
     with show_captions(len(missing), ledger) as on_caption:
-        by, batch = _written_by(arguments), arguments.batch
+        by = _written_by(arguments)
         return write_captions(pictures, store, write, written_by=by, batch=batch, on_caption=on_caption)
+
+
+def _require_captionable(arguments: Arguments, checkpoint: Checkpoint, missing: Pictures) -> None:
+    config = CaptionConfig.of(checkpoint.folder, PromptTokenizer.load(checkpoint.folder))
+    require_captionable(missing, config.pixels, known(arguments.options.resolution))
+
+
+def _asked(arguments: Arguments) -> dict[str, Any]:
+    options = arguments.options
+    return {"resolution": known(options.resolution), "language": options.caption_language}
 
 
 def _written_by(arguments: Arguments) -> dict[str, str]:

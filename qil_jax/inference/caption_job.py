@@ -5,6 +5,7 @@ they hold.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -93,13 +94,8 @@ def write_captions(
       batch: number of pictures at once.
       on_caption: callback after every caption.
     """
-    groups: dict[str, list[str]] = {}
-    for name, picture in without_prompt(pictures).items():
-        groups.setdefault(picture.sha256, []).append(name)
-    alike = sorted(groups.values(), key=lambda names: pictures[names[0]].size)  # of similar sizes: fewer programs
     captions: dict[str, str] = {}
-    for start in range(0, len(alike), batch):
-        some = alike[start : start + batch]
+    for some in _batches(without_prompt(pictures), batch):
         texts = write([pictures[names[0]].image() for names in some])
         kept = {}
         if jax.process_index() == 0:
@@ -110,6 +106,27 @@ def write_captions(
             if on_caption is not None:
                 on_caption(name, text)
     return _with(captions, pictures, written_by)
+
+
+def compile_captions(
+    pictures: Pictures, writer: CaptionWriter, *, resolution: int, language: CaptionLanguage, batch: int
+) -> int:
+    """Compile and let the cache keep what captions of the pictures without a prompt need; the number of programs."""
+    shapes = {}
+    for some in _batches(without_prompt(pictures), batch):
+        sizes = [bucket_size(*pictures[names[0]].size, resolution) for names in some]
+        shapes[len(sizes), max(math.prod(caption_grid(size, writer.config.pixels)) for size in sizes)] = sizes
+    programs = [lowered.compile() for sizes in shapes.values() for lowered in writer.lower(sizes, language=language)]
+    return len(programs)
+
+
+def _batches(pictures: Pictures, batch: int) -> list[list[list[str]]]:
+    """Names of pictures in batches, those of equal files in one place, similar sizes together: fewer programs."""
+    alike: dict[str, list[str]] = {}
+    for name, picture in pictures.items():
+        alike.setdefault(picture.sha256, []).append(name)
+    ordered = sorted(alike.values(), key=lambda names: pictures[names[0]].size)
+    return [ordered[start : start + batch] for start in range(0, len(ordered), batch)]
 
 
 def _with(captions: Mapping[str, str], pictures: Pictures, written_by: Mapping[str, Any]) -> dict[str, InputImage]:
