@@ -161,14 +161,25 @@ class Captioner:
         fitting = (axis if size % n == 0 else None for size, axis, n in zip(x.shape, axes, ways, strict=True))
         return constrain(self._mesh, self._rules)(x, tuple(fitting))
 
-    def _read_prompts(self, state: nnx.State, batch: Prompts, *, room: int) -> tuple[Array, Cache]:
-        return prefill(nnx.merge(self._graph, state), batch, room=room, constrain=self._pin)
+    def _read_prompts(self, state: nnx.State, batch: Prompts, *, room: int) -> tuple[Array, dict[str, Array]]:
+        """Logits, and the cache as a dictionary, which may hold shapes and shardings, too."""
+        logits, cache = prefill(nnx.merge(self._graph, state), batch, room=room, constrain=self._pin)
+        return logits, vars(cache)
 
     def _write(
-        self, state: nnx.State, batch: Prompts, logits: Array, cache: Cache, choice: Choice, stops: Array, limit: Array
-    ) -> tuple[Written, Cache]:
+        self,
+        state: nnx.State,
+        batch: Prompts,
+        logits: Array,
+        cache: dict[str, Array],
+        choice: Choice,
+        stops: Array,
+        limit: Array,
+    ) -> tuple[Written, dict[str, Array]]:
         decoding = functools.partial(decode, constrain=self._pin, fold=self._fold)
-        return decoding(nnx.merge(self._graph, state), batch, (logits, cache), choice, stops=stops, limit=limit)
+        start = (logits, Cache(**cache))
+        written, after = decoding(nnx.merge(self._graph, state), batch, start, choice, stops=stops, limit=limit)
+        return written, vars(after)
 
 
 def _choice(generation: Generation, seeds: Sequence[int], *, rows: int) -> Choice:

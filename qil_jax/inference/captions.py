@@ -4,11 +4,9 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
-
-from PIL import Image
 
 from qil_jax.encoders.caption_prompts import CaptionLanguage
 from qil_jax.files import text_beside, whole_file
@@ -19,16 +17,11 @@ FOLDER = ".captions"
 """The folder beside a run's results in which captions are kept."""
 
 
-class WriteCaptions(Protocol):
-    """The method `captions` of a pipeline."""
+def with_captions(requests: Sequence[Request], write: Callable[..., list[str]] | None) -> list[Request]:
+    """The requests, those without a prompt with a caption of `write` as theirs; or an empty one, if that is None.
 
-    def __call__(
-        self, images: Sequence[Image.Image], *, resolution: int | None, language: CaptionLanguage, batch: int
-    ) -> list[str]: ...
-
-
-def with_captions(requests: Sequence[Request], write: WriteCaptions | None) -> list[Request]:
-    """The requests, those without a prompt with a caption as theirs, or an empty one without `write`."""
+    `write` is the method `captions` of a pipeline.
+    """
     alike: dict[tuple[int | None, CaptionLanguage], list[int]] = {}
     for i, request in enumerate(requests):
         if request.prompt is None:
@@ -113,7 +106,8 @@ class CaptionFiles:
 
     def read(self, name: str, picture: InputImage) -> str | None:
         """The text of the picture's file; None if there is none."""
-        return text_beside(self.file(name, picture), PROMPT)
+        text = text_beside(self.file(name, picture), PROMPT)
+        return None if text is None else text.strip()
 
     def keep(self, name: str, picture: InputImage, caption: str) -> str:
         """Write the file, whole; one that is there is never replaced."""
