@@ -3,7 +3,14 @@
 from pathlib import Path
 
 import pytest
+from captioning import write_captioning_checkpoint
 from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def captioning(tmp_path_factory) -> Path:
+    """A checkpoint that captions."""
+    return write_captioning_checkpoint(tmp_path_factory.mktemp("captions") / "checkpoint")
 
 
 @pytest.fixture
