@@ -32,6 +32,9 @@ def parser() -> Parser:
     add("--caption-url", help="an OpenAI-compatible address; else captions are NAME.txt beside NAME.psd")
     add("--caption-model", default="Qwen/Qwen2.5-VL-7B-Instruct", help="name of the model there (default %(default)s)")
     add("--caption-prompt", metavar="FILE", help="file with the instruction that is sent with each picture")
+    add("--caption-checkpoint", metavar="DIR", help="a checkpoint whose own model captions, on this machine")
+    add("--caption-batch", type=int, default=8, help="pictures that it captions at once (default %(default)s)")
+    add("--caption-mesh", default="", help='its devices, such as "data=8" (default: the first)')
     add("--licence", default="", help="licence of the documents, where NAME.json does not say")
     add("--source-name", default="", help="where the documents come from, likewise")
     return parse
@@ -43,13 +46,15 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(own)
     problems = [
         f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}"
-        for name in ("max_layers", "min_side", "seconds", "memory_gib")
+        for name in ("max_layers", "min_side", "seconds", "memory_gib", "caption_batch")
         if not 0 < getattr(args, name) < math.inf
     ]
     if not math.isfinite(args.min_psnr):
         problems.append(f"--min-psnr must be a finite number, got {args.min_psnr}")
     if for_beam and args.runner == NO_BEAM:
         problems.append(f"--runner {NO_BEAM} takes no options of Apache Beam: leave out {' '.join(for_beam)}")
+    if args.caption_checkpoint is not None and (args.caption_url or args.caption_prompt):
+        problems.append("--caption-checkpoint goes with neither --caption-url nor --caption-prompt: leave one out")
     if problems:
         raise ProblemsError("cannot start", problems)
     from tools.build_documents import build, disk_error

@@ -8,14 +8,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from etils import epath
 from rich.console import Console
 from rich.table import Table
 
 from qil_jax.documents.build import WORK, Workplace, caption_all, contents_of, prepare_all
-from qil_jax.documents.captions import Captioner, EndpointCaptioner, EndpointConfig, SidecarCaptioner
+from qil_jax.documents.captions import Captioner, EndpointCaptioner, EndpointConfig, ModelCaptioner, SidecarCaptioner
 from qil_jax.documents.dataset import NAME, VERSION, BuildInfo, write_dataset
 from qil_jax.documents.limits import CleaningConfig, PSDLimits
 from qil_jax.documents.prepare import PrepareConfig
@@ -26,6 +27,9 @@ from qil_jax.documents.sandbox import ProcessLimits
 from qil_jax.errors import QilError
 from qil_jax.files import write_whole
 from qil_jax.identity import to_json
+
+if TYPE_CHECKING:
+    from tools.model_captions import DocumentCaptions
 
 Result = TypeVar("Result")
 
@@ -53,7 +57,8 @@ def build(args: argparse.Namespace, for_beam: Sequence[str]) -> int:
     problems: list[str] = []
     tried = functools.partial(_tried, problems)
     options = None if args.runner == "none" else tried(beam_options, args.runner or IN_PROCESS, for_beam)
-    make_captioner = tried(_make_captioner, args, out / WORK)
+    model = tried(_model, args, out / WORK)
+    make_captioner = tried(_make_captioner, args, model, out / WORK)
     documents = tried(find_documents, args.source)
     if out.exists() and not out.is_dir():
         problems.append(f"--out {out} is no folder: give another")
@@ -67,7 +72,10 @@ def build(args: argparse.Namespace, for_beam: Sequence[str]) -> int:
     )
     place = Workplace(config=config, work=out / WORK, options=options)
     print(f"reading {len(documents)} documents", flush=True)
-    rows = caption_all(prepare_all(documents, place), documents, make_captioner, place)
+    rows = prepare_all(documents, place)
+    if model is not None:
+        model.write(rows, place)
+    rows = caption_all(rows, documents, make_captioner, place)
     counts = write_report(rows, place.done, out)
     _show(counts)
     if not counts["kept"]:
@@ -108,8 +116,22 @@ def _caption(row: ReportRow, place: Workplace) -> str:
     return (place.done / f"{row.digest}.txt").read_text()
 
 
-def _make_captioner(args: argparse.Namespace, work: epath.Path) -> Callable[[], Captioner]:
+def _model(args: argparse.Namespace, work: epath.Path) -> "DocumentCaptions | None":
+    """The checkpoint that captions, if there is one; raises QilError if it cannot be used."""
+    if args.caption_checkpoint is None:
+        return None
+    from tools.model_captions import DocumentCaptions
+
+    checkpoint, how = Path(args.caption_checkpoint), {"batch": args.caption_batch, "mesh": args.caption_mesh}
+    return DocumentCaptions(checkpoint, work / "captions", **how)
+
+
+def _make_captioner(
+    args: argparse.Namespace, model: "DocumentCaptions | None", work: epath.Path
+) -> Callable[[], Captioner]:
     """Raises QilError if the file with the instruction cannot be read."""
+    if model is not None:
+        return functools.partial(ModelCaptioner, asked=model.captioner.asked, cache=model.captioner.cache)
     if args.caption_url is None:
         return SidecarCaptioner
     config = EndpointConfig(

@@ -8,10 +8,12 @@ kept in `.work` under the output folder, so an interrupted build continues where
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 
 from qil_jax.documents.captions import Captioner
 from qil_jax.documents.dataset import BuildInfo, Contents
@@ -53,6 +55,14 @@ def prepare_all(documents: Sequence[epath.Path], place: Workplace) -> list[Repor
     pairs = list(zip(map(str, documents), document_names(documents), strict=True))
     rows = _run("prepare", functools.partial(Preparer, place.config, place.work), pairs, place)
     return without_duplicates(rows, place.config)
+
+
+def composites(rows: Sequence[ReportRow], place: Workplace) -> Iterator[UInt8[np.ndarray, "y x 4"]]:
+    """The composites of the documents that are kept, in the rows' order."""
+    for row in rows:
+        if row.reason is None:
+            record = load_record(place.done, row.digest)
+            yield composite_8bit(record.layers, record.size)
 
 
 def caption_all(
