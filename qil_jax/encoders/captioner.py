@@ -83,7 +83,7 @@ class Captioner:
     def lower(
         self,
         prompts: Sequence[Sequence[int]],
-        patches: Sequence[Float[np.ndarray, "n c"]],
+        patches: Sequence[Float[np.ndarray, "_ c"]],
         grids: Sequence[tuple[int, int]],
         generation: Generation,
     ) -> Iterator[jax.stages.Lowered]:

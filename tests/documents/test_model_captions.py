@@ -76,16 +76,16 @@ def test_a_dataset_with_captions_by_the_model(checkpoint, tmp_path, monkeypatch,
     for i in range(3):
         (tmp_path / "in" / f"{i}.psd").write_bytes(psd_files.design(100 * i))
     (tmp_path / "in" / "0.txt").write_text("said beside it")
-    command = [str(tmp_path / "in"), "--caption-checkpoint", str(checkpoint), "--caption-batch", "2"]
+    command = [str(tmp_path / "in"), "--caption-checkpoint", str(checkpoint), "--caption-batch", "3"]
     assert build_dataset.main([*command, "--out", str(tmp_path / "beam")]) == 0
-    assert asked == [2, 1] and capsys.readouterr().out.count("loading") == 1
+    assert asked == [3] and capsys.readouterr().out.count("loading") == 1
     found = captions(tmp_path / "beam")
     assert len(found) == 3 and all(len(caption) > 3 for caption in found.values())
-    assert build_dataset.main([*command, "--out", str(tmp_path / "beam")]) == 0 and asked == [2, 1]
+    assert build_dataset.main([*command, "--out", str(tmp_path / "beam")]) == 0 and asked == [3]
     (tmp_path / "loop" / ".work").mkdir(parents=True)
     (tmp_path / "beam" / ".work" / "captions").rename(tmp_path / "loop" / ".work" / "captions")
     assert build_dataset.main([*command, "--out", str(tmp_path / "loop"), "--runner", "none"]) == 0
-    assert captions(tmp_path / "loop") == found and asked == [2, 1]
+    assert captions(tmp_path / "loop") == found and asked == [3]
 
 
 def test_what_cannot_caption_is_refused_before_any_work(checkpoint, tmp_path, capsys):
