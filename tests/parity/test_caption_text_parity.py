@@ -70,23 +70,18 @@ def checkpoint(tmp_path_factory):
         text_encoder=model,
         vl_processor=Processor(),
         image_caption_prompt_en=caption_chat(CaptionLanguage.EN, CaptionStyle.BROKEN),
-        image_caption_prompt_cn=caption_chat(CaptionLanguage.ZH, CaptionStyle.BROKEN),
     )
 
 
 def test_captions_are_those_of_diffusers(checkpoint):
-    """Pictures of several shapes in one batch, in both languages, against one by one."""
+    """Pictures of two shapes in one batch, against one by one."""
     folder, pipeline = checkpoint
     noise = np.random.default_rng(0).integers(0, 256, (90, 150, 4), np.uint8)
-    pictures = [Image.fromarray(noise), Image.new("RGB", (100, 300), "orange"), Image.radial_gradient("L")]
+    pictures = [Image.fromarray(noise), Image.new("RGB", (100, 300), "orange")]
     writer = CaptionWriter.load(folder, mesh=single_device_mesh(), rules=INFERENCE_RULES)
-    for language in CaptionLanguage:
-        ours = captions_of(pictures, writer, resolution=96, language=language, style=CaptionStyle.BROKEN, batch=3)
-        with torch.no_grad():
-            theirs = [
-                QwenImageLayeredPipeline.get_image_caption(
-                    pipeline, Image.fromarray(preprocess(picture, 96)[0]), use_en_prompt=language == "en", device="cpu"
-                )
-                for picture in pictures
-            ]
-        assert ours == theirs and len(set(ours)) == 3 and min(map(len, ours)) > 10
+    how = {"resolution": 96, "language": CaptionLanguage.EN, "style": CaptionStyle.BROKEN, "batch": 2}
+    ours = captions_of(pictures, writer, **how)
+    shown = [Image.fromarray(preprocess(picture, 96)[0]) for picture in pictures]
+    with torch.no_grad():
+        theirs = [QwenImageLayeredPipeline.get_image_caption(pipeline, picture, device="cpu") for picture in shown]
+    assert ours == theirs and len(set(ours)) == 2 and min(map(len, ours)) > 10
