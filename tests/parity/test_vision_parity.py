@@ -24,8 +24,8 @@ TINY = {
     "fullatt_block_indexes": [0],
 }
 """All sizes differ, and windows are of 4 x 4 tokens as in the release."""
-GRIDS = [(2, 2), (46, 70), (10, 14), (18, 6), (30, 2), (16, 24)]
-"""Patches of pictures from 28 x 28 to 644 x 980 pixels: a single token, whole windows, partial ones on either side."""
+GRIDS = [(2, 2), (46, 70), (10, 14), (30, 2)]
+"""Patches of pictures from 28 x 28 to 644 x 980 pixels, most with partial windows on either side."""
 run = nnx.jit(lambda tower, patches, grids: tower(patches, grids))
 
 
@@ -79,11 +79,11 @@ def test_padding_is_without_effect(tiny):
 
 
 def test_released_width(tmp_path):
-    """A block with windows, one without, and the merger."""
+    """A block with windows, and the merger."""
     sizes = {"hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 8}
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
-    vision = {"depth": 2, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420}
+    vision = {"depth": 1, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420}
     reference = tiny_text_encoder(**sizes, num_hidden_layers=1, vocab_size=600, rope_parameters=rope, vision=vision)
     tower = our_vision_language(reference, tmp_path).visual
-    assert (tower.config.window_side, tower.config.fullatt_block_indexes) == (4, (1,))
+    assert tower.config.window_side == 4 and 0 not in tower.config.fullatt_block_indexes
     assert compare(reference, tower, *batch([(14, 10), (12, 18)], 1176)) <= 5e-5
