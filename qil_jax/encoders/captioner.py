@@ -22,6 +22,9 @@ from qil_jax.models.products import matmul_by_tiles
 from qil_jax.models.qwen2_5_vl import TextEncoder, VisionLanguage, text_encoder_of
 from qil_jax.models.stack import scan_blocks, scan_blocks_by_tiles
 
+SHORTEST = 64
+"""Least number of tokens to which pictures and prompts are padded."""
+
 
 class Captioner:
     """Qwen2.5-VL on a mesh: it reads prompts with a picture each, and writes text.
@@ -43,7 +46,7 @@ class Captioner:
             use_matmul(model.lm_head, matmul_by_tiles)
         self._graph, self.state = nnx.split(model)
         self._prefill = jax.jit(self._read_prompts, static_argnames="room")
-        self._decode = jax.jit(self._write, donate_argnames="cache")
+        self._decode = jax.jit(self._write, static_argnames="room", donate_argnames="cache")
 
     def generate(
         self,
@@ -68,15 +71,17 @@ class Captioner:
           seeds: seed of each row, if ids are drawn; None: 0 for all.
 
         Raises:
-          QilError: if the lists' lengths differ, a prompt has no or several pictures, or patches do not fit their grid.
+          QilError: if the lists' lengths differ, a prompt has no or several pictures, patches do not fit their grid,
+            or `free_vision` was called.
         """
         seeds = [0] * len(prompts) if seeds is None else seeds
         self._require_fit(prompts, patches, grids, seeds)
         if not prompts:
             return []
+        room = text_bucket(generation.max_new_tokens)
         batch, how = self._inputs(prompts, patches, grids, generation, seeds)
-        logits, cache = self._prefill(self.state, batch, room=text_bucket(generation.max_new_tokens))
-        written, _ = self._decode(self.state, batch, logits, cache, *how)
+        logits, cache = self._prefill(self.state, batch, room=room)
+        written, _ = self._decode(self.state, logits, cache, *how, room=room)
         ids, lengths = fetch(written.ids), fetch(written.lengths)
         return [ids[i, : lengths[i]].tolist() for i in range(len(prompts))]
 
@@ -89,11 +94,12 @@ class Captioner:
     ) -> Iterator[jax.stages.Lowered]:
         """The programs of `generate`, the first of which is compiled for the second; parameters may be abstract."""
         batch, how = self._inputs(prompts, patches, grids, generation, [0] * len(prompts))
-        reading = self._prefill.lower(self.state, batch, room=text_bucket(generation.max_new_tokens))
+        room = text_bucket(generation.max_new_tokens)
+        reading = self._prefill.lower(self.state, batch, room=room)
         yield reading
         shaped = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         logits, cache = jax.tree.map(shaped, reading.out_info, reading.compile().output_shardings)
-        yield self._decode.lower(self.state, batch, logits, cache, *how)
+        yield self._decode.lower(self.state, logits, cache, *how, room=room)
 
     def text_encoder(self) -> TextEncoder:
         """The text encoder, which shares the parameters of the language model."""
@@ -106,7 +112,9 @@ class Captioner:
                 leaf.delete()
 
     def _require_fit(self, prompts: Any, patches: Any, grids: Any, seeds: Any) -> None:
-        """Refuse inputs from which no batch can be made."""
+        """Refuse inputs from which no batch can be made, and any once the tower is freed."""
+        if "visual" not in self.state:
+            raise QilError("the vision tower is freed: load the captioner again")
         counts = {len(prompts), len(patches), len(grids), len(seeds)}
         if len(counts) > 1:
             raise QilError(f"give as many prompts, pictures, grids and seeds: {sorted(counts)} are given")
@@ -120,21 +128,21 @@ class Captioner:
     def _inputs(
         self, prompts: Any, patches: Any, grids: Any, generation: Generation, seeds: Sequence[int]
     ) -> tuple[Prompts, tuple[Choice, Array, Array]]:
-        """The padded batch on the mesh, and how its rows are written: choice, ids that end a text, largest length."""
+        """The padded batch on the mesh, and how its rows are written: choice, largest length, ids that end a text."""
         rows = round_up(row_bucket(len(prompts), 1 << 30), self._rules.ways(Axis.BATCH, self._mesh))
         batch = self._place(self._batch(prompts, patches, grids, generation, rows=rows))
-        stops, limit = (
+        limit, stops = (
             self._place(np.array(value, np.int32), sharded=False)
-            for value in (generation.eos_token_id, generation.max_new_tokens)
+            for value in (generation.max_new_tokens, generation.eos_token_id)
         )
-        return batch, (self._place(_choice(generation, seeds, rows=rows)), stops, limit)
+        return batch, (self._place(_choice(generation, seeds, rows=rows)), limit, stops)
 
     def _batch(self, prompts: Any, patches: Any, grids: Any, generation: Generation, *, rows: int) -> Prompts:
         """Prompts on the host, padded to common lengths."""
         merged = self.config.vision.spatial_merge_size**2
-        tokens = image_bucket(max(len(picture) for picture in patches) // merged)
+        tokens = image_bucket(max(SHORTEST, *(len(picture) // merged for picture in patches)))
         expanded = [self._expanded(ids, len(picture) // merged) for ids, picture in zip(prompts, patches, strict=True)]
-        longest = image_bucket(max(map(len, expanded)))
+        longest = image_bucket(max(SHORTEST, *map(len, expanded)))
         batch = Prompts(
             ids=np.full((rows, longest), generation.pad_token_id, np.int32),
             lengths=np.array([*map(len, expanded), *[0] * (rows - len(expanded))], np.int32),
@@ -169,16 +177,16 @@ class Captioner:
     def _write(
         self,
         state: nnx.State,
-        batch: Prompts,
         logits: Array,
         cache: dict[str, Array],
         choice: Choice,
-        stops: Array,
         limit: Array,
+        stops: Array,
+        *,
+        room: int,
     ) -> tuple[Written, dict[str, Array]]:
-        decoding = functools.partial(decode, constrain=self._pin, fold=self._fold)
-        start = (logits, Cache(**cache))
-        written, after = decoding(nnx.merge(self._graph, state), batch, start, choice, stops=stops, limit=limit)
+        write = functools.partial(decode, room=room, limit=limit, stops=stops, constrain=self._pin, fold=self._fold)
+        written, after = write(nnx.merge(self._graph, state), (logits, Cache(**cache)), choice)
         return written, vars(after)
 
 

@@ -49,11 +49,12 @@ class Prompts:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Keys and values of all layers, of a size that does not change.
+    """What is kept of the tokens that were read, in arrays of a size that does not change.
 
     Attributes:
-      keys, values: what was computed of the tokens in each slot.
+      keys, values: keys and values of all layers; each token has a slot.
       mask: slots that hold a token.
+      seen: ids that the row has.
       slot: the slot of the next token, the same in all rows.
       position: M-RoPE position of the next token.
     """
@@ -61,6 +62,7 @@ class Cache:
     keys: Float[Array, "k b g s h"]
     values: Float[Array, "k b g s h"]
     mask: Bool[Array, "b s"]
+    seen: Bool[Array, "b v"]
     slot: Int[Array, ""]
     position: Int[Array, " b"]
 
@@ -126,6 +128,7 @@ def prefill(
         keys=constrain(keys, HEADS),
         values=constrain(values, HEADS),
         mask=jnp.pad(mask, ((0, 0), (0, room))),
+        seen=jnp.zeros((rows, config.vocab_size), bool).at[jnp.arange(rows)[:, None], prompts.ids].max(mask),
         slot=jnp.asarray(count, jnp.int32),
         position=jnp.max(positions, axis=(1, 2)) + 1,
     )
@@ -149,7 +152,7 @@ def read_token(
       constrain: constraint of activations to a mesh.
       fold: function that applies the layers one after another.
     """
-    mask = cache.mask.at[:, cache.slot].set(True)
+    mask, seen = cache.mask.at[:, cache.slot].set(True), cache.seen.at[jnp.arange(len(ids)), ids].set(True)
     rotary = model.language.rotary(jnp.broadcast_to(cache.position[:, None, None], (len(ids), 1, 3)))
     embedded = constrain(model.language.embed(ids[:, None]), ROWS)
 
@@ -164,8 +167,9 @@ def read_token(
     start = (embedded, cache.keys, cache.values)
     x, keys, values = fold(model.language.layers, step, start, jnp.arange(len(cache.keys)))
     keys, values = constrain(keys, HEADS), constrain(values, HEADS)
-    read = Cache(keys=keys, values=values, mask=mask, slot=cache.slot + 1, position=cache.position + 1)
-    return _logits(model, x, constrain), read
+    slot, position = cache.slot + 1, cache.position + 1
+    cache = Cache(keys=keys, values=values, mask=mask, seen=seen, slot=slot, position=position)
+    return _logits(model, x, constrain), cache
 
 
 def attend_to_cache(
@@ -181,12 +185,12 @@ def attend_to_cache(
 
 def decode(
     model: VisionLanguage,
-    prompts: Prompts,
     read: tuple[Float32[Array, "b v"], Cache],
     choice: Choice,
     *,
-    stops: Int[Array, " e"],
+    room: int,
     limit: Int[Array, ""],
+    stops: Int[Array, " e"],
     constrain: Constrain = unconstrained,
     fold: Fold = scan_blocks,
 ) -> tuple[Written, Cache]:
@@ -194,11 +198,11 @@ def decode(
 
     Args:
       model: the model.
-      prompts: the prompts, whose ids the repetition penalty counts, too.
-      read: what `prefill` returned for them.
+      read: what `prefill` returned.
       choice: how tokens are chosen.
+      room: number of free slots of the cache, and of ids in the result.
+      limit: largest number of ids; at most `room`.
       stops: ids that end a row.
-      limit: largest number of ids; at most the cache's room.
       constrain: constraint of activations to a mesh.
       fold: function that applies the layers one after another.
 
@@ -206,26 +210,19 @@ def decode(
       The ids, and the cache, for its buffers to be used again.
     """
     logits, cache = read
-    rows = jnp.arange(len(logits))
-    seen = jnp.zeros(logits.shape, bool).at[rows[:, None], prompts.ids].max(prompts.mask)
-    room = cache.mask.shape[1] - prompts.ids.shape[1]
-    limit = jnp.minimum(limit, room)
-
-    def choose(logits: Array, seen: Array, written: Written, is_done: Array, count: Array) -> Any:
-        ids = chosen(logits, seen, choice, count)
-        is_done = is_done | jnp.isin(ids, stops)
-        written = Written(ids=written.ids.at[:, count].set(ids), lengths=written.lengths + ~is_done)
-        return ids, seen.at[rows, ids].set(True), written, is_done, count + 1
 
     def write(carry: Any) -> Any:
-        (ids, *state), cache = carry
+        logits, cache, written, is_done, count = carry
+        ids = chosen(logits, cache.seen, choice, count)
+        is_done = is_done | jnp.isin(ids, stops)
+        written = Written(ids=written.ids.at[:, count].set(ids), lengths=written.lengths + ~is_done)
         logits, cache = read_token(model, ids, cache, constrain=constrain, fold=fold)
-        return choose(logits, *state), cache
+        return logits, cache, written, is_done, count + 1
 
-    written = Written(ids=jnp.zeros((len(logits), room), jnp.int32), lengths=jnp.zeros(len(logits), jnp.int32))
-    begun = choose(logits, seen, written, prompts.lengths == 0, jnp.asarray(0))
-    is_going = lambda carry: ~jnp.all(carry[0][3]) & (carry[0][4] < limit)
-    (_, _, written, *_), cache = jax.lax.while_loop(is_going, write, (begun, cache))
+    nothing = Written(ids=jnp.zeros((len(logits), room), jnp.int32), lengths=jnp.zeros(len(logits), jnp.int32))
+    start = (logits, cache, nothing, ~jnp.any(cache.mask, axis=1), jnp.asarray(0))
+    is_going = lambda carry: ~jnp.all(carry[3]) & (carry[4] < limit)
+    _, cache, written, *_ = jax.lax.while_loop(is_going, write, start)
     return written, cache
 
 

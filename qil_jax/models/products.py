@@ -127,6 +127,8 @@ def matmul_by_tiles(
     size, wide = kernel.shape[-2:]
     flat, stack = x.reshape(-1, size), kernel.reshape(-1, size, wide)
     index = index if len(stack) > 1 else 0
+    if size * wide * stack.dtype.itemsize <= TILE_BYTES:
+        return matmul(x, stack[index], precision)
     lanes = LANES if wide % LANES == 0 else 1
     columns = _largest_divisor(wide // lanes, TILE_WIDTH)
     rows = _largest_divisor(size, TILE_BYTES // (columns * stack.dtype.itemsize))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from captions import IMAGE, VOCABULARY, pictures, reference_inputs, tiny_writer
+from captions import VOCABULARY, pictures, reference_inputs, tiny_writer
 from flax import nnx
 from reference import error, our_vision_language
 from transformers.generation.logits_process import (
@@ -23,6 +23,7 @@ from qil_jax.encoders.generation import Generation
 from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
 from qil_jax.models.decoding import Prompts, filtered, penalised, prefill, read_token
 from qil_jax.models.qwen2_5_vl import VisionLanguage, prompt_positions
+from qil_jax.models.stack import scan_blocks_by_tiles
 
 torch.set_grad_enabled(False)
 
@@ -162,7 +163,7 @@ def test_penalty_of_repeated_ids():
 
 
 def test_released_width(tmp_path):
-    """One language layer, with a picture in the prompt, and one token that is read after it."""
+    """One language layer: a prompt with a picture, and a token that is read after it, by tiles of the kernels."""
     sizes = {"hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944}
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
     reference = tiny_writer(**sizes, num_hidden_layers=1, rope_parameters=rope)
@@ -176,6 +177,6 @@ def test_released_width(tmp_path):
     def run(state, batch):
         model = nnx.merge(graph, state)
         first, cache = prefill(model, batch, room=1)
-        return first, read_token(model, jnp.argmax(first, axis=-1), cache)[0]
+        return first, read_token(model, jnp.argmax(first, axis=-1), cache, fold=scan_blocks_by_tiles)[0]
 
     assert error(np.concatenate(run(state, padded(inputs, model, extra=2))), expected) <= 5e-5

@@ -1,0 +1,59 @@
+"""Choices of tokens, and products by tiles."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qil_jax.models import products
+from qil_jax.models.decoding import Choice, chosen, filtered
+from qil_jax.models.products import matmul_by_tiles
+
+ROWS = 4000
+draw = jax.jit(chosen)
+
+
+def choice(rows: int, **changes) -> Choice:
+    values = {"repetition_penalty": 1.0, "is_sampled": True, "temperature": 1.0, "top_k": 99, "top_p": 1.0, **changes}
+    kinds = {"is_sampled": bool, "top_k": np.int32}
+    arrays = {key: jnp.full(rows, value, kinds.get(key, np.float32)) for key, value in values.items()}
+    return Choice(**arrays, seeds=jnp.arange(rows, dtype=jnp.uint32))
+
+
+def test_drawn_ids_have_the_probabilities_of_the_filtered_scores():
+    scores = jnp.broadcast_to(jnp.asarray([2.0, -1.0, 0.5, 0.0, 1.5, -3.0]), (ROWS, 6))
+    how = choice(ROWS, temperature=1.5, top_k=5, top_p=0.9)
+    kept = filtered(scores[:1], how.temperature[:1], how.top_k[:1], how.top_p[:1])[0]
+    expected = np.exp(kept) / np.exp(kept).sum()
+    assert (expected == 0).sum() == 2
+    counts = np.bincount(draw(scores, scores > 9, how, jnp.asarray(3)), minlength=6) / ROWS
+    np.testing.assert_allclose(counts, expected, atol=0.03)  # four standard deviations
+    assert not counts[expected == 0].any()
+
+
+def test_a_row_is_drawn_by_its_own_seed_and_place_alone():
+    """Not by its neighbours, of which some are not drawn at all."""
+    rng = np.random.default_rng(0)
+    scores, seen = jnp.asarray(rng.standard_normal((6, 50)), jnp.float32), jnp.asarray(rng.random((6, 50)) < 0.3)
+    how = choice(6, repetition_penalty=1.4, temperature=2.0)
+    how = Choice(**{**vars(how), "is_sampled": jnp.asarray([True, False, True, True, False, True])})
+    draws = np.array([draw(scores, seen, how, jnp.asarray(count)) for count in range(8)])
+    some = np.array([5, 0, 1])
+    others = Choice(**{key: value[some] for key, value in vars(how).items()})
+    found = np.array([draw(scores[some], seen[some], others, jnp.asarray(count)) for count in range(8)])
+    np.testing.assert_array_equal(found, draws[:, some])
+    assert [len(set(row)) > 1 for row in draws.T] == how.is_sampled.tolist()
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((3, 96, 70), 4), ((2, 35, 64), 1), ((40, 81), 3)])
+@pytest.mark.parametrize("tile", [64, 2048, 1 << 20])
+def test_products_by_tiles(monkeypatch, shape, rows, tile):
+    """Of a kernel or of the second in a stack; sizes that two lanes divide and others; tiles of one row and of all."""
+    monkeypatch.setattr(products, "TILE_BYTES", tile)
+    monkeypatch.setattr(products, "TILE_WIDTH", 20)
+    rng = np.random.default_rng(1)
+    x, kernel = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((rows, 2, shape[-2]), shape))
+    expected = np.asarray(x, np.float64) @ np.asarray(kernel[1] if len(shape) == 3 else kernel, np.float64)
+    found = matmul_by_tiles(x, kernel, index=jnp.asarray(1))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, atol=2e-5)
