@@ -13,11 +13,11 @@ from etils import epath
 
 from qil_jax.errors import QilError
 from qil_jax.evaluation.baselines import RGBA, Baseline
-from qil_jax.evaluation.health import Health, health_rates
 from qil_jax.evaluation.layers import LEVELS, Scores, at_level, mean_scores
 from qil_jax.evaluation.reconstruction import by_category, macro_average, plain_mean
 from qil_jax.evaluation.samples import LayerResult
 from qil_jax.files import write_whole
+from qil_jax.layers.health import Health, health_rates
 from qil_jax.layers.sheets import arranged, grid
 
 PAPER_LAYERS = {

@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image
 
 from qil_jax.evaluation.baselines import RGBA, Baseline, baseline_layers
-from qil_jax.evaluation.health import Health, health
 from qil_jax.evaluation.layers import Scores, score_stacks
 from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.compositing import composite_8bit, psnr
+from qil_jax.layers.health import Health, health
 from qil_jax.layers.resize import FILTER
 from qil_jax.records.record import Record
 

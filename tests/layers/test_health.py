@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from qil_jax.evaluation.health import EMPTY, FULL, SAME, Health, difference, health, health_rates
 from qil_jax.evaluation.samples import flattened
+from qil_jax.layers.health import EMPTY, FULL, SAME, Health, difference, health, health_rates
 
 
 def box(left: int, top: int, right: int, bottom: int, colour=(255, 0, 0), alpha: int = 255) -> np.ndarray:
