@@ -7,9 +7,9 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,26 +19,9 @@ from qil_jax.export.result import ResultError, read_result, recomposition_psnr, 
 from qil_jax.files import recover
 from qil_jax.inference.images import resize_layers
 from qil_jax.inference.pictures import InputImage
-from qil_jax.inference.request import Decomposition, JobOptions, OutputSize, Request, Settings
+from qil_jax.inference.request import Decomposer, Decomposition, JobOptions, OnStep, OutputSize, Request, Settings
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.mesh import gathered
-
-OnStep = Callable[[int, int], None]
-
-
-@runtime_checkable
-class Decomposer(Protocol):
-    """The interface of a pipeline that a job uses."""
-
-    def decompose(
-        self,
-        requests: Sequence[Request],
-        settings: Settings = ...,
-        *,
-        on_step: OnStep | None = None,
-    ) -> list[Decomposition]:
-        """Decompose a batch."""
-        ...
 
 
 class JobError(ProblemsError):

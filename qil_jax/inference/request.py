@@ -1,9 +1,9 @@
 """Requests, settings and results of `Pipeline.decompose`. This module does not import JAX."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -17,6 +17,8 @@ from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.limits import MAX_LAYERS, MAX_SEED, Rescale, resolution_problems
 
 Value = TypeVar("Value")
+OnStep = Callable[[int, int], None]
+"""A callback with (steps done, steps)."""
 
 
 def known(value: Value | None) -> Value:
@@ -185,3 +187,18 @@ class Decomposition:
     timings: Mapping[str, float]
     request: Request
     sample: int
+
+
+@runtime_checkable
+class Decomposer(Protocol):
+    """The interface of a pipeline that jobs and recursion use."""
+
+    def decompose(
+        self,
+        requests: Sequence[Request],
+        settings: Settings = ...,
+        *,
+        on_step: OnStep | None = None,
+    ) -> list[Decomposition]:
+        """Decompose a batch."""
+        ...

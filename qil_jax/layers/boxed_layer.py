@@ -20,6 +20,15 @@ def window(of: Box, box: Box) -> tuple[slice, slice]:
     return slice(box[1] - of[1], box[3] - of[1]), slice(box[0] - of[0], box[2] - of[0])
 
 
+def recut(pixels: UInt8[np.ndarray, "h w 4"], of: Box, to: Box) -> UInt8[np.ndarray, "y x 4"]:
+    """Pixels that cover the box `of`, cut and filled up with clear ones to the box `to`."""
+    out = np.zeros((to[3] - to[1], to[2] - to[0], 4), np.uint8)
+    common = intersection(of, to)
+    if common is not None:
+        out[window(to, common)] = pixels[window(of, common)]
+    return out
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class BoxedLayer:
     """A layer stored as a rectangle of its canvas; all pixels outside are transparent.

@@ -1,0 +1,140 @@
+"""Recursion: the layers of a decomposition, decomposed again."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+
+import numpy as np
+from PIL import Image
+
+from qil_jax.inference.images import resize_layers
+from qil_jax.inference.request import Decomposer, Decomposition, Request, Settings
+from qil_jax.layers.boxed_layer import Box, recut
+from qil_jax.layers.exact import exact
+from qil_jax.layers.layer_tree import LayerTree, Parts
+from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.selection import select_layers
+from qil_jax.layers.visibility import visible_box
+
+MARGIN = 1 / 16
+"""Clear margin around a layer's content, relative to its longer side."""
+NARROWEST = 1 / 4
+"""Minimum ratio of the sides of what is split; narrower layers get a wider clear margin."""
+SMALLEST, FEWEST = 0.01, 8
+"""A layer is split if its content's box covers this share of the canvas, and has as many pixels along each side."""
+
+Policy = Callable[[LayeredImage], Sequence[int]]
+"""Which layers of a stack to split, by index."""
+
+
+class Split(StrEnum):
+    """Policies with a name."""
+
+    ALL = "all"  # every layer
+    LARGEST = "largest"  # the layer that covers most
+
+    def __call__(self, layered: LayeredImage) -> Sequence[int]:
+        """The indices of the layers to split."""
+        if self is Split.ALL:
+            return range(len(layered.names))
+        return [int(np.argmax(layered.layers[..., 3].sum(axis=(1, 2), dtype=np.int64)))]
+
+
+def split_layers(
+    stacks: Sequence[LayeredImage],
+    requests: Sequence[Request],
+    decomposer: Decomposer,
+    settings: Settings,
+    *,
+    depth: int,
+    policy: Policy = Split.ALL,
+    batch: int = 1,
+) -> list[LayerTree]:
+    """Decompose the layers of stacks, their parts' layers, and so on. All stacks of a level share batches.
+
+    A layer is cut out with a clear margin, keeps its alpha, and is decomposed with the options of its stack's request
+    but for the prompt, which the model writes where it can. Superfluous parts are taken out (`select_layers`), and the
+    others are fitted so that they blend to the layer within 1/255 (`exact`). A layer that is empty, small or of one part
+    is not split.
+
+    Args:
+      stacks: what `decomposer` made of the requests, of any size.
+      requests: the request of each stack.
+      decomposer: pipeline that decomposes a batch.
+      settings: sampler settings of all batches.
+      depth: number of levels, the stacks themselves included.
+      policy: choice of the layers to split.
+      batch: number of decompositions per batch.
+
+    Returns:
+      A tree for each stack.
+    """
+    roots = [_Node(layered, request) for layered, request in zip(stacks, requests, strict=True)]
+    nodes = roots
+    for _ in range(depth - 1):
+        cuts = [cut for node in nodes for i in policy(node.layered) if (cut := _Cut.of(node, i)) is not None]
+        nodes = []
+        for start in range(0, len(cuts), batch):
+            group = cuts[start : start + batch]
+            made = decomposer.decompose([cut.request() for cut in group], settings)
+            nodes += [node for cut, parts in zip(group, made, strict=True) if (node := cut.filled(parts)) is not None]
+    return [root.tree() for root in roots]
+
+
+@dataclasses.dataclass(eq=False)
+class _Node:
+    """A stack that grows parts."""
+
+    layered: LayeredImage
+    request: Request
+    parts: "dict[int, tuple[_Node, Box]]" = dataclasses.field(default_factory=dict)
+
+    def tree(self) -> LayerTree:
+        grown = {i: Parts(tree=node.tree(), left=box[0], top=box[1]) for i, (node, box) in self.parts.items()}
+        return LayerTree(layered=self.layered, parts=grown)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """A layer of a node, and the box in which it is decomposed."""
+
+    node: _Node
+    index: int
+    box: Box
+
+    @classmethod
+    def of(cls, node: _Node, index: int) -> "_Cut | None":
+        """The cut around a layer's content; None if the layer is empty or too small to be split."""
+        found = visible_box(node.layered.layers[index, ..., 3] > 0)
+        if found is None:
+            return None
+        left, top, right, bottom = found
+        wide, high = right - left, bottom - top
+        canvas = node.layered.size[0] * node.layered.size[1]
+        if min(wide, high) < FEWEST or wide * high < SMALLEST * canvas:
+            return None
+        if (wide, high) == node.layered.size:
+            return cls(node, index, found)
+        longer = max(wide, high)
+        margin = round(MARGIN * longer)
+        x, y = (margin + max(0, math.ceil((NARROWEST * longer - side) / 2)) for side in (wide, high))
+        return cls(node, index, (left - x, top - y, right + x, bottom + y))
+
+    def pixels(self) -> np.ndarray:
+        return recut(self.node.layered.layers[self.index], (0, 0, *self.node.layered.size), self.box)
+
+    def request(self) -> Request:
+        picture = Image.fromarray(self.pixels(), "RGBA")
+        return dataclasses.replace(self.node.request, image=picture, prompt=None, latents=None)
+
+    def filled(self, made: Decomposition) -> _Node | None:
+        """The node of the layer's parts, put into its place; None if there is one part only."""
+        pixels = self.pixels()
+        layers = resize_layers(made.layered.layers, pixels.shape[1::-1])
+        stack = select_layers(dataclasses.replace(made.layered, layers=layers), pixels)
+        if len(stack.names) < 2:
+            return None
+        node = _Node(exact(stack, pixels)[0], self.node.request)
+        self.node.parts[self.index] = node, self.box
+        return node

@@ -1,0 +1,98 @@
+"""Layers of layers: a stack in which a layer may itself be a stack."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from jaxtyping import UInt8
+
+from qil_jax.errors import QilError
+from qil_jax.layers.boxed_layer import Box, recut
+from qil_jax.layers.layered_image import LayeredImage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LayerTree:
+    """A stack, and what some of its layers consist of.
+
+    Attributes:
+      layered: the stack. A layer that has parts equals their blend.
+      parts: parts of a layer by its index.
+    """
+
+    layered: LayeredImage
+    parts: Mapping[int, "Parts"] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = [i for i in self.parts if not 0 <= i < len(self.layered.names)]
+        if unknown:
+            raise QilError(f"parts of layers {unknown}: the stack has layers 0 to {len(self.layered.names) - 1}")
+
+    @property
+    def depth(self) -> int:
+        """Number of levels: 1 for a stack whose layers have no parts."""
+        return 1 + max((parts.tree.depth for parts in self.parts.values()), default=0)
+
+    def leaves(self) -> LayeredImage:
+        """All layers without parts on the stack's canvas, bottom to top; names say the way: "sky / cloud"."""
+        found = list(self._leaves())
+        return dataclasses.replace(
+            self.layered, layers=np.stack([pixels for pixels, _ in found]), names=tuple(name for _, name in found)
+        )
+
+    def with_leaves(self, layers: UInt8[np.ndarray, "l y x 4"]) -> "LayerTree":
+        """The tree with other pixels of its leaves; layers with parts become their blends.
+
+        Args:
+          layers: as many as `leaves` gives, on the stack's canvas; what lies outside of a part's canvas is lost.
+        """
+        return self._filled(iter(layers))
+
+    def _leaves(self) -> Iterator[tuple[np.ndarray, str]]:
+        for i, (pixels, name) in enumerate(zip(self.layered.layers, self.layered.names, strict=True)):
+            if i not in self.parts:
+                yield pixels, name
+                continue
+            for inner, below in self.parts[i].tree._leaves():
+                yield self.parts[i].put(inner, self.layered.size), f"{name} / {below}"
+
+    def _filled(self, layers: Iterator[np.ndarray]) -> "LayerTree":
+        stack, parts = [], {}
+        for i in range(len(self.layered.names)):
+            if i not in self.parts:
+                stack.append(next(layers))
+                continue
+            old = self.parts[i]
+            cut = (old.cut(next(layers)) for _ in old.tree._leaves())
+            parts[i] = dataclasses.replace(old, tree=old.tree._filled(cut))
+            stack.append(parts[i].put(parts[i].tree.layered.composite_8bit(), self.layered.size))
+        return LayerTree(layered=dataclasses.replace(self.layered, layers=np.stack(stack)), parts=parts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Parts:
+    """What a layer consists of.
+
+    Attributes:
+      tree: the layer's own stack, on a canvas that may be smaller or stick out.
+      left: x coordinate of the left edge of that canvas on the layer's canvas, in pixels.
+      top: y coordinate of its upper edge.
+    """
+
+    tree: LayerTree
+    left: int
+    top: int
+
+    @property
+    def box(self) -> Box:
+        """Left, top, right, bottom of the parts' canvas on the layer's canvas."""
+        width, height = self.tree.layered.size
+        return self.left, self.top, self.left + width, self.top + height
+
+    def put(self, pixels: UInt8[np.ndarray, "h w 4"], size: tuple[int, int]) -> UInt8[np.ndarray, "y x 4"]:
+        """Pixels of the parts' canvas on the layer's canvas of `size`, width and height; clear elsewhere."""
+        return recut(pixels, self.box, (0, 0, *size))
+
+    def cut(self, pixels: UInt8[np.ndarray, "y x 4"]) -> UInt8[np.ndarray, "h w 4"]:
+        """The part of the layer's canvas that the parts' canvas shows; clear where it sticks out."""
+        return recut(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), self.box)
