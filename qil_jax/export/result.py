@@ -5,18 +5,19 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from qil_jax.errors import QilError
-from qil_jax.export.png import write_pngs
+from qil_jax.export.png import layer_file, write_pngs
 from qil_jax.export.psd import write_psd
 from qil_jax.export.sheet import write_sheet
 from qil_jax.files import whole_folder
 from qil_jax.layers.compositing import blended, decibels
+from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 
 RECORD = "result.json"
@@ -31,7 +32,7 @@ class ResultError(QilError):
 
 def write_result(
     folder: Path,
-    layered: LayeredImage,
+    stack: LayeredImage | LayerTree,
     original: UInt8[np.ndarray, "y x 4"],
     record: Mapping[str, Any],
     *,
@@ -41,7 +42,7 @@ def write_result(
 
     Args:
       folder: the new folder; its parent is created if needed.
-      layered: layers of the decomposition.
+      stack: layers of the decomposition, groups included.
       original: the 8-bit RGBA input, of the layers' size.
       record: settings and timings to be stored as JSON; names, checksums and recomposition PSNR are added.
       overwrite: whether an existing result is replaced.
@@ -55,22 +56,41 @@ def write_result(
     """
     if overwrite:
         require_replaceable(folder)
-    psnr = recomposition_psnr(layered, original)
+    tree = LayerTree.of(stack)
+    leaves = tree.leaves()
+    psnr = recomposition_psnr(leaves, original)
     with whole_folder(folder, overwrite=overwrite) as draft:
-        files = write_pngs(layered, draft)
-        write_psd(layered, draft / "layers.psd")
-        write_sheet(layered, original, draft / "sheet.png")
-        layers = [{"name": n, "file": f.name} for n, f in zip(layered.names, files, strict=True)]
+        write_pngs(tree, draft)
+        write_psd(tree, draft / "layers.psd")
+        write_sheet(leaves, original, draft / "sheet.png")
         exact = math.isinf(psnr)
         fields = {
-            "size": list(layered.size),
-            "layers": layers,
+            "size": list(leaves.size),
+            "layers": _described(tree, draft, draft),
             "recomposition_psnr_db": None if exact else round(psnr, 4),
             "recomposition_exact": exact,
-            "files": {file.name: _sha256(file) for file in sorted(draft.iterdir())},
+            "files": {_relative(file, draft): _sha256(file) for file in sorted(draft.rglob("*")) if file.is_file()},
         }
         (draft / RECORD).write_text(json.dumps({**record, **fields}, indent=2) + "\n", encoding="utf-8")
     return psnr
+
+
+def _described(tree: LayerTree, folder: Path, top: Path) -> list[dict[str, Any]]:
+    """Name and file of each layer; its place and its layers if it is a group."""
+    described = []
+    for i, name in enumerate(tree.layered.names):
+        file = layer_file(folder, i, name)
+        entry: dict[str, Any] = {"name": name, "file": _relative(file, top)}
+        if i in tree.groups:
+            group = tree.groups[i]
+            inner = _described(group.tree, file.with_suffix(""), top)
+            entry["group"] = {"left": group.left, "top": group.top, "size": [*group.tree.layered.size], "layers": inner}
+        described.append(entry)
+    return described
+
+
+def _relative(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).as_posix()
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -107,8 +127,14 @@ def require_replaceable(folder: Path) -> None:
     record = _result_at(folder)
     if record is None:
         return
-    own = {RECORD, *record["files"], *DESKTOP_FILES}
-    others = sorted(path.name for path in folder.iterdir() if path.name not in own or path.is_dir())
+    own = {RECORD, *record["files"]}
+    inner = {str(parent) for name in own for parent in PurePosixPath(name).parents}
+    others = sorted(
+        name
+        for path in folder.rglob("*")
+        if (name := _relative(path, folder)) not in (inner if path.is_dir() else own)
+        and path.name not in (() if path.is_dir() else DESKTOP_FILES)
+    )
     if others:
         raise ResultError(f"{folder}: also holds {', '.join(others[:5])}, which would be lost; move it elsewhere")
 

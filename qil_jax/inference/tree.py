@@ -12,7 +12,7 @@ from qil_jax.inference.images import resize_layers
 from qil_jax.inference.request import Decomposer, Decomposition, Request, Settings
 from qil_jax.layers.boxed_layer import Box, recut
 from qil_jax.layers.exact import exact
-from qil_jax.layers.layer_tree import LayerTree, Parts
+from qil_jax.layers.layer_tree import Group, LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.selection import select_layers
 from qil_jax.layers.visibility import visible_box
@@ -51,12 +51,12 @@ def split_layers(
     policy: Policy = Split.ALL,
     batch: int = 1,
 ) -> list[LayerTree]:
-    """Decompose the layers of stacks, their parts' layers, and so on. All stacks of a level share batches.
+    """Decompose the layers of stacks, the layers of these, and so on. All stacks of a level share batches.
 
     A layer is cut out with a clear margin, keeps its alpha, and is decomposed with the options of its stack's request
-    but for the prompt, which the model writes where it can. Superfluous parts are taken out (`select_layers`), and the
-    others are fitted so that they blend to the layer within 1/255 (`exact`). A layer that is empty, small or of one part
-    is not split.
+    but for the prompt, which the model writes where it can. Superfluous layers are taken out (`select_layers`), and the
+    others are fitted so that they blend to the layer within 1/255 (`exact`). Layers that are empty, small, or of one
+    part are not split.
 
     Args:
       stacks: what `decomposer` made of the requests, of any size.
@@ -78,21 +78,21 @@ def split_layers(
         for start in range(0, len(cuts), batch):
             group = cuts[start : start + batch]
             made = decomposer.decompose([cut.request() for cut in group], settings)
-            nodes += [node for cut, parts in zip(group, made, strict=True) if (node := cut.filled(parts)) is not None]
+            nodes += [node for cut, found in zip(group, made, strict=True) if (node := cut.filled(found)) is not None]
     return [root.tree() for root in roots]
 
 
 @dataclasses.dataclass(eq=False)
 class _Node:
-    """A stack that grows parts."""
+    """A stack whose layers become groups."""
 
     layered: LayeredImage
     request: Request
-    parts: "dict[int, tuple[_Node, Box]]" = dataclasses.field(default_factory=dict)
+    groups: "dict[int, tuple[_Node, Box]]" = dataclasses.field(default_factory=dict)
 
     def tree(self) -> LayerTree:
-        grown = {i: Parts(tree=node.tree(), left=box[0], top=box[1]) for i, (node, box) in self.parts.items()}
-        return LayerTree(layered=self.layered, parts=grown)
+        grown = {i: Group(tree=node.tree(), left=box[0], top=box[1]) for i, (node, box) in self.groups.items()}
+        return LayerTree(layered=self.layered, groups=grown)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,12 +129,12 @@ class _Cut:
         return dataclasses.replace(self.node.request, image=picture, prompt=None, latents=None)
 
     def filled(self, made: Decomposition) -> _Node | None:
-        """The node of the layer's parts, put into its place; None if there is one part only."""
+        """The node of the layer's own stack, put into its place; None if that is one layer only."""
         pixels = self.pixels()
         layers = resize_layers(made.layered.layers, pixels.shape[1::-1])
         stack = select_layers(dataclasses.replace(made.layered, layers=layers), pixels)
         if len(stack.names) < 2:
             return None
         node = _Node(exact(stack, pixels)[0], self.node.request)
-        self.node.parts[self.index] = node, self.box
+        self.node.groups[self.index] = node, self.box
         return node

@@ -16,32 +16,37 @@ class LayerTree:
     """A stack, and what some of its layers consist of.
 
     Attributes:
-      layered: the stack. A layer that has parts equals their blend.
-      parts: parts of a layer by its index.
+      layered: the stack. A layer that is a group equals the blend of its layers, within 1/255.
+      groups: the group of a layer, by the layer's index.
     """
 
     layered: LayeredImage
-    parts: Mapping[int, "Parts"] = dataclasses.field(default_factory=dict)
+    groups: Mapping[int, "Group"] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        unknown = [i for i in self.parts if not 0 <= i < len(self.layered.names)]
+        unknown = [i for i in self.groups if not 0 <= i < len(self.layered.names)]
         if unknown:
-            raise QilError(f"parts of layers {unknown}: the stack has layers 0 to {len(self.layered.names) - 1}")
+            raise QilError(f"groups at layers {unknown}: the stack has layers 0 to {len(self.layered.names) - 1}")
+
+    @classmethod
+    def of(cls, stack: "LayeredImage | LayerTree") -> "LayerTree":
+        """A tree as it is, or a stack as a tree without groups."""
+        return stack if isinstance(stack, LayerTree) else cls(layered=stack)
 
     @property
     def depth(self) -> int:
-        """Number of levels: 1 for a stack whose layers have no parts."""
-        return 1 + max((parts.tree.depth for parts in self.parts.values()), default=0)
+        """Number of levels: 1 for a stack without groups."""
+        return 1 + max((group.tree.depth for group in self.groups.values()), default=0)
 
     def leaves(self) -> LayeredImage:
-        """All layers without parts on the stack's canvas, bottom to top; names say the way: "sky / cloud"."""
+        """All layers that are no groups on the stack's canvas, bottom to top; names say the way: "sky / cloud"."""
         found = list(self._leaves())
         return dataclasses.replace(
             self.layered, layers=np.stack([pixels for pixels, _ in found]), names=tuple(name for _, name in found)
         )
 
     def with_leaves(self, layers: UInt8[np.ndarray, "l y x 4"]) -> "LayerTree":
-        """The tree with other pixels of its leaves; layers with parts become their blends.
+        """The tree with other pixels of its leaves; groups become their blends.
 
         Args:
           layers: as many as `leaves` gives, on the stack's canvas; what lies outside of a part's canvas is lost.
@@ -50,27 +55,27 @@ class LayerTree:
 
     def _leaves(self) -> Iterator[tuple[np.ndarray, str]]:
         for i, (pixels, name) in enumerate(zip(self.layered.layers, self.layered.names, strict=True)):
-            if i not in self.parts:
+            if i not in self.groups:
                 yield pixels, name
                 continue
-            for inner, below in self.parts[i].tree._leaves():
-                yield self.parts[i].put(inner, self.layered.size), f"{name} / {below}"
+            for inner, below in self.groups[i].tree._leaves():
+                yield self.groups[i].put(inner, self.layered.size), f"{name} / {below}"
 
     def _filled(self, layers: Iterator[np.ndarray]) -> "LayerTree":
-        stack, parts = [], {}
+        stack, groups = [], {}
         for i in range(len(self.layered.names)):
-            if i not in self.parts:
+            if i not in self.groups:
                 stack.append(next(layers))
                 continue
-            old = self.parts[i]
+            old = self.groups[i]
             cut = (old.cut(next(layers)) for _ in old.tree._leaves())
-            parts[i] = dataclasses.replace(old, tree=old.tree._filled(cut))
-            stack.append(parts[i].put(parts[i].tree.layered.composite_8bit(), self.layered.size))
-        return LayerTree(layered=dataclasses.replace(self.layered, layers=np.stack(stack)), parts=parts)
+            groups[i] = dataclasses.replace(old, tree=old.tree._filled(cut))
+            stack.append(groups[i].put(groups[i].tree.layered.composite_8bit(), self.layered.size))
+        return LayerTree(layered=dataclasses.replace(self.layered, layers=np.stack(stack)), groups=groups)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Parts:
+class Group:
     """What a layer consists of.
 
     Attributes:
@@ -85,14 +90,14 @@ class Parts:
 
     @property
     def box(self) -> Box:
-        """Left, top, right, bottom of the parts' canvas on the layer's canvas."""
+        """Left, top, right, bottom of the group's canvas on the layer's canvas."""
         width, height = self.tree.layered.size
         return self.left, self.top, self.left + width, self.top + height
 
     def put(self, pixels: UInt8[np.ndarray, "h w 4"], size: tuple[int, int]) -> UInt8[np.ndarray, "y x 4"]:
-        """Pixels of the parts' canvas on the layer's canvas of `size`, width and height; clear elsewhere."""
+        """Pixels of the group's canvas on the layer's canvas of `size`, width and height; clear elsewhere."""
         return recut(pixels, self.box, (0, 0, *size))
 
     def cut(self, pixels: UInt8[np.ndarray, "y x 4"]) -> UInt8[np.ndarray, "h w 4"]:
-        """The part of the layer's canvas that the parts' canvas shows; clear where it sticks out."""
+        """The part of the layer's canvas that the group's canvas shows; clear where it sticks out."""
         return recut(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), self.box)

@@ -11,8 +11,16 @@ from psd_tools import PSDImage
 from qil_jax.export.names import safe_name
 from qil_jax.export.png import write_pngs
 from qil_jax.export.psd import alpha_box, write_psd
-from qil_jax.export.result import read_record, recomposition_psnr, write_result
+from qil_jax.export.result import (
+    ResultError,
+    read_record,
+    read_result,
+    recomposition_psnr,
+    require_replaceable,
+    write_result,
+)
 from qil_jax.export.sheet import write_sheet
+from qil_jax.layers.layer_tree import Group, LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 
 NAMES = ("background", "空の層", 'emoji 🐈 / quote"', "x" * 300)
@@ -134,6 +142,54 @@ def test_result_is_whole_or_absent(tmp_path, monkeypatch):
     assert sorted(p.name for p in folder.iterdir()) == before
     assert json.loads((folder / "result.json").read_text())["seed"] == 1
     assert [p.name for p in folder.parent.iterdir()] == ["cat"]
+
+
+def small_tree() -> LayerTree:
+    """The sample, whose third layer is a group of two, of which one is a group whose canvas sticks out."""
+    layered, rng = sample(), np.random.default_rng(5)
+    inner = LayeredImage(layers=rng.integers(0, 256, (2, 12, 10, 4), np.uint8), names=("öben", "../out"))
+    outer = LayeredImage(layers=rng.integers(0, 256, (2, 15, 19, 4), np.uint8), names=("left", "right"))
+    tree = LayerTree(layered=outer, groups={1: Group(tree=LayerTree(layered=inner), left=-4, top=9)})
+    tree = LayerTree(layered=layered, groups={2: Group(tree=tree, left=11, top=5)})
+    return tree.with_leaves(tree.leaves().layers)
+
+
+def test_a_tree_becomes_groups_of_a_psd(tmp_path):
+    tree = small_tree()
+    write_psd(tree, tmp_path / "a.psd")
+    document = PSDImage.open(tmp_path / "a.psd")
+    assert [layer.is_group() for layer in document] == [False, False, True, False]
+    group = document[2]
+    assert (group.name, [layer.name for layer in group]) == (NAMES[2], ["left", "right"])
+    assert [layer.name for layer in group[1]] == ["öben", "../out"] and group[1][0].offset == (11, 5 + 9)  # cut
+    inner = tree.groups[2].tree.groups[1].tree.layered.layers[0]
+    np.testing.assert_array_equal(np.asarray(group[1][0].topil()), inner[:6, 4:])
+    ours = tree.leaves().composite_8bit().astype(int)
+    for shown in (document.topil(), document.composite(force=True)):
+        pixels = np.asarray(shown.convert("RGBA")).astype(int)
+        assert np.abs(pixels - ours)[ours[..., 3] > 128].max() <= 2 and np.abs(pixels - ours)[..., 3].max() <= 1
+
+
+def test_a_tree_becomes_folders_and_its_result_is_checked(tmp_path):
+    tree, folder = small_tree(), tmp_path / "cat"
+    write_result(folder, tree, tree.leaves().composite_8bit(), {})
+    record = read_result(folder)
+    assert record is not None and record["recomposition_exact"]
+    group = record["layers"][2]
+    assert group["group"]["left"] == 11 and group["group"]["size"] == [19, 15]
+    innermost = group["group"]["layers"][1]["group"]["layers"][1]
+    assert innermost["name"] == "../out" and innermost["file"].startswith(
+        group["file"].removesuffix(".png") + "/02_right/"
+    )
+    with Image.open(folder / innermost["file"]) as image:
+        np.testing.assert_array_equal(np.asarray(image), tree.groups[2].tree.groups[1].tree.layered.layers[1])
+    require_replaceable(folder)
+    (folder / innermost["file"]).with_name("mine.png").write_bytes(b"")
+    with pytest.raises(ResultError, match=r"also holds .*02_right/mine\.png, which would be lost"):
+        require_replaceable(folder)
+    (folder / innermost["file"]).write_bytes(b"")
+    with pytest.raises(ResultError, match="was altered"):
+        read_result(folder)
 
 
 def test_psnr_by_hand():

@@ -69,10 +69,10 @@ def test_the_leaves_blend_to_the_picture_and_parts_to_their_layers():
     picture = soft_picture((90, 70))
     stack, request = decomposed(picture)
     tree = split_layers([stack], [request], Halves(), Settings(), depth=3, batch=4)[0]
-    assert tree.depth == 3 and set(tree.parts) == {0, 1}
-    for i, parts in tree.parts.items():
-        blend = parts.put(parts.tree.leaves().composite_8bit(), stack.size)
-        assert apart(blend, stack.layers[i]) <= 2, i  # half a level for each of two levels of parts, and rounding
+    assert tree.depth == 3 and set(tree.groups) == {0, 1}
+    for i, group in tree.groups.items():
+        blend = group.put(group.tree.leaves().composite_8bit(), stack.size)
+        assert apart(blend, stack.layers[i]) <= 2, i  # half a level for each of two levels of groups, and rounding
     fitted = tree.with_leaves(exact(tree.leaves(), picture)[0].layers)
     assert apart(fitted.leaves().composite_8bit(), picture) <= 1
     names = fitted.leaves().names
@@ -98,10 +98,10 @@ def test_a_level_is_one_batch_and_policies_choose():
     assert [len(batch) for batch in halves.batches] == [6]
     halves = Halves()
     trees = split_layers(stacks, requests, halves, Settings(), depth=2, policy=Split.LARGEST, batch=2)
-    assert [len(batch) for batch in halves.batches] == [2, 1] and [set(tree.parts) for tree in trees] == [{0}] * 3
+    assert [len(batch) for batch in halves.batches] == [2, 1] and [set(tree.groups) for tree in trees] == [{0}] * 3
     halves = Halves()
     trees = split_layers(stacks, requests, halves, Settings(), depth=2, policy=lambda stack: [1], batch=8)
-    assert [set(tree.parts) for tree in trees] == [{1}] * 3
+    assert [set(tree.groups) for tree in trees] == [{1}] * 3
 
 
 def test_empty_small_and_single_part_layers_are_not_split():
@@ -121,4 +121,4 @@ def test_empty_small_and_single_part_layers_are_not_split():
     stack = LayeredImage(layers=layers, names=("a", "b", "c", "d"))
     tree = split_layers([stack], [request], halves, Settings(), depth=4, batch=8)[0]
     assert [r.image.size for r in halves.batches[0]] == [(64, 64), (38, 72)]
-    assert tree.depth == 1 or all(len(p.tree.layered.names) > 1 for p in tree.parts.values())
+    assert tree.depth == 1 or all(len(p.tree.layered.names) > 1 for p in tree.groups.values())
