@@ -8,6 +8,8 @@ MULTIPLE = 32
 """Both sides of the model's input picture are multiples of this many pixels."""
 MAX_LAYERS = 20
 """The largest number of layers in the release's training data (arXiv 2512.15603, section 4.2)."""
+MAX_DEPTH = 8
+"""The largest depth of recursion."""
 MAX_SEED = 2**32 - 1
 """The largest seed: jax.random.key uses 32 bits and would ignore higher ones."""
 
@@ -24,6 +26,13 @@ class Passes(StrEnum):
 
     BATCH = "batch"  # as rows of one batch, which the mesh's axis cfg may split
     SEQUENTIAL = "sequential"  # one after the other: half the activations
+
+
+class Split(StrEnum):
+    """The layers of a stack that recursion decomposes again."""
+
+    ALL = "all"
+    LARGEST = "largest"  # the layer that covers most
 
 
 def integer_problems(name: str, value: object, *, least: int, most: int | None = None) -> list[str]:

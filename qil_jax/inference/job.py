@@ -19,7 +19,9 @@ from qil_jax.export.result import ResultError, read_result, recomposition_psnr, 
 from qil_jax.files import recover
 from qil_jax.inference.images import resize_layers
 from qil_jax.inference.pictures import InputImage
+from qil_jax.inference.refine import refine
 from qil_jax.inference.request import Decomposer, Decomposition, JobOptions, OnStep, OutputSize, Request, Settings
+from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.mesh import gathered
 
@@ -210,40 +212,53 @@ def run_job(
     """Decompose in batches and write the results of each batch as soon as it is finished.
 
     All processes must call this function with equal arguments. Each result is written by one of them and yielded by
-    all, after it was written.
+    all, after it was written. All results have equal options.
     """
     processes, this = jax.process_count(), jax.process_index()
     for start in range(0, len(planned), batch):
         group = planned[start : start + batch]
         made = decomposer.decompose([result.request() for result in group], settings, on_step=on_step)
+        stacks, originals = zip(*map(_sized, group, made), strict=True)
+        asked = [decomposition.request for decomposition in made]
+        refined = refine(stacks, originals, asked, group[0].options, decomposer, settings, batch=batch)
         psnr = np.full(len(group), -np.inf, np.float32)
-        for i, (result, decomposition) in enumerate(zip(group, made, strict=True)):
+        for i, result in enumerate(group):
             if (start + i) % processes == this:
-                psnr[i] = _write(result, decomposition, len(group), overwrite)
+                details = {**_details(result, made[i], len(group)), **refined[i].report}
+                psnr[i] = _write(result, refined[i].tree, originals[i], details, overwrite)
         for result, decomposition, decibels in zip(group, made, gathered(psnr).max(0), strict=True):
             seconds = sum(decomposition.timings.values())
             yield WrittenResult(planned=result, batch_seconds=seconds, psnr=float(decibels))
 
 
-def _write(planned: PlannedResult, made: Decomposition, together: int, overwrite: bool) -> float:
-    """Write a result; the PSNR of its recomposition in dB."""
-    layered, original = made.layered, made.input
-    if planned.options.output_size is OutputSize.INPUT:
-        original = np.asarray(planned.picture.image())
-        layers = resize_layers(layered.layers, planned.picture.size)
-        layered = LayeredImage(layers=layers, names=layered.names, caption=layered.caption)
-    details = {
+def _sized(planned: PlannedResult, made: Decomposition) -> tuple[LayeredImage, np.ndarray]:
+    """The layers, and the picture that they decompose, at the size at which they are written."""
+    if planned.options.output_size is OutputSize.MODEL:
+        return made.layered, made.input
+    layers = resize_layers(made.layered.layers, planned.picture.size)
+    return dataclasses.replace(made.layered, layers=layers), np.asarray(planned.picture.image())
+
+
+def _details(planned: PlannedResult, made: Decomposition, together: int) -> dict[str, Any]:
+    """What a result records of its making."""
+    return {
         **planned.made_from,
         "model_size": [made.input.shape[1], made.input.shape[0]],
         "batch_seconds": {phase: round(seconds, 4) for phase, seconds in made.timings.items()},
         "batch_size": together,
     }
+
+
+def _write(
+    planned: PlannedResult, tree: LayerTree, original: np.ndarray, details: Mapping[str, Any], overwrite: bool
+) -> float:
+    """Write a result; the PSNR of its recomposition in dB."""
     try:
-        return write_result(planned.folder, layered, original, details, overwrite=overwrite)
+        return write_result(planned.folder, tree, original, details, overwrite=overwrite)
     except FileExistsError:
         if not is_finished(planned):  # another program may have made the same result meanwhile
             raise
-        return recomposition_psnr(layered, original)
+        return recomposition_psnr(tree.leaves(), original)
 
 
 def _identity(made_from: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class Option:
     """Type, bounds and help of an option.
 
     Attributes:
-      kind: type of the values: int, float, str or a StrEnum.
+      kind: type of the values: bool, int, float, str or a StrEnum.
       help: help text of one line, without the default.
       least: lower bound of an integer.
       most: upper bound of an integer; None: unbounded.
@@ -28,6 +28,8 @@ class Option:
       optional: whether None is allowed.
       unset: description of the meaning of None, for options that `Defaults` lacks.
       decides: whether the value affects the result.
+      later: whether results record the value only where it is not the default, so that those made before there was
+        this option stay valid.
     """
 
     kind: type
@@ -38,6 +40,7 @@ class Option:
     optional: bool = False
     unset: str = ""
     decides: bool = True
+    later: bool = False
 
     def problems(self, name: str, value: object) -> list[str]:
         """Messages that say why a value is invalid; empty for a valid one."""
@@ -45,6 +48,8 @@ class Option:
             return []
         if self.bucket:
             return resolution_problems(name, value)
+        if self.kind is bool:
+            return [] if isinstance(value, bool) else [f"{name} must be True or False, got {value!r}"]
         if self.kind is int:
             return integer_problems(name, value, least=self.least, most=self.most)
         if self.kind is float:
@@ -80,7 +85,11 @@ def option_problems(given: Any, named: Named = str) -> list[str]:
 
 def deciding(given: Any) -> dict[str, Any]:
     """The values of the options that affect a result, as JSON values."""
-    found = {name: getattr(given, name) for name, option in options_of(given).items() if option.decides}
+    found = {
+        name: getattr(given, name)
+        for name, option in options_of(given).items()
+        if option.decides and not (option.later and getattr(given, name) == getattr(type(given), name))
+    }
     return {name: str(value) if isinstance(value, StrEnum) else value for name, value in found.items()}
 
 
@@ -102,6 +111,9 @@ def add_options(add: Callable[..., Any], cls: type, names: Sequence[str], **note
     for name in names:
         option = options[name]
         note = f"; {notes[name]}" if name in notes else ""
+        if option.kind is bool:
+            add(flag(name), action="store_true", default=None, help=option.help + note)
+            continue
         says: Mapping[str, Any] = {"choices": tuple(option.kind)} if issubclass(option.kind, StrEnum) else {}
         kind = str if says else option.kind
         add(flag(name), type=kind, help=f"{option.help}{note} (default{_default(cls, name, option)})", **says)

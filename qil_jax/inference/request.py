@@ -13,8 +13,9 @@ from qil_jax.encoders.caption_prompts import CaptionLanguage
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.images import ImageError, check_size
 from qil_jax.inference.options import Named, deciding, option, option_problems
+from qil_jax.layers.descriptions import LayerDescription, described_prompt
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.limits import MAX_LAYERS, MAX_SEED, Rescale, resolution_problems
+from qil_jax.limits import MAX_DEPTH, MAX_LAYERS, MAX_SEED, Rescale, Split, resolution_problems
 
 Value = TypeVar("Value")
 OnStep = Callable[[int, int], None]
@@ -110,12 +111,22 @@ class JobOptions(PictureOptions):
     Attributes:
       prompt: prompt of all pictures; None: the text file beside each picture, or else a caption by the model.
       output_size: size at which layers are written.
+      auto: whether layers that are empty, or copies of the picture or of one another, are taken out.
+      exact: whether colours are adjusted so that the layers blend to the picture within 1/255.
+      depth: number of levels: 2 decomposes the layers once more.
+      split: choice of the layers that are decomposed again.
+      described: what single layers show and where, bottom to top.
     """
 
     prompt: str | None = option(
         None, str, "what each picture shows", unset="what NAME.txt beside NAME.png says, else a caption", decides=False
     )
     output_size: OutputSize = option(OutputSize.MODEL, OutputSize, "size of the layers written")
+    auto: bool = option(False, bool, "take out superfluous layers", later=True)
+    exact: bool = option(False, bool, "adjust colours so that the layers blend to the picture within 1/255", later=True)
+    depth: int = option(1, int, "levels: 2 decomposes the layers once more", least=1, most=MAX_DEPTH, later=True)
+    split: Split = option(Split.ALL, Split, "which layers are decomposed again", later=True)
+    described: tuple[LayerDescription, ...] = ()
 
     def filled(self, defaults: Defaults) -> "JobOptions":
         """A copy in which fields that are None have the checkpoint's defaults."""
@@ -124,6 +135,7 @@ class JobOptions(PictureOptions):
     def request(self, image: Image.Image, prompt: str, sample: int) -> Request:
         """The pipeline's request for one sample of a picture."""
         shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(PictureOptions)}
+        prompt = described_prompt(prompt, self.described)
         return Request(**{**shared, "image": image, "prompt": prompt, "samples": 1, "first_sample": sample})
 
 
@@ -163,7 +175,8 @@ def _filled(asked: Asked, defaults: Defaults) -> Asked:
 
 def result_settings(options: JobOptions, settings: Settings, dtype: str | None) -> dict[str, Any]:
     """The options and settings that affect a result, except its prompt and its sample, as JSON values."""
-    return {**deciding(options), **deciding(settings), "dtype": dtype}
+    described = {"described": [dataclasses.asdict(said) for said in options.described]} if options.described else {}
+    return {**deciding(options), **described, **deciding(settings), "dtype": dtype}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

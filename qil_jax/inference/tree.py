@@ -2,8 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from enum import StrEnum
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -16,6 +15,7 @@ from qil_jax.layers.layer_tree import Group, LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.selection import select_layers
 from qil_jax.layers.visibility import visible_box
+from qil_jax.limits import Split
 
 MARGIN = 1 / 16
 """Clear margin around a layer's content, relative to its longer side."""
@@ -28,17 +28,10 @@ Policy = Callable[[LayeredImage], Sequence[int]]
 """Which layers of a stack to split, by index."""
 
 
-class Split(StrEnum):
-    """Policies with a name."""
-
-    ALL = "all"  # every layer
-    LARGEST = "largest"  # the layer that covers most
-
-    def __call__(self, layered: LayeredImage) -> Sequence[int]:
-        """The indices of the layers to split."""
-        if self is Split.ALL:
-            return range(len(layered.names))
-        return [int(np.argmax(layered.layers[..., 3].sum(axis=(1, 2), dtype=np.int64)))]
+POLICIES: Mapping[Split, Policy] = {
+    Split.ALL: lambda stack: range(len(stack.names)),
+    Split.LARGEST: lambda stack: [int(np.argmax(stack.layers[..., 3].sum(axis=(1, 2), dtype=np.int64)))],
+}
 
 
 def split_layers(
@@ -48,7 +41,7 @@ def split_layers(
     settings: Settings,
     *,
     depth: int,
-    policy: Policy = Split.ALL,
+    policy: Policy = POLICIES[Split.ALL],
     batch: int = 1,
 ) -> list[LayerTree]:
     """Decompose the layers of stacks, the layers of these, and so on. All stacks of a level share batches.

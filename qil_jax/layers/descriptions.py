@@ -28,6 +28,13 @@ class LayerDescription:
     text: str = ""
     box: Box | None = None
 
+    def resized(self, size: tuple[int, int], to: tuple[int, int]) -> "LayerDescription":
+        """The description on a canvas that was resized from `size` to `to`, width and height."""
+        if self.box is None or size == to:
+            return self
+        left, top, right, bottom = (round(x * to[i % 2] / size[i % 2]) for i, x in enumerate(self.box))
+        return dataclasses.replace(self, box=(left, top, right, bottom))
+
 
 def described_prompt(prompt: str, descriptions: Sequence[LayerDescription]) -> str:
     """The prompt followed by a line for each described layer: "Layer 2 of 3, from the bottom: a red kite"."""

@@ -7,9 +7,10 @@ from PIL import Image
 
 from qil_jax.inference.images import preprocess
 from qil_jax.inference.request import Decomposition, Request, Settings
-from qil_jax.inference.tree import Split, split_layers
+from qil_jax.inference.tree import POLICIES, split_layers
 from qil_jax.layers.exact import exact
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.limits import Split
 
 SIDE = 64
 
@@ -97,7 +98,7 @@ def test_a_level_is_one_batch_and_policies_choose():
     split_layers(stacks, requests, halves, Settings(), depth=2, batch=16)
     assert [len(batch) for batch in halves.batches] == [6]
     halves = Halves()
-    trees = split_layers(stacks, requests, halves, Settings(), depth=2, policy=Split.LARGEST, batch=2)
+    trees = split_layers(stacks, requests, halves, Settings(), depth=2, policy=POLICIES[Split.LARGEST], batch=2)
     assert [len(batch) for batch in halves.batches] == [2, 1] and [set(tree.groups) for tree in trees] == [{0}] * 3
     halves = Halves()
     trees = split_layers(stacks, requests, halves, Settings(), depth=2, policy=lambda stack: [1], batch=8)
