@@ -1,5 +1,6 @@
 """The command line of infer.py: arguments, checked before JAX is imported, progress display, and summary."""
 
+import argparse
 import dataclasses
 import math
 import re
@@ -24,10 +25,12 @@ from rich.table import Table
 from qil_jax.command_line import Parser, seconds
 from qil_jax.errors import QilError
 from qil_jax.inference.defaults import Defaults
+from qil_jax.inference.describe import read_descriptions
 from qil_jax.inference.options import add_options, flag, options_of
 from qil_jax.inference.request import JobOptions, Settings, known
 from qil_jax.launch import DISTRIBUTED_HELP, WAIT, WAIT_HELP
-from qil_jax.limits import Passes, integer_problems
+from qil_jax.layers.descriptions import LayerDescription
+from qil_jax.limits import MAX_LAYERS, Passes, integer_problems
 from qil_jax.shipped import shipped_checkpoint
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 
 OnCount = Callable[[int, int], None]
 OF_PICTURES = ("layers", "max_layers", "prompt", "caption_language", "negative_prompt")
-OF_PICTURES += ("resolution", "output_size", "seed", "samples")
+OF_PICTURES += ("resolution", "output_size", "seed", "samples", "exact", "depth", "split")
 OF_BATCHES = ("steps", "guidance", "rescale")
 ATTENTION = ("xla", "xla_chunked", "xla_by_head", "splash", "cudnn", "tokamax")
 """The values of AttentionKind, whose module imports JAX."""
@@ -46,6 +49,8 @@ SPREADS = ("none", "gather", "ulysses", "ring")
 """The values of kernels.Spread."""
 WEIGHTS = ("split", "whole")
 """The values of mesh.Weights."""
+AUTO = "auto"
+"""The value of --layers that leaves their number to the program."""
 SHOWN = 10
 """Maximum number of pictures whose sizes are printed individually."""
 
@@ -181,14 +186,17 @@ def parse_arguments(argv: list[str]) -> Arguments:
     parser = _parser()
     values = vars(parser.parse_args(argv))
     checkpoint = shipped_checkpoint() if values["checkpoint"] is None else values["checkpoint"]
+    describe = values.pop("describe")
     try:
         defaults = Defaults.of(checkpoint)
+        described = () if describe is None else read_descriptions(describe)
     except (QilError, OSError) as error:
         parser.error(str(error))
     said = {name: values.pop(name) for name in (*OF_PICTURES, *OF_BATCHES)}
+    said |= _count(said, described, defaults)
     arguments = Arguments(
         **{**values, "checkpoint": checkpoint},
-        options=_said(JobOptions, said).filled(defaults),
+        options=dataclasses.replace(_said(JobOptions, said).filled(defaults), described=described),
         settings=_said(Settings, said).filled(defaults),
     )
     problems = arguments.problems()
@@ -197,6 +205,13 @@ def parse_arguments(argv: list[str]) -> Arguments:
     if defaults.about:
         print(defaults.about)
     return arguments
+
+
+def _count(said: Mapping[str, Any], described: Sequence[LayerDescription], defaults: Defaults) -> dict[str, Any]:
+    """The number of layers to ask for, and whether superfluous ones are taken out."""
+    if said["layers"] == AUTO:
+        return {"auto": True, "layers": said["max_layers"] or min(2 * defaults.layers, MAX_LAYERS)}
+    return {"layers": len(described)} if described and said["layers"] is None else {}
 
 
 Asked = TypeVar("Asked", JobOptions, Settings)
@@ -214,7 +229,15 @@ def _parser() -> Parser:
     add("inputs", nargs="+", type=Path, metavar="PICTURE_OR_FOLDER", help="pictures, and folders of pictures")
     add("--checkpoint", type=Path, help="folder of the released layout, or converted to orbax (default: a small model)")
     add("--out", type=Path, help="a folder for each picture is made in here")
-    add_options(add, JobOptions, OF_PICTURES)
+    add(
+        "--layers",
+        type=_layers,
+        metavar="N",
+        help=f"layers to make, 1 to {MAX_LAYERS}; auto: make --max-layers (by "
+        "default twice as many as usual) and take out empty ones and copies (default: what the checkpoint says)",
+    )
+    add_options(add, JobOptions, OF_PICTURES[1:])
+    add("--describe", type=Path, metavar="FILE", help="JSON of what single layers show, and where (docs/layers.md)")
     add_options(add, Settings, OF_BATCHES)
     add("--batch", type=int, default=1, help="decompositions at once (default 1)")
     add("--dtype", choices=("float32", "bfloat16"), default=None, help="compute precision (default: as stored)")
@@ -246,6 +269,13 @@ def _parser() -> Parser:
     add("--distributed", metavar="WHERE", help=DISTRIBUTED_HELP)
     add("--wait", type=seconds, default=WAIT, metavar="SECONDS", help=WAIT_HELP)
     return parser
+
+
+def _layers(text: str) -> int | str:
+    """A number of layers, or `auto`."""
+    if text != AUTO and not text.removeprefix("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {AUTO}")
+    return AUTO if text == AUTO else int(text)
 
 
 def scaled_file(text: str) -> tuple[Path, float]:

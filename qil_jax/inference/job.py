@@ -21,6 +21,7 @@ from qil_jax.inference.images import resize_layers
 from qil_jax.inference.pictures import InputImage
 from qil_jax.inference.refine import refine
 from qil_jax.inference.request import Decomposer, Decomposition, JobOptions, OnStep, OutputSize, Request, Settings
+from qil_jax.layers.descriptions import described_prompt
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.mesh import gathered
@@ -54,8 +55,11 @@ class PlannedResult:
 
     @property
     def prompt(self) -> str:
-        """The prompt of the options, or the picture's own prompt if the options have none, or else an empty one."""
-        return _prompt(self.options, self.picture) or ""
+        """The prompt of the options, or the picture's own prompt if the options have none, or else an empty one.
+
+        Descriptions of single layers are added to it.
+        """
+        return described_prompt(_prompt(self.options, self.picture) or "", self.options.described)
 
     def request(self) -> Request:
         """The pipeline's request for this result."""

@@ -13,7 +13,7 @@ from qil_jax.encoders.caption_prompts import CaptionLanguage
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.images import ImageError, check_size
 from qil_jax.inference.options import Named, deciding, option, option_problems
-from qil_jax.layers.descriptions import LayerDescription, described_prompt
+from qil_jax.layers.descriptions import LayerDescription
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.limits import MAX_DEPTH, MAX_LAYERS, MAX_SEED, Rescale, Split, resolution_problems
 
@@ -135,7 +135,6 @@ class JobOptions(PictureOptions):
     def request(self, image: Image.Image, prompt: str, sample: int) -> Request:
         """The pipeline's request for one sample of a picture."""
         shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(PictureOptions)}
-        prompt = described_prompt(prompt, self.described)
         return Request(**{**shared, "image": image, "prompt": prompt, "samples": 1, "first_sample": sample})
 
 
