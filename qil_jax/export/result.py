@@ -19,6 +19,7 @@ from qil_jax.files import whole_folder
 from qil_jax.layers.compositing import blended, decibels
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.visibility import visible_box
 
 RECORD = "result.json"
 """The file that identifies a folder as a result: its settings, and the SHA-256 of every other file."""
@@ -76,11 +77,12 @@ def write_result(
 
 
 def _described(tree: LayerTree, folder: Path, top: Path) -> list[dict[str, Any]]:
-    """Name and file of each layer; its place and its layers if it is a group."""
+    """Name, file, z-index and box of each layer; its place and its layers if it is a group."""
     described = []
     for i, name in enumerate(tree.layered.names):
         file = layer_file(folder, i, name)
-        entry: dict[str, Any] = {"name": name, "file": _relative(file, top)}
+        box = visible_box(tree.layered.layers[i, ..., 3] > 0)
+        entry: dict[str, Any] = {"name": name, "file": _relative(file, top), "z": i, "box": box and [*box]}
         if i in tree.groups:
             group = tree.groups[i]
             inner = _described(group.tree, file.with_suffix(""), top)
