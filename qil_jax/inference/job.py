@@ -196,7 +196,9 @@ def is_finished(planned: PlannedResult) -> bool:
         return False
     there, here = _identity(record), _identity(planned.made_from)
     differing = [
-        f"{name} {there.get(name)!r}, now {here.get(name)!r}" for name in here if here[name] != there.get(name)
+        f"{name} {there.get(name)!r}, now {here.get(name)!r}"
+        for name in {**there, **here}
+        if here.get(name) != there.get(name)
     ]
     if differing:
         made = "; ".join(differing)

@@ -44,7 +44,7 @@ def blend_of(folder: Path) -> np.ndarray:
 
 
 def test_a_tree_from_the_command_line_returns_the_picture(tmp_path, capsys):
-    words = [str(SCENE), "--out", str(tmp_path), "--layers", "auto", "--max-layers", "4", "--steps", "2"]
+    words = [str(SCENE), "--out", str(tmp_path), "--layers", "auto", "--max-layers", "3", "--steps", "1"]
     words += ["--depth", "2", "--split", "largest", "--exact", "--output-size", "input", "--batch", "2"]
     assert main(words) == 0
     folder = tmp_path / "scene"
