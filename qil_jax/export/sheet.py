@@ -21,21 +21,22 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 BACKGROUND, INK = (250, 250, 250), (40, 40, 40)
 
 
-def write_sheet(layered: LayeredImage, original: UInt8[np.ndarray, "y x 4"], file: Path) -> None:
+def write_sheet(layered: LayeredImage, original: UInt8[np.ndarray, "y x 4"] | None, file: Path) -> None:
     """Write the sheet as PNG: input, layers bottom to top, recomposition, each with its caption below.
 
     Args:
       layered: layers of the decomposition.
-      original: the 8-bit RGBA input, of the layers' size.
+      original: the 8-bit RGBA input, of the layers' size; None: there is none to show.
       file: path of the new PNG file.
 
     Raises:
       FileExistsError: if the file exists.
     """
     names = [f"{i}. {name}" for i, name in enumerate(layered.names, start=1)]
-    pictures = [original, *layered.layers, layered.composite_8bit()]
-    captions = ["input", *names, "recomposition"]
-    cells = [_cell(picture, caption) for picture, caption in zip(pictures, captions, strict=True)]
+    first = [] if original is None else [(original, "input")]
+    layers = zip(layered.layers, names, strict=True)
+    pictures = [*first, *layers, (layered.composite_8bit(), "recomposition")]
+    cells = [_cell(picture, caption) for picture, caption in pictures]
     columns = _columns(len(cells), *cells[0].size)
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     sheet = arranged(rows, gap=GAP, background=BACKGROUND)

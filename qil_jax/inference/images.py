@@ -1,25 +1,18 @@
 """Preprocessing of picture files for the VAE, identical to diffusers' `pipeline_qwenimage_layered.py`."""
 
-import io
-import warnings
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from qil_jax.encoders.pixels import to_float
-from qil_jax.errors import QilError
+from qil_jax.layers.pictures import LARGEST_SIDE, ImageError, decoded, read_bytes, to_rgba
 from qil_jax.layers.resize import sides
 from qil_jax.limits import MULTIPLE, RESOLUTION
 
 SMALLEST_SIDE = 2
-LARGEST_SIDE = 16384
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
-
-
-class ImageError(QilError):
-    """A picture that cannot be decomposed. The message names the file, the reason and the fix."""
 
 
 def open_image(path: Path, *, resolution: int = RESOLUTION) -> Image.Image:
@@ -33,20 +26,6 @@ def open_image(path: Path, *, resolution: int = RESOLUTION) -> Image.Image:
     return decode_image(read_bytes(path), str(path), resolution=resolution)
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a file.
-
-    Raises:
-      ImageError: if the file cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such file") from error
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror}); see to the file or its permissions") from error
-
-
 def decode_image(data: bytes, name: str, *, resolution: int = RESOLUTION) -> Image.Image:
     """Decode the bytes of a picture file as `open_image` does.
 
@@ -54,22 +33,7 @@ def decode_image(data: bytes, name: str, *, resolution: int = RESOLUTION) -> Ima
       ImageError: if the bytes are no picture, the picture is animated, has a side below 2 or above 16,384 pixels, or
         is too narrow for a bucket of `resolution`.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings of large pictures and malformed metadata
-            with Image.open(io.BytesIO(data)) as image:
-                pictures = getattr(image, "n_frames", 1)
-                if pictures > 1:
-                    raise ImageError(f"{name}: animated or multi-page ({pictures} pictures); save one as PNG")
-                check_size(image.size, name, resolution)
-                image.load()
-                return to_rgba(ImageOps.exif_transpose(image))
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: too many pixels ({error}); scale it down first") from error
-    except Exception as error:  # Pillow's decoders raise arbitrary exceptions on malformed bytes
-        raise ImageError(f"{name}: cannot be read as a picture ({error}); open and save it again as PNG") from error
+    return decoded(data, name, lambda size: check_size(size, name, resolution))
 
 
 def check_size(size: tuple[int, int], name: str, resolution: int) -> None:
@@ -84,15 +48,6 @@ def check_size(size: tuple[int, int], name: str, resolution: int) -> None:
     if max(size) > LARGEST_SIDE:
         raise ImageError(f"{name}: {width}x{height} pixels; scale it down to at most {LARGEST_SIDE} a side")
     bucket_size(width, height, resolution, name=name)
-
-
-def to_rgba(image: Image.Image) -> Image.Image:
-    """A picture of any mode converted to 8-bit RGBA; 16-bit and float grey values are scaled, not clipped."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, np.float64)
-        top = 1.0 if image.mode == "F" and values.max(initial=0) <= 1 else 255.0 if image.mode == "F" else 65535.0
-        image = Image.fromarray(np.round(values.clip(0, top) / top * 255).astype(np.uint8), "L")
-    return image.convert("RGBA")
 
 
 def bucket_size(width: int, height: int, resolution: int, *, name: str = "picture") -> tuple[int, int]:

@@ -11,7 +11,8 @@ from PIL import Image
 from qil_jax.errors import QilError
 from qil_jax.export.names import safe_name
 from qil_jax.files import text_beside
-from qil_jax.inference.images import LARGEST_SIDE, RESOLUTION, SUFFIXES, ImageError, decode_image, read_bytes
+from qil_jax.inference.images import RESOLUTION, SUFFIXES, decode_image
+from qil_jax.layers.pictures import LARGEST_SIDE, ImageError, read_bytes
 
 PROMPT = ".txt"
 """Suffix of the text file with a picture's name that holds its prompt."""

@@ -35,7 +35,7 @@ class BoxedLayer:
 
     Attributes:
       pixels: straight RGBA values of the rectangle, 8 bits each.
-      left: x coordinate of the rectangle's left edge on the canvas, in pixels.
+      left: x coordinate of the rectangle's left edge on the canvas, in pixels; an edited layer may lie outside.
       top: y coordinate of the rectangle's upper edge on the canvas, in pixels.
       name: name of the layer.
     """
@@ -53,6 +53,13 @@ class BoxedLayer:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Slices of the rows and columns of the canvas that the layer covers."""
+        """Slices of the rows and columns of the canvas that the layer covers; it must lie within."""
         left, top, right, bottom = self.box
         return slice(top, bottom), slice(left, right)
+
+    def within(self, size: tuple[int, int]) -> "BoxedLayer | None":
+        """The part on a canvas of `size` (width, height), the layer itself if that is all; None if there is none."""
+        part = intersection(self.box, (0, 0, *size))
+        if part is None or part == self.box:
+            return None if part is None else self
+        return dataclasses.replace(self, pixels=self.pixels[window(self.box, part)], left=part[0], top=part[1])

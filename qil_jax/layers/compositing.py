@@ -13,7 +13,10 @@ MOST_PSNR = 99.0
 
 
 def composite(layers: Sequence[BoxedLayer], size: tuple[int, int]) -> Float[np.ndarray, "y x 4"]:
-    """Layers alpha-blended bottom to top on a clear canvas of `size` (width, height): premultiplied RGBA in [0, 1]."""
+    """Layers alpha-blended bottom to top on a clear canvas of `size` (width, height): premultiplied RGBA in [0, 1].
+
+    Layers may be of any size and lie anywhere; what is outside the canvas does not count.
+    """
     canvas = np.zeros((size[1], size[0], 4), np.float32)
     for layer in layers:
         put_over(canvas, layer)
@@ -21,11 +24,14 @@ def composite(layers: Sequence[BoxedLayer], size: tuple[int, int]) -> Float[np.n
 
 
 def put_over(canvas: Float[np.ndarray, "y x 4"], layer: BoxedLayer) -> None:
-    """Alpha-blend a layer onto a premultiplied canvas in place."""
-    over = layer.pixels.astype(np.float32)
+    """Alpha-blend a layer onto a premultiplied canvas in place; what is outside the canvas does not count."""
+    inside = layer.within((canvas.shape[1], canvas.shape[0]))
+    if inside is None:
+        return
+    over = inside.pixels.astype(np.float32)
     over /= 255
     alpha = _on_all_channels(over[..., 3])
-    part = canvas[layer.window]
+    part = canvas[inside.window]
     part *= 1 - alpha
     alpha[..., 3] = 1
     over *= alpha

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -12,6 +13,7 @@ from PIL import Image
 
 from qil_jax.errors import QilError
 from qil_jax.files import whole_folder
+from qil_jax.layers.pictures import decoded, read_bytes
 
 METADATA = "layered.json"
 """The file of names, source, licence and decisions."""
@@ -116,12 +118,11 @@ class LayeredImage:
         files = sorted(folder.glob("*.png"), key=order or _first_number)
         if not files:
             raise QilError(f"{folder}: no PNG in it: a layered image is a folder of 000.png, 001.png, ...")
-        layers = [np.asarray(Image.open(file).convert("RGBA")) for file in files]
+        layers = [np.asarray(decoded(read_bytes(file), str(file))) for file in files]
         sizes = {layer.shape[1::-1] for layer in layers}
         if len(sizes) > 1:
             raise QilError(f"{folder}: layers of different sizes {sorted(sizes)}: put them on one canvas")
-        file = folder / METADATA
-        fields = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        fields = _metadata(folder / METADATA)
         caption = (folder / CAPTION).read_bytes().decode() if (folder / CAPTION).exists() else ""
         names = tuple(fields.get("names", [file.stem for file in files]))
         if len(names) != len(layers):
@@ -129,6 +130,16 @@ class LayeredImage:
         texts = {key: fields.get(key, "") for key in ("source", "licence")}
         decisions = tuple(fields.get("decisions", ()))
         return cls(layers=np.stack(layers), names=names, caption=caption, decisions=decisions, **texts)
+
+
+def _metadata(file: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError as error:
+        raise QilError(f"{file}: is no JSON in UTF-8 ({error}); mend or remove it") from error
+    if not isinstance(fields, dict):
+        raise QilError(f"{file}: is no JSON object; mend or remove it")
+    return fields
 
 
 def _first_number(file: Path) -> tuple[int, str]:

@@ -1,0 +1,70 @@
+"""Picture files of any kind as 8-bit RGBA, and what is wrong with those that are none."""
+
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from qil_jax.errors import QilError
+
+LARGEST_SIDE = 16384
+"""The longest side of a picture that is read, in pixels."""
+
+
+class ImageError(QilError):
+    """A picture that cannot be used. The message names the file, the reason and the fix."""
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+      ImageError: if the file cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such file") from error
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror}); see to the file or its permissions") from error
+
+
+def decoded(data: bytes, name: str, check: Callable[[tuple[int, int]], None] = lambda _: None) -> Image.Image:
+    """The picture in the bytes of a file as 8-bit RGBA, rotated upright by its EXIF orientation.
+
+    Args:
+      data: the file's bytes.
+      name: what the messages call it.
+      check: called with width and height before pixels are decoded; may raise an ImageError.
+
+    Raises:
+      ImageError: if the bytes are no picture, or the picture is animated.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # warnings of large pictures and malformed metadata
+            with Image.open(io.BytesIO(data)) as image:
+                pictures = getattr(image, "n_frames", 1)
+                if pictures > 1:
+                    raise ImageError(f"{name}: animated or multi-page ({pictures} pictures); save one as PNG")
+                check(image.size)
+                image.load()
+                return to_rgba(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: too many pixels ({error}); scale it down first") from error
+    except Exception as error:  # Pillow's decoders raise arbitrary exceptions on malformed bytes
+        raise ImageError(f"{name}: cannot be read as a picture ({error}); open and save it again as PNG") from error
+
+
+def to_rgba(image: Image.Image) -> Image.Image:
+    """A picture of any mode converted to 8-bit RGBA; 16-bit and float grey values are scaled, not clipped."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image, np.float64)
+        top = 1.0 if image.mode == "F" and values.max(initial=0) <= 1 else 255.0 if image.mode == "F" else 65535.0
+        image = Image.fromarray(np.round(values.clip(0, top) / top * 255).astype(np.uint8), "L")
+    return image.convert("RGBA")
