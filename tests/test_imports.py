@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "encoders": {*PLAIN, *BASE, "weights"},
     "evaluation": {*PLAIN, "layers", "records"},
     "export": {*PLAIN, "layers"},
+    "editing": {*PLAIN, "layers"},
     "inference": {*PLAIN, *BASE, "encoders", "export", "kernels", "layers", "shipped", "weights"},
     "training": {*PLAIN, *BASE, "encoders", "kernels", "layers", "loader", "records", "weights"},
 }
@@ -291,6 +292,7 @@ def test_every_folder_of_modules_is_packaged():
         ("flow", "import qil_jax.mesh.rules", "flow may not import mesh"),
         ("mesh", "from qil_jax import weights", "mesh may not import weights"),
         ("export", "from qil_jax.inference.request import Request", "export may not import inference"),
+        ("editing", "from qil_jax.export.result import write_result", "editing may not import export"),
         ("evaluation", "from qil_jax.models.rgba_vae import RGBAVAE", "evaluation may not import models"),
         ("weights", "from qil_jax.inference import pipeline", "weights may not import inference"),
         ("inference", "from qil_jax.training import step", "inference may not import training"),

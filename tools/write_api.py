@@ -22,6 +22,13 @@ letter stands for one size throughout a signature. Every error that a caller can
 """
 SECTIONS = {
     "Pictures to layers": ("inference.pipeline", "inference.request", "layers.layered_image", "export.result"),
+    "Editing": (
+        "editing.stack",
+        "editing.layer_operations",
+        "editing.stack_operations",
+        "editing.script",
+        "editing.history",
+    ),
     "Checkpoints": ("weights.load", "weights.lora", "weights.structure", "weights.convert"),
     "Networks": ("models.vld_mmdit", "models.rgba_vae", "models.qwen2_5_vl"),
     "Sampling": ("flow.schedule", "flow.guidance", "flow.sampler"),

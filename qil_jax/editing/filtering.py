@@ -23,7 +23,7 @@ def resampled(
 
     The filter is Hamming's where neither side grows, else bilinear.
     """
-    part = part or (0, 0, pixels.shape[1], pixels.shape[0])
+    part = part or (0.0, 0.0, float(pixels.shape[1]), float(pixels.shape[0]))
     grows = size[0] > part[2] - part[0] or size[1] > part[3] - part[1]
     kernel = Image.Resampling.BILINEAR if grows else Image.Resampling.HAMMING
     return _straight([plane.resize(size, kernel, part) for plane in _premultiplied(pixels)])

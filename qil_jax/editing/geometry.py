@@ -82,7 +82,7 @@ def turned(layer: Layer, degrees: float) -> Layer:
         return layer
     width, height = box[2] - box[0], box[3] - box[1]
     cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
-    require_size(width * cos + height * sin + 2, width * sin + height * cos + 2, "degrees")
+    require_size(math.ceil(width * cos + height * sin), math.ceil(width * sin + height * cos), "degrees")
     pixels, place = rotated(layer.pixels[window(layer.box, box)], degrees, (width / 2, height / 2))
     return trimmed(_redrawn(layer, pixels, box[0] + place[0], box[1] + place[1]))
 
@@ -127,7 +127,7 @@ def replaced(layer: Layer, picture: UInt8[np.ndarray, "y x 4"], fit: Fit, canvas
     left, top, right, bottom = layer.visible or (0, 0, *canvas)
     width, height = right - left, bottom - top
     h, w = picture.shape[:2]
-    part: Rectangle = (0, 0, w, h)
+    part: Rectangle | None = None
     if fit is Fit.CONTAIN:
         scale = min(width / w, height / h)
         size = max(1, round(w * scale)), max(1, round(h * scale))
@@ -138,8 +138,7 @@ def replaced(layer: Layer, picture: UInt8[np.ndarray, "y x 4"], fit: Fit, canvas
         scale = max(width / w, height / h)
         across, down = min(w, width / scale), min(h, height / scale)
         part = (w - across) / 2, (h - down) / 2, (w + across) / 2, (h + down) / 2
-    same = size == (w, h) and part == (0, 0, w, h)
-    return _redrawn(layer, picture if same else resampled(picture, size, part), left, top)
+    return _redrawn(layer, picture if size == (w, h) else resampled(picture, size, part), left, top)
 
 
 def trimmed(layer: Layer) -> Layer:
@@ -148,14 +147,14 @@ def trimmed(layer: Layer) -> Layer:
     return empty(layer) if box is None else cropped(layer, box)
 
 
-def require_size(width: float, height: float, field: str) -> None:
+def require_size(width: int, height: int, field: str) -> None:
     """Refuse boxes of more than `MOST_PIXELS`.
 
     Raises:
       EditError: naming the field.
     """
     if width * height > MOST_PIXELS:
-        raise EditError(f"the layer would have {width:.0f}x{height:.0f} pixels, {MOST_PIXELS} at most", field)
+        raise EditError(f"the layer would have {width}x{height} pixels, {MOST_PIXELS} at most", field)
 
 
 def _resized(layer: Layer, box: Box, size: tuple[int, int], anchor: Anchor, field: str) -> Layer:
@@ -170,8 +169,9 @@ def _resized(layer: Layer, box: Box, size: tuple[int, int], anchor: Anchor, fiel
     soft = [bool(edge.min() < 255) for edge in (alpha[:, 0], alpha[0], alpha[:, -1], alpha[-1])]
     scale = [new / now for new, now in zip(size, old, strict=True)] * 2
     more = [math.ceil(max(1, s)) if side else 0 for side, s in zip(soft, scale, strict=True)]
-    spare = [pixels_more / s for pixels_more, s in zip(more, scale, strict=True)]  # the same in the old pixels
-    pad = [math.ceil(x) for x in spare]
+    spare = [x / s for x, s in zip(more, scale, strict=True)]  # the same in the old pixels
+    reach = [max(1, 1 / s) for s in scale]
+    pad = [math.ceil(x + r) if x else 0 for x, r in zip(spare, reach, strict=True)]
     padded = np.pad(pixels, ((pad[1], pad[3]), (pad[0], pad[2]), (0, 0)))
     part = pad[0] - spare[0], pad[1] - spare[1], pad[0] + old[0] + spare[2], pad[1] + old[1] + spare[3]
     whole = size[0] + more[0] + more[2], size[1] + more[1] + more[3]

@@ -31,6 +31,8 @@ CONFIG = ConfigDict(
 )
 Address = Annotated[Annotated[int, Field(ge=1)] | str, BeforeValidator(_address)]
 """A layer's number or its name."""
+OneLayer = Annotated[Address, Field(description="The layer's number, or its name.")]
+"""The field `layer`: an inherited field has no docstring of its own for pydantic."""
 Distance = Annotated[int, Field(ge=-LARGEST_SIDE, le=LARGEST_SIDE)]
 Length = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 Margin = Annotated[int, Field(ge=0, le=LARGEST_SIDE)]
@@ -75,8 +77,7 @@ class Operation(ABC):
 class LayerOperation(Operation):
     """A change of one layer's pixels or place."""
 
-    layer: Address
-    """The layer's number, or its name."""
+    layer: OneLayer
 
     @abstractmethod
     def edited(self, layer: Layer, canvas: tuple[int, int]) -> Layer:

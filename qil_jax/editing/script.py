@@ -50,7 +50,8 @@ def schema() -> dict[str, Any]:
     """The JSON schema of scripts."""
     one = ADAPTER.json_schema()
     definitions = one.pop("$defs")
-    return {"title": "Editing script", "type": "array", "items": one, "$defs": definitions}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Editing script"}
+    return {**head, "type": "array", "items": one, "$defs": definitions}
 
 
 def to_json(operations: Iterable[Operation]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from qil_jax.editing import geometry
-from qil_jax.editing.operation import Address, Distance, Length, Margin, Name, Operation, Place
+from qil_jax.editing.operation import Address, Distance, Length, Margin, Name, OneLayer, Operation, Place
 from qil_jax.editing.stack import EditError, Stack
 from qil_jax.layers.pictures import LARGEST_SIDE
 
@@ -14,8 +14,7 @@ class Reorder(Operation):
     """Moves a layer to another place in the stack."""
 
     op: Literal["reorder"] = "reorder"
-    layer: Address
-    """The layer's number, or its name."""
+    layer: OneLayer
     to: Place | None = None
     """Place in the stack as it is then, from 1 at the bottom."""
     above: Address | None = None
@@ -54,8 +53,7 @@ class Duplicate(Operation):
     """Puts a copy of a layer directly above it. The copy gets the next number that no layer had."""
 
     op: Literal["duplicate"] = "duplicate"
-    layer: Address
-    """The number of the layer that is copied, or its name."""
+    layer: OneLayer
     name: Name | None = None
     """Name of the copy; otherwise NAME copy, or NAME copy 2, 3, ... where that is taken."""
     dx: Distance = 0
@@ -85,8 +83,7 @@ class Delete(Operation):
     """Deletes a layer. Its number is not given to another."""
 
     op: Literal["delete"] = "delete"
-    layer: Address
-    """The layer's number, or its name."""
+    layer: OneLayer
 
     def apply(self, stack: Stack) -> Stack:
         """The stack without the layer.

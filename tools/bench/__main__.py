@@ -9,6 +9,7 @@ python tools/bench lora                                                     load
 python tools/bench load                                                     loading onto 8 devices, against orbax
 python tools/bench export                                                   export of a run's checkpoint, against cp
 python tools/bench quantize                                                 quantisation: sizes, time, memory, errors
+python tools/bench edit [--write docs/benchmarks.md]                        a script of 50 operations on 8 layers
 """
 
 import argparse
@@ -79,6 +80,10 @@ def parser() -> Parser:
         "--blocks", type=int, default=2, help="transformer blocks, 0.68 GB each (default %(default)s)"
     )
     quantize.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+
+    edit = benchmarks.add_parser("edit", help="a script of 50 operations on 8 layers of 1024 x 1024 pixels")
+    edit.add_argument("--repeats", type=int, default=5, help="replays (default %(default)s)")
+    add_write(edit)
     return parse
 
 
