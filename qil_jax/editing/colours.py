@@ -16,7 +16,7 @@ Planes = Sequence[Float32[np.ndarray, "y x"]]
 
 def hue_rotated(layer: Layer, degrees: float) -> Layer:
     """Hue turned by an angle; saturation and lightness, both as in HSL, stay. Gray has no hue."""
-    return _recoloured(layer, lambda planes: _turned(planes, np.float32(degrees / 60)))
+    return _recoloured(layer, lambda planes: _turned(planes, degrees / 60))
 
 
 def tinted(layer: Layer, colour: str, amount: float) -> Layer:
@@ -61,23 +61,23 @@ def _rounded(plane: Float32[np.ndarray, "y x"]) -> UInt8[np.ndarray, "y x"]:
     return np.rint(np.clip(plane, 0, 255)).astype(np.uint8)
 
 
-def _turned(planes: Planes, sixths: np.float32) -> Planes:
+def _turned(planes: Planes, sixths: float) -> Planes:
     """Planes with their hue turned by sixths of a circle.
 
-    A channel is largest - chroma * clip(min(k, 4 - k), 0, 1), where k = (n + hue) mod 6 and n = 5, 3, 1 for red, green
-    and blue: the formula of HSV, with which HSL shares hue and largest and smallest channel.
+    A channel is largest - chroma * clip(2 - d, 0, 1). d is the distance of hue + n from 2 on the circle of 6, and n
+    is 5, 3, 1 for red, green, blue: the formula of HSV, with which HSL shares hue and largest and smallest channel.
     """
     red, green, blue = planes
     largest = np.maximum(np.maximum(red, green), blue)
     chroma = largest - np.minimum(np.minimum(red, green), blue)
     per = np.divide(1, chroma, out=np.zeros_like(chroma), where=chroma > 0)
-    hue = np.where(
+    hue = np.where(  # from -1 to 5
         largest == red,
         (green - blue) * per,
         np.where(largest == green, 2 + (blue - red) * per, 4 + (red - green) * per),
     )
     out = []
     for n in (5, 3, 1):
-        k = np.mod(hue + (n + sixths), np.float32(6))
-        out.append(largest - chroma * np.clip(np.minimum(k, 4 - k), 0, 1))
+        distance = np.abs(np.abs(hue + np.float32((n + sixths) % 6 - 5)) - 3)  # from 2 or 8, whichever is nearer
+        out.append(largest - chroma * np.clip(2 - distance, 0, 1))
     return out

@@ -1,4 +1,4 @@
-"""Replay of a script of 50 operations, of all kinds, on 8 layers of 1024 x 1024 pixels that cover their whole canvas."""
+"""Replay of a script of 50 operations, of all kinds, on 8 layers of 1024 x 1024 pixels that cover their canvas."""
 
 import argparse
 import itertools
@@ -75,12 +75,9 @@ def measure(arguments: argparse.Namespace) -> int:
         folder = Path(name)
         Image.fromarray(layered.layers[0, :, :800]).save(folder / "picture.png")
         text = json.dumps(list(itertools.islice(items(), OPERATIONS)))
-        checks, replays = [], []
-        for _ in range(arguments.repeats):
-            began = time.perf_counter()
-            operations = script.parse(text, stack, folder=folder)
-            checks.append(time.perf_counter() - began)
-            replays.append(timed(stack, operations))
+        operations = script.parse(text, stack, folder=folder)
+        checks = [harness.duration(lambda: script.parse(text, stack, folder=folder)) for _ in range(arguments.repeats)]
+        replays = [timed(stack, operations) for _ in range(arguments.repeats)]
         edited = script.replay(stack, operations)
     writing = harness.duration(lambda: edited.to_layered_image(layered))
     totals = [sum(replay) for replay in replays]
@@ -92,9 +89,8 @@ def measure(arguments: argparse.Namespace) -> int:
         ("replay", f"{harness.median(totals):.2f} s ({min(totals):.2f} to {max(totals):.2f})"),
         ("check of the script, with its pictures", f"{harness.median(checks):.2f} s"),
         ("layers on their canvases, opacity included", f"{writing:.2f} s"),
-        *((f"{kind}", f"{value:.1f} ms") for kind, value in sorted(by_kind.items(), key=lambda row: -row[1])),
+        *((kind, f"{value:.1f} ms") for kind, value in sorted(by_kind.items(), key=lambda row: -row[1])),
     ]
-    note = f"{harness.machine(np, PIL)}"
     head = (f"{OPERATIONS} operations on {LAYERS} layers of {SIDE} x {SIDE}", "median")
-    harness.report(head, rows, write=arguments.write, mark="bench edit", note=note)
+    harness.report(head, rows, write=arguments.write, mark="bench edit", note=harness.machine(np, PIL))
     return 0
