@@ -163,7 +163,7 @@ from qil_jax.inference.request import Request, Settings
 image = Image.new("RGB", (64, 64))
 pipeline = Pipeline.load()
 wrong = [
-    Request(image=image, layers="3", seed=-1, samples=1.5, prompt=None, negative_prompt=7),
+    Request(image=image, layers="3", seed=-1, samples=1.5, prompt=5, negative_prompt=7),
     Request(image="a.png", resolution=500, first_sample=-1),
     Request(image=image, latents=np.zeros((1, 4, 8, 8, 3), np.float32)),
 ]
@@ -188,7 +188,7 @@ def test_what_is_no_request_is_told_at_once():
         "request 0: layers must be an integer, got '3'",
         "seed must be from 0 to 4294967295, got -1",
         "samples must be an integer, got 1.5",
-        "prompt must be text, got None",
+        "prompt must be text or None, got 5",
         "negative_prompt must be text or None, got 7",
         "request 1: image must be a PIL image, got str",
         "first_sample must be at least 0",
