@@ -99,8 +99,8 @@ def scaled(layer: Layer, scale: float, anchor: Anchor) -> Layer:
 def resized(layer: Layer, width: int | None, height: int | None, anchor: Anchor) -> Layer:
     """The layer with its box resized, without fringes; a side that is not given follows the other one.
 
-    Where a side of the box is opaque all along, as that of a photograph, it stays sharp. Beyond any other side lies
-    transparency, with which it is blended: then the outermost, faint pixels may lie just outside of the new box.
+    A side of the box along which alpha is nowhere below half of the layer's largest, as of a photograph or a panel, stays
+    sharp. Any other is blended with the transparency beyond: then faint pixels may lie just outside of the new box.
 
     Raises:
       EditError: if the layer would be too large.
@@ -166,9 +166,9 @@ def _resized(layer: Layer, box: Box, size: tuple[int, int], anchor: Anchor, fiel
         return moved(layer, left - box[0], top - box[1])
     pixels = layer.pixels[window(layer.box, box)]
     alpha = pixels[..., 3]
-    soft = [bool(edge.min() < 255) for edge in (alpha[:, 0], alpha[0], alpha[:, -1], alpha[-1])]
+    soft = [2 * int(side.min()) < int(alpha.max()) for side in (alpha[:, 0], alpha[0], alpha[:, -1], alpha[-1])]
     scale = [new / now for new, now in zip(size, old, strict=True)] * 2
-    more = [math.ceil(max(1, s)) if side else 0 for side, s in zip(soft, scale, strict=True)]
+    more = [math.ceil(max(1, s)) if blends else 0 for blends, s in zip(soft, scale, strict=True)]
     spare = [x / s for x, s in zip(more, scale, strict=True)]  # the same in the old pixels
     reach = [max(1, 1 / s) for s in scale]
     pad = [math.ceil(x + r) if x else 0 for x, r in zip(spare, reach, strict=True)]
