@@ -99,8 +99,8 @@ def scaled(layer: Layer, scale: float, anchor: Anchor) -> Layer:
 def resized(layer: Layer, width: int | None, height: int | None, anchor: Anchor) -> Layer:
     """The layer with its box resized, without fringes; a side that is not given follows the other one.
 
-    A side of the box along which alpha is nowhere below half of the layer's largest, as of a photograph or a panel, stays
-    sharp. Any other is blended with the transparency beyond: then faint pixels may lie just outside of the new box.
+    A side of the box along which alpha is nowhere below half of the layer's largest, as of a photograph or a panel,
+    stays sharp. Any other is blended with the transparency beyond: then faint pixels lie just outside of the new box.
 
     Raises:
       EditError: if the layer would be too large.
