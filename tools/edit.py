@@ -93,7 +93,8 @@ def load(folder: Path) -> "LayeredImage":
     Raises:
       QilError: if the folder is neither.
     """
-    from qil_jax.export.result import RECORD, read_layers
+    from qil_jax.export.edited import read_layers
+    from qil_jax.export.result import RECORD
     from qil_jax.layers.layered_image import LayeredImage
 
     if not folder.is_dir():
@@ -107,7 +108,8 @@ def write(out: Path, source: Path, layered: "LayeredImage", items: list[dict[str
     Raises:
       FileExistsError: if the folder exists.
     """
-    from qil_jax.export.result import RECORD, read_record, write_edited_result
+    from qil_jax.export.edited import write_edited_result
+    from qil_jax.export.result import RECORD, read_record
 
     before = read_record(source)
     if before is None:

@@ -28,6 +28,7 @@ SECTIONS = {
         "editing.stack_operations",
         "editing.script",
         "editing.history",
+        "export.edited",
     ),
     "Checkpoints": ("weights.load", "weights.lora", "weights.structure", "weights.convert"),
     "Networks": ("models.vld_mmdit", "models.rgba_vae", "models.qwen2_5_vl"),

@@ -19,7 +19,6 @@ from qil_jax.files import whole_folder
 from qil_jax.layers.compositing import blended, decibels
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.layers.pictures import decoded, read_bytes
 from qil_jax.layers.visibility import visible_box
 
 RECORD = "result.json"
@@ -59,53 +58,25 @@ def write_result(
     if overwrite:
         require_replaceable(folder)
     tree = LayerTree.of(stack)
-    psnr = recomposition_psnr(tree.leaves(), original)
-    exact = math.isinf(psnr)
-    quality = {"recomposition_psnr_db": None if exact else round(psnr, 4), "recomposition_exact": exact}
+    leaves = tree.leaves()
+    psnr = recomposition_psnr(leaves, original)
     with whole_folder(folder, overwrite=overwrite) as draft:
-        _fill(draft, tree, original, {**record, **quality})
+        write_pngs(tree, draft)
+        write_psd(tree, draft / "layers.psd")
+        write_sheet(leaves, original, draft / "sheet.png")
+        exact = math.isinf(psnr)
+        fields = {
+            "size": list(leaves.size),
+            "layers": described(tree, draft, draft),
+            "recomposition_psnr_db": None if exact else round(psnr, 4),
+            "recomposition_exact": exact,
+            "files": checksums(draft),
+        }
+        (draft / RECORD).write_text(json.dumps({**record, **fields}, indent=2) + "\n", encoding="utf-8")
     return psnr
 
 
-def write_edited_result(folder: Path, layered: LayeredImage, record: Mapping[str, Any]) -> None:
-    """Write the folder of a decomposition that was edited, which appears complete or not at all.
-
-    It is as `write_result` makes it, but the sheet shows no input, and the record knows no quality of recomposition.
-
-    Args:
-      folder: the new folder; its parent is created if needed.
-      layered: layers after editing.
-      record: what was edited how, to be stored as JSON; names and checksums are added.
-
-    Raises:
-      FileExistsError: if the folder exists.
-    """
-    with whole_folder(folder) as draft:
-        _fill(draft, LayerTree.of(layered), None, record)
-
-
-def read_layers(folder: Path) -> LayeredImage:
-    """The layers of a result, whose files need not be those that were written: who paints over a layer may edit on.
-
-    Raises:
-      ResultError: if the folder is no result, or its layers differ in size.
-      ImageError: if a layer is missing or no picture.
-    """
-    record = _result_at(folder)
-    if record is None:
-        raise ResultError(f"{folder}: no such folder")
-    try:
-        files = [(folder / Path(entry["file"]).name, str(entry["name"])) for entry in record["layers"]]
-    except (KeyError, TypeError) as error:
-        raise ResultError(f"{folder}: its {RECORD} does not list layers with their names and files") from error
-    layers = [np.asarray(decoded(read_bytes(file), str(file))) for file, _ in files]
-    sizes = {layer.shape[1::-1] for layer in layers}
-    if len(sizes) != 1:
-        raise ResultError(f"{folder}: layers of sizes {sorted(sizes)}: one canvas is needed")
-    return LayeredImage(layers=np.stack(layers), names=tuple(name for _, name in files))
-
-
-def _described(tree: LayerTree, folder: Path, top: Path) -> list[dict[str, Any]]:
+def described(tree: LayerTree, folder: Path, top: Path) -> list[dict[str, Any]]:
     """Name, file, z-index and box of each layer; its place and its layers if it is a group."""
     described = []
     for i, name in enumerate(tree.layered.names):
@@ -114,10 +85,15 @@ def _described(tree: LayerTree, folder: Path, top: Path) -> list[dict[str, Any]]
         entry: dict[str, Any] = {"name": name, "file": _relative(file, top), "z": i, "box": box and [*box]}
         if i in tree.groups:
             group = tree.groups[i]
-            inner = _described(group.tree, file.with_suffix(""), top)
+            inner = described(group.tree, file.with_suffix(""), top)
             entry["group"] = {"left": group.left, "top": group.top, "size": [*group.tree.layered.size], "layers": inner}
         described.append(entry)
     return described
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a folder and below it, by its relative path."""
+    return {_relative(file, folder): _sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 def _relative(file: Path, folder: Path) -> str:
@@ -174,20 +150,6 @@ def recomposition_psnr(layered: LayeredImage, original: UInt8[np.ndarray, "y x 4
     """PSNR in dB of the layers' 8-bit composite against the input, both blended over white; infinite if equal."""
     ours, theirs = (blended(x, (255, 255, 255), np.float64) for x in (layered.composite_8bit(), original))
     return decibels(float(np.mean(np.square((ours - theirs) / 255))))
-
-
-def _fill(draft: Path, tree: LayerTree, original: UInt8[np.ndarray, "y x 4"] | None, record: Mapping[str, Any]) -> None:
-    """Write the files of a result, and last the record of them."""
-    leaves = tree.leaves()
-    write_pngs(tree, draft)
-    write_psd(tree, draft / "layers.psd")
-    write_sheet(leaves, original, draft / "sheet.png")
-    fields = {
-        "size": list(leaves.size),
-        "layers": _described(tree, draft, draft),
-        "files": {_relative(file, draft): _sha256(file) for file in sorted(draft.rglob("*")) if file.is_file()},
-    }
-    (draft / RECORD).write_text(json.dumps({**record, **fields}, indent=2) + "\n", encoding="utf-8")
 
 
 def _result_at(folder: Path) -> dict[str, Any] | None:

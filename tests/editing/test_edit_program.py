@@ -11,7 +11,8 @@ from edits import content, layered
 from qil_jax.editing import script
 from qil_jax.editing.stack import Stack
 from qil_jax.errors import QilError
-from qil_jax.export.result import read_layers, read_result, write_result
+from qil_jax.export.edited import read_layers
+from qil_jax.export.result import read_result, write_result
 from qil_jax.layers.layered_image import LayeredImage
 from tools.edit import main
 
@@ -109,7 +110,7 @@ def test_bad_command_lines_write_nothing(result, ops, tmp_path, monkeypatch, arg
     ("file", "text", "words"),
     [
         ("ops.json", '[{"op": "move", "layer": 9}]', r"ops.json:\n  operation 1 \(move\), layer: layer 9 is none"),
-        ("result/result.json", "{}", "is no result"),
+        ("result/result.json", "{}", "does not list layers"),
         ("result/result.json", '{"files": {}}', "does not list layers"),
         ("result/result.json", '{"files": {}, "layers": []}', "one canvas is needed"),
         ("result/01_layer_0.png", "no picture", "01_layer_0.png: cannot be read as a picture"),
