@@ -78,7 +78,7 @@ def write_result(
 
 def described(tree: LayerTree, folder: Path, top: Path) -> list[dict[str, Any]]:
     """Name, file, z-index and box of each layer; its place and its layers if it is a group."""
-    described = []
+    found = []
     for i, name in enumerate(tree.layered.names):
         file = layer_file(folder, i, name)
         box = visible_box(tree.layered.layers[i, ..., 3] > 0)
@@ -87,8 +87,8 @@ def described(tree: LayerTree, folder: Path, top: Path) -> list[dict[str, Any]]:
             group = tree.groups[i]
             inner = described(group.tree, file.with_suffix(""), top)
             entry["group"] = {"left": group.left, "top": group.top, "size": [*group.tree.layered.size], "layers": inner}
-        described.append(entry)
-    return described
+        found.append(entry)
+    return found
 
 
 def checksums(folder: Path) -> dict[str, str]:
