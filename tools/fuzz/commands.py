@@ -52,6 +52,7 @@ COMMANDS = {
         *("a.png", "--out", "out", "--checkpoint", CHECKPOINT, "--layers", "2", "--steps", "1", "--guidance", "1"),
         *("--resolution", "64", "--seed", "3", "--samples", "2", "--batch", "2", "--prompt", "x", "--dtype", "float32"),
         *("--output-size", "input", "--skip-bad", "--overwrite", "--max-layers", "4", "--rescale", "none"),
+        *("--caption-language", "en"),
     ),
     "train": ("configs/demo/stage3_image_to_layers.py", "--out", "run", "--set", "steps=2", "--set", "mesh.data=1"),
     "tools/convert": ("to-orbax", CHECKPOINT, "converted", "--overwrite"),

@@ -22,6 +22,7 @@ STAMPS = ("_CHECKPOINT_METADATA", "commit_success.txt")
 SCENES = ("tools/make_scenes.py", "--side", "64")
 INPUTS = {
     "checkpoint": ("tools/make_demo_checkpoint.py",),
+    "captioner": ("tools/make_demo_checkpoint.py", "--preset", "caption"),
     "documents": (*SCENES, "--count", "3", "--format", "psd", "--out"),
     "scenes": (*SCENES, "--count", "40", "--preset", "simple", "--out"),
 }
@@ -92,7 +93,7 @@ def kills(seeds: range, folder: Path) -> Iterator[Case]:
 
 
 def _jobs(folder: Path) -> list[Job]:
-    """The four programs on small inputs in the folder."""
+    """The four programs on small inputs in the folder, and infer.py where it captions."""
     at = lambda name: str(folder / name)
     small = ("--layers", "2", "--steps", "2", "--resolution", "64")
     sets = ("steps=6", "log_every=2", "checkpoints.every=2", "mesh.data=1", "validation.every=0", "data.loader.rows=4")
@@ -123,6 +124,12 @@ def _jobs(folder: Path) -> list[Job]:
             share=0.15,
             needs=("checkpoint", "scenes"),
             kept=".safetensors",
+        ),
+        Job(
+            name="captions",
+            words=("infer.py", at("pictures"), "--checkpoint", at("captioner"), "--out", "OUT", *small),
+            share=0.25,
+            needs=("captioner",),
         ),
     ]
 

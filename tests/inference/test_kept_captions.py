@@ -146,8 +146,8 @@ def test_results_record_who_wrote_the_prompt(pictures, store, tmp_path):
     a, said = after[0].made_from, after[3].made_from
     assert a["caption"]["text"] == a["settings"]["prompt"] == after[0].prompt and a["caption"]["language"] == "en"
     assert "caption" not in said and said == before[3].made_from
-    told = planned(write(pictures, store, Writer()), prompt="told")
-    assert all("caption" not in result.made_from and result.prompt == "told" for result in told)
+    given = planned(write(pictures, store, Writer()), prompt="told")
+    assert all("caption" not in result.made_from and result.prompt == "told" for result in given)
 
 
 def test_requests_without_prompts_are_captioned_together():
