@@ -21,7 +21,13 @@ Written by `python tools/write_api.py` from the docstrings; do not edit by hand.
 letter stands for one size throughout a signature. Every error that a caller can cause is a `qil_jax.errors.QilError`.
 """
 SECTIONS = {
-    "Pictures to layers": ("inference.pipeline", "inference.request", "layers.layered_image", "export.result"),
+    "Pictures to layers": (
+        "inference.pipeline",
+        "inference.request",
+        "layers.layered_image",
+        "layers.layer_tree",
+        "export.result",
+    ),
     "Editing": (
         "editing.stack",
         "editing.layer_operations",
@@ -32,6 +38,7 @@ SECTIONS = {
     ),
     "Checkpoints": ("weights.load", "weights.lora", "weights.structure", "weights.convert"),
     "Networks": ("models.vld_mmdit", "models.rgba_vae", "models.qwen2_5_vl"),
+    "Captions": ("encoders.captioner", "encoders.generation", "models.decoding"),
     "Sampling": ("flow.schedule", "flow.guidance", "flow.sampler"),
     "Devices": ("mesh.devices", "mesh.rules", "kernels.plan", "kernels.attend"),
     "Data": ("records.record", "records.sources", "scenes.scene", "loader.config", "loader.tasks", "loader.loader"),
