@@ -76,9 +76,7 @@ def parser() -> Parser:
     export.add_argument("--repeats", type=int, default=3, help="runs of each side (default %(default)s)")
 
     quantize = benchmarks.add_parser("quantize", help="quantisation to int8 and fp8: sizes, time, memory, errors")
-    quantize.add_argument(
-        "--blocks", type=int, default=2, help="transformer blocks, 0.68 GB each (default %(default)s)"
-    )
+    quantize.add_argument("--blocks", type=int, default=2, help="blocks, 0.68 GB each (default %(default)s)")
     quantize.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
 
     edit = benchmarks.add_parser("edit", help="a script of 50 operations on 8 layers of 1024 x 1024 pixels")
