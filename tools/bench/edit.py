@@ -77,7 +77,9 @@ def measure(arguments: argparse.Namespace) -> int:
         text = json.dumps(list(itertools.islice(items(), OPERATIONS)))
         operations = script.parse(text, stack, folder=folder)
         checks = [harness.duration(lambda: script.parse(text, stack, folder=folder)) for _ in range(arguments.repeats)]
+        began = time.process_time()
         replays = [timed(stack, operations) for _ in range(arguments.repeats)]
+        processor = (time.process_time() - began) / arguments.repeats
         edited = script.replay(stack, operations)
     writing = harness.duration(lambda: edited.to_layered_image(layered))
     totals = [sum(replay) for replay in replays]
@@ -87,6 +89,7 @@ def measure(arguments: argparse.Namespace) -> int:
     }
     rows = [
         ("replay", f"{harness.median(totals):.2f} s ({min(totals):.2f} to {max(totals):.2f})"),
+        ("processor time of a replay", f"{processor:.2f} s"),
         ("check of the script, with its pictures", f"{harness.median(checks):.2f} s"),
         ("layers on their canvases, opacity included", f"{writing:.2f} s"),
         *((kind, f"{value:.1f} ms") for kind, value in sorted(by_kind.items(), key=lambda row: -row[1])),
