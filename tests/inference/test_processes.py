@@ -26,18 +26,21 @@ from qil_jax.inference.__main__ import main
 from qil_jax.programs import leave
 
 folder, victim = Path(os.environ["LATENTS"]), os.environ.get("VICTIM")
-write, written = job._write, []
+write, details, latents = job._write, job._details, {}
 
-def recording(planned, made, *rest):
+def described(planned, made, together):
+    latents[planned.folder] = made.latents
+    return details(planned, made, together)
+
+def recording(planned, *rest):
     import jax
-    found = write(planned, made, *rest)
-    np.save(folder / f"{planned.folder.name}.{jax.process_index()}.npy", made.latents)
-    written.append(planned)
+    found = write(planned, *rest)
+    np.save(folder / f"{planned.folder.name}.{jax.process_index()}.npy", latents[planned.folder])
     if victim == str(jax.process_index()):
         os.kill(os.getpid(), 9)
     return found
 
-job._write = recording
+job._write, job._details = recording, described
 leave(main())
 """
 """infer.py that also keeps the latents, and may be killed after the first result of a process."""
