@@ -44,7 +44,9 @@ def main(argv: list[str]) -> int:
         print(json.dumps(script.schema(), indent=2))
         return 0
     require_complete(args)
-    layered = load(args.folder)
+    from qil_jax.export.stored import read_tree
+
+    layered = read_tree(args.folder).layered
     from qil_jax.editing.stack import Stack
 
     stack = Stack.of(layered)
@@ -85,21 +87,6 @@ def require_complete(args: argparse.Namespace) -> None:
         problems.append("--until needs --script")
     if problems:
         raise ProblemsError("cannot start", problems)
-
-
-def load(folder: Path) -> "LayeredImage":
-    """The layers of a result of infer.py, or of a folder of PNGs.
-
-    Raises:
-      QilError: if the folder is neither.
-    """
-    from qil_jax.export.edited import read_layers
-    from qil_jax.export.result import RECORD
-    from qil_jax.layers.layered_image import LayeredImage
-
-    if not folder.is_dir():
-        raise QilError(f"{folder}: no such folder")
-    return read_layers(folder) if (folder / RECORD).exists() else LayeredImage.load(folder)
 
 
 def write(out: Path, source: Path, layered: "LayeredImage", items: list[dict[str, Any]]) -> None:

@@ -11,8 +11,8 @@ from edits import content, layered
 from qil_jax.editing import script
 from qil_jax.editing.stack import Stack
 from qil_jax.errors import QilError
-from qil_jax.export.edited import read_layers
 from qil_jax.export.result import read_result, write_result
+from qil_jax.export.stored import read_tree
 from qil_jax.layers.layered_image import LayeredImage
 from tools.edit import main
 
@@ -53,8 +53,8 @@ def test_a_result_stays_a_result(result, ops, tmp_path, capsys):
     before = {file.name: file.read_bytes() for file in result.iterdir()}
     assert edit(result, ops, tmp_path / "out") == 0
     assert "3 operations" in capsys.readouterr().out
-    expected = replayed(read_layers(result), OPERATIONS)
-    got, record = read_layers(tmp_path / "out"), read_result(tmp_path / "out")
+    expected = replayed(read_tree(result).layered, OPERATIONS)
+    got, record = read_tree(tmp_path / "out").layered, read_result(tmp_path / "out")
     assert record is not None and got.names == expected.names == ("layer 0", "layer 1")
     np.testing.assert_array_equal(got.layers, expected.layers)
     assert (tmp_path / "out" / "layers.psd").is_file() and (tmp_path / "out" / "sheet.png").is_file()
@@ -63,7 +63,7 @@ def test_a_result_stays_a_result(result, ops, tmp_path, capsys):
     assert {file.name: file.read_bytes() for file in result.iterdir()} == before
     assert edit(result, ops, tmp_path / "again", "--until", "1") == 0
     np.testing.assert_array_equal(
-        read_layers(tmp_path / "again").layers, replayed(read_layers(result), OPERATIONS[:1]).layers
+        read_tree(tmp_path / "again").layered.layers, replayed(read_tree(result).layered, OPERATIONS[:1]).layers
     )
 
 
