@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qil_jax.export.manifest import entries
 from qil_jax.export.png import write_pngs
 from qil_jax.export.psd import write_psd
-from qil_jax.export.result import RECORD, checksums, described
+from qil_jax.export.result import RECORD, checksums
 from qil_jax.export.sheet import write_sheet
 from qil_jax.files import whole_folder
 from qil_jax.layers.layer_tree import LayerTree
@@ -33,7 +34,7 @@ def write_edited_result(folder: Path, layered: LayeredImage, record: Mapping[str
         write_sheet(layered, None, draft / "sheet.png")
         fields = {
             "size": list(layered.size),
-            "layers": described(LayerTree.of(layered), draft, draft),
+            "layers": entries(LayerTree.of(layered)),
             "files": checksums(draft),
         }
         (draft / RECORD).write_text(json.dumps({**record, **fields}, indent=2) + "\n", encoding="utf-8")

@@ -1,24 +1,30 @@
-"""Export of a layered image as a Photoshop document."""
+"""Layered images as Photoshop documents."""
 
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 from psd_tools import PSDImage
-from psd_tools.api.layers import GroupMixin
-from psd_tools.constants import BlendMode
+from psd_tools.api.layers import GroupMixin, Layer, PixelLayer
+from psd_tools.constants import BlendMode, Tag
 
 from qil_jax.errors import QilError
+from qil_jax.export.names import plain_text
+from qil_jax.export.nodes import GroupNode, Node, nodes_of, tree_of
+from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.compositing import over_white
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.layers.visibility import visible_box
+from qil_jax.layers.pictures import read_bytes
 
 LARGEST_SIDE = 30_000
 """Limit of the PSD format in pixels."""
 LONGEST_NAME = 255
 """Limit of the PSD format in characters; longer names are cut."""
+MOST_BYTES = 2 << 30
+"""Bytes that one picture of a document that is read may take, by psd-tools' own estimate."""
 
 
 def write_psd(stack: LayeredImage | LayerTree, file: Path) -> None:
@@ -36,7 +42,7 @@ def write_psd(stack: LayeredImage | LayerTree, file: Path) -> None:
     if max(width, height) > LARGEST_SIDE:
         raise QilError(f"{file}: {width}x{height} pixels do not fit a PSD (at most {LARGEST_SIDE} a side)")
     document = PSDImage.new("RGBA", (width, height), depth=8)
-    _add(document, tree, 0, 0)
+    _add(document, nodes_of(tree))
     record = document._record  # saving by the document would replace the preview by the library's own composite
     composite = tree.leaves().composite_8bit()
     # The format's convention for a merged picture with transparency: colour over white, alpha beside it.
@@ -49,22 +55,70 @@ def write_psd(stack: LayeredImage | LayerTree, file: Path) -> None:
         record.write(stream)
 
 
-def _add(parent: GroupMixin, tree: LayerTree, left: int, top: int) -> None:
-    """Add layers and groups to a document or a group; `left` and `top` place the tree's canvas on the document's."""
-    for i, (pixels, name) in enumerate(zip(tree.layered.layers, tree.layered.names, strict=True)):
+def read_psd(file: Path) -> LayerTree:
+    """The layers of a document that consists of plain layers and groups only, as `write_psd` makes them.
+
+    Opacity goes into alpha; hidden layers are left out.
+
+    Raises:
+      QilError: if the file is no PSD, or needs more than alpha blending; the message names the layer and the feature.
+    """
+    data = read_bytes(file)
+    try:
+        document = PSDImage.open(io.BytesIO(data), max_alloc_bytes=MOST_BYTES)
+        return tree_of(_nodes(document), document.size)
+    except QilError as error:
+        raise QilError(f"{file}: {error}; tools/build_dataset.py reads documents of every kind") from error
+    except Exception as error:  # the parser raises arbitrary exceptions on malformed bytes
+        raise QilError(f"{file}: cannot be read as a PSD ({error}); save it again") from error
+
+
+def _add(parent: GroupMixin, nodes: Sequence[Node]) -> None:
+    for node in nodes:
         # Non-Latin names fail at creation; assigned afterwards they are written as Unicode.
-        if i in tree.groups:
-            group = tree.groups[i]
+        if isinstance(node, GroupNode):
             layer = parent.create_group(name="group", blend_mode=BlendMode.NORMAL)
-            _add(layer, group.tree, left + group.left, top + group.top)
+            _add(layer, node.nodes)
         else:
-            y, x, bottom, right = alpha_box(pixels)
-            picture = Image.fromarray(np.ascontiguousarray(pixels[y:bottom, x:right]), "RGBA")
-            layer = parent.create_pixel_layer(picture, name="layer", top=top + y, left=left + x)
-        layer.name = name[:LONGEST_NAME]
+            picture = Image.fromarray(node.pixels, "RGBA")
+            layer = parent.create_pixel_layer(picture, name="layer", top=node.top, left=node.left)
+        layer.name = plain_text(node.name)[:LONGEST_NAME]
 
 
-def alpha_box(pixels: UInt8[np.ndarray, "y x 4"]) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right of the visible pixels; the box of one pixel if there are none."""
-    left, top, right, bottom = visible_box(pixels[..., 3] > 0) or (0, 0, 1, 1)
-    return top, left, bottom, right
+def _nodes(parent: GroupMixin) -> tuple[Node, ...]:
+    found: list[Node] = []
+    for layer in parent:
+        problem = _not_plain(layer)
+        if problem is not None:
+            raise QilError(f"layer '{layer.name}' {problem}")
+        if not layer.is_visible():
+            continue
+        if isinstance(layer, GroupMixin):
+            found.append(GroupNode(name=layer.name, nodes=_nodes(layer)))
+            continue
+        picture = layer.topil()
+        pixels = np.zeros((1, 1, 4), np.uint8) if picture is None else np.array(picture.convert("RGBA"))
+        pixels[..., 3] = np.rint(pixels[..., 3] * (layer.opacity / 255))
+        found.append(BoxedLayer(pixels=pixels, left=layer.left, top=layer.top, name=layer.name))
+    return tuple(found)
+
+
+def _not_plain(layer: Layer) -> str | None:
+    """What in a layer alpha blending cannot say; None if it is plain."""
+    is_group = isinstance(layer, GroupMixin)
+    if not is_group and not isinstance(layer, PixelLayer):
+        return f"is of the kind {layer.kind}"
+    if layer.blend_mode is not BlendMode.NORMAL and not (is_group and layer.blend_mode is BlendMode.PASS_THROUGH):
+        return f"has the blend mode {layer.blend_mode.name.lower()}"
+    if is_group and layer.opacity != 255:
+        return "is a group with an opacity"
+    fill = layer.tagged_blocks.get_data(Tag.BLEND_FILL_OPACITY, 255)
+    for feature, is_there in {
+        "a fill opacity": fill != 255,
+        "a mask": layer.has_mask() or layer.has_vector_mask(),
+        "a clipping": layer.clipping,
+        "effects": layer.has_effects(),
+    }.items():
+        if is_there:
+            return f"has {feature}"
+    return None

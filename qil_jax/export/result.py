@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,17 +12,16 @@ import numpy as np
 from jaxtyping import UInt8
 
 from qil_jax.errors import QilError
-from qil_jax.export.png import layer_file, write_pngs
-from qil_jax.export.psd import write_psd
+from qil_jax.export.format import Format
+from qil_jax.export.formats import WRITERS
+from qil_jax.export.manifest import RECORD, entries
+from qil_jax.export.png import write_pngs
 from qil_jax.export.sheet import write_sheet
 from qil_jax.files import whole_folder
 from qil_jax.layers.compositing import blended, decibels
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.layers.visibility import visible_box
 
-RECORD = "result.json"
-"""The file that identifies a folder as a result: its settings, and the SHA-256 of every other file."""
 DESKTOP_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")
 """Files that file managers leave in folders; they are lost with a result that is replaced."""
 
@@ -37,6 +36,7 @@ def write_result(
     original: UInt8[np.ndarray, "y x 4"],
     record: Mapping[str, Any],
     *,
+    exports: Sequence[Format] = (Format.PSD,),
     overwrite: bool = False,
 ) -> float:
     """Write the folder of one decomposition, which appears complete or not at all.
@@ -46,6 +46,7 @@ def write_result(
       stack: layers of the decomposition, groups included.
       original: the 8-bit RGBA input, of the layers' size.
       record: settings and timings to be stored as JSON; names, checksums and recomposition PSNR are added.
+      exports: formats of the files that are written beside the PNGs.
       overwrite: whether an existing result is replaced.
 
     Returns:
@@ -54,6 +55,7 @@ def write_result(
     Raises:
       FileExistsError: if the folder exists and is not to be replaced.
       ResultError: if the folder is to be replaced and is no result, or holds files that are not the result's.
+      QilError: if a format cannot hold the layers.
     """
     if overwrite:
         require_replaceable(folder)
@@ -62,33 +64,20 @@ def write_result(
     psnr = recomposition_psnr(leaves, original)
     with whole_folder(folder, overwrite=overwrite) as draft:
         write_pngs(tree, draft)
-        write_psd(tree, draft / "layers.psd")
+        for format in dict.fromkeys(exports):
+            if format is not Format.PNG:
+                WRITERS[format](tree, draft / format.file)
         write_sheet(leaves, original, draft / "sheet.png")
         exact = math.isinf(psnr)
         fields = {
             "size": list(leaves.size),
-            "layers": described(tree, draft, draft),
+            "layers": entries(tree),
             "recomposition_psnr_db": None if exact else round(psnr, 4),
             "recomposition_exact": exact,
             "files": checksums(draft),
         }
         (draft / RECORD).write_text(json.dumps({**record, **fields}, indent=2) + "\n", encoding="utf-8")
     return psnr
-
-
-def described(tree: LayerTree, folder: Path, top: Path) -> list[dict[str, Any]]:
-    """Name, file, z-index and box of each layer; its place and its layers if it is a group."""
-    found = []
-    for i, name in enumerate(tree.layered.names):
-        file = layer_file(folder, i, name)
-        box = visible_box(tree.layered.layers[i, ..., 3] > 0)
-        entry: dict[str, Any] = {"name": name, "file": _relative(file, top), "z": i, "box": box and [*box]}
-        if i in tree.groups:
-            group = tree.groups[i]
-            inner = described(group.tree, file.with_suffix(""), top)
-            entry["group"] = {"left": group.left, "top": group.top, "size": [*group.tree.layered.size], "layers": inner}
-        found.append(entry)
-    return found
 
 
 def checksums(folder: Path) -> dict[str, str]:

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from qil_jax.command_line import Parser, seconds
 from qil_jax.errors import QilError
+from qil_jax.export.format import Format
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.describe import read_descriptions
 from qil_jax.inference.options import add_options, flag, options_of
@@ -106,7 +107,7 @@ class Arguments:
         """What all processes of a run must agree on beside the results."""
         same = ("batch", "mesh", "weights", "attention", "spread", "overwrite", "passes")
         same += ("compile_only", "caption_only")
-        return {name: str(getattr(self, name)) for name in same}
+        return {**{name: str(getattr(self, name)) for name in same}, "export": ",".join(self.options.exports)}
 
     def problems(self) -> list[str]:
         """One message for each invalid argument."""
@@ -186,7 +187,7 @@ def parse_arguments(argv: list[str]) -> Arguments:
     parser = _parser()
     values = vars(parser.parse_args(argv))
     checkpoint = shipped_checkpoint() if values["checkpoint"] is None else values["checkpoint"]
-    describe = values.pop("describe")
+    describe, exports = values.pop("describe"), values.pop("export")
     try:
         defaults = Defaults.of(checkpoint)
         described = () if describe is None else read_descriptions(describe)
@@ -196,7 +197,7 @@ def parse_arguments(argv: list[str]) -> Arguments:
     said |= _count(said, described, defaults)
     arguments = Arguments(
         **{**values, "checkpoint": checkpoint},
-        options=dataclasses.replace(_said(JobOptions, said).filled(defaults), described=described),
+        options=dataclasses.replace(_said(JobOptions, said).filled(defaults), described=described, exports=exports),
         settings=_said(Settings, said).filled(defaults),
     )
     problems = arguments.problems()
@@ -238,6 +239,8 @@ def _parser() -> Parser:
     )
     add_options(add, JobOptions, OF_PICTURES[1:])
     add("--describe", type=Path, metavar="FILE", help="JSON of what single layers show, and where (docs/layers.md)")
+    files = f"files beside the PNGs, such as psd,ora: any of {', '.join(Format)} (default psd)"
+    add("--export", type=_formats, default=(Format.PSD,), metavar="FORMATS", help=files)
     add_options(add, Settings, OF_BATCHES)
     add("--batch", type=int, default=1, help="decompositions at once (default 1)")
     add("--dtype", choices=("float32", "bfloat16"), default=None, help="compute precision (default: as stored)")
@@ -276,6 +279,14 @@ def _layers(text: str) -> int | str:
     if text != AUTO and not text.removeprefix("-").isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {AUTO}")
     return AUTO if text == AUTO else int(text)
+
+
+def _formats(text: str) -> tuple[Format, ...]:
+    """Formats separated by commas."""
+    unknown = [name for name in text.split(",") if name not in set(Format)]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no format; there are {', '.join(Format)}")
+    return tuple(Format(name) for name in text.split(","))
 
 
 def scaled_file(text: str) -> tuple[Path, float]:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from qil_jax.errors import ProblemsError
+from qil_jax.export.format import Format
 from qil_jax.export.result import ResultError, read_result, recomposition_psnr, require_replaceable, write_result
 from qil_jax.files import recover
 from qil_jax.inference.images import resize_layers
@@ -203,6 +204,9 @@ def is_finished(planned: PlannedResult) -> bool:
     if differing:
         made = "; ".join(differing)
         raise ResultError(f"{planned.folder}: was made with {made}; give --overwrite to replace it, or another --out")
+    missing = [x.file for x in planned.options.exports if x is not Format.PNG and x.file not in record["files"]]
+    if missing:
+        raise ResultError(f"{planned.folder}: has no {', '.join(missing)}; tools/export.py makes them from its layers")
     return True
 
 
@@ -260,7 +264,8 @@ def _write(
 ) -> float:
     """Write a result; the PSNR of its recomposition in dB."""
     try:
-        return write_result(planned.folder, tree, original, details, overwrite=overwrite)
+        how = {"exports": planned.options.exports, "overwrite": overwrite}
+        return write_result(planned.folder, tree, original, details, **how)
     except FileExistsError:
         if not is_finished(planned):  # another program may have made the same result meanwhile
             raise

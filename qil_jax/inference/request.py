@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from qil_jax.encoders.caption_prompts import CaptionLanguage
+from qil_jax.export.format import Format
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.images import ImageError, check_size
 from qil_jax.inference.options import Named, deciding, option, option_problems
@@ -116,6 +117,7 @@ class JobOptions(PictureOptions):
       depth: number of levels: 2 decomposes the layers once more.
       split: choice of the layers that are decomposed again.
       described: what single layers show and where, bottom to top.
+      exports: formats of the files that a result holds beside its PNGs.
     """
 
     prompt: str | None = option(
@@ -127,6 +129,7 @@ class JobOptions(PictureOptions):
     depth: int = option(1, int, "levels: 2 decomposes the layers once more", least=1, most=MAX_DEPTH, later=True)
     split: Split = option(Split.ALL, Split, "which layers are decomposed again", later=True)
     described: tuple[LayerDescription, ...] = ()
+    exports: tuple[Format, ...] = (Format.PSD,)
 
     def filled(self, defaults: Defaults) -> "JobOptions":
         """A copy in which fields that are None have the checkpoint's defaults."""

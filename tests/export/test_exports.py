@@ -10,7 +10,7 @@ from psd_tools import PSDImage
 
 from qil_jax.export.names import safe_name
 from qil_jax.export.png import write_pngs
-from qil_jax.export.psd import alpha_box, write_psd
+from qil_jax.export.psd import write_psd
 from qil_jax.export.result import (
     ResultError,
     read_record,
@@ -22,6 +22,7 @@ from qil_jax.export.result import (
 from qil_jax.export.sheet import write_sheet
 from qil_jax.layers.layer_tree import Group, LayerTree
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.visibility import visible_box
 
 NAMES = ("background", "空の層", 'emoji 🐈 / quote"', "x" * 300)
 
@@ -59,7 +60,7 @@ def test_psd_reads_back(tmp_path):
     assert document.color_mode.name == "RGB" and document.channels == 4
     assert [layer.name for layer in document] == [name[:255] for name in NAMES]
     for layer, pixels in zip(document, layered.layers, strict=True):
-        top, left, bottom, right = alpha_box(pixels)
+        left, top, right, bottom = visible_box(pixels[..., 3] > 0) or (0, 0, 1, 1)
         assert layer.is_visible() and layer.opacity == 255 and layer.blend_mode.name == "NORMAL"
         assert layer.bbox == (left, top, right, bottom)
         np.testing.assert_array_equal(np.asarray(layer.topil()), pixels[top:bottom, left:right])

@@ -1,0 +1,68 @@
+"""Layered images as ZIP files of PNGs with a manifest, and what every ZIP that is read or written shares."""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from qil_jax.errors import QilError
+from qil_jax.export.manifest import MANIFEST, manifest, tree_from
+from qil_jax.export.png import encoded, pictures
+from qil_jax.layers.layer_tree import LayerTree
+from qil_jax.layers.layered_image import LayeredImage
+
+LARGEST_MEMBER = 1 << 30
+"""Bytes of the largest file that is unpacked."""
+DATE = (1980, 1, 1, 0, 0, 0)
+"""Date of all files in an archive, so that equal layers make equal archives."""
+
+
+def write_zip(stack: LayeredImage | LayerTree, file: Path) -> None:
+    """Write an archive of the files that `write_pngs` writes, and `manifest.json`.
+
+    Raises:
+      FileExistsError: if the file exists.
+    """
+    tree = LayerTree.of(stack)
+    names, layers = zip(*pictures(tree), strict=True)
+    members = dict(zip(map(str, names), encoded(layers), strict=True))
+    with file.open("xb") as stream:
+        packed(stream, {MANIFEST: json.dumps(manifest(tree), indent=2).encode(), **members})
+
+
+def read_zip(file: Path) -> LayerTree:
+    """The layers of an archive that `write_zip` wrote. Nothing is unpacked to the disk.
+
+    Raises:
+      QilError: if the file is no such archive.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return tree_from(json.loads(member(archive, MANIFEST)), lambda name: member(archive, name), "its layers")
+    except QilError as error:
+        raise QilError(f"{file}: {error}") from error
+    except Exception as error:  # the unpacker raises arbitrary exceptions on malformed bytes
+        raise QilError(f"{file}: cannot be read as a ZIP of layers ({error}); export it again") from error
+
+
+def packed(stream: IO[bytes], members: Mapping[str, bytes]) -> None:
+    """Write a ZIP of files that are compressed already, or short."""
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name, DATE), data)
+
+
+def member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A file of an archive.
+
+    Raises:
+      QilError: if it is missing, or too large to be unpacked.
+    """
+    try:
+        info = archive.getinfo(name)
+    except KeyError as error:
+        raise QilError(f"there is no {name} in it") from error
+    if info.file_size > LARGEST_MEMBER:
+        raise QilError(f"its {name} has {info.file_size} bytes; at most {LARGEST_MEMBER} are unpacked")
+    return archive.read(info)

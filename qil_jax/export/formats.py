@@ -1,0 +1,75 @@
+"""The formats of layered images, each written and read by one function."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from qil_jax.errors import QilError
+from qil_jax.export.archive import read_zip, write_zip
+from qil_jax.export.format import Format
+from qil_jax.export.manifest import MANIFEST, manifest
+from qil_jax.export.ora import read_ora, write_ora
+from qil_jax.export.png import write_pngs
+from qil_jax.export.pptx import read_pptx, write_pptx
+from qil_jax.export.psd import read_psd, write_psd
+from qil_jax.export.stored import read_tree
+from qil_jax.files import whole_file, whole_folder
+from qil_jax.layers.layer_tree import LayerTree
+from qil_jax.layers.layered_image import LayeredImage
+
+
+def write(stack: LayeredImage | LayerTree, path: Path, format: Format, *, native_text: bool = False) -> None:
+    """Write a file, or for `PNG` a folder, which appears whole or not at all.
+
+    Args:
+      native_text: whether a presentation gets text boxes for layers that are text.
+
+    Raises:
+      FileExistsError: if the path exists.
+      QilError: if the format cannot hold the layers.
+    """
+    with whole_folder(path) if format is Format.PNG else whole_file(path) as draft:
+        if native_text and format is Format.PPTX:
+            write_pptx(stack, draft, native_text=True)
+        else:
+            WRITERS[format](LayerTree.of(stack), draft)
+
+
+def read(path: Path) -> LayerTree:
+    """The layers of a folder that `read_tree` reads, or of a PSD, ORA, PPTX or ZIP file, by its suffix.
+
+    Raises:
+      QilError: if there are no layers of a known format.
+    """
+    suffix = path.suffix.lower().lstrip(".")
+    if not path.exists():
+        raise QilError(f"{path}: no such file or folder")
+    if not path.is_dir() and (suffix not in set(Format) or suffix == Format.PNG):
+        known = ", ".join(f".{x}" for x in Format if x is not Format.PNG)
+        raise QilError(f"{path}: layers are read from folders and from files that end with {known}")
+    return read_tree(path) if path.is_dir() else READERS[Format(suffix)](path)
+
+
+def write_folder(tree: LayerTree, folder: Path) -> None:
+    """Write PNGs and their manifest into a folder."""
+    write_pngs(tree, folder)
+    text = json.dumps(manifest(tree), indent=2) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+WRITERS: dict[Format, Callable[[LayerTree, Path], object]] = {
+    Format.PNG: write_folder,
+    Format.PSD: write_psd,
+    Format.PPTX: write_pptx,
+    Format.ORA: write_ora,
+    Format.ZIP: write_zip,
+}
+"""How each format is written, to a path that does not exist."""
+READERS: dict[Format, Callable[[Path], LayerTree]] = {
+    Format.PNG: read_tree,
+    Format.PSD: read_psd,
+    Format.PPTX: read_pptx,
+    Format.ORA: read_ora,
+    Format.ZIP: read_zip,
+}
+"""How each format is read."""

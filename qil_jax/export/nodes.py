@@ -1,0 +1,75 @@
+"""Layers and groups as documents of other programs hold them: nested, each layer a box somewhere on one canvas."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from qil_jax.errors import QilError
+from qil_jax.layers.boxed_layer import BoxedLayer, recut
+from qil_jax.layers.layer_tree import Group, LayerTree
+from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.visibility import visible_box
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class GroupNode:
+    """A group of a document: its name, and what it holds, bottom to top."""
+
+    name: str
+    nodes: tuple["Node", ...]
+
+
+Node = BoxedLayer | GroupNode
+
+
+def nodes_of(tree: LayerTree, left: int = 0, top: int = 0, *, has_hidden_colour: bool = False) -> tuple[Node, ...]:
+    """The layers of a tree in tight boxes; the tree's canvas lies at `left`, `top` on the document's.
+
+    Args:
+      has_hidden_colour: whether a box also holds the colours that lie under alpha 0; without, it holds those only that
+        the box of what is visible happens to cover.
+    """
+    found: list[Node] = []
+    for i, (pixels, name) in enumerate(zip(tree.layered.layers, tree.layered.names, strict=True)):
+        if i in tree.groups:
+            group = tree.groups[i]
+            inner = nodes_of(group.tree, left + group.left, top + group.top, has_hidden_colour=has_hidden_colour)
+            found.append(GroupNode(name=name, nodes=inner))
+            continue
+        shows = pixels.any(axis=-1) if has_hidden_colour else pixels[..., 3] > 0
+        x, y, right, bottom = visible_box(shows) or (0, 0, 1, 1)
+        cut = np.ascontiguousarray(pixels[y:bottom, x:right])
+        found.append(BoxedLayer(pixels=cut, left=left + x, top=top + y, name=name))
+    return tuple(found)
+
+
+def boxed_layers(nodes: Sequence[Node]) -> list[BoxedLayer]:
+    """All layers, bottom to top."""
+    return [x for node in nodes for x in (boxed_layers(node.nodes) if isinstance(node, GroupNode) else [node])]
+
+
+def tree_of(nodes: Sequence[Node], size: tuple[int, int], caption: str = "") -> LayerTree:
+    """The tree of a document whose canvas has `size`, width and height. Groups lie on canvases of that size.
+
+    Groups without layers are left out.
+
+    Raises:
+      QilError: if there is no layer.
+    """
+    layers: list[np.ndarray] = []
+    names, groups = [], {}
+    for node in nodes:
+        if isinstance(node, BoxedLayer):
+            layers.append(recut(node.pixels, node.box, (0, 0, *size)))
+        elif boxed_layers(node.nodes):
+            inner = tree_of(node.nodes, size)
+            groups[len(layers)] = Group(tree=inner, left=0, top=0)
+            layers.append(inner.leaves().composite_8bit())
+        else:
+            continue
+        names.append(node.name)
+    if not layers:
+        raise QilError("no layers in it")
+    stack = LayeredImage(layers=np.stack(layers), names=tuple(names), caption=caption)
+    return LayerTree(layered=stack, groups=groups)
