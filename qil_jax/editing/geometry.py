@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import UInt8, UInt32
 
 from qil_jax.editing.filtering import Rectangle, resampled, rotated
-from qil_jax.editing.stack import EditError, Layer, empty, words
+from qil_jax.editing.stack import EditError, Layer, empty
 from qil_jax.layers.boxed_layer import Box, intersection, window
+from qil_jax.layers.visibility import words
 
 MOST_PIXELS = 2**26
 """The largest box of a layer, in pixels."""

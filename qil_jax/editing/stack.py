@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8, UInt32
+from jaxtyping import UInt8
 
 from qil_jax.errors import QilError
 from qil_jax.layers.boxed_layer import Box, BoxedLayer
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.layers.visibility import visible_box
+from qil_jax.layers.visibility import visible_box, words
 
 
 class EditError(QilError):
@@ -127,11 +127,6 @@ class Stack:
 def empty(layer: Layer) -> Layer:
     """The layer without a pixel that shows."""
     return dataclasses.replace(layer, pixels=np.zeros((1, 1, 4), np.uint8))
-
-
-def words(pixels: UInt8[np.ndarray, "y x 4"]) -> UInt32[np.ndarray, "y x"]:
-    """Pixels as words of 32 bits, which numpy compares and rearranges several times faster."""
-    return np.ascontiguousarray(pixels).view(np.uint32)[..., 0]
 
 
 def _boxed(pixels: UInt8[np.ndarray, "y x 4"], name: str, number: int) -> Layer:

@@ -9,7 +9,7 @@ from qil_jax.errors import QilError
 from qil_jax.layers.boxed_layer import BoxedLayer, recut
 from qil_jax.layers.layer_tree import Group, LayerTree
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.layers.visibility import visible_box
+from qil_jax.layers.visibility import visible_box, words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +37,7 @@ def nodes_of(tree: LayerTree, left: int = 0, top: int = 0, *, has_hidden_colour:
             inner = nodes_of(group.tree, left + group.left, top + group.top, has_hidden_colour=has_hidden_colour)
             found.append(GroupNode(name=name, nodes=inner))
             continue
-        shows = pixels.any(axis=-1) if has_hidden_colour else pixels[..., 3] > 0
+        shows = words(pixels) > 0 if has_hidden_colour else pixels[..., 3] > 0
         x, y, right, bottom = visible_box(shows) or (0, 0, 1, 1)
         cut = np.ascontiguousarray(pixels[y:bottom, x:right])
         found.append(BoxedLayer(pixels=cut, left=left + x, top=top + y, name=name))

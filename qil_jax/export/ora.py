@@ -3,6 +3,7 @@
 import itertools
 import zipfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,6 +16,7 @@ from qil_jax.export.names import plain_text
 from qil_jax.export.nodes import GroupNode, Node, boxed_layers, nodes_of, tree_of
 from qil_jax.export.png import encoded
 from qil_jax.layers.boxed_layer import BoxedLayer
+from qil_jax.layers.compositing import composite_8bit
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.pictures import LARGEST_SIDE, decoded
@@ -36,11 +38,10 @@ def write_ora(stack: LayeredImage | LayerTree, file: Path) -> None:
     """
     tree = LayerTree.of(stack)
     nodes = nodes_of(tree, has_hidden_colour=True)
-    composite = tree.leaves().composite_8bit()
-    thumbnail = Image.fromarray(composite, "RGBA")
-    thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
-    pictures = [*(layer.pixels for layer in boxed_layers(nodes)), composite, np.asarray(thumbnail)]
-    *layers, merged, small = encoded(pictures)
+    with ThreadPoolExecutor(1) as beside:
+        previews = beside.submit(_previews, nodes, tree.layered.size)
+        layers = encoded([layer.pixels for layer in boxed_layers(nodes)])
+        merged, small = previews.result()
     width, height = tree.layered.size
     image = ElementTree.Element("image", version="0.0.3", w=str(width), h=str(height), xres="72", yres="72")
     sources = [f"data/layer{i:03d}.png" for i in range(len(layers))]
@@ -76,6 +77,14 @@ def read_ora(file: Path) -> LayerTree:
         raise QilError(f"{file}: {error}") from error
     except Exception as error:  # the unpacker raises arbitrary exceptions on malformed bytes
         raise QilError(f"{file}: cannot be read as OpenRaster ({error}); save it again") from error
+
+
+def _previews(nodes: tuple[Node, ...], size: tuple[int, int]) -> list[bytes]:
+    """The composite and its thumbnail as PNGs, which are written for speed: programs show them until they have more."""
+    composite = composite_8bit(boxed_layers(nodes), size)
+    thumbnail = Image.fromarray(composite, "RGBA")
+    thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+    return encoded([composite, np.asarray(thumbnail)], level=2)
 
 
 def _describe(parent: ElementTree.Element, nodes: tuple[Node, ...], sources: Iterator[str]) -> None:

@@ -1,5 +1,6 @@
 """Export of layers as one PNG per layer, and a folder per group."""
 
+import functools
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -34,10 +35,14 @@ def pictures(
             yield from pictures(tree.groups[i].tree, file.with_suffix(""))
 
 
-def encoded(layers: Sequence[UInt8[np.ndarray, "_ _ 4"]]) -> list[bytes]:
-    """Straight RGBA as PNG files, without loss, on all cores."""
+def encoded(layers: Sequence[UInt8[np.ndarray, "_ _ 4"]], level: int = 6) -> list[bytes]:
+    """Straight RGBA as PNG files, without loss, on all cores.
+
+    Args:
+      level: zlib's level, 1 for speed to 9 for size.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return list(threads.map(_encoded, layers))
+        return list(threads.map(functools.partial(_encoded, level=level), layers))
 
 
 def write_pngs(stack: LayeredImage | LayerTree, folder: Path) -> list[Path]:
@@ -59,7 +64,7 @@ def write_pngs(stack: LayeredImage | LayerTree, folder: Path) -> list[Path]:
     return [folder / name for name in names if len(name.parts) == 1]
 
 
-def _encoded(pixels: UInt8[np.ndarray, "y x 4"]) -> bytes:
+def _encoded(pixels: UInt8[np.ndarray, "y x 4"], level: int) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels), "RGBA").save(stream, "PNG")
+    Image.fromarray(np.ascontiguousarray(pixels), "RGBA").save(stream, "PNG", compress_level=level)
     return stream.getvalue()

@@ -12,9 +12,9 @@ from psd_tools.constants import BlendMode, Tag
 
 from qil_jax.errors import QilError
 from qil_jax.export.names import plain_text
-from qil_jax.export.nodes import GroupNode, Node, nodes_of, tree_of
+from qil_jax.export.nodes import GroupNode, Node, boxed_layers, nodes_of, tree_of
 from qil_jax.layers.boxed_layer import BoxedLayer
-from qil_jax.layers.compositing import over_white
+from qil_jax.layers.compositing import composite_8bit, over_white
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.pictures import read_bytes
@@ -42,9 +42,10 @@ def write_psd(stack: LayeredImage | LayerTree, file: Path) -> None:
     if max(width, height) > LARGEST_SIDE:
         raise QilError(f"{file}: {width}x{height} pixels do not fit a PSD (at most {LARGEST_SIDE} a side)")
     document = PSDImage.new("RGBA", (width, height), depth=8)
-    _add(document, nodes_of(tree))
+    nodes = nodes_of(tree)
+    _add(document, nodes)
     record = document._record  # saving by the document would replace the preview by the library's own composite
-    composite = tree.leaves().composite_8bit()
+    composite = composite_8bit(boxed_layers(nodes), tree.layered.size)
     # The format's convention for a merged picture with transparency: colour over white, alpha beside it.
     preview = np.concatenate([over_white(composite)[..., :3], composite[..., 3:]], axis=-1)
     record.image_data.set_data([preview[..., c].tobytes() for c in range(4)], record.header)

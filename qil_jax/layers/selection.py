@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 
 from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.compositing import composite_8bit
-from qil_jax.layers.health import EMPTY, SAME, difference
+from qil_jax.layers.health import EMPTY, SAME, difference, same_layers
 from qil_jax.layers.layered_image import LayeredImage
 
 WORSE = 0.01
@@ -63,8 +63,7 @@ def _is_needless(layers: np.ndarray, kept: Sequence[int], index: int, picture: n
 
 def _copies(layers: np.ndarray, kept: Sequence[int]) -> list[tuple[int, int]]:
     """Pairs of the same layer, lower one first, the most alike pair first."""
-    pairs = [(difference(layers[i], layers[j]), i, j) for i in kept for j in kept if i < j]
-    return [(i, j) for apart, i, j in sorted(pairs) if apart < SAME]
+    return [(lower, upper) for _, lower, upper in sorted(same_layers({i: layers[i] for i in kept}))]
 
 
 def _merge(layers: list[np.ndarray], names: list[str], decisions: list[str]) -> None:

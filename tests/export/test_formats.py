@@ -115,8 +115,8 @@ def test_ora_is_as_the_format_says(tmp_path):
         first = archive.infolist()[0]
         assert first.filename == "mimetype" and first.compress_type == zipfile.ZIP_STORED and not first.extra
         assert archive.read("mimetype") == b"image/openraster"
-        merged = np.asarray(Image.open(io.BytesIO(archive.read("mergedimage.png"))))
-        np.testing.assert_array_equal(merged, content.leaves().composite_8bit())
+        merged = np.asarray(Image.open(io.BytesIO(archive.read("mergedimage.png")))).astype(int)
+        assert np.abs(merged - content.leaves().composite_8bit()).max() <= 1
         assert max(Image.open(io.BytesIO(archive.read("Thumbnails/thumbnail.png"))).size) <= 256
 
 

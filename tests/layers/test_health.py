@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qil_jax.evaluation.samples import flattened
-from qil_jax.layers.health import EMPTY, FULL, SAME, Health, difference, health, health_rates
+from qil_jax.layers.health import EMPTY, FULL, SAME, Health, difference, health, health_rates, same_layers
 
 
 def box(left: int, top: int, right: int, bottom: int, colour=(255, 0, 0), alpha: int = 255) -> np.ndarray:
@@ -107,3 +107,17 @@ def test_it_equals_the_second_implementation(seed):
     layers += [layers[1 + seed % 3], np.full_like(GROUND, 200)]
     layers[-2] = np.where(layers[-2] > 9, layers[-2] - 9, layers[-2])
     assert health(layers) == second_health(layers)
+
+
+def test_same_layers_are_found_as_by_comparing_all():
+    rng = np.random.default_rng(7)
+    for side in (1, 5, 16, 37, 64):
+        base = rng.integers(0, 256, (4, side, side + 3, 4), np.uint8)
+        base[2, side // 2 :, :, 3] = 0
+        base[3, ..., 3] = 0
+        near = np.clip(base + rng.integers(-9, 10, base.shape), 0, 255).astype(np.uint8)
+        faded = (base * [1, 1, 1, 0.9]).astype(np.uint8)
+        layers = dict(enumerate([*base, *near, *faded, *np.roll(base, 1, axis=2)]))
+        every = [(difference(layers[i], layers[j]), i, j) for i in layers for j in layers if i < j]
+        expected = [pair for pair in every if pair[0] < SAME]
+        assert same_layers(layers) == expected and len(expected) > 4

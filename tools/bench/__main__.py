@@ -10,6 +10,7 @@ python tools/bench load                                                     load
 python tools/bench export                                                   export of a run's checkpoint, against cp
 python tools/bench quantize                                                 quantisation: sizes, time, memory, errors
 python tools/bench edit [--write docs/benchmarks.md]                        a script of 50 operations on 8 layers
+python tools/bench formats [--write docs/benchmarks.md]                     files of 8 layers, against psd-tools, zlib
 """
 
 import argparse
@@ -82,6 +83,10 @@ def parser() -> Parser:
     edit = benchmarks.add_parser("edit", help="a script of 50 operations on 8 layers of 1024 x 1024 pixels")
     edit.add_argument("--repeats", type=int, default=5, help="replays (default %(default)s)")
     add_write(edit)
+
+    formats = benchmarks.add_parser("formats", help="files of 8 layers of 1024 x 1024, against psd-tools and zlib")
+    formats.add_argument("--repeats", type=int, default=5, help="runs of each (default %(default)s)")
+    add_write(formats)
     return parse
 
 
