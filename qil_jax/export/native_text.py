@@ -5,36 +5,45 @@ The engine is rapidocr with its own models, the extra `[ocr]`. It needs no netwo
 
 import dataclasses
 import functools
+import io
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageFont
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageFilter, ImageFont
 from pptx.dml.color import RGBColor
 from pptx.enum.text import MSO_AUTO_SIZE
+from pptx.oxml import parse_xml
+from pptx.oxml.ns import nsdecls, qn
 from pptx.util import Emu, Pt
 
 from qil_jax.errors import QilError
+from qil_jax.export.letters import Letters, Shadow, letters_of, solid_pixels
+from qil_jax.export.png import encoded
 from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.compositing import over_colour
 
 SMALLEST_SCORE = 0.5
 """The engine's confidence, in [0, 1], below which what it read is no word."""
 INSIDE = 0.9
-"""Share of a layer's alpha that must lie in lines of text for the layer to be text."""
-ALIKE = 0.4
-"""Intersection over union of a line and of its words in the nearest font that shows that they were read rightly."""
-SOLID = 0.9
-"""Share of opaque pixels in its box above which a layer is no text, but perhaps something with text on it."""
+"""Share of a layer's solid pixels that must lie in lines of text for the layer to be text."""
+ALIKE = 0.6
+"""Likeness of a line and of its words in the nearest font, in [0, 1], that shows that they were read rightly."""
+ABOVE = 0.8
+"""Share of a line that lies above the baseline, whatever the font, where lines are as high as the font's size."""
+BLUR = 0.08
+"""Standard deviation, as a share of the line's height, of the blur with which shapes are compared."""
+FULL = 0.9
+"""Share of solid pixels in its box above which a layer is no text, but perhaps something with text on it."""
 READ_AT = 64
 """Height in pixels that layers are enlarged to, by a whole factor, before they are read."""
 MARGIN = 0.25
 """Margin around a layer that is read, as a share of its height."""
 MOST_FONTS = 400
-TRIED_AT = 48
+TRIED_AT = 64
 """Height in pixels at which fonts are compared."""
 STYLES = {"Regular", "Book", "Roman", "Medium", "Bold", "Italic", "Oblique", "Bold Italic", "Bold Oblique"}
 SPACE_LOST = re.compile(r"(?<=[.,:;!?])(?=\w)")
@@ -49,26 +58,26 @@ class TextLine:
     Attributes:
       words: its characters.
       left: x coordinate of the pen's first position, in pixels.
-      top: y coordinate of the line's top, an ascent above the baseline, in pixels.
+      baseline: y coordinate of its baseline, in pixels.
       width: length of the line in pixels.
       size: size of the font in pixels.
       family: name of the font.
       is_bold: whether its letters are bold.
       is_italic: whether they are slanted.
-      colour: red, green and blue of the letters' inner pixels, 0 to 255.
-      opacity: alpha of these pixels in [0, 1].
+      letters: how they are drawn.
+      corner: left and top of the pixels of `letters`.
     """
 
     words: str
     left: float
-    top: float
+    baseline: float
     width: float
     size: float
     family: str
     is_bold: bool
     is_italic: bool
-    colour: tuple[int, int, int]
-    opacity: float
+    letters: Letters
+    corner: tuple[int, int]
 
 
 TextLayer = tuple[TextLine, ...]
@@ -85,41 +94,54 @@ def texts_of(layers: Sequence[BoxedLayer]) -> Mapping[int, TextLayer]:
     return {id(layer): lines for layer in layers if (lines := _lines(layer, read))}
 
 
-def add_text(shapes: Any, lines: TextLayer, scale: int) -> Any:
-    """Add a text box for each line to the shapes of a slide or group, in a group of their own if there are several.
+def add_text(shapes: Any, lines: TextLayer, scale: int, name: str) -> None:
+    """Add a text box of this name for each line to the shapes of a slide or group.
+
+    An outline lies below as a picture, since few programs draw outlines of text.
 
     Args:
       scale: length of a pixel in EMU.
-
-    Returns:
-      The shape that was added.
     """
-    if len(lines) > 1:
-        group = shapes.add_group_shape()
-        for line in lines:
-            _add_line(group.shapes, line, scale).name = line.words
-        return group
-    (line,) = lines
-    return _add_line(shapes, line, scale)
+    for line in lines:
+        if line.letters.outline is not None:
+            (data,) = encoded([line.letters.outline])
+            height, width = line.letters.outline.shape[:2]
+            box = (*line.corner, width, height)
+            shapes.add_picture(io.BytesIO(data), *(Emu(scale * x) for x in box)).name = f"{name}, outline"
+        _add_line(shapes, line, scale).name = name
 
 
 def _add_line(shapes: Any, line: TextLine, scale: int) -> Any:
-    box = (line.left, line.top, line.width, line.size * 1.2)
+    box = (line.left, line.baseline - ABOVE * line.size, line.width, line.size)
     shape = shapes.add_textbox(*(Emu(round(scale * value)) for value in box))
     frame = shape.text_frame
     frame.margin_left = frame.margin_right = frame.margin_top = frame.margin_bottom = Emu(0)
     frame.word_wrap, frame.auto_size = False, MSO_AUTO_SIZE.NONE
     run = frame.paragraphs[0].add_run()
     run.text = line.words
-    run.font.size = Pt(max(1, round(line.size * scale / Pt(1), 1)))
+    frame.paragraphs[0].line_spacing = run.font.size = Pt(max(1, round(line.size * scale / Pt(1), 1)))
     run.font.name, run.font.bold, run.font.italic = line.family, line.is_bold, line.is_italic
-    run.font.color.rgb = RGBColor(*line.colour)
-    if line.opacity < 1:
-        colour = run.font.color._color._xClr
-        alpha = colour.makeelement("{http://schemas.openxmlformats.org/drawingml/2006/main}alpha", {})
-        alpha.set("val", str(round(line.opacity * 100_000)))
-        colour.append(alpha)
+    run.font.color.rgb = RGBColor(*line.letters.colour)
+    properties, letters = run._r.get_or_add_rPr(), line.letters
+    if letters.opacity < 1:
+        properties.find(qn("a:solidFill"))[0].append(_xml(f'<a:alpha {{}} val="{round(letters.opacity * 1e5)}"/>'))
+    if letters.shadow is not None:
+        shape._element.spPr.append(_shadow_xml(letters.shadow, scale))
     return shape
+
+
+def _shadow_xml(shadow: Shadow, scale: int) -> Any:
+    """A shape's shadow, which its text casts where the shape has no fill."""
+    away, angle = math.hypot(shadow.right, shadow.down), math.degrees(math.atan2(shadow.down, shadow.right)) % 360
+    place = f'blurRad="{round(2 * shadow.blur * scale)}" dist="{round(away * scale)}" dir="{round(angle * 60_000)}"'
+    alpha = f'<a:alpha val="{round(shadow.opacity * 1e5)}"/>'
+    colour = f'<a:srgbClr val="{RGBColor(*shadow.colour)}">{alpha}</a:srgbClr>'
+    return _xml(f'<a:effectLst {{}}><a:outerShdw {place} rotWithShape="0">{colour}</a:outerShdw></a:effectLst>')
+
+
+def _xml(text: str) -> Any:
+    """An element of DrawingML, whose text has a place for the declaration of its namespace."""
+    return parse_xml(text.format(nsdecls("a")))
 
 
 @functools.cache
@@ -133,12 +155,10 @@ def _engine() -> Any:
 
 def _lines(layer: BoxedLayer, read: Any) -> TextLayer:
     """The lines of a layer; none if it is not text, or not only text."""
-    alpha = layer.pixels[..., 3]
-    if not alpha.any():
+    solid = solid_pixels(layer.pixels)
+    if not solid.any() or solid.mean() > FULL:
         return ()
-    if (alpha >= 128).mean() > SOLID:
-        return ()
-    height = len(alpha)
+    height = len(solid)
     pad, zoom = math.ceil(MARGIN * height) + 2, math.ceil(READ_AT / height)
     picture = Image.fromarray(np.pad(_on_contrast(layer.pixels), ((pad, pad), (pad, pad), (0, 0)), "edge"))
     picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.BICUBIC)
@@ -150,12 +170,12 @@ def _lines(layer: BoxedLayer, read: Any) -> TextLayer:
         left, top = (max(0, math.floor(x)) for x in corners.min(0) / zoom - pad - 0.05 * height)
         right, bottom = (max(0, math.ceil(x)) for x in corners.max(0) / zoom - pad + 0.05 * height)
         part = layer.pixels[top:bottom, left:right]
-        inside += int(part[..., 3].sum())
+        inside += int(solid[top:bottom, left:right].sum())
         line = _line(words.strip(), part, layer.left + left, layer.top + top) if score >= SMALLEST_SCORE else None
         if line is None:
             return ()
         lines.append(line)
-    return tuple(sorted(lines, key=lambda line: line.top)) if inside >= INSIDE * int(alpha.sum()) else ()
+    return tuple(sorted(lines, key=lambda line: line.baseline)) if inside >= INSIDE * int(solid.sum()) else ()
 
 
 def _on_contrast(pixels: UInt8[np.ndarray, "y x 4"]) -> UInt8[np.ndarray, "y x 3"]:
@@ -168,58 +188,62 @@ def _on_contrast(pixels: UInt8[np.ndarray, "y x 4"]) -> UInt8[np.ndarray, "y x 3
 
 def _line(words: str, part: UInt8[np.ndarray, "y x 4"], left: int, top: int) -> TextLine | None:
     """The line in a part of the canvas that begins at `left`, `top`; None if the words do not look like it."""
-    shape = part[..., 3] >= 128
+    letters = letters_of(part)
+    shape = letters.shape
     rows, columns = np.flatnonzero(shape.any(1)), np.flatnonzero(shape.any(0))
-    if not words or not len(rows):
+    if not any(map(str.isalnum, words)) or not len(rows):
         return None
-    ink = shape[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    ink = letters.coverage[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     spaced = SPACE_LOST.sub(" ", words)  # the engine drops narrow spaces
-    tried = ((_likeness(text, ink, font), text, font) for text in {words: 0, spaced: 0} for font in _fonts())
-    alike, words, font = max(tried, key=lambda one: one[0])
+    tried = ((text, font, _drawn(text, font)) for text in dict.fromkeys((words, spaced)) for font in _fonts())
+    alike, words, font, drawn = max(
+        ((_likeness(ink, found[0]), text, font, found) for text, font, found in tried), key=lambda one: one[0]
+    )
     if alike < ALIKE:
         return None
-    size, (x, y, _, _), ascent, length = _fitted(words, ink.shape[1], font)
+    picture, right, down = drawn
+    factor = ink.shape[1] / picture.width
     family, style = font.getname()
-    colour, opacity = _colour(part)
     return TextLine(
         words=words,
-        left=left + int(columns[0]) - x,
-        top=top + int(rows[0]) - y - ascent,
-        width=length,
-        size=size,
+        left=left + int(columns[0]) - right * factor,
+        baseline=top + int(rows[0]) - down * factor,
+        width=font.getlength(words) * factor,
+        size=font.size * factor,
         family=family or OTHER_FAMILY,
         is_bold="Bold" in (style or ""),
         is_italic="Italic" in (style or "") or "Oblique" in (style or ""),
-        colour=colour,
-        opacity=opacity,
+        letters=letters,
+        corner=(left, top),
     )
 
 
-def _fitted(words: str, width: int, font: Any) -> tuple[float, tuple[float, float, float, float], float, float]:
-    """Size at which the words' ink has a width in pixels, its box from the baseline, the ascent, and the pen's way."""
-    left, top, right, bottom = font.getbbox(words, anchor="ls")
-    factor = width / max(1, right - left)
-    box = (left * factor, top * factor, right * factor, bottom * factor)
-    return font.size * factor, box, font.getmetrics()[0] * factor, font.getlength(words) * factor
+def _drawn(words: str, font: Any) -> tuple[Image.Image, int, int]:
+    """The ink of words in a font, and where it begins: right of the pen's first position, and below the baseline."""
+    mask, (right, down) = font.getmask2(words, anchor="ls")
+    picture = Image.frombytes("L", mask.size, bytes(mask))
+    box = picture.getbbox() or (0, 0, 0, 0)
+    return picture.crop(box), right + box[0], down + box[1]
 
 
-def _likeness(words: str, ink: Bool[np.ndarray, "y x"], font: Any) -> float:
-    """Intersection over union of a line's ink and of the words in a font at the size that is as wide."""
+def _likeness(ink: Float[np.ndarray, "y x"], drawn: Image.Image) -> float:
+    """How alike a line's ink and drawn words of the same width are, in [0, 1]; a little beside costs a little."""
     height, width = ink.shape
-    mask = font.getmask(words)
-    if 0 in mask.size:
+    if 0 in drawn.size:
         return 0.0
-    drawn = Image.frombytes("L", mask.size, bytes(mask))
-    box = drawn.getbbox()
-    if box is None:
-        return 0.0
-    drawn = drawn.crop(box)
     high = max(1, round(drawn.height * width / drawn.width))
-    theirs = np.asarray(drawn.resize((width, high), Image.Resampling.BILINEAR)) >= 128
-    rows = max(high, height)
-    ours = np.pad(ink, (((rows - height) // 2, rows - height - (rows - height) // 2), (0, 0)))
-    theirs = np.pad(theirs, (((rows - high) // 2, rows - high - (rows - high) // 2), (0, 0)))
-    return float((ours & theirs).sum() / max(1, (ours | theirs).sum()))
+    rows = 2 * max(high, height)
+    pictures = (
+        Image.fromarray(np.rint(ink * 255).astype(np.uint8)),
+        drawn.resize((width, high), Image.Resampling.BILINEAR),
+    )
+    ours, theirs = (Image.new("L", (width + height, rows)) for _ in pictures)
+    for canvas, picture in zip((ours, theirs), pictures, strict=True):
+        canvas.paste(picture, (height // 2, (rows - picture.height) // 2))
+    blur = ImageFilter.GaussianBlur(BLUR * height)
+    first, second = (np.asarray(canvas.filter(blur), np.float64) for canvas in (ours, theirs))
+    weights = sorted((first.sum(), second.sum()))  # of the strokes
+    return float((1 - np.abs(first - second).sum() / max(1.0, sum(weights))) * weights[0] / max(1.0, weights[1]))
 
 
 @functools.cache
@@ -236,14 +260,3 @@ def _fonts() -> tuple[Any, ...]:
         if font.getname()[1] in STYLES:
             found.setdefault(font.getname(), font)
     return tuple(found.values())[:MOST_FONTS] or (ImageFont.load_default(TRIED_AT),)
-
-
-def _colour(part: UInt8[np.ndarray, "y x 4"]) -> tuple[tuple[int, int, int], float]:
-    """Colour and alpha of the innermost pixels of letters, which no outline has and no edge softens."""
-    import cv2
-
-    alpha: Float[np.ndarray, "y x"] = part[..., 3].astype(np.float32)
-    depth = cv2.distanceTransform((alpha >= 128).astype(np.uint8), cv2.DIST_L2, 3)
-    inner = part[depth >= 0.7 * depth.max()]
-    red, green, blue, opacity = (int(x) for x in np.median(inner, axis=0))
-    return (red, green, blue), opacity / 255

@@ -103,7 +103,8 @@ def _add(
             shape = shapes.add_group_shape()
             _add(shape.shapes, node.nodes, pictures, scale, texts)
         elif id(node) in texts:
-            shape = add_text(shapes, texts[id(node)], scale)
+            add_text(shapes, texts[id(node)], scale, plain_text(node.name))
+            continue
         else:
             height, width = node.pixels.shape[:2]
             box = (Emu(scale * pixels) for pixels in (node.left, node.top, width, height))

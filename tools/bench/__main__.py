@@ -80,6 +80,12 @@ def parser() -> Parser:
     quantize.add_argument("--blocks", type=int, default=2, help="blocks, 0.68 GB each (default %(default)s)")
     quantize.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
 
+    add_layers(benchmarks)
+    return parse
+
+
+def add_layers(benchmarks: "argparse._SubParsersAction[Parser]") -> None:
+    """Add the benchmarks of what follows sampling."""
     edit = benchmarks.add_parser("edit", help="a script of 50 operations on 8 layers of 1024 x 1024 pixels")
     edit.add_argument("--repeats", type=int, default=5, help="replays (default %(default)s)")
     add_write(edit)
@@ -87,7 +93,6 @@ def parser() -> Parser:
     formats = benchmarks.add_parser("formats", help="files of 8 layers of 1024 x 1024, against psd-tools and zlib")
     formats.add_argument("--repeats", type=int, default=5, help="runs of each (default %(default)s)")
     add_write(formats)
-    return parse
 
 
 def main(argv: list[str]) -> int:
