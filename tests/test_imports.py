@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "evaluation": {*PLAIN, "layers", "records"},
     "export": {*PLAIN, "layers"},
     "editing": {*PLAIN, "layers"},
+    "viewer": {*PLAIN, "export", "layers"},
     "inference": {*PLAIN, *BASE, "encoders", "export", "kernels", "layers", "shipped", "weights"},
     "training": {*PLAIN, *BASE, "encoders", "kernels", "layers", "loader", "records", "weights"},
 }
