@@ -29,7 +29,7 @@ def result_folders(paths: Iterable[Path]) -> list[Path]:
         inner = [path] if _has_layers(path) else sorted(filter(_has_layers, path.iterdir())) if path.is_dir() else []
         found += inner
         if not inner:
-            what = "holds no result and no PNGs" if path.is_dir() else "is no folder"
+            what = "holds no result and no numbered PNGs" if path.is_dir() else "is no folder"
             problems.append(f"{path}: {what}; give a result of infer.py, a folder of results, or one of layers as PNGs")
     if problems:
         raise ProblemsError("cannot show", problems)
@@ -52,7 +52,7 @@ def stored_entry(folder: Path, inputs: Sequence[Path] = ()) -> Entry:
 
 def _has_layers(path: Path) -> bool:
     hidden = path.name.startswith(".") and path.name not in (".", "..")
-    return not hidden and path.is_dir() and ((path / RECORD).is_file() or any(path.glob("*.png")))
+    return not hidden and path.is_dir() and ((path / RECORD).is_file() or any(path.glob("[0-9]*.png")))
 
 
 def _original(folder: Path, record: Mapping[str, Any], inputs: Sequence[Path]) -> UInt8[np.ndarray, "h w 4"] | None:
