@@ -68,7 +68,9 @@ def _original(folder: Path, record: Mapping[str, Any], inputs: Sequence[Path]) -
         if hashlib.sha256(data).hexdigest() == sha256:
             return np.asarray(decoded(data, str(path)))
         if path in given:
-            raise QilError(f"{path}: is not the picture of which {folder} was made ({name or 'unnamed'}, by its SHA-256)")
+            raise QilError(
+                f"{path}: is not the picture of which {folder} was made ({name or 'unnamed'}, by its SHA-256)"
+            )
     return None
 
 

@@ -35,7 +35,19 @@ HOSTILE = [
     "&lt;b&gt;&#60;i&#62;",
     "",
 ]
-PARTS = ["</script>", "<script>", "<img onerror=alert(1) src=x>", "<!--", "-->", "\u202e", "\x00", "&quot;", "'", '"', "🐈"]
+PARTS = [
+    "</script>",
+    "<script>",
+    "<img onerror=alert(1) src=x>",
+    "<!--",
+    "-->",
+    "\u202e",
+    "\x00",
+    "&quot;",
+    "'",
+    '"',
+    "🐈",
+]
 
 
 def hostile_names(count: int) -> list[str]:
@@ -109,7 +121,9 @@ def test_the_policy_allows_these_scripts_and_nothing_else():
 
 def test_the_page_names_no_address_and_never_writes_html():
     page = viewer_html([entry(scene(), original=scene().layers[0])])
-    assert not re.findall(r"https?:|//[a-z]|url\(|@import|<link(?! rel=\"icon\" href=\"data:,\")", page.split('id="result-0"')[0])
+    assert not re.findall(
+        r"https?:|//[a-z]|url\(|@import|<link(?! rel=\"icon\" href=\"data:,\")", page.split('id="result-0"')[0]
+    )
     scripts = "".join(re.findall(r"<script>(.*?)</script>", page, re.DOTALL))
     for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "fetch(", "localStorage"):
         assert word not in scripts
@@ -139,7 +153,12 @@ def results(tmp_path):
     layered = scene()
     Image.fromarray(layered.layers[0]).save(picture)
     sha256 = hashlib.sha256(picture.read_bytes()).hexdigest()
-    record = {"input": "fox.png", "input_sha256": sha256, "health": {"empty": 1, "duplicates": 0}, "settings": {"prompt": "x"}}
+    record = {
+        "input": "fox.png",
+        "input_sha256": sha256,
+        "health": {"empty": 1, "duplicates": 0},
+        "settings": {"prompt": "x"},
+    }
     write_result(tmp_path / "out" / "fox", layered, layered.layers[0], record)
     write_result(tmp_path / "out" / "<b>owl", tree(), layered.composite_8bit(), {"settings": None})
     return tmp_path
@@ -178,7 +197,9 @@ def test_refusals(results, tmp_path):
     with pytest.raises(ProblemsError, match=r"\.html"):
         main([str(results / "out"), "--out", str(tmp_path / "new.png")])
     with pytest.raises(ProblemsError, match="is one picture for 2 results"):
-        main([str(results / "out"), "--out", str(tmp_path / "a.html"), "--input", str(results / "pictures" / "fox.png")])
+        main(
+            [str(results / "out"), "--out", str(tmp_path / "a.html"), "--input", str(results / "pictures" / "fox.png")]
+        )
     with pytest.raises(ProblemsError, match="holds no result") as error:
         result_folders([results, results / "pictures", tmp_path / "none"])
     assert len(error.value.problems) == 3
