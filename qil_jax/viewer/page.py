@@ -1,6 +1,6 @@
 """One HTML file that shows the layers of results: a viewer, with a gallery before it where there are several results.
 
-The page loads nothing: its policy allows its own scripts and styles, by their hashes, and pictures that it holds itself.
+The page loads nothing: its policy allows its own scripts and styles, by hash, and pictures that it holds itself.
 Everything about a result is JSON in data blocks, in ASCII and without '<', so that no name can end a block. Scripts put
 names into the page as text only.
 """

@@ -56,8 +56,8 @@ def test_a_fault_is_found(view, faults):
 
 FOCUSED = """() => {
   const focused = document.activeElement;
-  const marks = [focused, focused.nextElementSibling ?? focused].map((element) => getComputedStyle(element).outlineStyle);
-  return [focused.className || focused.name || focused.tagName, marks.some((style) => style !== "none")];
+  const marks = [focused, focused.nextElementSibling ?? focused].map((element) => getComputedStyle(element));
+  return [focused.className || focused.name || focused.tagName, marks.some((mark) => mark.outlineStyle !== "none")];
 }"""
 
 

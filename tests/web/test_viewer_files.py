@@ -44,7 +44,7 @@ def test_the_png_is_the_canvas_with_every_bit(view):
     with Image.open(file) as picture:
         assert picture.mode == "RGBA"
         pixels = np.asarray(picture)
-    assert 0 < np.count_nonzero(pixels[..., 3] % 255), "straight alpha"
+    assert np.count_nonzero(pixels[..., 3] % 255) > 0, "straight alpha"
     np.testing.assert_array_equal(pixels, edited(layered, *operations).composite_8bit())
 
 
