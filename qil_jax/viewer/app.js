@@ -38,25 +38,46 @@ function cardOf(entry, i) {
     Object.assign(picture, { src: address, alt: name, loading: "lazy" });
     card.querySelector(".pair").append(picture);
   }
-  card.querySelector("button").addEventListener("click", () => openResult(i));
+  const button = card.querySelector("button");
+  button.addEventListener("click", () => {
+    button.setAttribute("aria-busy", "true");
+    openResult(i);
+  });
   return card;
 }
 
-/** Opens the viewer of a result, whose data are read only now. */
-async function openResult(i) {
+function openResult(i) {
   say("Opening");
+  readResult(i).then((result) => showResult(i, result), showError);
+}
+
+function showError(error) {
+  opened = null;
+  const text = document.createElement("p");
+  text.className = "opening";
+  text.setAttribute("role", "alert");
+  text.textContent = `This result cannot be shown: ${error.message}. A current browser is needed.`;
+  place.replaceChildren(text);
+}
+
+/** The data of a result, which nothing has read before. */
+async function readResult(i) {
   const stored = JSON.parse(document.getElementById(`result-${i}`).textContent);
   const decoded = async (box) => ({ ...box, ...(await decodePng(bytesOfBase64(box.png))), png: null });
   const layers = await Promise.all(stored.layers.map(decoded));
   layers.forEach((layer, index) => (layer.number = index + 1));
   const original = stored.original && (await decoded(stored.original));
+  return { ...stored, layers, original };
+}
+
+function showResult(i, result) {
   const root = page("viewer-page");
   const many = INDEX.length > 1;
   const back = root.querySelector(".back");
   back.hidden = !many;
   back.addEventListener("click", () => openGallery(i));
-  document.title = `${stored.title} · layers`;
-  openViewer(root, { ...stored, layers, original });
+  document.title = `${result.title} · layers`;
+  openViewer(root, result);
   if (many) root.querySelector("h1").focus();
 }
 

@@ -107,7 +107,10 @@ function blendQuickly(layer, below, above, width, [left, top, right, bottom], ou
     let q = (y * width + left) * 4;
     let p = ((y - box[1]) * stride + left - box[0]) * 4;
     for (let x = left; x < right; x++, p += 4, q += 4) {
-      let [red, green, blue, alpha] = [below[q], below[q + 1], below[q + 2], below[q + 3]];
+      let red = below[q];
+      let green = below[q + 1];
+      let blue = below[q + 2];
+      let alpha = below[q + 3];
       const over = crosses && x >= box[0] && x < box[2] ? UNIT[alphas[pixels[p + 3]]] : 0;
       if (over !== 0) {
         const through = 1 - over;
@@ -116,12 +119,13 @@ function blendQuickly(layer, below, above, width, [left, top, right, bottom], ou
         blue = over * pixels[p + 2] + through * blue;
         alpha = over + through * alpha;
       }
-      if (above[q + 3] !== 0) {
-        const through = 1 - above[q + 3];
+      const covers = above[q + 3];
+      if (covers !== 0) {
+        const through = 1 - covers;
         red = above[q] + through * red;
         green = above[q + 1] + through * green;
         blue = above[q + 2] + through * blue;
-        alpha = above[q + 3] + through * alpha;
+        alpha = covers + through * alpha;
       }
       const scale = alpha === 0 || alpha === 1 ? 1 : 1 / alpha;
       out[q] = red * scale;

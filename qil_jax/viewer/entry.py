@@ -94,7 +94,7 @@ def leaves(tree: LayerTree, groups: list[str], path: tuple[int, ...] = ()) -> It
 
 def _boxed(pixels: UInt8[np.ndarray, "y x 4"], name: str) -> BoxedLayer:
     """A layer cut to the box outside of which all bytes are 0, so that colour under alpha 0 is kept."""
-    left, top, right, bottom = visible_box(pixels.any(axis=-1)) or (0, 0, 1, 1)
+    left, top, right, bottom = visible_box(np.asarray(pixels.any(axis=-1))) or (0, 0, 1, 1)
     return BoxedLayer(pixels=pixels[top:bottom, left:right], left=left, top=top, name=name)
 
 

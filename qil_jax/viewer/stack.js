@@ -88,6 +88,7 @@ class Editor {
     this.result = result;
     this.start = startState(result.layers);
     this.state = this.start;
+    this.before = undefined; // the state before a preview
     this.past = [];
     this.future = [];
     this.selected = result.layers.at(-1).number;
@@ -99,23 +100,16 @@ class Editor {
     return this.state.layers[indexOf(this.state, this.selected)];
   }
 
-  /** Shows a state on the way to another one; `commit` or `cancel` ends it. */
+  /** Shows a state on the way to another one, until `commit`. */
   preview(state) {
     this.before ??= this.state;
     this.state = state;
     this.notify();
   }
 
-  cancel() {
-    this.state = this.before ?? this.state;
-    this.before = undefined;
-    this.notify();
-  }
-
   /** Makes a state the present one, says so, and makes it undoable. A repeated key continues the step before. */
   commit(state, message, key = "") {
     const before = this.before ?? this.state;
-    this.before = undefined;
     if (!key || key !== this.lastKey) {
       this.past = [...this.past.slice(-LONGEST_HISTORY), before];
       this.future = [];
@@ -149,6 +143,7 @@ class Editor {
   }
 
   become(state, message) {
+    this.before = undefined;
     this.state = state;
     if (!this.layer) this.selected = state.layers.at(-1).source.number;
     this.notify(message);
