@@ -47,9 +47,9 @@ class Stage {
     input.getContext("2d").drawImage(pictureOf(original, Infinity), 0, 0);
     const range = find(".comparison input");
     const line = () => {
-      const share = `${range.value / 10}%`;
-      find(".line").style.left = share;
-      input.style.clipPath = `inset(0 calc(100% - ${share}) 0 0)`;
+      const share = range.value / 10;
+      find(".line").style.left = `${share}%`;
+      input.style.clipPath = `inset(0 ${100 - share}% 0 0)`;
     };
     range.addEventListener("input", line);
     line();

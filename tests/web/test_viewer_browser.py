@@ -281,7 +281,7 @@ def test_a_gallery_opens_its_viewers_and_comes_back(view):
     assert view.page.locator("h1").text_content() == "Layers"
     assert view.page.locator(".card .facts").nth(1).text_content() == "5 layers · 64 × 48 · PSNR 31 dB"
     assert view.page.locator(".card img").count() == 3
-    assert all(view.page.locator(".card img").evaluate_all("all => all.map((e) => e.naturalWidth > 0)"))
+    view.page.wait_for_function("() => [...document.querySelectorAll('.card img')].every((e) => e.naturalWidth > 0)")
     view.page.get_by_role("button", name="two").focus()
     view.page.keyboard.press("Enter")
     view.ready()
