@@ -27,7 +27,7 @@ class Exploded {
     if (this.view.hidden) return;
     const [width, height] = this.editor.result.size;
     const box = this.view.getBoundingClientRect();
-    const zoom = Math.min((box.width * 0.5) / width, (box.height * 0.66) / height);
+    const zoom = Math.min((box.width * 0.46) / width, (box.height * 0.58) / height);
     this.scene.style.width = `${width * zoom}px`;
     this.scene.style.height = `${height * zoom}px`;
     this.scene.replaceChildren(...shownLayers(this.editor.state).map((layer) => this.plane(layer)));
@@ -60,7 +60,7 @@ class Exploded {
     const planes = [...this.scene.children];
     const depth = (this.view.clientWidth * this.spread.valueAsNumber) / 100;
     const gap = Math.min(depth / Math.max(1, planes.length - 1), depth / 2);
-    this.scene.style.transform = `rotateX(-14deg) rotateY(${this.angle.value}deg)`;
+    this.scene.style.transform = `rotateX(-11deg) rotateY(${this.angle.value}deg)`;
     planes.forEach((plane, i) => {
       plane.style.transform = `translateZ(${(i - (planes.length - 1) / 2) * gap}px)`;
     });

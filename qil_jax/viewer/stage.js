@@ -17,7 +17,7 @@ class Stage {
     this.compositor = new Compositor(this.width, this.height, (box) => this.paint(box));
     this.data = new ImageData(this.compositor.pixels, this.width, this.height);
     this.listen(find, signal);
-    const observer = new ResizeObserver(() => this.isFitted && this.fit());
+    const observer = new ResizeObserver(() => this.isFitted && !this.window.hidden && this.fit());
     observer.observe(this.window);
     signal.addEventListener("abort", () => observer.disconnect());
     editor.listeners.push(() => this.schedule());
