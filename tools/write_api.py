@@ -36,6 +36,7 @@ SECTIONS = {
         "editing.history",
         "export.edited",
     ),
+    "Viewer": ("viewer.page", "viewer.entry", "viewer.stored"),
     "Checkpoints": ("weights.load", "weights.lora", "weights.structure", "weights.convert"),
     "Networks": ("models.vld_mmdit", "models.rgba_vae", "models.qwen2_5_vl"),
     "Captions": ("encoders.captioner", "encoders.generation", "models.decoding"),
