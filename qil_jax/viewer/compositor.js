@@ -103,7 +103,7 @@ function blendQuickly(layer, below, above, width, [left, top, right, bottom], ou
   const { pixels, width: stride } = layer.source;
   const alphas = alphaTable(layer.opacity);
   for (let y = top; y < bottom; y++) {
-    const crosses = y >= box[1] && y < box[3];
+    const [from, to] = y >= box[1] && y < box[3] ? [box[0], box[2]] : [0, 0];
     let q = (y * width + left) * 4;
     let p = ((y - box[1]) * stride + left - box[0]) * 4;
     for (let x = left; x < right; x++, p += 4, q += 4) {
@@ -111,7 +111,7 @@ function blendQuickly(layer, below, above, width, [left, top, right, bottom], ou
       let green = below[q + 1];
       let blue = below[q + 2];
       let alpha = below[q + 3];
-      const over = crosses && x >= box[0] && x < box[2] ? UNIT[alphas[pixels[p + 3]]] : 0;
+      const over = x >= from && x < to ? UNIT[alphas[pixels[p + 3]]] : 0;
       if (over !== 0) {
         const through = 1 - over;
         red = over * pixels[p] + through * red;

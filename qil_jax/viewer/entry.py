@@ -43,7 +43,7 @@ class Entry:
 
 
 def contents(entry: Entry) -> dict[str, Any]:
-    """All that the viewer of a result needs. PNGs are in base64; layers hold their pixels that are not zero."""
+    """All that the viewer of a result needs. PNGs are in base64; layers are cut to what is visible."""
     groups: list[str] = []
     layers = [
         {"name": layer.name, "left": layer.left, "top": layer.top, "groups": path, "png": _png(layer.pixels)}
@@ -76,7 +76,7 @@ def card(entry: Entry) -> dict[str, Any]:
 
 
 def leaves(tree: LayerTree, groups: list[str], path: tuple[int, ...] = ()) -> Iterator[Leaf]:
-    """The layers of a tree that are no groups, bottom to top, cut to what is not zero on the tree's canvas.
+    """The layers of a tree that are no groups, bottom to top, cut to what is visible on the tree's canvas.
 
     The names of the groups that are met on the way are appended to `groups`; a path holds indices of that list.
     """
@@ -93,8 +93,8 @@ def leaves(tree: LayerTree, groups: list[str], path: tuple[int, ...] = ()) -> It
 
 
 def _boxed(pixels: UInt8[np.ndarray, "y x 4"], name: str) -> BoxedLayer:
-    """A layer cut to the box outside of which all bytes are 0, so that colour under alpha 0 is kept."""
-    left, top, right, bottom = visible_box(np.asarray(pixels.any(axis=-1))) or (0, 0, 1, 1)
+    """A layer cut to the box of its visible pixels; one transparent pixel if there are none."""
+    left, top, right, bottom = visible_box(pixels[..., 3] > 0) or (0, 0, 1, 1)
     return BoxedLayer(pixels=pixels[top:bottom, left:right], left=left, top=top, name=name)
 
 

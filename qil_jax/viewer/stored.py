@@ -91,5 +91,5 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
     others = {"Input": record.get("input"), "Prompt": settings.get("prompt"), "Checkpoint": checkpoint.get("name")}
     decisions = record.get("decisions")
     if isinstance(decisions, list):
-        others["Decisions"] = " ".join(map(str, decisions))
+        others["Decisions"] = "; ".join(map(str, decisions))
     return found | {name: str(value) for name, value in others.items() if value}

@@ -77,7 +77,7 @@ def test_psd_tools_reads_the_layers(view):
     document = PSDImage.open(view.download("PSD"))
     expected = [
         ("ground", 255, True, (0, 0, 64, 48)),
-        ("box", 102, True, (20, 4, 50, 20)),
+        ("box", 102, True, (24, 8, 44, 16)),
         ("disc", 255, True, (10, 13, 34, 36)),
         ("noise", 255, False, (40, 20, 62, 40)),
         ("nothing", 255, True, (0, 0, 1, 1)),

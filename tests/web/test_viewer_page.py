@@ -129,12 +129,12 @@ def test_the_page_names_no_address_and_never_writes_html():
         assert word not in scripts
 
 
-def test_layers_are_stored_in_tight_boxes_with_hidden_colour():
+def test_layers_are_stored_in_tight_boxes():
     stored = json.loads(Elements(viewer_html([entry(tree())])).blocks["result-0"])
     assert [(layer["name"], layer["left"], layer["top"], layer["groups"]) for layer in stored["layers"]] == [
         ("ground", 0, 0, []),
         ("disc", 10, 13, [0]),
-        ("box", 30, 4, [0, 1]),
+        ("box", 34, 8, [0, 1]),
         ("noise", 40, 20, [0, 1]),
     ]
     assert stored["groups"] == ["group", "things"] and "groups" in stored["no_script"]
