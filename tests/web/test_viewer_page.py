@@ -4,7 +4,10 @@ import base64
 import hashlib
 import json
 import re
+import tomllib
+from fnmatch import fnmatch
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from viewing import entry, scene, tree
 from qil_jax.errors import ProblemsError, QilError
 from qil_jax.export.result import write_result
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.viewer.page import embedded, viewer_html
+from qil_jax.viewer.page import SCRIPTS, embedded, viewer_html
 from qil_jax.viewer.stored import result_folders, stored_entry
 from tools.view import main
 
@@ -138,6 +141,16 @@ def test_layers_are_stored_in_tight_boxes():
         ("noise", 40, 20, [0, 1]),
     ]
     assert stored["groups"] == ["group", "things"] and "groups" in stored["no_script"]
+
+
+def test_the_parts_of_the_page_are_installed_with_the_package():
+    root = Path(__file__).resolve().parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "qil_jax.viewer"
+    ]
+    parts = {file.name for file in (root / "qil_jax" / "viewer").iterdir() if file.is_file() and file.suffix != ".py"}
+    assert {*SCRIPTS} <= {name.removesuffix(".js") for name in parts}
+    assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in parts)
 
 
 def test_there_is_something_to_show():
