@@ -120,7 +120,9 @@ function addDownloads(find, editor, stage) {
   find(".png").addEventListener("click", async () => {
     save(await encodePng(stage.pixels(), width, height), `${result.file}.png`, "image/png");
   });
-  find(".psd").addEventListener("click", () => {
+  find(".psd").addEventListener("click", async () => {
+    say("Saving");
+    await new Promise(requestAnimationFrame); // so that it is said before the work begins
     const bytes = psdOf(editor.state, result.groups, width, height, stage.pixels());
     save(bytes, `${result.file}.psd`, "image/vnd.adobe.photoshop");
   });
@@ -151,7 +153,7 @@ function keyed(event, editor, list) {
   else if (command && event.key.toLowerCase() === "y") action = () => editor.redo();
   else if (event.altKey && event.key === "ArrowUp") action = () => list.raise(1);
   else if (event.altKey && event.key === "ArrowDown") action = () => list.raise(-1);
-  else if (event.key === "Delete" && event.target.matches(".picture, .pick")) action = () => list.remove();
+  else if (["Delete", "Backspace"].includes(event.key) && event.target.matches(".picture, .pick")) action = () => list.remove();
   if (!action) return;
   event.preventDefault();
   action();

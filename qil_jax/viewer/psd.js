@@ -54,7 +54,9 @@ function psdOf(state, groups, width, height, composite) {
   const file = new Writer().text("8BPS").number(2, 1).bytes(new Uint8Array(6));
   file.number(2, 4).number(4, height, width).number(2, 8, 3).number(4, 0, 0).section(all);
   const { counts, rows } = packed(overWhite(composite), width, height, [0, 1, 2, 3]);
-  return file.number(2, 1).number(2, ...counts.flat()).bytes(joined(rows.flat())).done();
+  file.number(2, 1);
+  for (const channel of counts) file.number(2, ...channel);
+  return file.bytes(joined(rows.flat())).done();
 }
 
 /** Layers bottom to top, with the records that begin and end groups around them. */
