@@ -10,9 +10,9 @@ HERE = Path(__file__).resolve().parent
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """A browser for all tests of a worker."""
+    """A browser for the tests of a module: while playwright runs, nothing else can run an asyncio loop."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[test]'")
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
@@ -28,7 +28,7 @@ def view(browser, tmp_path):
     """A window of the browser; at the end, nothing was fetched and nothing is on the console."""
     with browser.new_context(viewport={"width": 1200, "height": 800}, accept_downloads=True) as context:
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         seen = View(page, tmp_path)
         yield seen
         assert seen.fetched == []
