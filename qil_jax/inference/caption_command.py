@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from qil_jax.encoders.caption_prompts import CaptionStyle, caption_chat
+from qil_jax.encoders.caption_prompts import caption_chat
 from qil_jax.encoders.caption_writer import CaptionConfig, CaptionWriter
 from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.inference.caption_job import (
@@ -19,6 +19,7 @@ from qil_jax.inference.caption_job import (
     require_captionable,
     without_prompt,
     write_captions,
+    written_by_model,
 )
 from qil_jax.inference.captions import FOLDER, CaptionFiles, CaptionStore, KeptCaptions
 from qil_jax.inference.checkpoint import Checkpoint
@@ -140,5 +141,4 @@ def _asked(arguments: Arguments) -> dict[str, Any]:
 
 
 def _written_by(arguments: Arguments) -> dict[str, str]:
-    language = arguments.options.caption_language
-    return {"written_by": "the checkpoint", "language": str(language), "style": str(CaptionStyle.UNBROKEN)}
+    return written_by_model(arguments.options.caption_language)

@@ -120,6 +120,11 @@ def compile_captions(
     return len(programs)
 
 
+def written_by_model(language: CaptionLanguage) -> dict[str, str]:
+    """What a record says of a caption by the checkpoint, beside its text."""
+    return {"written_by": "the checkpoint", "language": str(language), "style": str(CaptionStyle.UNBROKEN)}
+
+
 def _batches(pictures: Pictures, batch: int) -> list[list[list[str]]]:
     """Names of pictures in batches, those of equal files in one place, similar sizes together: fewer programs."""
     alike: dict[str, list[str]] = {}

@@ -211,7 +211,7 @@ def parse_arguments(argv: list[str]) -> Arguments:
 def _count(said: Mapping[str, Any], described: Sequence[LayerDescription], defaults: Defaults) -> dict[str, Any]:
     """The number of layers to ask for, and whether superfluous ones are taken out."""
     if said["layers"] == AUTO:
-        return {"auto": True, "layers": said["max_layers"] or min(2 * defaults.layers, MAX_LAYERS)}
+        return {"auto": True, "layers": said["max_layers"] or defaults.auto_layers}
     return {"layers": len(described)} if described and said["layers"] is None else {}
 
 

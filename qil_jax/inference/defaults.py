@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from qil_jax.errors import ProblemsError, QilError
-from qil_jax.limits import RESOLUTION
+from qil_jax.limits import MAX_LAYERS, RESOLUTION
 
 FILE = "qil.json"
 
@@ -27,6 +27,11 @@ class Defaults:
     steps: int = 50
     guidance: float = 4.0
     about: str = ""
+
+    @property
+    def auto_layers(self) -> int:
+        """Number of layers to make where superfluous ones are then taken out."""
+        return min(2 * self.layers, MAX_LAYERS)
 
     @classmethod
     def of(cls, checkpoint: Path) -> "Defaults":

@@ -2,11 +2,11 @@
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qil_jax.errors import QilError
 
@@ -32,13 +32,20 @@ def read_bytes(path: Path) -> bytes:
         raise ImageError(f"{path}: cannot be read ({error.strerror}); see to the file or its permissions") from error
 
 
-def decoded(data: bytes, name: str, check: Callable[[tuple[int, int]], None] = lambda _: None) -> Image.Image:
+def decoded(
+    data: bytes,
+    name: str,
+    check: Callable[[tuple[int, int]], None] = lambda _: None,
+    *,
+    formats: Sequence[str] | None = None,
+) -> Image.Image:
     """The picture in the bytes of a file as 8-bit RGBA, rotated upright by its EXIF orientation.
 
     Args:
       data: the file's bytes.
       name: what the messages call it.
       check: called with width and height before pixels are decoded; may raise an ImageError.
+      formats: Pillow's names of the formats that are read; None: all that it knows, some of which start programs.
 
     Raises:
       ImageError: if the bytes are no picture, or the picture is animated.
@@ -46,7 +53,7 @@ def decoded(data: bytes, name: str, check: Callable[[tuple[int, int]], None] = l
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of large pictures and malformed metadata
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=formats) as image:
                 pictures = getattr(image, "n_frames", 1)
                 if pictures > 1:
                     raise ImageError(f"{name}: animated or multi-page ({pictures} pictures); save one as PNG")
@@ -57,6 +64,8 @@ def decoded(data: bytes, name: str, check: Callable[[tuple[int, int]], None] = l
         raise
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: too many pixels ({error}); scale it down first") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: cannot be read as a picture; open and save it again as PNG") from error
     except Exception as error:  # Pillow's decoders raise arbitrary exceptions on malformed bytes
         raise ImageError(f"{name}: cannot be read as a picture ({error}); open and save it again as PNG") from error
 

@@ -1,0 +1,40 @@
+"""What one client may ask of the app. This module imports nothing heavy."""
+
+import dataclasses
+
+from qil_jax.limits import integer_problems
+
+MOST_STEPS = 100
+"""The most Euler steps of a decomposition."""
+MOST_DEPTH = 3
+"""The most levels of a decomposition."""
+LONGEST_PROMPT = 4000
+"""The most characters of a prompt."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds that keep the app's memory and disk small whoever calls.
+
+    Attributes:
+      pixels: number of pixels of an upload.
+      megabytes: size of an upload in MiB.
+      queue: number of calls that wait; further ones are refused.
+      minutes: time for which uploads and results are kept.
+    """
+
+    pixels: int = 25_000_000
+    megabytes: int = 20
+    queue: int = 32
+    minutes: int = 60
+
+    @property
+    def upload_bytes(self) -> int:
+        """Size of an upload in bytes."""
+        return self.megabytes * 2**20
+
+    def problems(self) -> list[str]:
+        """One message for each limit that allows nothing."""
+        named = {"--max-pixels": self.pixels, "--max-megabytes": self.megabytes}
+        named |= {"--queue": self.queue, "--keep-minutes": self.minutes}
+        return [problem for name, value in named.items() for problem in integer_problems(name, value, least=1)]

@@ -1,0 +1,204 @@
+"""The app's page: what is asked, what is shown, and the API that the page itself calls."""
+
+import dataclasses
+import json
+import logging
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.context import LocalContext
+from gradio.data_classes import ImageData
+from pydantic import ValidationError
+
+from qil_jax.app.asked import asked
+from qil_jax.app.limits import MOST_DEPTH, MOST_STEPS, Limits
+from qil_jax.app.results import Download, downloads, frame, summary
+from qil_jax.errors import QilError
+from qil_jax.export.result import RECORD
+from qil_jax.inference.cli import AUTO
+from qil_jax.inference.defaults import Defaults
+from qil_jax.limits import MAX_LAYERS, MAX_SEED
+
+TITLE = "Pictures into layers"
+FAULT = "The server made a mistake, which is not yours. It is in the server's log; please tell who runs it."
+CSS = """
+.gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
+iframe.viewer { width: 100%; height: 70vh; min-height: 480px; border: 0; }
+"""
+LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Served:
+    """What the page serves.
+
+    Attributes:
+      decompose: the method of an `Engine`.
+      defaults: the checkpoint's defaults, and the line that describes it.
+      captions: whether the checkpoint writes the prompt where there is none.
+      limits: what a client may ask for.
+      folder: folder of uploads and results.
+      examples: pictures to try.
+    """
+
+    decompose: Callable[..., Path]
+    defaults: Defaults
+    captions: bool
+    limits: Limits
+    folder: Path
+    examples: Sequence[Path] = ()
+
+
+class _Uploaded(ImageData):
+    """An uploaded picture in a call."""
+
+    @classmethod
+    def model_validate(cls, obj: Any, **how: Any) -> "_Uploaded":
+        """Read a call's value, with a message of ours if it is none."""
+        try:
+            return super().model_validate(obj, **how)
+        except ValidationError as error:
+            raise _error("picture must be what the upload of a file returned: see docs/app.md") from error
+
+
+class _Picture(gr.Image):
+    """An image component that decodes nothing: the engine does, after its checks."""
+
+    is_template = True
+    data_model = _Uploaded
+
+
+def build(served: Served) -> gr.Blocks:
+    """The page; its calls `decompose` and `cancel` are the app's API."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+        gr.Markdown(f"# {TITLE}\n{served.defaults.about}")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                inputs, run, cancel = _question(served)
+            with gr.Column(scale=3, min_width=320):
+                said = gr.Markdown("The layers will appear here.", label="said", elem_id="said")
+                viewer = gr.HTML(label="Viewer", elem_id="viewer")
+                files = gr.File(label="Downloads", file_count="multiple", interactive=False)
+                prompt = gr.Textbox(label="Prompt that was used", interactive=False, lines=2)
+                with gr.Accordion("Record of the result", open=False):
+                    record = gr.JSON(label="result.json")
+        result = gr.State()
+        outputs = [said, prompt, files, record, result]
+        _connect(served, (inputs, run, cancel), outputs, viewer)
+    return page
+
+
+def _question(served: Served) -> tuple[dict[str, Any], gr.Button, gr.Button]:
+    """The components of a call by the names of its parameters, and the buttons that start and end it."""
+    defaults, limits = served.defaults, served.limits
+    given = "the model describes the picture" if served.captions else "an empty prompt, for this model cannot caption"
+    taken = f"at most {limits.megabytes} MB and {limits.pixels / 1e6:g} million pixels"
+    picture = _Picture(label=f"Picture ({taken})", sources=["upload", "clipboard"], type="filepath", height=320)
+    if served.examples:
+        files = [[str(file)] for file in served.examples]
+        gr.Examples(files, inputs=[picture], cache_examples=False, api_visibility="private")
+    prompt = gr.Textbox("", label="Prompt", info=f"What the picture shows. Empty: {given}.", lines=2)
+    with gr.Row():
+        numbers = [AUTO, *map(str, range(1, MAX_LAYERS + 1))]
+        auto = "auto makes more and drops superfluous ones"
+        layers = gr.Dropdown(numbers, value=str(defaults.layers), label="Layers", info=auto)
+        seed = gr.Number(777, label="Seed", info="of the noise", precision=0, minimum=0, maximum=MAX_SEED)
+    with gr.Accordion("More settings", open=False):
+        steps = gr.Slider(1, MOST_STEPS, defaults.steps, step=1, label="Steps")
+        guidance = gr.Slider(1, 10, defaults.guidance, step=0.5, label="Guidance", info="1 switches it off")
+        depth = gr.Slider(1, MOST_DEPTH, 1, step=1, label="Depth", info="2 decomposes the layers once more")
+        exact = gr.Checkbox(False, label="Exact", info="adjust colours so that the layers blend to the picture")
+        kinds = [str(kind) for kind in Download]
+        formats = gr.CheckboxGroup(kinds, value=kinds, label="Downloads")
+    with gr.Row():
+        run = gr.Button("Decompose", variant="primary")
+        cancel = gr.Button("Cancel")
+    names = ("picture", "layers", "steps", "guidance", "seed", "prompt", "exact", "depth", "formats")
+    found = (picture, layers, steps, guidance, seed, prompt, exact, depth, formats)
+    return dict(zip(names, found, strict=True)), run, cancel
+
+
+def _connect(served: Served, asking: tuple[dict[str, Any], gr.Button, gr.Button], outputs: list[Any], viewer: gr.HTML):
+    inputs, run, cancel = asking
+    said, result = outputs[0], outputs[-1]
+
+    def decompose(progress: gr.Progress = gr.Progress(), **values: Any) -> tuple[Any, ...]:  # noqa: B008: gradio's way
+        """Decompose a picture into RGBA layers.
+
+        Returns a summary, the prompt that was used, the files that were asked for, and the result's record.
+        """
+        with _answered():
+            return _decomposed(served, values, progress)
+
+    started = run.click(
+        decompose,
+        inputs_kwargs=inputs,
+        outputs=outputs,
+        api_name="decompose",
+        preprocess=False,
+        show_progress_on=viewer,
+        concurrency_limit=1,
+    )
+    started.success(lambda folder: frame(Path(folder)), result, viewer, api_visibility="private", show_progress="hidden")
+    cancel.click(lambda: "Stopped.", None, said, cancels=[started], queue=False, api_visibility="private")
+
+
+def _decomposed(served: Served, values: dict[str, Any], progress: gr.Progress) -> tuple[Any, ...]:
+    """The outputs of a call."""
+    picture, formats = values.pop("picture"), values.pop("formats")
+    if picture is None:
+        raise QilError("there is no picture: upload one first")
+    kinds = _kinds(formats)
+    options, settings = asked(values, served.defaults)
+    jobs = 0
+
+    def on_step(done: int, steps: int) -> None:
+        nonlocal jobs
+        jobs += done == 1
+        again = "" if jobs == 1 else f", decomposition {jobs}"
+        progress((done, steps), desc=f"Step {done} of {steps}{again}")
+
+    progress(None, desc="Preparing")
+    folder = served.folder / secrets.token_urlsafe(24)
+    upload = Path(picture["path"])
+    result = served.decompose(upload, folder, options, settings, on_step=on_step, is_wanted=_is_wanted)
+    record = json.loads((result / RECORD).read_text(encoding="utf-8"))
+    prompt, files = record["settings"]["prompt"], [str(file) for file in downloads(result, kinds)]
+    empty = "" if prompt else " The prompt was empty: this model cannot caption."
+    return summary(record) + empty, prompt, files, record, str(result)
+
+
+def _kinds(formats: Any) -> list[Download]:
+    try:
+        return [Download(kind) for kind in formats]
+    except (TypeError, ValueError) as error:
+        raise QilError(f"formats must be a list of {', '.join(Download)}, got {formats!r}") from error
+
+
+def _is_wanted() -> bool:
+    """Whether a client still waits for the call that this thread works on: it neither cancelled it nor went away."""
+    page, call = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
+    if page is None or call is None:
+        return True
+    events = [event for events in page._queue.active_jobs for event in events or ()]
+    return any(event._id == call and event.alive for event in events)
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """Turn unusable input into its message, and faults into a general one; tracebacks stay in the server's log."""
+    try:
+        yield
+    except QilError as error:
+        raise _error(str(error)) from error
+    except Exception:
+        LOG.exception("a call failed")
+        raise _error(FAULT) from None
+
+
+def _error(message: str) -> gr.Error:
+    return gr.Error(message, duration=None, print_exception=False)

@@ -1,0 +1,67 @@
+"""The app: pictures into layers in the browser, and by HTTP (docs/app.md).
+
+python tools/app.py                                      the model that comes with the package, on this machine alone
+python tools/app.py --checkpoint Qwen-Image-Layered      the released model
+python tools/app.py --schema                             prints the schema of the HTTP API
+"""
+
+import importlib.util
+import json
+import signal
+from pathlib import Path
+
+from qil_jax.app.limits import Limits
+from qil_jax.command_line import Parser
+from qil_jax.errors import ProblemsError, QilError
+from qil_jax.limits import integer_problems
+from qil_jax.programs import run_main
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def parser() -> Parser:
+    """The command line."""
+    parse, limits = Parser(description=__doc__), Limits()
+    add = parse.add_argument
+    add("--checkpoint", type=Path, help="folder of the released layout, or converted to orbax (default: a small model)")
+    add("--host", default="127.0.0.1", help="address to serve on; 0.0.0.0: all, for everybody (default %(default)s)")
+    add("--port", type=int, default=7860, help="port to serve on (default %(default)s)")
+    add("--max-pixels", type=int, default=limits.pixels, help="pixels of an upload (default %(default)s)")
+    add("--max-megabytes", type=int, default=limits.megabytes, help="size of an upload (default %(default)s)")
+    add("--queue", type=int, default=limits.queue, help="calls that wait; more are refused (default %(default)s)")
+    add("--keep-minutes", type=int, default=limits.minutes, help="how long results are kept (default %(default)s)")
+    add("--work", type=Path, metavar="DIR", help="where uploads and results lie until the end (default: temporary)")
+    add("--schema", action="store_true", help="print the JSON schema of the HTTP API and end")
+    return parse
+
+
+def main(argv: list[str]) -> int:
+    """Serve until interrupted, or print the schema; returns 0."""
+    args = parser().parse_args(argv)
+    limits = Limits(
+        pixels=args.max_pixels, megabytes=args.max_megabytes, queue=args.queue, minutes=args.keep_minutes
+    )
+    problems = [*limits.problems(), *integer_problems("--port", args.port, least=1, most=65535)]
+    if problems:
+        raise ProblemsError("cannot start", problems)
+    if importlib.util.find_spec("gradio") is None:
+        raise QilError("the app needs gradio: pip install -e '.[ui]'")
+    from qil_jax.app.server import serve, work_folder
+
+    if args.host not in LOCAL:
+        print(f"warning: {args.host}: whoever reaches port {args.port} may use the app; there is no password")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the work folder goes
+    with work_folder(args.work) as folder:
+        from qil_jax.app.start import loaded_page, schema
+
+        if args.schema:
+            print(json.dumps(schema(limits, folder), indent=2))
+            return 0
+        page = loaded_page(args.checkpoint, limits, folder, examples=sorted(EXAMPLES.glob("*.png")))
+        serve(page, folder, limits, host=args.host, port=args.port)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
