@@ -22,7 +22,7 @@ ENVELOPE = 2**16
 """Bytes of an upload beside those of its file."""
 MOST_DRAINED = 2**28
 """Bytes of a refused upload that are read and dropped, since browsers show a refusal only after they have sent all."""
-CALLS = re.compile(r"/gradio_api/(queue/join|call/[\w/]+|cancel|reset)/?$")
+CALLS = re.compile(r"/gradio_api/(queue/join|(call|run)/[\w/]+|cancel|reset)/?$")
 UPLOAD = re.compile(r"/gradio_api/upload/?$")
 FETCHES = re.compile(r"/gradio_api/(file=[a-z]+:/|proxy=|stream/|custom_component/|file/)", re.IGNORECASE)
 """Addresses by which gradio would fetch from elsewhere, or that this app has no use for."""

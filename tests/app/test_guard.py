@@ -66,7 +66,7 @@ def test_what_is_no_json_is_refused(client, body):
 
 
 @pytest.mark.parametrize(
-    "path", ["run/decompose", "api/decompose", "component_server", "process_recording", "vibe-edit/", "stream/x", "login"]
+    "path", ["api/decompose", "component_server", "process_recording", "vibe-edit/", "stream/x", "login"]
 )
 def test_calls_that_the_app_has_no_use_for_are_refused(client, path):
     assert refusal(client.post(f"/gradio_api/{path}", content=json.dumps({})))[0] in (403, 404)

@@ -1,0 +1,153 @@
+"""The app as a program on a free port, and clients of its HTTP API."""
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+START, ANSWER = 120.0, 120.0
+"""Seconds that the start of the app, and an answer of it, may take."""
+STEPS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A running app: its address, process, folder of work and log."""
+
+    url: str
+    process: subprocess.Popen
+    work: Path
+    log: Path
+
+    def memory(self, name: str) -> int:
+        """A field of the process's status in MiB, such as VmRSS or VmHWM, its peak."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(name)).split()[1]) >> 10
+
+    def results(self) -> list[Path]:
+        """The records of all results that lie in the folder of work."""
+        return sorted(self.work.rglob("result.json"))
+
+
+@contextmanager
+def served(folder: Path, *words: str) -> Iterator[Server]:
+    """An app of the shipped model, ended as a service manager ends it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    work, log = folder / "work", folder / "log.txt"
+    call = [sys.executable, str(ROOT / "tools" / "app.py"), "--port", str(port), "--work", str(work), *words]
+    with log.open("wb") as stream:
+        process = subprocess.Popen(call, stdout=stream, stderr=subprocess.STDOUT, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        end = time.monotonic() + START
+        while "serving " not in log.read_text():
+            assert process.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+        yield Server(f"http://127.0.0.1:{port}", process, work, log)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        finally:
+            process.kill()
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a client got: the outputs of its call, or the message of a refusal."""
+
+    outputs: list[Any] | None = None
+    error: str | None = None
+
+
+class Client:
+    """A client of the HTTP API, as docs/app.md describes it."""
+
+    def __init__(self, server: Server):
+        self.http = httpx.Client(base_url=server.url, timeout=ANSWER)
+
+    def upload(self, data: bytes, name: str = "picture.png") -> str:
+        """Upload a file; its path on the server."""
+        answer = self.http.post("/gradio_api/upload", files={"files": (name, data)})
+        if answer.status_code != 200:
+            raise RefusedError(f"{answer.status_code}: {answer.text}")
+        return answer.json()[0]
+
+    def start(self, path: Any, **values: Any) -> str:
+        """Start a decomposition of an upload; the number of the call."""
+        picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        body = {"picture": picture, "steps": STEPS, "formats": ["zip"], **values}
+        answer = self.http.post("/gradio_api/call/v2/decompose", json=body)
+        if answer.status_code != 200:
+            raise RefusedError(f"{answer.status_code}: {answer.text}")
+        return answer.json()["event_id"]
+
+    def finish(self, call: str) -> Answer:
+        """Wait for the answer of a call."""
+        kind = ""
+        with self.http.stream("GET", f"/gradio_api/call/decompose/{call}") as lines:
+            for line in lines.iter_lines():
+                if line.startswith("event: "):
+                    kind = line.removeprefix("event: ")
+                elif line.startswith("data: ") and kind in ("complete", "error"):
+                    value = json.loads(line.removeprefix("data: "))
+                    error = value.get("error") if isinstance(value, dict) else value
+                    return Answer(outputs=value) if kind == "complete" else Answer(error=str(error))
+        return Answer(error="the stream ended")
+
+    def leave(self, call: str) -> None:
+        """Listen to a call, and go away before its answer."""
+        with self.http.stream("GET", f"/gradio_api/call/decompose/{call}"):
+            time.sleep(0.5)
+
+    def decompose(self, data: bytes, name: str = "picture.png", **values: Any) -> Answer:
+        """Upload, start and wait; a refusal at any of them is the answer."""
+        try:
+            return self.finish(self.start(self.upload(data, name), **values))
+        except RefusedError as error:
+            return Answer(error=str(error))
+
+    def layers(self, answer: Answer) -> np.ndarray:
+        """The layers of an answer, bottom to top, from its ZIP."""
+        (url,) = [file["url"] for file in answer.outputs[2] if file["path"].endswith(".zip")]
+        return layers_in(self.http.get(url).content)
+
+
+def layers_in(data: bytes) -> np.ndarray:
+    """The layers in a ZIP, bottom to top."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = sorted(name for name in archive.namelist() if name[:2].isdigit() and name.endswith(".png"))
+        return np.stack([np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in names])
+
+
+class RefusedError(Exception):
+    """A request that the server refused."""
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
+    """The bytes of a picture file."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **how)
+    return stream.getvalue()
+
+
+def noise(width: int, height: int, seed: int, mode: str = "RGBA") -> Image.Image:
+    """A picture unlike any other: blocks of random colours."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 4, len(mode)), np.uint8)
+    return Image.fromarray(small, mode).resize((width, height), Image.Resampling.NEAREST)

@@ -1,0 +1,192 @@
+"""The app and its HTTP API: layers as the pipeline makes them, and a clear answer for everybody."""
+
+import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import gradio_client
+import httpx
+import numpy as np
+import pytest
+from app_server import STEPS, Answer, Client, RefusedError, Server, encoded, layers_in, noise, served
+from PIL import Image
+
+from qil_jax import Pipeline, Request, Settings
+
+GROWTH = 400
+"""MiB by which the app's memory may grow over what it has after its first decompositions."""
+LARGE = 4900
+"""Side of a picture that is just allowed: 92 MiB once decoded, and several of them wait at once."""
+FAULT = "The server made a mistake"
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline.load()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with served(tmp_path_factory.mktemp("app"), "--max-megabytes", "1") as running:
+        yield running
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A client: what it uploads and asks for, and the error that it must get; None: its own layers."""
+
+    data: bytes
+    error: str | None = None
+    name: str = "picture.png"
+    image: Image.Image | None = None
+    asked: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def good(width: int, height: int, seed: int, kind: str = "PNG", mode: str = "RGBA", **asked: Any) -> Case:
+    image = noise(width, height, seed, mode)
+    data = encoded(image, kind)
+    return Case(data=data, image=image if kind == "PNG" else None, name=f"{seed}.{kind.lower()}", asked=asked)
+
+
+def moving() -> bytes:
+    return encoded(noise(9, 9, 0, "RGB"), "GIF", save_all=True, append_images=[noise(9, 9, 1, "RGB")])
+
+
+SAME = {"layers": "2", "seed": 7}
+STORM = [
+    *[good(64, 64, seed, **SAME) for seed in range(3)],
+    good(96, 48, 3, **SAME),
+    good(48, 96, 4, layers="3", prompt="a kite"),
+    good(200, 200, 5, mode="RGB", layers="2", seed=11),
+    good(LARGE, LARGE, 6, **SAME),
+    good(LARGE, LARGE, 7, **SAME),
+    good(LARGE, LARGE, 8, **SAME),
+    Case(encoded(Image.new("1", (LARGE + 200, LARGE + 200))), "5100x5100 pixels, 25,000,000 at most", "bomb.png"),
+    Case(encoded(Image.new("L", (60_000, 60_000 // 16))), "too many pixels", "bomb2.png"),
+    Case(np.random.default_rng(0).bytes(2**20 + 2**17), "1 MB at most", "heavy.png"),
+    Case(encoded(noise(64, 64, 9))[:-40], "cut.png: cannot be read as a picture", "cut.png"),
+    Case(b"<html>no picture</html>", "text.png: cannot be read as a picture", "text.png"),
+    Case(b"", "empty.png: cannot be read as a picture", "empty.png"),
+    Case(moving(), "animated", "moving.gif"),
+    Case(encoded(noise(64, 64, 10)), "steps must be at least 1, got 0", asked={"steps": 0}),
+    Case(encoded(noise(64, 64, 11)), "layers must be from 1 to 20, got 99", asked={"layers": "99"}),
+    Case(encoded(noise(64, 64, 12)), "formats must be a list of", asked={"formats": ["exe"]}),
+    Case(encoded(Image.new("L", (3000, 2))), "thin.png: 3000x2 collapses", "thin.png"),
+]
+
+
+def direct(pipeline: Pipeline, image: Image.Image, asked: dict[str, Any]) -> np.ndarray:
+    options = {**asked, "layers": int(asked["layers"]), "prompt": asked.get("prompt", "")}
+    return pipeline.decompose([Request(image=image, **options)], Settings(steps=STEPS))[0].layered.layers
+
+
+def test_layers_are_the_pipelines_own(server, pipeline, tmp_path):
+    """By the client that gradio brings, which downloads the files."""
+    image, file = noise(64, 64, seed=1), tmp_path / "a kite.png"
+    image.save(file)
+    client = gradio_client.Client(server.url, download_files=str(tmp_path / "got"), verbose=False)
+    asked = {"layers": "2", "seed": 5, "prompt": "a kite"}
+    picture = gradio_client.handle_file(file)
+    said, prompt, files, record = client.predict(picture=picture, steps=STEPS, **asked, api_name="/decompose")
+    client.close()
+    assert "2 layers of 64 x 64 pixels" in said and prompt == "a kite"
+    assert record["settings"]["seed"] == 5 and len(record["layers"]) == 2
+    by_suffix = {Path(name).suffix: Path(name) for name in files}
+    assert {".psd", ".zip", ".json"} <= by_suffix.keys()
+    np.testing.assert_array_equal(layers_in(by_suffix[".zip"].read_bytes()), direct(pipeline, image, asked))
+
+
+def test_twenty_clients_at_once_get_their_own_layers_or_a_clear_error(server, pipeline):
+    assert len(STORM) == 20
+    before = server.memory("VmRSS")
+    with ThreadPoolExecutor(len(STORM)) as clients:
+        work = [clients.submit(lambda case: Client(server).decompose(case.data, case.name, **case.asked), case) for case in STORM]
+    answers = [future.result() for future in work]
+    for case, answer in zip(STORM, answers, strict=True):
+        if case.error is not None:
+            assert answer.outputs is None and case.error in answer.error, (case.name, answer)
+            assert str(server.work) not in answer.error and FAULT not in answer.error
+            continue
+        assert answer.error is None, (case.name, answer)
+        np.testing.assert_array_equal(Client(server).layers(answer), direct(pipeline, case.image, case.asked))
+    assert server.memory("VmHWM") - before < GROWTH
+    assert Client(server).decompose(STORM[0].data, **SAME).error is None
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../../etc/passwd", "http://127.0.0.1:1/x.png", "data:,x", None, 3])
+def test_pictures_are_never_taken_from_elsewhere(server, path):
+    with pytest.raises(RefusedError, match="400.*by the path that its upload returned"):
+        Client(server).start(path)
+
+
+@pytest.mark.parametrize("picture", [None, "picture.png", 7, {"url": "http://127.0.0.1:1/x.png"}, ["x"]])
+def test_what_is_no_picture_is_named(server, picture):
+    client = Client(server)
+    call = client.http.post("/gradio_api/call/v2/decompose", json={"picture": picture, "steps": STEPS})
+    assert "picture" in client.finish(call.json()["event_id"]).error
+
+
+def test_no_file_but_own_uploads_and_results_is_served(server, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    client = Client(server)
+    upload = client.upload(encoded(noise(9, 9, 0)))
+    assert client.http.get(f"/gradio_api/file={upload}").status_code == 200
+    others = [secret, server.work, Path(upload).parent, Path(upload).parents[1], f"{upload}/../../../../log.txt"]
+    others += ["/etc/passwd", "http://127.0.0.1:1/x", server.work / ".." / "log.txt"]
+    assert {client.http.get(f"/gradio_api/file={path}").status_code for path in others} == {403}
+
+
+def test_calls_past_the_queue_are_refused(server):
+    answer = httpx.post(f"{server.url}/gradio_api/run/decompose", json={"data": [None] * 9})
+    assert answer.status_code == 404 and "join the queue" in answer.text
+
+
+LONG = {"steps": 100, "depth": 3}
+"""A decomposition that takes longer than all others here together."""
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A server whose queue holds two calls."""
+    with served(tmp_path, "--queue", "2") as running:
+        yield running
+
+
+def test_calls_end_when_nobody_waits_and_a_full_queue_says_so(small):
+    client, picture = Client(small), encoded(noise(64, 64, 20))
+    path = client.upload(picture)
+    calls = []
+    with pytest.raises(RefusedError, match="503.*Queue is full"):
+        for _ in range(9):
+            calls.append(client.start(path, **LONG))  # noqa: PERF401: those before the refusal are kept
+    for call in calls:
+        client.leave(call)
+    other = gradio_client.Client(small.url, verbose=False)
+    sent = {"picture": gradio_client.handle_file(path_of(picture, small.work.parent)), **LONG}
+    job = other.submit(**sent, api_name="/decompose")
+    while (progress := job.status().progress_data) is None or progress[0].index is None:
+        assert not job.done()
+        time.sleep(0.02)
+    assert progress[0].length == 100
+    job.cancel()
+    assert client.decompose(picture, seed=1).error is None
+    other.close()
+    assert len(small.results()) == 1, "what nobody waits for was finished"
+
+
+def path_of(data: bytes, folder: Path) -> Path:
+    file = folder / "sent.png"
+    file.write_bytes(data)
+    return file
+
+
+def test_the_end_leaves_nothing_behind(tmp_path):
+    with served(tmp_path) as running:
+        Client(running).upload(encoded(noise(9, 9, 0)))
+        assert any(running.work.rglob("picture.png"))
+    assert list(running.work.iterdir()) == []
+    assert running.process.returncode == 130
