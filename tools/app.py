@@ -39,9 +39,7 @@ def parser() -> Parser:
 def main(argv: list[str]) -> int:
     """Serve until interrupted, or print the schema; returns 0."""
     args = parser().parse_args(argv)
-    limits = Limits(
-        pixels=args.max_pixels, megabytes=args.max_megabytes, queue=args.queue, minutes=args.keep_minutes
-    )
+    limits = Limits(pixels=args.max_pixels, megabytes=args.max_megabytes, queue=args.queue, minutes=args.keep_minutes)
     problems = [*limits.problems(), *integer_problems("--port", args.port, least=1, most=65535)]
     if problems:
         raise ProblemsError("cannot start", problems)

@@ -35,7 +35,7 @@ HEADERS = {
 """Headers of every answer. The page may load from its own server alone, and so may the viewer within it."""
 
 
-class Refused(Exception):  # noqa: N818: it is an answer
+class RefusedError(Exception):
     """A request that is answered with a status and a message."""
 
     def __init__(self, status: int, detail: str):
@@ -63,7 +63,7 @@ class Guard:
 
         try:
             receive = await self._checked(scope, receive)
-        except Refused as refused:
+        except RefusedError as refused:
             answer = JSONResponse({"detail": refused.detail}, refused.status, headers={"connection": "close"})
             await answer(scope, receive, send_with_headers)
             return
@@ -73,18 +73,18 @@ class Guard:
         """The function that gives the request's body; a call's body is read and checked first."""
         path = scope["path"]
         if FETCHES.search(path):
-            raise Refused(403, "this app serves its own files only")
+            raise RefusedError(403, "this app serves its own files only")
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return receive
         is_upload_call = UPLOAD.search(path) is not None
         if not is_upload_call and not CALLS.search(path):
-            raise Refused(404, "no such call: see docs/app.md")
+            raise RefusedError(404, "no such call: see docs/app.md")
         length = _length(scope)
         most = self.limits.upload_bytes + ENVELOPE if is_upload_call else MOST_JSON
         if length > most:
             await _drain(receive)
             what = f"{self.limits.megabytes} MB at most are taken here" if is_upload_call else "the call is too long"
-            raise Refused(413, f"{length / 2**20:.1f} MB: {what}")
+            raise RefusedError(413, f"{length / 2**20:.1f} MB: {what}")
         return receive if is_upload_call else await self._call(receive)
 
     async def _call(self, receive: Receive) -> Receive:
@@ -94,10 +94,10 @@ class Guard:
         try:
             value = json.loads(body or b"null")
         except (ValueError, RecursionError) as error:
-            raise Refused(400, "the call is no JSON") from error
+            raise RefusedError(400, "the call is no JSON") from error
         for path in _paths(value):
             if not is_upload(path, self.folder):
-                raise Refused(400, "a picture is given by the path that its upload returned: see docs/app.md")
+                raise RefusedError(400, "a picture is given by the path that its upload returned: see docs/app.md")
         given = False
 
         async def again() -> Message:
@@ -127,7 +127,7 @@ def _length(scope: Scope) -> int:
     """The body's length, which clients must say beforehand; the server holds them to it."""
     found = dict(scope["headers"]).get(b"content-length", b"")
     if not found.isdigit():
-        raise Refused(411, "say the length of what you send: Content-Length is missing")
+        raise RefusedError(411, "say the length of what you send: Content-Length is missing")
     return int(found)
 
 

@@ -65,13 +65,6 @@ class _Uploaded(ImageData):
             raise _error("picture must be what the upload of a file returned: see docs/app.md") from error
 
 
-class _Picture(gr.Image):
-    """An image component that decodes nothing: the engine does, after its checks."""
-
-    is_template = True
-    data_model = _Uploaded
-
-
 def build(served: Served) -> gr.Blocks:
     """The page; its calls `decompose` and `cancel` are the app's API."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
@@ -97,7 +90,8 @@ def _question(served: Served) -> tuple[dict[str, Any], gr.Button, gr.Button]:
     defaults, limits = served.defaults, served.limits
     given = "the model describes the picture" if served.captions else "an empty prompt, for this model cannot caption"
     taken = f"at most {limits.megabytes} MB and {limits.pixels / 1e6:g} million pixels"
-    picture = _Picture(label=f"Picture ({taken})", sources=["upload", "clipboard"], type="filepath", height=320)
+    picture = gr.Image(label=f"Picture ({taken})", sources=["upload", "clipboard"], type="filepath", height=320)
+    picture.data_model = _Uploaded
     if served.examples:
         files = [[str(file)] for file in served.examples]
         gr.Examples(files, inputs=[picture], cache_examples=False, api_visibility="private")
@@ -126,7 +120,7 @@ def _connect(served: Served, asking: tuple[dict[str, Any], gr.Button, gr.Button]
     inputs, run, cancel = asking
     said, result = outputs[0], outputs[-1]
 
-    def decompose(progress: gr.Progress = gr.Progress(), **values: Any) -> tuple[Any, ...]:  # noqa: B008: gradio's way
+    def decompose(progress: gr.Progress = gr.Progress(), **values: Any) -> tuple[Any, ...]:  # noqa: B008
         """Decompose a picture into RGBA layers.
 
         Returns a summary, the prompt that was used, the files that were asked for, and the result's record.
@@ -143,7 +137,9 @@ def _connect(served: Served, asking: tuple[dict[str, Any], gr.Button, gr.Button]
         show_progress_on=viewer,
         concurrency_limit=1,
     )
-    started.success(lambda folder: frame(Path(folder)), result, viewer, api_visibility="private", show_progress="hidden")
+    started.success(
+        lambda folder: frame(Path(folder)), result, viewer, api_visibility="private", show_progress="hidden"
+    )
     cancel.click(lambda: "Stopped.", None, said, cancels=[started], queue=False, api_visibility="private")
 
 

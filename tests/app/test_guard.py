@@ -40,7 +40,16 @@ def test_calls_with_own_uploads_pass_whole(client, tmp_path):
 
 @pytest.mark.parametrize(
     "path",
-    ["/etc/passwd", "../secret", "http://169.254.169.254/latest", "https://x.org/x.png", "file:///etc/passwd", "", None, 7],
+    [
+        "/etc/passwd",
+        "../secret",
+        "http://169.254.169.254/latest",
+        "https://x.org/x.png",
+        "file:///etc/passwd",
+        "",
+        None,
+        7,
+    ],
 )
 @pytest.mark.parametrize("call", ["queue/join", "call/decompose", "call/v2/decompose", "cancel"])
 def test_foreign_paths_are_refused_wherever_they_stand(client, path, call):
@@ -72,6 +81,8 @@ def test_calls_that_the_app_has_no_use_for_are_refused(client, path):
     assert refusal(client.post(f"/gradio_api/{path}", content=json.dumps({})))[0] in (403, 404)
 
 
-@pytest.mark.parametrize("path", ["file=http://x.org/a", "file=HTTPS://x.org/a", "proxy=https://x.hf.space/", "stream/a/1"])
+@pytest.mark.parametrize(
+    "path", ["file=http://x.org/a", "file=HTTPS://x.org/a", "proxy=https://x.hf.space/", "stream/a/1"]
+)
 def test_nothing_is_fetched_for_a_client(client, path):
     assert refusal(client.get(f"/gradio_api/{path}"))[0] == 403

@@ -52,8 +52,9 @@ def served(folder: Path, *words: str) -> Iterator[Server]:
         port = probe.getsockname()[1]
     work, log = folder / "work", folder / "log.txt"
     call = [sys.executable, str(ROOT / "tools" / "app.py"), "--port", str(port), "--work", str(work), *words]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with log.open("wb") as stream:
-        process = subprocess.Popen(call, stdout=stream, stderr=subprocess.STDOUT, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        process = subprocess.Popen(call, stdout=stream, stderr=subprocess.STDOUT, cwd=folder, env=env)
     try:
         end = time.monotonic() + START
         while "serving " not in log.read_text():

@@ -10,7 +10,7 @@ import gradio_client
 import httpx
 import numpy as np
 import pytest
-from app_server import STEPS, Answer, Client, RefusedError, Server, encoded, layers_in, noise, served
+from app_server import STEPS, Client, RefusedError, encoded, layers_in, noise, served
 from PIL import Image
 
 from qil_jax import Pipeline, Request, Settings
@@ -101,9 +101,9 @@ def test_layers_are_the_pipelines_own(server, pipeline, tmp_path):
 def test_twenty_clients_at_once_get_their_own_layers_or_a_clear_error(server, pipeline):
     assert len(STORM) == 20
     before = server.memory("VmRSS")
+    call = lambda case: Client(server).decompose(case.data, case.name, **case.asked)
     with ThreadPoolExecutor(len(STORM)) as clients:
-        work = [clients.submit(lambda case: Client(server).decompose(case.data, case.name, **case.asked), case) for case in STORM]
-    answers = [future.result() for future in work]
+        answers = list(clients.map(call, STORM))
     for case, answer in zip(STORM, answers, strict=True):
         if case.error is not None:
             assert answer.outputs is None and case.error in answer.error, (case.name, answer)
@@ -118,7 +118,7 @@ def test_twenty_clients_at_once_get_their_own_layers_or_a_clear_error(server, pi
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../../etc/passwd", "http://127.0.0.1:1/x.png", "data:,x", None, 3])
 def test_pictures_are_never_taken_from_elsewhere(server, path):
-    with pytest.raises(RefusedError, match="400.*by the path that its upload returned"):
+    with pytest.raises(RefusedError, match=r"400.*by the path that its upload returned"):
         Client(server).start(path)
 
 
@@ -160,9 +160,9 @@ def test_calls_end_when_nobody_waits_and_a_full_queue_says_so(small):
     client, picture = Client(small), encoded(noise(64, 64, 20))
     path = client.upload(picture)
     calls = []
-    with pytest.raises(RefusedError, match="503.*Queue is full"):
+    with pytest.raises(RefusedError, match=r"503.*Queue is full"):
         for _ in range(9):
-            calls.append(client.start(path, **LONG))  # noqa: PERF401: those before the refusal are kept
+            calls.append(client.start(path, **LONG))
     for call in calls:
         client.leave(call)
     other = gradio_client.Client(small.url, verbose=False)

@@ -1,15 +1,10 @@
-"""The app's page in a real browser: from a picture to layers, downloads and back, with nothing fetched from elsewhere."""
+"""The app's page in a real browser: from a picture to layers, downloads and back, and nothing fetched elsewhere."""
 
-import json
 import shutil
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from app_server import encoded, noise, served
-
-from qil_jax.app.guard import HEADERS
 
 HERE = Path(__file__).resolve().parent
 NAMES = ("chromium", "chromium-browser", "google-chrome")
