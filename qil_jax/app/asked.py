@@ -7,44 +7,50 @@ from qil_jax.app.limits import LONGEST_PROMPT, MOST_DEPTH, MOST_STEPS
 from qil_jax.errors import ProblemsError
 from qil_jax.inference.cli import AUTO
 from qil_jax.inference.defaults import Defaults
+from qil_jax.inference.options import options_of
 from qil_jax.inference.request import JobOptions, Settings
-from qil_jax.limits import integer_problems
+from qil_jax.limits import MAX_LAYERS, integer_problems
 
-OF_PICTURES, OF_BATCHES = ("prompt", "seed", "exact", "depth"), ("steps", "guidance")
+OF_PICTURES, OF_BATCHES = ("layers", "prompt", "seed", "exact", "depth"), ("steps", "guidance")
+MOST = {"layers": MAX_LAYERS, "depth": MOST_DEPTH, "steps": MOST_STEPS}
+"""Upper bounds for clients."""
 
 
 def asked(values: Mapping[str, Any], defaults: Defaults) -> tuple[JobOptions, Settings]:
     """The options of a decomposition, with the checkpoint's defaults for those that are None.
 
     Args:
-      values: `layers` (a number or `auto`), and the options OF_PICTURES and OF_BATCHES; an empty prompt is none.
+      values: the options OF_PICTURES and OF_BATCHES, of JSON; `layers` may be `auto`, and an empty prompt is none.
       defaults: the checkpoint's.
 
     Raises:
       ProblemsError: listing everything that is no option's value, or more than a client may ask for.
     """
-    given = {name: _number(value) for name, value in values.items() if value is not None}
-    auto, layers = given.get("layers") == AUTO, given.get("layers", defaults.layers)
-    said = {name: given[name] for name in OF_PICTURES if name in given}
-    if isinstance(said.get("prompt"), str):
-        said["prompt"] = said["prompt"].strip() or None
-    number = defaults.auto_layers if auto else int(layers) if str(layers).isdecimal() else layers
-    batch = {name: given[name] for name in OF_BATCHES if name in given}
-    options, settings = JobOptions(**said, layers=number, auto=auto), Settings(**batch)
-    problems = [*options.problems(), *settings.problems()] or _bounds(options, settings)
+    given = {name: _read(name, value) for name, value in values.items() if value is not None}
+    is_auto = given.get("layers") == AUTO
+    if is_auto:
+        given["layers"] = defaults.auto_layers
+    kinds = options_of(JobOptions) | options_of(Settings)
+    problems = [problem for name, value in given.items() for problem in kinds[name].problems(name, value)]
+    problems = problems or _too_much(given)
     if problems:
         raise ProblemsError("cannot start", problems)
+    given = {name: float(value) if kinds[name].kind is float else value for name, value in given.items()}
+    prompt = given.pop("prompt", "").strip() or None
+    options = JobOptions(**{name: given[name] for name in OF_PICTURES if name in given}, prompt=prompt, auto=is_auto)
+    settings = Settings(**{name: given[name] for name in OF_BATCHES if name in given})
     return options.filled(defaults), settings.filled(defaults)
 
 
-def _bounds(options: JobOptions, settings: Settings) -> list[str]:
-    found = integer_problems("depth", options.depth, least=1, most=MOST_DEPTH)
-    if settings.steps is not None:
-        found += integer_problems("steps", settings.steps, least=1, most=MOST_STEPS)
-    length = len(options.prompt or "")
-    return found + ([f"prompt has {length} characters, {LONGEST_PROMPT} at most"] if length > LONGEST_PROMPT else [])
-
-
-def _number(value: Any) -> Any:
-    """A whole number as an integer, which JSON does not tell from other numbers."""
+def _read(name: str, value: Any) -> Any:
+    """A value as JSON means it: whole numbers are integers, and a number of layers may be text, as a menu gives it."""
+    if name == "layers" and isinstance(value, str) and value.isdecimal():
+        return int(value[:9])
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _too_much(given: Mapping[str, Any]) -> list[str]:
+    bounded = {name: most for name, most in MOST.items() if name in given}
+    found = [x for name, most in bounded.items() for x in integer_problems(name, given[name], least=1, most=most)]
+    length = len(given.get("prompt", ""))
+    return found + ([f"prompt has {length} characters, {LONGEST_PROMPT} at most"] if length > LONGEST_PROMPT else [])

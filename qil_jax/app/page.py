@@ -125,7 +125,7 @@ def _connect(served: Served, asking: tuple[dict[str, Any], gr.Button, gr.Button]
 
         Returns a summary, the prompt that was used, the files that were asked for, and the result's record.
         """
-        with _answered():
+        with answered():
             return _decomposed(served, values, progress)
 
     started = run.click(
@@ -185,7 +185,7 @@ def _is_wanted() -> bool:
 
 
 @contextmanager
-def _answered() -> Iterator[None]:
+def answered() -> Iterator[None]:
     """Turn unusable input into its message, and faults into a general one; tracebacks stay in the server's log."""
     try:
         yield

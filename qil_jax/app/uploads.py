@@ -8,7 +8,7 @@ from qil_jax.inference.images import check_size
 from qil_jax.inference.pictures import InputImage
 from qil_jax.layers.pictures import ImageError, decoded, read_bytes
 
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """What is decoded, by Pillow's names. Others that it knows start programs, or are rarely pictures."""
 
 

@@ -21,7 +21,7 @@ def test_whatever_is_said_arrives():
     said = {"layers": "4", "steps": 2.0, "guidance": 2, "seed": 5.0, "prompt": " a kite ", "exact": True, "depth": 2}
     options, settings = asked(said, DEFAULTS)
     wanted = JobOptions(layers=4, seed=5, prompt="a kite", exact=True, depth=2).filled(DEFAULTS)
-    assert (options, settings) == (wanted, Settings(steps=2, guidance=2).filled(DEFAULTS))
+    assert (options, settings) == (wanted, Settings(steps=2, guidance=2.0).filled(DEFAULTS))
     assert type(settings.steps) is int and type(options.seed) is int
 
 
