@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "editing": {*PLAIN, "layers"},
     "viewer": {*PLAIN, "export", "layers"},
     "inference": {*PLAIN, *BASE, "encoders", "export", "kernels", "layers", "shipped", "weights"},
-    "app": {*PLAIN, "encoders", "export", "inference", "layers", "weights"},
+    "app": {*PLAIN, "encoders", "export", "inference", "layers", "viewer", "weights"},
     "training": {*PLAIN, *BASE, "encoders", "kernels", "layers", "loader", "records", "weights"},
 }
 """Room to the rooms below it; a room may always import itself. Entry points and tools may import every room."""

@@ -16,9 +16,10 @@ from pydantic import ValidationError
 
 from qil_jax.app.asked import asked
 from qil_jax.app.limits import MOST_DEPTH, MOST_STEPS, Limits
-from qil_jax.app.results import Download, downloads, frame, summary
+from qil_jax.app.results import FORMATS, downloads, frame, summary
 from qil_jax.errors import QilError
-from qil_jax.export.result import RECORD
+from qil_jax.export.format import Format
+from qil_jax.export.manifest import RECORD
 from qil_jax.inference.cli import AUTO
 from qil_jax.inference.defaults import Defaults
 from qil_jax.limits import MAX_LAYERS, MAX_SEED
@@ -106,8 +107,7 @@ def _question(served: Served) -> tuple[dict[str, Any], gr.Button, gr.Button]:
         guidance = gr.Slider(1, 10, defaults.guidance, step=0.5, label="Guidance", info="1 switches it off")
         depth = gr.Slider(1, MOST_DEPTH, 1, step=1, label="Depth", info="2 decomposes the layers once more")
         exact = gr.Checkbox(False, label="Exact", info="adjust colours so that the layers blend to the picture")
-        kinds = [str(kind) for kind in Download]
-        formats = gr.CheckboxGroup(kinds, value=kinds, label="Downloads")
+        formats = gr.CheckboxGroup([*map(str, FORMATS)], value=[Format.ZIP.value, Format.PSD.value], label="Downloads")
     with gr.Row():
         run = gr.Button("Decompose", variant="primary")
         cancel = gr.Button("Cancel")
@@ -146,10 +146,10 @@ def _connect(served: Served, asking: tuple[dict[str, Any], gr.Button, gr.Button]
 def _decomposed(served: Served, values: dict[str, Any], progress: gr.Progress) -> tuple[Any, ...]:
     """The outputs of a call."""
     picture, formats = values.pop("picture"), values.pop("formats")
-    if picture is None:
+    if picture is None or picture["path"] is None:
         raise QilError("there is no picture: upload one first")
-    kinds = _kinds(formats)
     options, settings = asked(values, served.defaults)
+    options = dataclasses.replace(options, exports=_formats(formats))
     jobs = 0
 
     def on_step(done: int, steps: int) -> None:
@@ -163,16 +163,15 @@ def _decomposed(served: Served, values: dict[str, Any], progress: gr.Progress) -
     upload = Path(picture["path"])
     result = served.decompose(upload, folder, options, settings, on_step=on_step, is_wanted=_is_wanted)
     record = json.loads((result / RECORD).read_text(encoding="utf-8"))
-    prompt, files = record["settings"]["prompt"], [str(file) for file in downloads(result, kinds)]
+    prompt, files = record["settings"]["prompt"], [str(file) for file in downloads(result, options.exports)]
     empty = "" if prompt else " The prompt was empty: this model cannot caption."
-    return summary(record) + empty, prompt, files, record, str(result)
+    return summary(record) + empty, prompt, files, record, (str(result), str(upload))
 
 
-def _kinds(formats: Any) -> list[Download]:
-    try:
-        return [Download(kind) for kind in formats]
-    except (TypeError, ValueError) as error:
-        raise QilError(f"formats must be a list of {', '.join(Download)}, got {formats!r}") from error
+def _formats(asked: Any) -> tuple[Format, ...]:
+    if not isinstance(asked, list) or any(format not in FORMATS for format in asked):
+        raise QilError(f"formats must be a list of {', '.join(FORMATS)}, got {asked!r}")
+    return tuple(dict.fromkeys(map(Format, asked)))
 
 
 def _is_wanted() -> bool:

@@ -148,7 +148,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
     return stream.getvalue()
 
 
-def noise(width: int, height: int, seed: int, mode: str = "RGBA") -> Image.Image:
-    """A picture unlike any other: blocks of random colours."""
-    small = np.random.default_rng(seed).integers(0, 256, (4, 4, len(mode)), np.uint8)
-    return Image.fromarray(small, mode).resize((width, height), Image.Resampling.NEAREST)
+def noise(size: tuple[int, int], number: int, mode: str = "RGBA") -> Image.Image:
+    """A picture unlike those of other numbers: blocks of random colours."""
+    blocks = np.random.default_rng(number).integers(0, 256, (4, 4, 4), np.uint8)
+    return Image.fromarray(blocks, "RGBA").convert(mode).resize(size, Image.Resampling.NEAREST)

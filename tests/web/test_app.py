@@ -44,37 +44,33 @@ class Case:
     asked: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def good(width: int, height: int, seed: int, kind: str = "PNG", mode: str = "RGBA", **asked: Any) -> Case:
-    image = noise(width, height, seed, mode)
-    data = encoded(image, kind)
-    return Case(data=data, image=image if kind == "PNG" else None, name=f"{seed}.{kind.lower()}", asked=asked)
+def good(number: int, size: tuple[int, int] = (64, 64), mode: str = "RGBA", **asked: Any) -> Case:
+    image = noise(size, number, mode)
+    return Case(encoded(image, compress_level=1), image=image, asked={"layers": "2", "seed": 7, **asked})
 
 
-def moving() -> bytes:
-    return encoded(noise(9, 9, 0, "RGB"), "GIF", save_all=True, append_images=[noise(9, 9, 1, "RGB")])
-
-
-SAME = {"layers": "2", "seed": 7}
-STORM = [
-    *[good(64, 64, seed, **SAME) for seed in range(3)],
-    good(96, 48, 3, **SAME),
-    good(48, 96, 4, layers="3", prompt="a kite"),
-    good(200, 200, 5, mode="RGB", layers="2", seed=11),
-    good(LARGE, LARGE, 6, **SAME),
-    good(LARGE, LARGE, 7, **SAME),
-    good(LARGE, LARGE, 8, **SAME),
-    Case(encoded(Image.new("1", (LARGE + 200, LARGE + 200))), "5100x5100 pixels, 25,000,000 at most", "bomb.png"),
-    Case(encoded(Image.new("L", (60_000, 60_000 // 16))), "too many pixels", "bomb2.png"),
-    Case(np.random.default_rng(0).bytes(2**20 + 2**17), "1 MB at most", "heavy.png"),
-    Case(encoded(noise(64, 64, 9))[:-40], "cut.png: cannot be read as a picture", "cut.png"),
-    Case(b"<html>no picture</html>", "text.png: cannot be read as a picture", "text.png"),
-    Case(b"", "empty.png: cannot be read as a picture", "empty.png"),
-    Case(moving(), "animated", "moving.gif"),
-    Case(encoded(noise(64, 64, 10)), "steps must be at least 1, got 0", asked={"steps": 0}),
-    Case(encoded(noise(64, 64, 11)), "layers must be from 1 to 20, got 99", asked={"layers": "99"}),
-    Case(encoded(noise(64, 64, 12)), "formats must be a list of", asked={"formats": ["exe"]}),
-    Case(encoded(Image.new("L", (3000, 2))), "thin.png: 3000x2 collapses", "thin.png"),
-]
+def storm() -> list[Case]:
+    """Twenty clients."""
+    moving = encoded(noise((9, 9), 0), "GIF", save_all=True, append_images=[noise((9, 9), 1)])
+    small = encoded(noise((64, 64), 9))
+    return [
+        *[good(number) for number in range(3)],
+        good(3, (96, 48)),
+        good(4, prompt="a kite"),
+        good(5, (200, 200), "RGB", seed=11),
+        *[good(number, (LARGE, LARGE), "L") for number in (6, 7, 8)],
+        Case(encoded(Image.new("1", (LARGE + 200, LARGE + 200))), "5100x5100 pixels, 25,000,000 at most", "bomb.png"),
+        Case(encoded(Image.new("1", (60_000, 4_000))), "too many pixels", "larger.png"),
+        Case(np.random.default_rng(0).bytes(2**20 + 2**17), "1 MB at most", "heavy.png"),
+        Case(small[:-40], "cut.png: cannot be read as a picture", "cut.png"),
+        Case(b"<html>no picture</html>", "text.png: cannot be read as a picture", "text.png"),
+        Case(b"", "empty.png: cannot be read as a picture", "empty.png"),
+        Case(moving, "animated", "moving.gif"),
+        Case(encoded(Image.new("L", (3000, 2))), "thin.png: 3000x2 collapses", "thin.png"),
+        Case(small, "steps must be at least 1, got 0", asked={"steps": 0}),
+        Case(small, "layers must be from 1 to 20, got 99", asked={"layers": "99"}),
+        Case(small, "formats must be a list of", asked={"formats": ["exe"]}),
+    ]
 
 
 def direct(pipeline: Pipeline, image: Image.Image, asked: dict[str, Any]) -> np.ndarray:
@@ -84,7 +80,7 @@ def direct(pipeline: Pipeline, image: Image.Image, asked: dict[str, Any]) -> np.
 
 def test_layers_are_the_pipelines_own(server, pipeline, tmp_path):
     """By the client that gradio brings, which downloads the files."""
-    image, file = noise(64, 64, seed=1), tmp_path / "a kite.png"
+    image, file = noise((64, 64), 1), tmp_path / "a kite.png"
     image.save(file)
     client = gradio_client.Client(server.url, download_files=str(tmp_path / "got"), verbose=False)
     asked = {"layers": "2", "seed": 5, "prompt": "a kite"}
@@ -99,12 +95,13 @@ def test_layers_are_the_pipelines_own(server, pipeline, tmp_path):
 
 
 def test_twenty_clients_at_once_get_their_own_layers_or_a_clear_error(server, pipeline):
-    assert len(STORM) == 20
+    cases = storm()
+    assert len(cases) == 20
     before = server.memory("VmRSS")
     call = lambda case: Client(server).decompose(case.data, case.name, **case.asked)
-    with ThreadPoolExecutor(len(STORM)) as clients:
-        answers = list(clients.map(call, STORM))
-    for case, answer in zip(STORM, answers, strict=True):
+    with ThreadPoolExecutor(len(cases)) as clients:
+        answers = list(clients.map(call, cases))
+    for case, answer in zip(cases, answers, strict=True):
         if case.error is not None:
             assert answer.outputs is None and case.error in answer.error, (case.name, answer)
             assert str(server.work) not in answer.error and FAULT not in answer.error
@@ -112,7 +109,7 @@ def test_twenty_clients_at_once_get_their_own_layers_or_a_clear_error(server, pi
         assert answer.error is None, (case.name, answer)
         np.testing.assert_array_equal(Client(server).layers(answer), direct(pipeline, case.image, case.asked))
     assert server.memory("VmHWM") - before < GROWTH
-    assert Client(server).decompose(STORM[0].data, **SAME).error is None
+    assert Client(server).decompose(cases[0].data).error is None
     assert "Traceback" not in server.log.read_text()
 
 
@@ -133,7 +130,7 @@ def test_no_file_but_own_uploads_and_results_is_served(server, tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_text("secret")
     client = Client(server)
-    upload = client.upload(encoded(noise(9, 9, 0)))
+    upload = client.upload(encoded(noise((9, 9), 0)))
     assert client.http.get(f"/gradio_api/file={upload}").status_code == 200
     others = [secret, server.work, Path(upload).parent, Path(upload).parents[1], f"{upload}/../../../../log.txt"]
     others += ["/etc/passwd", "http://127.0.0.1:1/x", server.work / ".." / "log.txt"]
@@ -157,7 +154,7 @@ def small(tmp_path):
 
 
 def test_calls_end_when_nobody_waits_and_a_full_queue_says_so(small):
-    client, picture = Client(small), encoded(noise(64, 64, 20))
+    client, picture = Client(small), encoded(noise((64, 64), 20))
     path = client.upload(picture)
     calls = []
     with pytest.raises(RefusedError, match=r"503.*Queue is full"):
@@ -186,7 +183,7 @@ def path_of(data: bytes, folder: Path) -> Path:
 
 def test_the_end_leaves_nothing_behind(tmp_path):
     with served(tmp_path) as running:
-        Client(running).upload(encoded(noise(9, 9, 0)))
+        Client(running).upload(encoded(noise((9, 9), 0)))
         assert any(running.work.rglob("picture.png"))
     assert list(running.work.iterdir()) == []
     assert running.process.returncode == 130

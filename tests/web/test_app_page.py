@@ -43,7 +43,7 @@ def page(server):
 
 def test_a_picture_becomes_layers_in_the_viewer_and_in_files(page, server, tmp_path):
     page.locator("input[type=file]").first.set_input_files(
-        {"name": "kite.png", "mimeType": "image/png", "buffer": encoded(noise(64, 64, 1))}
+        {"name": "kite.png", "mimeType": "image/png", "buffer": encoded(noise((64, 64), 1))}
     )
     page.get_by_role("button", name="Decompose").click()
     frame = page.frame_locator("iframe.viewer")
