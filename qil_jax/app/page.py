@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from qil_jax.app.asked import asked
 from qil_jax.app.limits import MOST_DEPTH, MOST_STEPS, Limits
+from qil_jax.app.look import NAME_EXAMPLES, WAITING
 from qil_jax.app.results import FORMATS, downloads, frame, summary
 from qil_jax.errors import QilError
 from qil_jax.export.format import Format
@@ -26,10 +27,6 @@ from qil_jax.limits import MAX_LAYERS, MAX_SEED
 
 TITLE = "Pictures into layers"
 FAULT = "The server made a mistake, which is not yours. It is in the server's log; please tell who runs it."
-CSS = """
-.gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
-iframe.viewer { width: 100%; height: 70vh; min-height: 480px; border: 0; }
-"""
 LOG = logging.getLogger(__name__)
 
 
@@ -71,17 +68,18 @@ def build(served: Served) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(f"# {TITLE}\n{served.defaults.about}")
         with gr.Row():
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(scale=1, min_width=320):
                 inputs, run, cancel = _question(served)
             with gr.Column(scale=3, min_width=320):
-                said = gr.Markdown("The layers will appear here.", label="said", elem_id="said")
-                viewer = gr.HTML(label="Viewer", elem_id="viewer")
-                files = gr.File(label="Downloads", file_count="multiple", interactive=False)
-                prompt = gr.Textbox(label="Prompt that was used", interactive=False, lines=2)
+                viewer = gr.HTML(WAITING, label="Viewer", elem_id="viewer", padding=False)
+                said = gr.Markdown(label="said", elem_id="said")
+                files = gr.File(label="Downloads", file_count="multiple", interactive=False, elem_id="files")
+                prompt = gr.Textbox(label="Prompt that was used", interactive=False)
                 with gr.Accordion("Record of the result", open=False):
                     record = gr.JSON(label="result.json")
         result = gr.State()
         outputs = [said, prompt, files, record, result]
+        page.load(js=NAME_EXAMPLES)
         _connect(served, (inputs, run, cancel), outputs, viewer)
     return page
 
@@ -90,8 +88,8 @@ def _question(served: Served) -> tuple[dict[str, Any], gr.Button, gr.Button]:
     """The components of a call by the names of its parameters, and the buttons that start and end it."""
     defaults, limits = served.defaults, served.limits
     given = "the model describes the picture" if served.captions else "an empty prompt, for this model cannot caption"
-    taken = f"at most {limits.megabytes} MB and {limits.pixels / 1e6:g} million pixels"
-    picture = gr.Image(label=f"Picture ({taken})", sources=["upload", "clipboard"], type="filepath", height=320)
+    taken = f"Drop a picture, or click here:\nat most {limits.megabytes} MB and {limits.pixels / 1e6:g} million pixels"
+    picture = gr.Image(label="Picture", placeholder=taken, sources=["upload", "clipboard"], type="filepath", height=300)
     picture.data_model = _Uploaded
     if served.examples:
         files = [[str(file)] for file in served.examples]
@@ -99,18 +97,18 @@ def _question(served: Served) -> tuple[dict[str, Any], gr.Button, gr.Button]:
     prompt = gr.Textbox("", label="Prompt", info=f"What the picture shows. Empty: {given}.", lines=2)
     with gr.Row():
         numbers = [AUTO, *map(str, range(1, MAX_LAYERS + 1))]
-        auto = "auto makes more and drops superfluous ones"
-        layers = gr.Dropdown(numbers, value=str(defaults.layers), label="Layers", info=auto)
-        seed = gr.Number(777, label="Seed", info="of the noise", precision=0, minimum=0, maximum=MAX_SEED)
+        auto = "auto drops superfluous ones"
+        layers = gr.Dropdown(numbers, value=str(defaults.layers), label="Layers", info=auto, min_width=120)
+        seed = gr.Number(777, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120)
+    with gr.Row():
+        run = gr.Button("Decompose", variant="primary", min_width=100)
+        cancel = gr.Button("Cancel", min_width=100)
     with gr.Accordion("More settings", open=False):
         steps = gr.Slider(1, MOST_STEPS, defaults.steps, step=1, label="Steps")
         guidance = gr.Slider(1, 10, defaults.guidance, step=0.5, label="Guidance", info="1 switches it off")
         depth = gr.Slider(1, MOST_DEPTH, 1, step=1, label="Depth", info="2 decomposes the layers once more")
         exact = gr.Checkbox(False, label="Exact", info="adjust colours so that the layers blend to the picture")
         formats = gr.CheckboxGroup([*map(str, FORMATS)], value=[Format.ZIP.value, Format.PSD.value], label="Downloads")
-    with gr.Row():
-        run = gr.Button("Decompose", variant="primary")
-        cancel = gr.Button("Cancel")
     names = ("picture", "layers", "steps", "guidance", "seed", "prompt", "exact", "depth", "formats")
     found = (picture, layers, steps, guidance, seed, prompt, exact, depth, formats)
     return dict(zip(names, found, strict=True)), run, cancel
@@ -128,6 +126,10 @@ def _connect(served: Served, asking: tuple[dict[str, Any], gr.Button, gr.Button]
         with answered():
             return _decomposed(served, values, progress)
 
+    def show(made: tuple[str, str]) -> str:
+        with answered():
+            return frame(*map(Path, made))
+
     started = run.click(
         decompose,
         inputs_kwargs=inputs,
@@ -137,9 +139,7 @@ def _connect(served: Served, asking: tuple[dict[str, Any], gr.Button, gr.Button]
         show_progress_on=viewer,
         concurrency_limit=1,
     )
-    started.success(
-        lambda folder: frame(Path(folder)), result, viewer, api_visibility="private", show_progress="hidden"
-    )
+    started.success(show, result, viewer, api_visibility="private", show_progress="hidden")
     cancel.click(lambda: "Stopped.", None, said, cancels=[started], queue=False, api_visibility="private")
 
 

@@ -4,10 +4,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qil_jax.app.limits import Limits
 
@@ -50,22 +50,19 @@ def serve(page: "gr.Blocks", folder: Path, limits: Limits, *, host: str, port: i
     Raises:
       OSError: if the port is taken.
     """
-    import gradio as gr
     from starlette.middleware import Middleware
 
     from qil_jax.app.guard import Guard
-    from qil_jax.app.page import CSS
+    from qil_jax.app.look import CSS, theme
 
     page.queue(max_size=limits.queue, default_concurrency_limit=1, api_open=False)
-    fonts: Sequence[Any] = [gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")]
-    mono: Sequence[Any] = [gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")]
     page.launch(
         server_name=host,
         server_port=port,
         max_file_size=limits.upload_bytes,
         allowed_paths=[],
         app_kwargs={"middleware": [Middleware(Guard, folder=folder, limits=limits)]},
-        theme=gr.themes.Default(font=fonts, font_mono=mono),
+        theme=theme(),
         css=CSS,
         footer_links=["api"],
         share=False,

@@ -1,0 +1,41 @@
+"""How the page looks: fonts of the system, since none are fetched, and colours that can be read."""
+
+import gradio as gr
+
+CSS = """
+.gradio-container { max-width: 1400px !important; margin: 0 auto !important; }
+iframe.viewer { display: block; width: 100%; height: 75vh; min-height: 520px; border: 0; }
+#viewer .waiting { display: grid; place-items: center; min-height: 420px; border-radius: 8px;
+  border: 1px dashed var(--border-color-primary); color: var(--body-text-color-subdued); }
+#files .empty { min-height: 64px; }
+#files .label-clear-button { display: none; }
+"""
+WAITING = '<div class="waiting">The layers will appear here.</div>'
+"""What stands in the viewer's place before there are layers."""
+NAME_EXAMPLES = """() => document.querySelectorAll(".gallery-item").forEach(
+  (item, i) => item.setAttribute("aria-label", `Example ${i + 1}`))"""
+"""Names for screen readers, which gradio's examples lack."""
+
+
+def theme() -> gr.Theme:
+    """gradio's default theme with darker text on light ground, and lighter text on dark ground."""
+    look = gr.themes.Default(
+        primary_hue="indigo",
+        neutral_hue="slate",
+        font=[gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],
+        font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")],
+    )
+    return look.set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_600",
+        block_label_text_color_dark="*neutral_300",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+    )
