@@ -12,9 +12,17 @@ iframe.viewer { display: block; width: 100%; height: 75vh; min-height: 520px; bo
 """
 WAITING = '<div class="waiting">The layers will appear here.</div>'
 """What stands in the viewer's place before there are layers."""
-NAME_EXAMPLES = """() => document.querySelectorAll(".gallery-item").forEach(
-  (item, i) => item.setAttribute("aria-label", `Example ${i + 1}`))"""
-"""Names for screen readers, which gradio's examples lack."""
+MENDED = """() => {
+  const mend = () => {
+    document.querySelectorAll(".gallery-item:not([aria-label])").forEach(
+      (item) => item.setAttribute("aria-label", "Example " + ([...item.parentNode.children].indexOf(item) + 1)));
+    document.querySelectorAll(".empty[aria-label], button[aria-label^='Drop']").forEach(
+      (part) => part.removeAttribute("aria-label"));
+  };
+  mend();
+  new MutationObserver(mend).observe(document.body, { childList: true, subtree: true });
+}"""
+"""What gradio's components lack for screen readers: names of examples, and no names that hide what is to be read."""
 
 
 def theme() -> gr.Theme:

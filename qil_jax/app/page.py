@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from qil_jax.app.asked import asked
 from qil_jax.app.limits import MOST_DEPTH, MOST_STEPS, Limits
-from qil_jax.app.look import NAME_EXAMPLES, WAITING
+from qil_jax.app.look import MENDED, WAITING
 from qil_jax.app.results import FORMATS, downloads, frame, summary
 from qil_jax.errors import QilError
 from qil_jax.export.format import Format
@@ -79,7 +79,7 @@ def build(served: Served) -> gr.Blocks:
                     record = gr.JSON(label="result.json")
         result = gr.State()
         outputs = [said, prompt, files, record, result]
-        page.load(js=NAME_EXAMPLES)
+        page.load(js=MENDED)
         _connect(served, (inputs, run, cancel), outputs, viewer)
     return page
 
