@@ -11,7 +11,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,19 @@ class Client:
     """A client of the HTTP API, as docs/app.md describes it."""
 
     def __init__(self, server: Server):
-        self.http = httpx.Client(base_url=server.url, timeout=ANSWER)
+        self.url = server.url
+
+    def get(self, path: str) -> httpx.Response:
+        """What lies at a path of the app."""
+        return httpx.get(self.url + path, timeout=ANSWER)
+
+    def post(self, call: str, **body: Any) -> httpx.Response:
+        """The answer to a call of gradio's."""
+        return httpx.post(f"{self.url}/gradio_api/{call}", timeout=ANSWER, **body)
 
     def upload(self, data: bytes, name: str = "picture.png") -> str:
         """Upload a file; its path on the server."""
-        answer = self.http.post("/gradio_api/upload", files={"files": (name, data)})
+        answer = self.post("upload", files={"files": (name, data)})
         if answer.status_code != 200:
             raise RefusedError(f"{answer.status_code}: {answer.text}")
         return answer.json()[0]
@@ -94,7 +102,7 @@ class Client:
         """Start a decomposition of an upload; the number of the call."""
         picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
         body = {"picture": picture, "steps": STEPS, "formats": ["zip"], **values}
-        answer = self.http.post("/gradio_api/call/v2/decompose", json=body)
+        answer = self.post("call/v2/decompose", json=body)
         if answer.status_code != 200:
             raise RefusedError(f"{answer.status_code}: {answer.text}")
         return answer.json()["event_id"]
@@ -102,7 +110,7 @@ class Client:
     def finish(self, call: str) -> Answer:
         """Wait for the answer of a call."""
         kind = ""
-        with self.http.stream("GET", f"/gradio_api/call/decompose/{call}") as lines:
+        with self._stream(call) as lines:
             for line in lines.iter_lines():
                 if line.startswith("event: "):
                     kind = line.removeprefix("event: ")
@@ -114,7 +122,7 @@ class Client:
 
     def leave(self, call: str) -> None:
         """Listen to a call, and go away before its answer."""
-        with self.http.stream("GET", f"/gradio_api/call/decompose/{call}"):
+        with self._stream(call):
             time.sleep(0.5)
 
     def decompose(self, data: bytes, name: str = "picture.png", **values: Any) -> Answer:
@@ -127,7 +135,10 @@ class Client:
     def layers(self, answer: Answer) -> np.ndarray:
         """The layers of an answer, bottom to top, from its ZIP."""
         (url,) = [file["url"] for file in answer.outputs[2] if file["path"].endswith(".zip")]
-        return layers_in(self.http.get(url).content)
+        return layers_in(httpx.get(url, timeout=ANSWER).content)
+
+    def _stream(self, call: str) -> AbstractContextManager[httpx.Response]:
+        return httpx.stream("GET", f"{self.url}/gradio_api/call/decompose/{call}", timeout=ANSWER)
 
 
 def layers_in(data: bytes) -> np.ndarray:

@@ -1,9 +1,10 @@
-"""A headless Chromium for the tests of pages, in which nothing may be fetched and nothing may be printed."""
+"""A headless Chromium for the tests of pages, in which nothing may be fetched and nothing may be printed; and an app."""
 
 import shutil
 from pathlib import Path
 
 import pytest
+from app_server import served
 from viewing import View
 
 HERE = Path(__file__).resolve().parent
@@ -43,3 +44,10 @@ def npm():
     if shutil.which("node") is None:
         pytest.skip("needs Node.js: apt-get install nodejs")
     return HERE / "node_modules"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """An app of the shipped model that takes pictures of 1 MB."""
+    with served(tmp_path_factory.mktemp("app"), "--max-megabytes", "1") as running:
+        yield running

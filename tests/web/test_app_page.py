@@ -5,17 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from app_server import encoded, layers_in, noise, served
+from app_server import encoded, layers_in, noise
 
 from qil_jax.export.formats import read
 
 SERIOUS = ("serious", "critical")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with served(tmp_path_factory.mktemp("page"), "--max-megabytes", "1") as running:
-        yield running
 
 
 @pytest.fixture
