@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests of pages, in which nothing may be fetched and nothing may be printed; and an app."""
+"""A headless Chromium for the tests of pages, in which nothing may be fetched and nothing printed; and an app."""
 
 import shutil
 from pathlib import Path
