@@ -26,7 +26,7 @@ def asked(values: Mapping[str, Any], defaults: Defaults) -> tuple[JobOptions, Se
     Raises:
       ProblemsError: listing everything that is no option's value, or more than a client may ask for.
     """
-    given = {name: _read(name, value) for name, value in values.items() if value is not None}
+    given: dict[str, Any] = {name: _read(name, value) for name, value in values.items() if value is not None}
     is_auto = given.get("layers") == AUTO
     if is_auto:
         given["layers"] = defaults.auto_layers
@@ -35,9 +35,8 @@ def asked(values: Mapping[str, Any], defaults: Defaults) -> tuple[JobOptions, Se
     problems = problems or _too_much(given)
     if problems:
         raise ProblemsError("cannot start", problems)
-    given = {name: float(value) if kinds[name].kind is float else value for name, value in given.items()}
-    prompt = given.pop("prompt", "").strip() or None
-    options = JobOptions(**{name: given[name] for name in OF_PICTURES if name in given}, prompt=prompt, auto=is_auto)
+    given["prompt"] = given.get("prompt", "").strip() or None
+    options = JobOptions(auto=is_auto, **{name: given[name] for name in OF_PICTURES if name in given})
     settings = Settings(**{name: given[name] for name in OF_BATCHES if name in given})
     return options.filled(defaults), settings.filled(defaults)
 
@@ -46,6 +45,8 @@ def _read(name: str, value: Any) -> Any:
     """A value as JSON means it: whole numbers are integers, and a number of layers may be text, as a menu gives it."""
     if name == "layers" and isinstance(value, str) and value.isdecimal():
         return int(value[:9])
+    if name == "guidance":
+        return float(value) if type(value) is int else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

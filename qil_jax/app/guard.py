@@ -6,7 +6,7 @@ only, so that no file of the server is read, and addresses not at all, so that t
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def _length(scope: Scope) -> int:
     return int(found)
 
 
-async def _parts(receive: Receive) -> Any:
+async def _parts(receive: Receive) -> AsyncIterator[bytes]:
     while True:
         message = await receive()
         if message["type"] != "http.request":

@@ -26,7 +26,7 @@ MENDED = """() => {
 
 
 def theme() -> gr.Theme:
-    """gradio's default theme with darker text on light ground, and lighter text on dark ground."""
+    """The default theme of gradio, with darker text on light ground and lighter text on dark ground."""
     look = gr.themes.Default(
         primary_hue="indigo",
         neutral_hue="slate",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio import Error
 from gradio.context import LocalContext
 from gradio.data_classes import ImageData
 from pydantic import ValidationError
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 from qil_jax.app.asked import asked
 from qil_jax.app.limits import MOST_DEPTH, MOST_STEPS, Limits
 from qil_jax.app.look import MENDED, WAITING
-from qil_jax.app.results import FORMATS, downloads, frame, summary
+from qil_jax.app.results import FORMATS, downloads, framed_viewer, summary
 from qil_jax.errors import QilError
 from qil_jax.export.format import Format
 from qil_jax.export.manifest import RECORD
@@ -27,6 +28,8 @@ from qil_jax.limits import MAX_LAYERS, MAX_SEED
 
 TITLE = "Pictures into layers"
 FAULT = "The server made a mistake, which is not yours. It is in the server's log; please tell who runs it."
+QUIETLY: dict[str, Any] = {"duration": None, "print_exception": False}
+"""How errors of clients are told: until they are closed, and not in the server's log."""
 LOG = logging.getLogger(__name__)
 
 
@@ -56,11 +59,16 @@ class _Uploaded(ImageData):
 
     @classmethod
     def model_validate(cls, obj: Any, **how: Any) -> "_Uploaded":
-        """Read a call's value, with a message of ours if it is none."""
+        """Read a call's value.
+
+        Raises:
+          Error: if it is none.
+        """
         try:
             return super().model_validate(obj, **how)
         except ValidationError as error:
-            raise _error("picture must be what the upload of a file returned: see docs/app.md") from error
+            message = "picture must be what the upload of a file returned: see docs/app.md"
+            raise Error(message, **QUIETLY) from error
 
 
 def build(served: Served) -> gr.Blocks:
@@ -128,7 +136,7 @@ def _connect(served: Served, asking: tuple[dict[str, Any], gr.Button, gr.Button]
 
     def show(made: tuple[str, str]) -> str:
         with answered():
-            return frame(*map(Path, made))
+            return framed_viewer(*map(Path, made))
 
     started = run.click(
         decompose,
@@ -185,15 +193,15 @@ def _is_wanted() -> bool:
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """Turn unusable input into its message, and faults into a general one; tracebacks stay in the server's log."""
+    """Turn unusable input into its message, and faults into a general one; tracebacks stay in the server's log.
+
+    Raises:
+      Error: the message for the client.
+    """
     try:
         yield
     except QilError as error:
-        raise _error(str(error)) from error
+        raise Error(str(error), **QUIETLY) from error
     except Exception:
         LOG.exception("a call failed")
-        raise _error(FAULT) from None
-
-
-def _error(message: str) -> gr.Error:
-    return gr.Error(message, duration=None, print_exception=False)
+        raise Error(FAULT, **QUIETLY) from None

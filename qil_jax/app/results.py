@@ -25,7 +25,7 @@ def _named(result: Path, file: Path) -> Path:
     return link
 
 
-def frame(result: Path, upload: Path) -> str:
+def framed_viewer(result: Path, upload: Path) -> str:
     """The viewer of a result in a frame of its own origin, from which nothing of the page can be reached.
 
     Args:

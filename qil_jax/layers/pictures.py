@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ def decoded(
     name: str,
     check: Callable[[tuple[int, int]], None] = lambda _: None,
     *,
-    formats: Sequence[str] | None = None,
+    formats: tuple[str, ...] | None = None,
 ) -> Image.Image:
     """The picture in the bytes of a file as 8-bit RGBA, rotated upright by its EXIF orientation.
 

@@ -1,22 +1,24 @@
 """tools/app.py: its command line, the schema of its API, and what becomes of faults and of old files."""
 
 import importlib.util
+import json
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import gradio
 import pytest
 
-from qil_jax.app.limits import Limits
 from qil_jax.app.page import FAULT, answered
 from qil_jax.app.server import sweep, work_folder
-from qil_jax.app.start import schema
 from qil_jax.errors import ProblemsError, QilError
 from tools import app
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "app.md"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs" / "app.md"
 
 
 def test_bad_limits_are_named_together():
@@ -41,8 +43,10 @@ def test_who_serves_everybody_is_warned(monkeypatch, capsys, tmp_path):
     assert served == ["0.0.0.0", "127.0.0.1"] and list(tmp_path.iterdir()) == []
 
 
-def test_the_documents_name_what_the_schema_has(tmp_path):
-    calls = schema(Limits(), tmp_path)["paths"]
+def test_the_documents_name_what_the_schema_has():
+    call = [sys.executable, str(ROOT / "tools" / "app.py"), "--schema"]
+    done = subprocess.run(call, capture_output=True, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    calls = json.loads(done.stdout)["paths"]
     assert set(calls) == {
         "/gradio_api/upload",
         "/gradio_api/call/v2/decompose",
@@ -81,7 +85,7 @@ def test_old_files_go_and_examples_stay(tmp_path):
         (tmp_path / name / "picture.png").write_bytes(b"")
     for name in ("old", "example"):
         os.utime(tmp_path / name, (time.time() - 100,) * 2)
-    sweep(tmp_path, {"example"}, 60)
+    sweep(tmp_path, {"example"}, 60.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["example", "young"]
 
 

@@ -44,7 +44,7 @@ def good(number: int, size: tuple[int, int] = (64, 64), mode: str = "RGBA", **as
 
 def storm() -> list[Case]:
     """Twenty clients."""
-    moving = encoded(noise((9, 9), 0), "GIF", save_all=True, append_images=[noise((9, 9), 1)])
+    animated = encoded(noise((9, 9), 0), "GIF", save_all=True, append_images=[noise((9, 9), 1)])
     small = encoded(noise((64, 64), 9))
     return [
         *[good(number) for number in range(3)],
@@ -58,7 +58,7 @@ def storm() -> list[Case]:
         Case(small[:-40], "cut.png: cannot be read as a picture", "cut.png"),
         Case(b"<html>no picture</html>", "text.png: cannot be read as a picture", "text.png"),
         Case(b"", "empty.png: cannot be read as a picture", "empty.png"),
-        Case(moving, "animated", "moving.gif"),
+        Case(animated, "animated", "moving.gif"),
         Case(encoded(Image.new("L", (3000, 2))), "thin.png: 3000x2 collapses", "thin.png"),
         Case(small, "steps must be at least 1, got 0", asked={"steps": 0}),
         Case(small, "layers must be from 1 to 20, got 99", asked={"layers": "99"}),
