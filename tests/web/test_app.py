@@ -14,10 +14,10 @@ from PIL import Image
 
 from qil_jax import Pipeline, Request, Settings
 
-GROWTH = 400
-"""MiB by which the app's memory may grow over what it has after its first decompositions."""
+GROWTH = 500
+"""MiB by which the app's memory may grow in the storm. Decoding and resizing one large picture takes up to 350."""
 LARGE = 4900
-"""Side of a picture that is just allowed: 92 MiB once decoded, and three of them come at once."""
+"""Side of a picture that is just allowed: 92 MiB once decoded, and two of them come at once."""
 FAULT = "The server made a mistake"
 
 
@@ -39,7 +39,7 @@ class Case:
 
 def good(number: int, size: tuple[int, int] = (64, 64), mode: str = "RGBA", **asked: Any) -> Case:
     image = noise(size, number, mode)
-    return Case(encoded(image, compress_level=1), image=image, asked={"layers": "2", "seed": 7, **asked})
+    return Case(encoded(image, compress_level=1), image=image, asked={"layers": "3", "seed": 7, **asked})
 
 
 def storm() -> list[Case]:
@@ -47,11 +47,11 @@ def storm() -> list[Case]:
     animated = encoded(noise((9, 9), 0), "GIF", save_all=True, append_images=[noise((9, 9), 1)])
     small = encoded(noise((64, 64), 9))
     return [
-        *[good(number) for number in range(3)],
+        *[good(number) for number in (0, 1, 2, 7)],
         good(3, (96, 48)),
         good(4, prompt="a kite"),
         good(5, (200, 200), "RGB", seed=11),
-        *[good(number, (LARGE, LARGE), "L") for number in (6, 7, 8)],
+        *[good(number, (LARGE, LARGE), "L") for number in (6, 8)],
         Case(encoded(Image.new("1", (LARGE + 200, LARGE + 200))), "5100x5100 pixels, 25,000,000 at most", "bomb.png"),
         Case(encoded(Image.new("1", (60_000, 4_000))), "too many pixels", "larger.png"),
         Case(np.random.default_rng(0).bytes(2**20 + 2**17), "1 MB at most", "heavy.png"),
@@ -76,12 +76,12 @@ def test_layers_are_the_pipelines_own(server, pipeline, tmp_path):
     image, file = noise((64, 64), 1), tmp_path / "a kite.png"
     image.save(file)
     client = gradio_client.Client(server.url, download_files=str(tmp_path / "got"), verbose=False)
-    asked = {"layers": "2", "seed": 5, "prompt": "a kite"}
+    asked = {"layers": "3", "seed": 5, "prompt": "a kite"}
     picture = gradio_client.handle_file(file)
     said, prompt, files, record = client.predict(picture=picture, steps=STEPS, **asked, api_name="/decompose")
     client.close()
-    assert "2 layers of 64 x 64 pixels" in said and prompt == "a kite"
-    assert record["settings"]["seed"] == 5 and len(record["layers"]) == 2
+    assert "3 layers of 64 x 64 pixels" in said and prompt == "a kite"
+    assert record["settings"]["seed"] == 5 and len(record["layers"]) == 3
     by_suffix = {Path(name).suffix: Path(name) for name in files}
     assert {".psd", ".zip", ".json"} <= by_suffix.keys()
     np.testing.assert_array_equal(layers_in(by_suffix[".zip"].read_bytes()), direct(pipeline, image, asked))
