@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test lint demo demo-training bench clean
+.PHONY: test test-all lint demo demo-training bench clean
 test: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+# With the slow variants: every precision and mesh of what make test shows on one, and the guide's runs.
+test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.test

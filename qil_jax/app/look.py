@@ -1,6 +1,7 @@
 """How the page looks: fonts of the system, since none are fetched, and colours that can be read."""
 
 import gradio as gr
+from gradio import themes
 
 CSS = """
 .gradio-container { max-width: 1400px !important; margin: 0 auto !important; }
@@ -27,11 +28,11 @@ MENDED = """() => {
 
 def theme() -> gr.Theme:
     """The default theme of gradio, with darker text on light ground and lighter text on dark ground."""
-    look = gr.themes.Default(
+    look = themes.Default(
         primary_hue="indigo",
         neutral_hue="slate",
-        font=[gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],
-        font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")],
+        font=[themes.Font("system-ui"), themes.Font("sans-serif")],
+        font_mono=[themes.Font("ui-monospace"), themes.Font("monospace")],
     )
     return look.set(
         button_primary_background_fill="*primary_600",

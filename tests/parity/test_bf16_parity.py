@@ -224,7 +224,10 @@ def alone(checkpoints):
     return wide, [mean_error(a, b) for a, b in zip(narrow, wide, strict=True)]
 
 
-@pytest.mark.parametrize("shape", ["", "data=8", "tensor=4,data=2", "fsdp=2,context=2,tensor=2", "cfg=2,tensor=4"])
+MESHES = [pytest.param(shape, marks=pytest.mark.slow) for shape in ("data=8", "tensor=4,data=2", "cfg=2,tensor=4")]
+
+
+@pytest.mark.parametrize("shape", ["", "fsdp=2,context=2,tensor=2", *MESHES])
 def test_batches_and_meshes(checkpoints, alone, shape):
     """Neighbours, padding and devices change the order of roundings, but not how much is lost by them."""
     mesh = make_mesh(MeshShape.parse(shape)) if shape else None

@@ -72,8 +72,12 @@ def even(tmp_path_factory):
     return folder, Pipeline.load(folder).decompose(mixed(), Settings(steps=2))
 
 
+MESHES = ("data=8", "fsdp=8", "tensor=4,data=2", "context=8")
+
+
 @pytest.mark.parametrize(
-    "shape", ["data=8", "fsdp=8", "tensor=4,data=2", "fsdp=2,context=2,tensor=2", "cfg=2,tensor=4", "context=8"]
+    "shape",
+    ["fsdp=2,context=2,tensor=2", "cfg=2,tensor=4", *(pytest.param(shape, marks=pytest.mark.slow) for shape in MESHES)],
 )
 def test_meshes_give_the_single_device_result(even, shape):
     folder, alone = even

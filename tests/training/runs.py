@@ -173,12 +173,8 @@ def two_of(call: list[str]) -> list[list[str]]:
 
 
 def environment(folder: Path, devices: int = 1) -> dict[str, str]:
-    """Of a run of its own, which finds what runs before it compiled."""
-    return os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
+    """Of a run of its own, which finds what all tests before it compiled."""
+    return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
 
 
 def finish(call: list[str], env: dict[str, str]) -> str:

@@ -74,7 +74,10 @@ def lose_the_position(folder: Path) -> None:
     shutil.rmtree(folder / "position")
 
 
-@pytest.mark.parametrize("damage", [cut_short, flip_a_bit, lose_a_file, lose_the_position])
+MORE_DAMAGE = [pytest.param(damage, marks=pytest.mark.slow) for damage in (flip_a_bit, lose_the_position)]
+
+
+@pytest.mark.parametrize("damage", [cut_short, lose_a_file, *MORE_DAMAGE])
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(world: World, uncut, tmp_path, damage):
     run = tmp_path / "run"
     experiment = world.experiment(Stage.TEXT_TO_RGBA, {})

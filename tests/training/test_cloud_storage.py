@@ -77,6 +77,7 @@ def test_a_killed_run_goes_on_bit_for_bit_and_is_exported(world: World, storage,
     assert (copy / "experiment.json").read_bytes() == (local / "experiment.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_validation_two_processes_and_a_damaged_checkpoint(world: World, storage, tmp_path):
     stage = Stage.TEXT_TO_RGBA
     changes = {"steps": 4, "trainable": "image_out", "validation.every": 2, "mesh.fsdp": 2}

@@ -33,6 +33,7 @@ def test_the_page_has_both_kinds_of_commands():
     assert all(programs(line) or shlex.split(line)[0] in NOT_OURS for line in HERE + ON_PODS)
 
 
+@pytest.mark.slow
 def test_commands_for_two_cores(tmp_path):
     """In a folder that holds the repository's programs and nothing else, in the page's order."""
     for name in ("tools", "configs", "examples", "qil_jax", "train.py", "infer.py"):

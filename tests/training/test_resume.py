@@ -40,9 +40,11 @@ def killed_runs(calls: list[list[str]], env: dict[str, str], run: Path, seed: in
 
 
 LORA = {"lora.rank": 4, "lora.dropout": 0.2}
-RUNS = [(stage, Precision.FP32, {}) for stage in Stage]
-RUNS += [(stage, Precision.BF16, {}) for stage in (Stage.RGBA_VAE, Stage.IMAGE_TO_LAYERS)]
-RUNS += [(Stage.IMAGE_TO_LAYERS, Precision.FP32, LORA), (Stage.TEXT_TO_RGBA, Precision.BF16, LORA)]
+RUNS = [(Stage.RGBA_VAE, Precision.FP32, {}), (Stage.TEXT_TO_RGBA, Precision.BF16, LORA)]
+RUNS += [(Stage.TEXT_TO_LAYERS, Precision.FP32, {}), (Stage.IMAGE_TO_LAYERS, Precision.BF16, {})]
+MORE = [(Stage.RGBA_VAE, Precision.BF16, {}), (Stage.TEXT_TO_RGBA, Precision.FP32, {})]
+MORE += [(Stage.IMAGE_TO_LAYERS, Precision.FP32, changes) for changes in ({}, LORA)]
+RUNS += [pytest.param(*run, marks=pytest.mark.slow) for run in MORE]
 
 
 @pytest.mark.parametrize(("stage", "precision", "changes"), RUNS)
@@ -74,7 +76,10 @@ def test_killed_and_terminated_runs_end_like_an_uncut_one(world: World, tmp_path
     assert (ended / result / "training.json").is_file()
 
 
-@pytest.mark.parametrize(("precision", "changes"), [*((p, {}) for p in Precision), (Precision.BF16, LORA)])
+EIGHT = [pytest.param(precision, {}, marks=pytest.mark.slow) for precision in Precision]
+
+
+@pytest.mark.parametrize(("precision", "changes"), [(Precision.BF16, LORA), *EIGHT])
 def test_the_same_on_eight_devices(world: World, tmp_path, precision, changes):
     stage = Stage.IMAGE_TO_LAYERS
     mesh: dict[str, Any] = changes | {

@@ -67,7 +67,7 @@ def measure(arguments: argparse.Namespace) -> int:
     medians = {job: harness.median(seconds) for job, seconds in times.items()}
     target = np.clip(layered.composite_8bit().astype(int) + 3, 0, 255).astype(np.uint8)
     medians["exact recomposition"] = harness.duration(lambda: exact(layered, target))
-    medians["health"] = harness.duration(lambda: health(layered.layers))
+    medians["health"] = harness.duration(lambda: health(list(layered.layers)))
     against = {"psd": "psd-tools' own PSD", "ora": "zlib alone, raw pixels", "zip": "zlib alone, raw pixels"}
     rows = [
         (job, f"{seconds:.2f} s", f"{seconds / medians[against[job]]:.2f} of {against[job]}" if job in against else "")
