@@ -18,9 +18,9 @@ from qil_jax.mesh import Rules, constrain, fetch, put
 from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.decoding import Cache, Choice, Prompts, Written, decode, prefill
 from qil_jax.models.layers import use_matmul
-from qil_jax.models.products import matmul_by_tiles
+from qil_jax.models.products import matmul_in_place
 from qil_jax.models.qwen2_5_vl import TextEncoder, VisionLanguage, text_encoder_of
-from qil_jax.models.stack import scan_blocks, scan_blocks_by_tiles
+from qil_jax.models.stack import scan_blocks, scan_blocks_in_place
 
 SHORTEST = 64
 """Least number of tokens to which pictures and prompts are padded."""
@@ -42,8 +42,8 @@ class Captioner:
         self.config, self._mesh, self._rules = model.config, mesh, rules
         self._fold = scan_blocks
         if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
-            self._fold = scan_blocks_by_tiles
-            use_matmul(model.lm_head, matmul_by_tiles)
+            self._fold = scan_blocks_in_place
+            use_matmul(model.lm_head, matmul_in_place)
         self._graph, self.state = nnx.split(model)
         self._prefill = jax.jit(self._read_prompts, static_argnames="room")
         self._decode = jax.jit(self._write, static_argnames="room", donate_argnames="cache")

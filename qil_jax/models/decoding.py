@@ -18,7 +18,7 @@ from qil_jax.models.qwen2_5_vl import DecoderLayer, VisionLanguage, causal_atten
 from qil_jax.models.stack import scan_blocks
 
 Fold = Callable[[Any, Callable[[Any, Any, Any], Any], Any, Any], Any]
-"""`stack.scan_blocks`, or `stack.scan_blocks_by_tiles` on a CPU."""
+"""`stack.scan_blocks`, or `stack.scan_blocks_in_place` on a CPU."""
 HEADS = (None, Axis.BATCH, Axis.HEADS, None, None)
 ROWS = (Axis.BATCH, None, None)
 

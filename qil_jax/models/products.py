@@ -17,9 +17,9 @@ from jax.lax import PrecisionLike
 from jaxtyping import Float, Float32, Int
 
 MatMul = Callable[[Array, Array, PrecisionLike], Any]
-"""`matmul`, `matmul_by_rows` or `matmul_by_tiles`."""
-TILE_BYTES, TILE_WIDTH, LANES = 1 << 17, 4096, 2
-"""Size and largest width of the tiles of `matmul_by_tiles`, and the number of parts that different cores compute."""
+"""`matmul`, `matmul_by_rows` or `matmul_in_place`."""
+ROWS_AT_ONCE = 8
+"""Rows of a kernel that `matmul_in_place` reads side by side: fewer or more are slower."""
 Pads = tuple[tuple[int, int], tuple[int, int]]
 """Numbers of zeros added (above, below) and (left, right)."""
 
@@ -112,38 +112,30 @@ def _by_rows_backward(precision: PrecisionLike, kept: tuple[Array, Array], gradi
 matmul_by_rows.defvjp(_by_rows_forward, _by_rows_backward)
 
 
-def matmul_by_tiles(
+def matmul_in_place(
     x: Float[Array, "... i"],
     kernel: Float[Array, "*k i o"],
     precision: PrecisionLike = None,
     *,
     index: Int[Array, ""] | int = 0,
 ) -> Float32[Array, "... o"]:
-    """The product of few rows x with a kernel, or with kernel `index` of a stack, in fp32: tile by tile of the kernel.
+    """The product of few rows x with a kernel, or with kernel `index` of a stack, in fp32, for CPUs.
 
-    A CPU multiplies by a copy of a kernel in a stack, which is read from memory, written and read again. Tiles that fit
-    a core's cache are read from memory once, for all rows of x.
+    XLA's products take a copy of a kernel in a stack, and Eigen's repack it for several rows, which costs more than to
+    multiply. A sum over the kernel's rows reads them once, where they lie, as fast as memory allows.
     """
+    del precision  # products are exact to fp32
     size, wide = kernel.shape[-2:]
-    flat, stack = x.reshape(-1, size), kernel.reshape(-1, size, wide)
+    flat, stack = x.reshape(-1, size).astype(jnp.float32), kernel.reshape(-1, size, wide)
     index = index if len(stack) > 1 else 0
-    if size * wide * stack.dtype.itemsize <= TILE_BYTES:
-        return matmul(x, stack[index], precision)
-    lanes = LANES if wide % LANES == 0 else 1
-    columns = _largest_divisor(wide // lanes, TILE_WIDTH)
-    rows = _largest_divisor(size, TILE_BYTES // (columns * stack.dtype.itemsize))
+    count = max(n for n in range(1, ROWS_AT_ONCE + 1) if size % n == 0)
 
-    def product(first: Array) -> Array:
-        def add(number: Array, total: Array) -> Array:
-            tile = jax.lax.dynamic_slice(stack, (index, number * rows, first), (1, rows, columns))[0]
-            return total + matmul(jax.lax.dynamic_slice_in_dim(flat, number * rows, rows, axis=1), tile, precision)
+    def add(number: Array, total: Array) -> Array:
+        columns = jax.lax.dynamic_slice_in_dim(flat, number * count, count, axis=1)
+        for i in range(count):
+            row = jax.lax.dynamic_slice(stack, (index, number * count + i, 0), (1, 1, wide))[0]
+            total = total + columns[:, i, None] * row.astype(jnp.float32)
+        return total
 
-        return jax.lax.fori_loop(0, size // rows, add, jnp.zeros((len(flat), columns), jnp.float32))
-
-    firsts = jnp.split(jnp.arange(0, wide, columns), lanes)
-    found = jnp.concatenate([jax.lax.map(product, part) for part in firsts])
-    return jnp.moveaxis(found, 0, 1).reshape(*x.shape[:-1], wide)
-
-
-def _largest_divisor(size: int, most: int) -> int:
-    return max(n for n in range(1, max(1, min(size, most)) + 1) if size % n == 0)
+    total = jax.lax.fori_loop(0, size // count, add, jnp.zeros((len(flat), wide), jnp.float32))
+    return total.reshape(*x.shape[:-1], wide)

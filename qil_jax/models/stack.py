@@ -12,7 +12,7 @@ from flax import nnx
 
 from qil_jax.models.axes import Axis
 from qil_jax.models.layers import use_matmul
-from qil_jax.models.products import matmul_by_tiles
+from qil_jax.models.products import matmul_in_place
 
 Block = TypeVar("Block", bound=nnx.Module)
 Carry = TypeVar("Carry")
@@ -81,17 +81,17 @@ def scan_blocks(
     return jax.lax.scan(body, carry, (state, inputs), unroll=how.unroll)[0]
 
 
-def scan_blocks_by_tiles(
+def scan_blocks_in_place(
     stacked: nnx.Module, step: Callable[[Any, Carry, Any], Carry], carry: Carry, inputs: Any
 ) -> Carry:
-    """`scan_blocks` for few tokens on a single CPU device, by `matmul_by_tiles`: no block's kernels are copied."""
+    """`scan_blocks` for few tokens on a single CPU device, by `matmul_in_place`: no kernels are copied."""
     is_kernel = lambda path, parameter: path[-1] == "kernel" and jnp.issubdtype(parameter.dtype, jnp.floating)
     graph, kernels, state = nnx.split(stacked, is_kernel, ...)
 
     def body(carry: Carry, xs: Any) -> tuple[Carry, None]:
         block_state, block_inputs, index = xs
         block = nnx.merge(graph, kernels, block_state)
-        use_matmul(block, functools.partial(matmul_by_tiles, index=index))
+        use_matmul(block, functools.partial(matmul_in_place, index=index))
         return step(block, carry, block_inputs), None
 
     count = len(jax.tree.leaves(state)[0])

@@ -1,13 +1,12 @@
-"""Choices of tokens, and products by tiles."""
+"""Choices of tokens, and products where kernels lie."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qil_jax.models import products
 from qil_jax.models.decoding import Choice, chosen, filtered
-from qil_jax.models.products import matmul_by_tiles
+from qil_jax.models.products import matmul_in_place
 
 ROWS = 4000
 draw = jax.jit(chosen)
@@ -45,15 +44,13 @@ def test_a_row_is_drawn_by_its_own_seed_and_place_alone():
     assert [len(set(row)) > 1 for row in draws.T] == how.is_sampled.tolist()
 
 
-@pytest.mark.parametrize(("shape", "rows"), [((3, 96, 70), 4), ((2, 35, 64), 1), ((40, 81), 3)])
-@pytest.mark.parametrize("tile", [64, 2048, 1 << 20])
-def test_products_by_tiles(monkeypatch, shape, rows, tile):
-    """Of a kernel or of the second in a stack; sizes that two lanes divide and others; tiles of one row and of all."""
-    monkeypatch.setattr(products, "TILE_BYTES", tile)
-    monkeypatch.setattr(products, "TILE_WIDTH", 20)
+@pytest.mark.parametrize(("shape", "rows"), [((3, 96, 70), 4), ((2, 35, 64), 1), ((41, 81), 3)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_in_place(shape, rows, dtype):
+    """Of a kernel or of the second in a stack; eight rows of it at a time, five, or one."""
     rng = np.random.default_rng(1)
-    x, kernel = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((rows, 2, shape[-2]), shape))
+    x, kernel = (jnp.asarray(rng.standard_normal(s), dtype) for s in ((rows, 2, shape[-2]), shape))
     expected = np.asarray(x, np.float64) @ np.asarray(kernel[1] if len(shape) == 3 else kernel, np.float64)
-    found = matmul_by_tiles(x, kernel, index=jnp.asarray(1))
+    found = matmul_in_place(x, kernel, index=jnp.asarray(1))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, atol=2e-5)

@@ -23,7 +23,7 @@ from qil_jax.encoders.generation import Generation
 from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
 from qil_jax.models.decoding import Prompts, filtered, penalised, prefill, read_token
 from qil_jax.models.qwen2_5_vl import VisionLanguage, prompt_positions
-from qil_jax.models.stack import scan_blocks_by_tiles
+from qil_jax.models.stack import scan_blocks_in_place
 
 torch.set_grad_enabled(False)
 
@@ -163,7 +163,7 @@ def test_penalty_of_repeated_ids():
 
 
 def test_released_width(tmp_path):
-    """One language layer: a prompt with a picture, and a token that is read after it, by tiles of the kernels."""
+    """One language layer: a prompt with a picture, and a token that is read after it, with kernels in place."""
     sizes = {"hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944}
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
     reference = tiny_writer(**sizes, num_hidden_layers=1, rope_parameters=rope)
@@ -177,6 +177,6 @@ def test_released_width(tmp_path):
     def run(state, batch):
         model = nnx.merge(graph, state)
         first, cache = prefill(model, batch, room=1)
-        return first, read_token(model, jnp.argmax(first, axis=-1), cache, fold=scan_blocks_by_tiles)[0]
+        return first, read_token(model, jnp.argmax(first, axis=-1), cache, fold=scan_blocks_in_place)[0]
 
     assert error(np.concatenate(run(state, padded(inputs, model, extra=2))), expected) <= 5e-5
