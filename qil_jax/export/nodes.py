@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import UInt8
 
 from qil_jax.errors import QilError
 from qil_jax.layers.boxed_layer import BoxedLayer, recut
@@ -37,11 +38,16 @@ def nodes_of(tree: LayerTree, left: int = 0, top: int = 0, *, has_hidden_colour:
             inner = nodes_of(group.tree, left + group.left, top + group.top, has_hidden_colour=has_hidden_colour)
             found.append(GroupNode(name=name, nodes=inner))
             continue
-        shows = words(pixels) > 0 if has_hidden_colour else pixels[..., 3] > 0
-        x, y, right, bottom = visible_box(shows) or (0, 0, 1, 1)
-        cut = np.ascontiguousarray(pixels[y:bottom, x:right])
-        found.append(BoxedLayer(pixels=cut, left=left + x, top=top + y, name=name))
+        layer = tight(pixels, name, has_hidden_colour=has_hidden_colour)
+        found.append(dataclasses.replace(layer, left=left + layer.left, top=top + layer.top))
     return tuple(found)
+
+
+def tight(pixels: UInt8[np.ndarray, "y x 4"], name: str, *, has_hidden_colour: bool = False) -> BoxedLayer:
+    """A layer cut to the box of its visible pixels, or of all that is not zero; one pixel if there are none."""
+    shows = words(pixels) > 0 if has_hidden_colour else pixels[..., 3] > 0
+    left, top, right, bottom = visible_box(shows) or (0, 0, 1, 1)
+    return BoxedLayer(pixels=np.ascontiguousarray(pixels[top:bottom, left:right]), left=left, top=top, name=name)
 
 
 def boxed_layers(nodes: Sequence[Node]) -> list[BoxedLayer]:

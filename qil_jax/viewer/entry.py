@@ -11,10 +11,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from qil_jax.export.names import safe_name
+from qil_jax.export.nodes import tight
 from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.layers.layer_tree import LayerTree
-from qil_jax.layers.visibility import visible_box
 
 THUMBNAIL = 360
 """Longest side of a card's pictures in pixels."""
@@ -82,7 +82,7 @@ def leaves(tree: LayerTree, groups: list[str], path: tuple[int, ...] = ()) -> It
     """
     for i, (pixels, name) in enumerate(zip(tree.layered.layers, tree.layered.names, strict=True)):
         if i not in tree.groups:
-            yield _boxed(pixels, name), path
+            yield tight(pixels, name), path
             continue
         groups.append(name)
         group = tree.groups[i]
@@ -90,12 +90,6 @@ def leaves(tree: LayerTree, groups: list[str], path: tuple[int, ...] = ()) -> It
             placed = dataclasses.replace(part, left=part.left + group.left, top=part.top + group.top)
             inside = placed.within(tree.layered.size)
             yield inside or BoxedLayer(pixels=np.zeros((1, 1, 4), np.uint8), left=0, top=0, name=part.name), inner
-
-
-def _boxed(pixels: UInt8[np.ndarray, "y x 4"], name: str) -> BoxedLayer:
-    """A layer cut to the box of its visible pixels; one transparent pixel if there are none."""
-    left, top, right, bottom = visible_box(pixels[..., 3] > 0) or (0, 0, 1, 1)
-    return BoxedLayer(pixels=pixels[top:bottom, left:right], left=left, top=top, name=name)
 
 
 def _png(pixels: UInt8[np.ndarray, "h w 4"]) -> str:
