@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from qil_jax.app.limits import Limits
 from qil_jax.app.page import Served, build
+from qil_jax.errors import QilError
 from qil_jax.inference.defaults import Defaults
 
 
@@ -51,4 +52,4 @@ def schema(limits: Limits, folder: Path) -> dict[str, Any]:
 
 
 def _nothing(*_: Any, **__: Any) -> Path:
-    raise NotImplementedError("the schema's page serves nothing")
+    raise QilError("the page of the schema decomposes nothing; start tools/app.py without --schema")
