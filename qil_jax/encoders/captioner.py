@@ -1,7 +1,7 @@
 """Descriptions of pictures by Qwen2.5-VL on a mesh, from token ids and patches to token ids."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,13 +14,13 @@ from jaxtyping import Float
 from qil_jax.encoders.generation import Generation
 from qil_jax.encoders.lengths import image_bucket, round_up, row_bucket, text_bucket
 from qil_jax.errors import QilError
+from qil_jax.host_memory import return_freed
 from qil_jax.mesh import Rules, constrain, fetch, put
 from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.decoding import Cache, Choice, Prompts, Written, decode, prefill
 from qil_jax.models.layers import use_matmul
-from qil_jax.models.products import matmul_in_place
-from qil_jax.models.qwen2_5_vl import TextEncoder, VisionLanguage, text_encoder_of
-from qil_jax.models.stack import scan_blocks, scan_blocks_in_place
+from qil_jax.models.products import InPlace
+from qil_jax.models.qwen2_5_vl import ON_ONE_CPU, PLAIN, TextEncoder, VisionLanguage, text_encoder_of
 
 SHORTEST = 64
 """Least number of tokens to which pictures and prompts are padded."""
@@ -40,13 +40,14 @@ class Captioner:
         """Take a model whose parameters lie on the mesh."""
         model = nnx.merge(*nnx.split(model))
         self.config, self._mesh, self._rules = model.config, mesh, rules
-        self._fold = scan_blocks
+        self._how = PLAIN
         if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
-            self._fold = scan_blocks_in_place
-            use_matmul(model.lm_head, matmul_in_place)
+            self._how = ON_ONE_CPU
+            use_matmul(model.lm_head, InPlace())
         self._graph, self.state = nnx.split(model)
         self._prefill = jax.jit(self._read_prompts, static_argnames="room")
         self._decode = jax.jit(self._write, static_argnames="room", donate_argnames="cache")
+        self._compiled: dict[Hashable, jax.stages.Compiled] = {}
 
     def generate(
         self,
@@ -80,8 +81,8 @@ class Captioner:
             return []
         room = text_bucket(generation.max_new_tokens)
         batch, how = self._inputs(prompts, patches, grids, generation, seeds)
-        logits, cache = self._prefill(self.state, batch, room=room)
-        written, _ = self._decode(self.state, logits, cache, *how, room=room)
+        logits, cache = self._run(self._prefill, self.state, batch, room=room)
+        written, _ = self._run(self._decode, self.state, logits, cache, *how, room=room)
         ids, lengths = fetch(written.ids), fetch(written.lengths)
         return [ids[i, : lengths[i]].tolist() for i in range(len(prompts))]
 
@@ -110,6 +111,15 @@ class Captioner:
         for part in ("visual", "lm_head"):
             for leaf in jax.tree.leaves(self.state.pop(part)):
                 leaf.delete()
+
+    def _run(self, program: Any, *inputs: Any, room: int) -> Any:
+        """Run a program, compiled at first: apart from what runs before and after, so that memory is used by one."""
+        key = (program, room, *((x.shape, x.dtype) for x in jax.tree.leaves(inputs[1:])))
+        if key not in self._compiled:
+            jax.block_until_ready(inputs)
+            self._compiled[key] = program.lower(*inputs, room=room).compile()
+            return_freed()
+        return self._compiled[key](*inputs)
 
     def _require_fit(self, prompts: Any, patches: Any, grids: Any, seeds: Any) -> None:
         """Refuse inputs from which no batch can be made, and any once the tower is freed."""
@@ -171,7 +181,8 @@ class Captioner:
 
     def _read_prompts(self, state: nnx.State, batch: Prompts, *, room: int) -> tuple[Array, dict[str, Array]]:
         """Logits, and the cache as a dictionary, which may hold shapes and shardings, too."""
-        logits, cache = prefill(nnx.merge(self._graph, state), batch, room=room, constrain=self._pin)
+        model = nnx.merge(self._graph, state)
+        logits, cache = prefill(model, batch, room=room, constrain=self._pin, how=self._how)
         return logits, vars(cache)
 
     def _write(
@@ -185,7 +196,7 @@ class Captioner:
         *,
         room: int,
     ) -> tuple[Written, dict[str, Array]]:
-        write = functools.partial(decode, room=room, limit=limit, stops=stops, constrain=self._pin, fold=self._fold)
+        write = functools.partial(decode, room=room, limit=limit, stops=stops, constrain=self._pin, fold=self._how.fold)
         written, after = write(nnx.merge(self._graph, state), (logits, Cache(**cache)), choice)
         return written, vars(after)
 

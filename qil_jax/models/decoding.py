@@ -5,7 +5,6 @@ A row's tokens depend on its own prompt, picture and seed only: not on its neigh
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,11 +13,16 @@ from jax import Array
 from jaxtyping import Bool, Float, Float32, Int, UInt32
 
 from qil_jax.models.axes import Axis, Constrain, unconstrained
-from qil_jax.models.qwen2_5_vl import DecoderLayer, VisionLanguage, causal_attention, prompt_positions
-from qil_jax.models.stack import scan_blocks
+from qil_jax.models.qwen2_5_vl import (
+    PLAIN,
+    DecoderLayer,
+    Execution,
+    VisionLanguage,
+    causal_attention,
+    prompt_positions,
+)
+from qil_jax.models.stack import Fold, scan_blocks
 
-Fold = Callable[[Any, Callable[[Any, Any, Any], Any], Any, Any], Any]
-"""`stack.scan_blocks`, or `stack.scan_blocks_in_place` on a CPU."""
 HEADS = (None, Axis.BATCH, Axis.HEADS, None, None)
 ROWS = (Axis.BATCH, None, None)
 
@@ -104,13 +108,26 @@ class Written:
 
 
 def prefill(
-    model: VisionLanguage, prompts: Prompts, *, room: int, constrain: Constrain = unconstrained
+    model: VisionLanguage,
+    prompts: Prompts,
+    *,
+    room: int,
+    constrain: Constrain = unconstrained,
+    how: Execution = PLAIN,
 ) -> tuple[Float32[Array, "b v"], Cache]:
-    """Read prompts: the logits of the first token to write, and the cache with `room` slots for those to write."""
+    """Read prompts: the logits of the first token to write, and the cache with `room` slots for those to write.
+
+    Args:
+      model: the model.
+      prompts: prompts with their pictures.
+      room: number of free slots.
+      constrain: constraint of activations to a mesh.
+      how: how vision tower and language model are run.
+    """
     config, mask = model.config, prompts.mask
     positions = prompt_positions(prompts.ids, mask, prompts.grids, config)
     rotary = model.language.rotary(positions)
-    embedded = model.embed(prompts.ids, prompts.patches, prompts.grids, constrain=constrain)
+    embedded = model.embed(prompts.ids, prompts.patches, prompts.grids, constrain=constrain, how=how)
     rows, count = mask.shape
     shape = (config.num_hidden_layers, rows, config.num_key_value_heads, count + room, config.head_dim)
     empty = constrain(jnp.zeros(shape, embedded.dtype), HEADS)
@@ -122,7 +139,7 @@ def prefill(
         return constrain(x, ROWS), _store(keys, k, index, 0), _store(values, v, index, 0)
 
     start = (constrain(embedded, ROWS), empty, empty)
-    x, keys, values = scan_blocks(model.language.layers, step, start, jnp.arange(shape[0]))
+    x, keys, values = how.fold(model.language.layers, step, start, jnp.arange(shape[0]))
     last = jnp.take_along_axis(x, jnp.maximum(prompts.lengths - 1, 0)[:, None, None], axis=1)
     cache = Cache(
         keys=constrain(keys, HEADS),

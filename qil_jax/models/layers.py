@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Float, Float32
 
 from qil_jax.models.axes import Axis
-from qil_jax.models.products import MatMul, Pads, convolution, matmul
+from qil_jax.models.products import FEW_ROWS, InPlace, MatMul, Pads, convolution, in_pieces, matmul
 
 Width = int | tuple[int, Axis | None]
 Arrays = TypeVar("Arrays", bound=tuple[Any, ...])
@@ -73,6 +73,28 @@ def linear(features_in: Width, features_out: Width, *, bias: bool = True, rngs: 
         bias_metadata={"axes": (axis_out,)},
         rngs=rngs,
     )
+
+
+def gated(gate: Linear, up: Linear, down: Linear, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+    """The gated SiLU network down(silu(gate(x)) * up(x)); `InPlace` holds few hidden columns of many rows at once."""
+    product, plain = gate.matmul, all(layer.scale is None and layer.lora is None for layer in (gate, up, down))
+    if not (isinstance(product, InPlace) and plain and x.size // x.shape[-1] > FEW_ROWS):
+        return down(jax.nn.silu(gate(x)) * up(x))
+    flat = x.reshape(-1, x.shape[-1])
+
+    def hidden(layer: Linear, first: Array | int, count: int) -> Array:
+        out = matmul(flat, product.part(layer.kernel[...], 1, first, count))
+        if layer.bias is not None:
+            out = out + jax.lax.dynamic_slice_in_dim(layer.bias[...], first, count)
+        return out.astype(x.dtype)
+
+    def add(total: Array, first: Array | int, count: int) -> Array:
+        columns = jax.nn.silu(hidden(gate, first, count)) * hidden(up, first, count)
+        return total + matmul(columns, product.part(down.kernel[...], 0, first, count))
+
+    bias = jnp.zeros((), jnp.float32) if down.bias is None else down.bias[...]
+    total = in_pieces(gate.kernel.shape[-1], add, jnp.zeros((len(flat), down.kernel.shape[-1]), jnp.float32))
+    return (total + bias).astype(x.dtype).reshape(*x.shape[:-1], -1)
 
 
 def use_matmul(model: nnx.Module, function: MatMul) -> None:

@@ -5,6 +5,7 @@ product whose result is wider than its operands with the wide dtype on one side,
 supported for convolutions. Here they are products in the operands' own dtype, in both modes of differentiation.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +18,13 @@ from jax.lax import PrecisionLike
 from jaxtyping import Float, Float32, Int
 
 MatMul = Callable[[Array, Array, PrecisionLike], Any]
-"""`matmul`, `matmul_by_rows` or `matmul_in_place`."""
+"""`matmul`, `matmul_by_rows` or an `InPlace`."""
+FEW_ROWS = 16
+"""Largest number of rows of activations that `InPlace` multiplies as a sum over the kernel's rows."""
 ROWS_AT_ONCE = 8
-"""Rows of a kernel that `matmul_in_place` reads side by side: fewer or more are slower."""
+"""Rows of a kernel that this sum reads side by side: fewer or more are slower."""
+COLUMNS_AT_ONCE = 256
+"""Columns of a kernel that `InPlace` copies at once where there are more rows of activations."""
 Pads = tuple[tuple[int, int], tuple[int, int]]
 """Numbers of zeros added (above, below) and (left, right)."""
 
@@ -112,30 +117,62 @@ def _by_rows_backward(precision: PrecisionLike, kept: tuple[Array, Array], gradi
 matmul_by_rows.defvjp(_by_rows_forward, _by_rows_backward)
 
 
-def matmul_in_place(
-    x: Float[Array, "... i"],
-    kernel: Float[Array, "*k i o"],
-    precision: PrecisionLike = None,
-    *,
-    index: Int[Array, ""] | int = 0,
-) -> Float32[Array, "... o"]:
-    """The product of few rows x with a kernel, or with kernel `index` of a stack, in fp32, for CPUs.
+@dataclasses.dataclass(frozen=True)
+class InPlace:
+    """The product x @ kernel in fp32, or with one kernel of a stack, for CPUs.
 
-    XLA's products take a copy of a kernel in a stack, and Eigen's repack it for several rows, which costs more than to
-    multiply. A sum over the kernel's rows reads them once, where they lie, as fast as memory allows.
+    XLA's products take a copy of a kernel in a stack, and Eigen's repack it for several rows, which for few of them
+    costs more than to multiply. Then a sum over the kernel's rows reads them once, where they lie, as fast as memory
+    allows. For many rows the kernel is copied some columns at a time.
+
+    Attributes:
+      index: number of the kernel in its stack; without effect where there is none.
     """
-    del precision  # products are exact to fp32
-    size, wide = kernel.shape[-2:]
-    flat, stack = x.reshape(-1, size).astype(jnp.float32), kernel.reshape(-1, size, wide)
-    index = index if len(stack) > 1 else 0
-    count = max(n for n in range(1, ROWS_AT_ONCE + 1) if size % n == 0)
 
-    def add(number: Array, total: Array) -> Array:
-        columns = jax.lax.dynamic_slice_in_dim(flat, number * count, count, axis=1)
-        for i in range(count):
-            row = jax.lax.dynamic_slice(stack, (index, number * count + i, 0), (1, 1, wide))[0]
-            total = total + columns[:, i, None] * row.astype(jnp.float32)
-        return total
+    index: Int[Array, ""] | int = 0
 
-    total = jax.lax.fori_loop(0, size // count, add, jnp.zeros((len(flat), wide), jnp.float32))
-    return total.reshape(*x.shape[:-1], wide)
+    def __call__(
+        self, x: Float[Array, "... i"], kernel: Float[Array, "*k i o"], precision: PrecisionLike = None
+    ) -> Float32[Array, "... o"]:
+        del precision  # products are exact to fp32
+        size, wide = kernel.shape[-2:]
+        flat = x.reshape(-1, size)
+        product = self._sum_of_rows if len(flat) <= FEW_ROWS else self._by_columns
+        return product(flat, kernel).reshape(*x.shape[:-1], wide)
+
+    def part(self, kernel: Float[Array, "*k i o"], axis: int, first: Int[Array, ""] | int, count: int) -> Array:
+        """Rows (axis 0) or columns (axis 1) of the kernel, from the first on so many."""
+        stack = kernel.reshape(-1, *kernel.shape[-2:])
+        one = jax.lax.dynamic_index_in_dim(stack, self.index if len(stack) > 1 else 0, keepdims=False)
+        return jax.lax.dynamic_slice_in_dim(one, first, count, axis)
+
+    def _sum_of_rows(self, flat: Array, kernel: Array) -> Array:
+        """x [r, i] @ kernel [i, o] as a sum over i."""
+        (size, wide), flat = kernel.shape[-2:], flat.astype(jnp.float32)
+        count = max(n for n in range(1, ROWS_AT_ONCE + 1) if size % n == 0)
+
+        def add(number: Array, total: Array) -> Array:
+            columns = jax.lax.dynamic_slice_in_dim(flat, number * count, count, axis=1)
+            for i in range(count):
+                row = self.part(kernel, 0, number * count + i, 1)
+                total = total + columns[:, i, None] * row.astype(jnp.float32)
+            return total
+
+        return jax.lax.fori_loop(0, size // count, add, jnp.zeros((len(flat), wide), jnp.float32))
+
+    def _by_columns(self, flat: Array, kernel: Array) -> Array:
+        """x [r, i] @ kernel [i, o], some columns of the result after others."""
+
+        def fill(total: Array, first: Array | int, count: int) -> Array:
+            columns = matmul(flat, self.part(kernel, 1, first, count))
+            return jax.lax.dynamic_update_slice(total, columns, (0, first))
+
+        return in_pieces(kernel.shape[-1], fill, jnp.zeros((len(flat), kernel.shape[-1]), jnp.float32))
+
+
+def in_pieces(size: int, add: Callable[[Array, Array | int, int], Array], total: Array) -> Array:
+    """Fold `add(total, first, count)` over pieces of COLUMNS_AT_ONCE of `size` columns, and over what remains."""
+    whole, rest = divmod(size, COLUMNS_AT_ONCE)
+    piece = lambda number, total: add(total, number * COLUMNS_AT_ONCE, COLUMNS_AT_ONCE)
+    total = jax.lax.fori_loop(0, whole, piece, total) if whole else total
+    return add(total, whole * COLUMNS_AT_ONCE, rest) if rest else total

@@ -5,6 +5,7 @@ output head, too.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,14 +15,32 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from qil_jax.models.attention import Mask, attention
+from qil_jax.models.attention import AttentionKind, Mask, attention
 from qil_jax.models.axes import Axis, Constrain, unconstrained
 from qil_jax.models.config import Blocks, Index, read_fields, require_none, shown
-from qil_jax.models.layers import RMSNorm, embedding, linear
+from qil_jax.models.layers import RMSNorm, embedding, gated, linear
 from qil_jax.models.rope import Rotary, mrope_embedding, rotary_embedding, rotate_half
-from qil_jax.models.stack import scan_blocks, stack_blocks
+from qil_jax.models.stack import Fold, scan_blocks, scan_blocks_in_place, stack_blocks
 from qil_jax.models.vision_tower import VisionConfig, VisionTower
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How prompts are read on devices; all ways have the same result up to rounding.
+
+    Attributes:
+      fold: function that applies blocks one after another.
+      kind: implementation of the vision tower's attention.
+      rows_apart: whether the tower sees one picture after another, in the memory of one; for rows on one device.
+    """
+
+    fold: Fold = scan_blocks
+    kind: AttentionKind = AttentionKind.XLA_CHUNKED
+    rows_apart: bool = False
+
+
+PLAIN = Execution()
+ON_ONE_CPU = Execution(fold=scan_blocks_in_place, kind=AttentionKind.XLA_BY_HEAD, rows_apart=True)
 OPTIONAL = ("image_token_id", "mrope_section")
 """Keys that some releases leave out, where they mean the default."""
 
@@ -143,8 +162,7 @@ class DecoderLayer(nnx.Module):
     def finish(self, x: Float[Array, "b t d"], mixed: Float[Array, "b t n h"]) -> Float[Array, "b t d"]:
         """The residual stream after this layer, from what attention made of its heads."""
         x = x + self.o(mixed.reshape(*mixed.shape[:2], -1))
-        y = self.post_norm(x)
-        return x + self.down(jax.nn.silu(self.gate(y)) * self.up(y))
+        return x + gated(self.gate, self.up, self.down, self.post_norm(x))
 
 
 def causal_attention(
@@ -262,6 +280,7 @@ class VisionLanguage(nnx.Module):
         grids: Int[Array, "b 2"],
         *,
         constrain: Constrain = unconstrained,
+        how: Execution = PLAIN,
     ) -> Float[Array, "b t d"]:
         """Embedded prompts with a picture's tokens in place of the `config.image_token_id`, in their order.
 
@@ -270,9 +289,15 @@ class VisionLanguage(nnx.Module):
           patches: patches of each prompt's picture, see `VisionTower`.
           grids: rows and columns of each picture in patches.
           constrain: constraint of activations to a mesh.
+          how: how the tower is run.
         """
         embedded = self.language.embed(ids)
-        tokens = self.visual(patches, grids, constrain=constrain).astype(embedded.dtype)
+        see = functools.partial(self.visual, kind=how.kind, constrain=constrain, fold=how.fold)
+        if how.rows_apart:
+            tokens = jax.lax.map(lambda row: see(row[0][None], row[1][None])[0], (patches, grids))
+        else:
+            tokens = see(patches, grids)
+        tokens = tokens.astype(embedded.dtype)
         is_picture = ids == self.config.image_token_id
         number = jnp.clip(jnp.cumsum(is_picture, axis=1) - 1, 0, tokens.shape[1] - 1)
         return jnp.where(is_picture[..., None], jnp.take_along_axis(tokens, number[..., None], axis=1), embedded)

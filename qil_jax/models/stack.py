@@ -1,7 +1,6 @@
 """Blocks of equal structure held as one module, with parameters stacked on a leading axis and applied by a scan."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -12,10 +11,12 @@ from flax import nnx
 
 from qil_jax.models.axes import Axis
 from qil_jax.models.layers import use_matmul
-from qil_jax.models.products import matmul_in_place
+from qil_jax.models.products import InPlace
 
 Block = TypeVar("Block", bound=nnx.Module)
 Carry = TypeVar("Carry")
+Fold = Callable[[Any, Callable[[Any, Any, Any], Any], Any, Any], Any]
+"""`scan_blocks`, or `scan_blocks_in_place` on a CPU."""
 
 
 class Remat(StrEnum):
@@ -84,15 +85,15 @@ def scan_blocks(
 def scan_blocks_in_place(
     stacked: nnx.Module, step: Callable[[Any, Carry, Any], Carry], carry: Carry, inputs: Any
 ) -> Carry:
-    """`scan_blocks` for few tokens on a single CPU device, by `matmul_in_place`: no kernels are copied."""
+    """`scan_blocks` on a single CPU device, by `InPlace`: no block's kernels are copied as a whole."""
     is_kernel = lambda path, parameter: path[-1] == "kernel" and jnp.issubdtype(parameter.dtype, jnp.floating)
     graph, kernels, state = nnx.split(stacked, is_kernel, ...)
 
     def body(carry: Carry, xs: Any) -> tuple[Carry, None]:
         block_state, block_inputs, index = xs
         block = nnx.merge(graph, kernels, block_state)
-        use_matmul(block, functools.partial(matmul_in_place, index=index))
+        use_matmul(block, InPlace(index))
         return step(block, carry, block_inputs), None
 
-    count = len(jax.tree.leaves(state)[0])
+    count = len(jax.tree.leaves((kernels, state))[0])
     return jax.lax.scan(body, carry, (state, inputs, jnp.arange(count)))[0]

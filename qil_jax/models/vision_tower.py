@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from qil_jax.models.attention import AttentionKind, attention
 from qil_jax.models.axes import Axis, Constrain, unconstrained
 from qil_jax.models.config import Blocks, Index, read_fields, shown
-from qil_jax.models.layers import RMSNorm, linear
+from qil_jax.models.layers import RMSNorm, gated, linear
 from qil_jax.models.rope import Rotary, rotary_embedding, rotate_half
-from qil_jax.models.stack import scan_blocks, stack_blocks
+from qil_jax.models.stack import Fold, scan_blocks, stack_blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,8 +150,7 @@ class VisionBlock(nnx.Module):
         q, k = rotate_half(q, rotary), rotate_half(k, rotary)
         mixed = attention(q, k, v, segments=(segments, segments), kind=kind)
         x = x + self.proj(mixed.reshape(x.shape))
-        y = self.norm2(x)
-        return x + self.down(jax.nn.silu(self.gate(y)) * self.up(y))
+        return x + gated(self.gate, self.up, self.down, self.norm2(x))
 
 
 class Merger(nnx.Module):
@@ -185,6 +184,7 @@ class VisionTower(nnx.Module):
         *,
         kind: AttentionKind = AttentionKind.XLA_CHUNKED,
         constrain: Constrain = unconstrained,
+        fold: Fold = scan_blocks,
     ) -> Float[Array, "b m e"]:
         """The tokens of one picture a row, in the parameters' dtype.
 
@@ -195,6 +195,7 @@ class VisionTower(nnx.Module):
             their product are padding, and (0, 0) is a row of nothing else.
           kind: implementation of attention. The default bounds memory, whatever the size of the pictures.
           constrain: constraint of activations to a mesh.
+          fold: function that applies the blocks one after another.
 
         Returns:
           The n / spatial_merge_size^2 tokens of each row, row by row; those beyond the picture are meaningless.
@@ -209,7 +210,7 @@ class VisionTower(nnx.Module):
             return constrain(x, (Axis.BATCH, None, None))
 
         x = self.patch_embed(patches.astype(self.patch_embed.kernel[...].dtype))
-        return self.merger(scan_blocks(self.blocks, step, constrain(x, (Axis.BATCH, None, None)), is_full))
+        return self.merger(fold(self.blocks, step, constrain(x, (Axis.BATCH, None, None)), is_full))
 
     def rotary(self, layout: PatchLayout) -> Rotary:
         """The rotations of all heads: half of the feature pairs by row, half by column."""

@@ -23,6 +23,8 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Shaped
 
+from qil_jax.host_memory import return_freed
+
 Index = tuple[slice, ...]
 """The position of a slice of an array, with one slice per dimension."""
 OnBytes = Callable[[int, int], None]
@@ -91,7 +93,7 @@ def assemble(wanted: Mapping[str, Placed]) -> dict[str, Shaped[Array, "..."]]:
     All processes of the mesh must call this function with equal arguments.
     """
     pieces = [piece for path, placed in wanted.items() for piece in _pieces(path, placed)]
-    done, total = 0, sum(piece.stored_bytes for piece in pieces)
+    done, freed, total = 0, 0, sum(piece.stored_bytes for piece in pieces)
     found: dict[str, Array] = {}
 
     def read(piece: _Piece) -> list[np.ndarray]:
@@ -110,6 +112,11 @@ def assemble(wanted: Mapping[str, Placed]) -> dict[str, Shaped[Array, "..."]]:
             found[piece.path].block_until_ready()  # so that the piece is free
         done += piece.stored_bytes
         _REPORT.get()(done, total)
+        freed += piece.host_bytes
+        if freed >= AHEAD_BYTES:
+            return_freed()
+            freed = 0
+    return_freed()
     return found
 
 

@@ -63,7 +63,12 @@ class SafetensorsSource:
         blocks = target.entries[index[0]]
         if len(blocks) == 1:
             return self._part(blocks[0], index[1:])[None]
-        return np.stack([self._part(entry, index[1:]) for entry in blocks])
+        first = self._part(blocks[0], index[1:])
+        found = np.empty((len(blocks), *first.shape), first.dtype)  # filled block by block, never held twice
+        found[0] = first
+        for place, entry in enumerate(blocks[1:], 1):
+            found[place] = self._part(entry, index[1:])
+        return found
 
     def _part(self, entry: Entry, index: tuple[slice, ...]) -> np.ndarray:
         """A copy of a slice of one tensor, whose pages in memory are released."""

@@ -8,6 +8,7 @@ of one side and writes once.
 import argparse
 import dataclasses
 import functools
+import os
 import subprocess
 import sys
 import tempfile
@@ -199,4 +200,6 @@ def peak_memory(case: str, side: str, folder: Path, tokens: int) -> float:
     """Largest resident memory, in GB, of a process that loads one side and writes once."""
     words = ["caption", "--only", side, "--case", case, "--folder", str(folder), "--tokens", str(tokens)]
     command = [sys.executable, str(Path(__file__).parent), *words]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}  # libtpu, where it is installed, would be loaded, too
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+    return float(done.stdout.split()[-1])
