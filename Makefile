@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-# With the slow variants: every precision and mesh of what make test shows on one, and the guide's runs.
+# With the slow variants (every precision and mesh of what make test shows on one, the guide's runs), and with programs
+# compiled as users have them, where make test saves the time of optimising them.
 test-all: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -14,6 +14,10 @@ if FLAG not in os.environ.get("XLA_FLAGS", ""):
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu, with which plans are compiled, would look for a TPU and say so
 
+# Programs of tests are compiled more often than they are run: half the time of all tests goes to optimising them.
+# `make test-all` has them as users have them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 # What one process of the tests has compiled, the others find: workers, and the programs that they start.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="qil-compiled-")

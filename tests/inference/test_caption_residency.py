@@ -14,7 +14,8 @@ from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
 from qil_jax.inference.residency import Residency
 
-PICTURES = [Image.effect_noise((64, 64), 80).convert("RGB"), Image.new("RGBA", (64, 64), (255, 0, 0, 90))]
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+PICTURES = [Image.fromarray(NOISE), Image.new("RGBA", (64, 64), (255, 0, 0, 90))]
 SETTINGS = Settings(steps=2)
 
 

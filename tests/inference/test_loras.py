@@ -108,10 +108,9 @@ def test_the_program(folder, pictures, tmp_path, capsys):
     assert all(len(lora["sha256"]) == 64 for lora in record["loras"])
     assert "loras" not in json.loads((tmp_path / "plain" / "b" / "result.json").read_text())
 
-    for name, loras in runs.items():
-        status, said = infer(folder, picture, tmp_path / name, *loras, capsys=capsys)
-        assert status == 0 and said.count("already finished") == 1
-    for there, now in (("both", "more"), ("both", "plain"), ("plain", "one"), ("zero", "plain"), ("one", "both")):
+    status, said = infer(folder, picture, tmp_path / "both", *runs["both"], capsys=capsys)
+    assert status == 0 and said.count("already finished") == 1
+    for there, now in (("both", "more"), ("both", "plain"), ("plain", "one")):
         status, said = infer(folder, picture, tmp_path / there, *runs[now], capsys=capsys)
         assert status == 2 and "was made with LoRAs of sha256 and scale" in said, (there, now, said)
 

@@ -121,7 +121,7 @@ def alone(tmp_path_factory, checkpoint, pictures):
     return run.latents()
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_agree_with_one(tmp_path, checkpoint, pictures, alone, processes):
     run = Run(tmp_path, checkpoint, pictures, processes=processes, devices=4 // processes, mesh="fsdp=2,tensor=2")
     found = run.finish("--batch", "2")

@@ -102,7 +102,10 @@ def test_transformer_of_released_width(tmp_path):
     assert 0 < found <= MOST * theirs
 
 
-@pytest.mark.parametrize(("make", "size"), [(tiny_vae, (104, 168)), (AutoencoderKLQwenImage, (40, 32))])
+RELEASED_VAE = pytest.param(AutoencoderKLQwenImage, (40, 32), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("make", "size"), [(tiny_vae, (104, 168)), RELEASED_VAE])
 def test_rgba_vae(tmp_path, make, size):
     reference = make() if make is tiny_vae else randomise(make(input_channels=4))
     rounded, wide = in_bf16(reference)
@@ -224,10 +227,11 @@ def alone(checkpoints):
     return wide, [mean_error(a, b) for a, b in zip(narrow, wide, strict=True)]
 
 
-MESHES = [pytest.param(shape, marks=pytest.mark.slow) for shape in ("data=8", "tensor=4,data=2", "cfg=2,tensor=4")]
+MESHES = ("", "data=8", "tensor=4,data=2", "cfg=2,tensor=4")
+MORE = [pytest.param(shape, marks=pytest.mark.slow) for shape in MESHES]
 
 
-@pytest.mark.parametrize("shape", ["", "fsdp=2,context=2,tensor=2", *MESHES])
+@pytest.mark.parametrize("shape", ["fsdp=2,context=2,tensor=2", *MORE])
 def test_batches_and_meshes(checkpoints, alone, shape):
     """Neighbours, padding and devices change the order of roundings, but not how much is lost by them."""
     mesh = make_mesh(MeshShape.parse(shape)) if shape else None

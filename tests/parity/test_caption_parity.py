@@ -22,7 +22,7 @@ from qil_jax.encoders.captioner import Captioner
 from qil_jax.encoders.generation import Generation
 from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
 from qil_jax.models.decoding import Prompts, filtered, penalised, prefill, read_token
-from qil_jax.models.qwen2_5_vl import VisionLanguage, prompt_positions
+from qil_jax.models.qwen2_5_vl import ON_ONE_CPU, VisionLanguage, prompt_positions
 from qil_jax.models.stack import scan_blocks_in_place
 
 torch.set_grad_enabled(False)
@@ -176,7 +176,7 @@ def test_released_width(tmp_path):
     @jax.jit
     def run(state, batch):
         model = nnx.merge(graph, state)
-        first, cache = prefill(model, batch, room=1)
+        first, cache = prefill(model, batch, room=1, how=ON_ONE_CPU)
         return first, read_token(model, jnp.argmax(first, axis=-1), cache, fold=scan_blocks_in_place)[0]
 
     assert error(np.concatenate(run(state, padded(inputs, model, extra=2))), expected) <= 5e-5

@@ -69,7 +69,7 @@ def wide(tmp_path_factory):
     shutil.rmtree(folder.parent)
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", [Quantisation.INT8, pytest.param(Quantisation.FP8, marks=pytest.mark.slow)])
 def test_velocity_at_the_released_width(how, wide, tmp_path):
     folder, (x, text), expected = wide
     quantise_checkpoint(folder, tmp_path / "quantised", how, components=[Component.TRANSFORMER])

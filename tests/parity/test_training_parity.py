@@ -96,7 +96,7 @@ def test_losses_of_the_vae_and_their_gradients(tmp_path, kind):
         terms = vae_terms(network(params), true, config, **given)
         return sum(weights[name] * jnp.mean(term) for name, term in terms.items()), terms
 
-    (value, terms), gradients = jax.value_and_grad(total, has_aux=True)(params)
+    (value, terms), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
 
     first = lambda x: torch.from_numpy(np.array(x)).movedim(-1, 1)
     with torch.enable_grad():
@@ -147,7 +147,8 @@ def test_reference_divergence(tmp_path):
     pixels = np.random.default_rng(2).integers(0, 256, (2, 16, 16, 4)).astype(np.uint8)
     config = VAELoss(perceptual=0.0, kl=0.0, pixel=0.0, reference_kl=1.0)
     batch = PictureBatch(pixels=jnp.asarray(pixels), weights=jnp.full(2, 0.5), rows=jnp.arange(2))
-    objective = vae_objective(Network(vae), config, dtype=jnp.float32, reference=params_of(vae), perceptual_loss=None)
+    given = {"dtype": jnp.float32, "reference": params_of(vae), "perceptual_loss": None}
+    objective = jax.jit(vae_objective(Network(vae), config, **given))
     same, _ = objective(params_of(vae), {}, batch, jax.random.key(0))
     value, _ = objective(params_of(moved), {}, batch, jax.random.key(0))
     assert abs(float(same)) <= 1e-6
@@ -203,9 +204,10 @@ def test_lpips_is_torchs_formula(backbone):
     }
     weights = {name: jnp.asarray(value, jnp.float32) for name, value in weights.items()}
     a, b = (random.uniform(-1, 1, (2, 64, 48, 3)).astype(np.float32) for _ in range(2))
-    found = lpips(weights, backbone, jnp.asarray(a), jnp.asarray(b))
+    distance = jax.jit(lambda a, b: lpips(weights, backbone, a, b))
+    found = distance(a, b)
     expected = torch_lpips(weights, backbone, *(torch.from_numpy(x).permute(0, 3, 1, 2) for x in (a, b)))
     assert error(found, expected) <= 2e-5
-    assert np.asarray(lpips(weights, backbone, jnp.asarray(a), jnp.asarray(a))).max() == 0
-    gradient = jax.grad(lambda x: lpips(weights, backbone, x, jnp.asarray(a)).sum())(jnp.asarray(a))
+    assert np.asarray(distance(a, a)).max() == 0
+    gradient = jax.jit(jax.grad(lambda x: distance(x, a).sum()))(a)
     assert np.isfinite(np.asarray(gradient)).all()  # at equal pictures, too
