@@ -88,7 +88,7 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
     settings, checkpoint = record.get("settings"), record.get("checkpoint")
     settings = settings if isinstance(settings, Mapping) else {}
     checkpoint = checkpoint if isinstance(checkpoint, Mapping) else {}
-    others = {"Input": record.get("input"), "Prompt": settings.get("prompt"), "Checkpoint": checkpoint.get("name")}
+    others = {"Input": record.get("input"), "Prompt": settings.get("prompt"), "Checkpoint": checkpoint.get("folder")}
     decisions = record.get("decisions")
     if isinstance(decisions, list):
         others["Decisions"] = "; ".join(map(str, decisions))

@@ -171,6 +171,7 @@ def results(tmp_path):
         "input_sha256": sha256,
         "health": {"empty": 1, "duplicates": 0},
         "settings": {"prompt": "x"},
+        "checkpoint": {"folder": "released", "fingerprint": "f0"},
     }
     write_result(tmp_path / "out" / "fox", layered, layered.layers[0], record)
     write_result(tmp_path / "out" / "<b>owl", tree(), layered.composite_8bit(), {"settings": None})
@@ -185,6 +186,8 @@ def test_a_folder_of_results_is_a_gallery(results, capsys):
     assert (owl["title"], owl["layers"], owl["input"]) == ("<b>owl", 4, None)
     assert re.fullmatch(r"PSNR (exact|[\d.]+ dB)", owl["facts"][0])
     assert (fox["title"], fox["layers"], fox["size"]) == ("fox", 5, [64, 48])
+    said = json.loads(seen.blocks["result-1"])["facts"][1:]
+    assert said == [["Faults", "1 empty"], ["Input", "fox.png"], ["Prompt", "x"], ["Checkpoint", "released"]]
     assert fox["facts"][1] == "Faults 1 empty" and fox["input"].startswith("data:image/webp;base64,")
     assert {*seen.blocks} == {"result-0", "result-1", "index"}
     assert "2 results" in capsys.readouterr().out
