@@ -14,12 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 HOUSE = "qil_jax"
 
 BASE = {"flow", "mesh", "models"}
-PLAIN = {"command_line", "compilation_cache", "errors", "files", "identity", "launch", "limits", "links", "programs"}
+PLAIN = {"command_line", "compilation_cache", "errors", "files", "host_memory", "identity", "launch", "limits", "links"}
+PLAIN |= {"programs"}
 """Modules of the root that know nothing of the rooms."""
 MAY_IMPORT = {
     "errors": set(),
     "command_line": set(),
     "compilation_cache": set(),
+    "host_memory": set(),
     "limits": set(),
     "files": {"errors"},
     "identity": set(),

@@ -25,6 +25,8 @@ ROWS_AT_ONCE = 8
 """Rows of a kernel that this sum reads side by side: fewer or more are slower."""
 COLUMNS_AT_ONCE = 256
 """Columns of a kernel that `InPlace` copies at once where there are more rows of activations."""
+Add = Callable[[Any, Any, int], Any]
+"""From a total, the first column and their number to the total with these columns."""
 Pads = tuple[tuple[int, int], tuple[int, int]]
 """Numbers of zeros added (above, below) and (left, right)."""
 
@@ -140,7 +142,9 @@ class InPlace:
         product = self._sum_of_rows if len(flat) <= FEW_ROWS else self._by_columns
         return product(flat, kernel).reshape(*x.shape[:-1], wide)
 
-    def part(self, kernel: Float[Array, "*k i o"], axis: int, first: Int[Array, ""] | int, count: int) -> Array:
+    def part(
+        self, kernel: Float[Array, "*k i o"], axis: int, first: Int[Array, ""] | int, count: int
+    ) -> Float[Array, "i2 o2"]:
         """Rows (axis 0) or columns (axis 1) of the kernel, from the first on so many."""
         stack = kernel.reshape(-1, *kernel.shape[-2:])
         one = jax.lax.dynamic_index_in_dim(stack, self.index if len(stack) > 1 else 0, keepdims=False)
@@ -170,7 +174,7 @@ class InPlace:
         return in_pieces(kernel.shape[-1], fill, jnp.zeros((len(flat), kernel.shape[-1]), jnp.float32))
 
 
-def in_pieces(size: int, add: Callable[[Array, Array | int, int], Array], total: Array) -> Array:
+def in_pieces(size: int, add: Add, total: Float32[Array, "r o"]) -> Float32[Array, "r o"]:
     """Fold `add(total, first, count)` over pieces of COLUMNS_AT_ONCE of `size` columns, and over what remains."""
     whole, rest = divmod(size, COLUMNS_AT_ONCE)
     piece = lambda number, total: add(total, number * COLUMNS_AT_ONCE, COLUMNS_AT_ONCE)
