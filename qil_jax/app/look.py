@@ -5,6 +5,7 @@ from gradio import themes
 
 CSS = """
 .gradio-container { max-width: 1400px !important; margin: 0 auto !important; }
+#viewer { width: 100%; } /* gradio's block has automatic margins, with which it may shrink to its content */
 iframe.viewer { display: block; width: 100%; height: 75vh; min-height: 520px; border: 0; }
 #viewer .waiting { display: grid; place-items: center; min-height: 420px; border-radius: 8px;
   border: 1px dashed var(--border-color-primary); color: var(--body-text-color-subdued); }

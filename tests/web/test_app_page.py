@@ -57,6 +57,7 @@ def viewer(page):
     """The viewer's frame, once its layers are there."""
     frame = page.frame_locator("iframe.viewer")
     frame.get_by_text("Layer 2").first.wait_for()
+    assert page.locator("iframe.viewer").bounding_box()["width"] > 700  # of 1360, beside the settings
     return frame
 
 
