@@ -47,7 +47,7 @@ class Captioner:
         self._graph, self.state = nnx.split(model)
         self._prefill = jax.jit(self._read_prompts, static_argnames="room")
         self._decode = jax.jit(self._write, static_argnames="room", donate_argnames="cache")
-        self._compiled: dict[Hashable, jax.stages.Compiled] = {}
+        self._compiled: dict[Hashable, tuple[jax.stages.Compiled, jax.stages.Compiled]] = {}
 
     def generate(
         self,
@@ -81,8 +81,8 @@ class Captioner:
             return []
         room = text_bucket(generation.max_new_tokens)
         batch, how = self._inputs(prompts, patches, grids, generation, seeds)
-        logits, cache = self._run(self._prefill, self.state, batch, room=room)
-        written, _ = self._run(self._decode, self.state, logits, cache, *how, room=room)
+        read, write = self._programs(batch, how, room=room)
+        written, _ = write(self.state, *read(self.state, batch), *how)
         ids, lengths = fetch(written.ids), fetch(written.lengths)
         return [ids[i, : lengths[i]].tolist() for i in range(len(prompts))]
 
@@ -98,9 +98,7 @@ class Captioner:
         room = text_bucket(generation.max_new_tokens)
         reading = self._prefill.lower(self.state, batch, room=room)
         yield reading
-        shaped = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        logits, cache = jax.tree.map(shaped, reading.out_info, reading.compile().output_shardings)
-        yield self._decode.lower(self.state, logits, cache, *how, room=room)
+        yield self._lower_writing(reading, reading.compile(), how, room=room)
 
     def text_encoder(self) -> TextEncoder:
         """The text encoder, which shares the parameters of the language model."""
@@ -112,14 +110,25 @@ class Captioner:
             for leaf in jax.tree.leaves(self.state.pop(part)):
                 leaf.delete()
 
-    def _run(self, program: Any, *inputs: Any, room: int) -> Any:
-        """Run a program, compiled at first: apart from what runs before and after, so that memory is used by one."""
-        key = (program, room, *((x.shape, x.dtype) for x in jax.tree.leaves(inputs[1:])))
+    def _programs(self, batch: Prompts, how: Any, *, room: int) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
+        """The programs for inputs of these shapes, compiled one after the other before either uses memory."""
+        key = (room, *((x.shape, x.dtype) for x in jax.tree.leaves((batch, how))))
         if key not in self._compiled:
-            jax.block_until_ready(inputs)
-            self._compiled[key] = program.lower(*inputs, room=room).compile()
+            jax.block_until_ready((batch, how))
+            reading = self._prefill.lower(self.state, batch, room=room)
+            read = reading.compile()
             return_freed()
-        return self._compiled[key](*inputs)
+            self._compiled[key] = read, self._lower_writing(reading, read, how, room=room).compile()
+            return_freed()
+        return self._compiled[key]
+
+    def _lower_writing(
+        self, reading: jax.stages.Lowered, read: jax.stages.Compiled, how: Any, *, room: int
+    ) -> jax.stages.Lowered:
+        """The program that writes from what the first one gives."""
+        shaped = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        logits, cache = jax.tree.map(shaped, reading.out_info, read.output_shardings)
+        return self._decode.lower(self.state, logits, cache, *how, room=room)
 
     def _require_fit(self, prompts: Any, patches: Any, grids: Any, seeds: Any) -> None:
         """Refuse inputs from which no batch can be made, and any once the tower is freed."""

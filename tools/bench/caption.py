@@ -2,7 +2,7 @@
 
 Both sides run in one process and alternate; they must write the same ids. Reading (vision tower and prompt) is timed up
 to the first id, writing is what further ids take. Peak memory is that of a process of its own which loads the weights
-of one side and writes once.
+of one side and writes once: the median of several.
 """
 
 import argparse
@@ -25,6 +25,8 @@ Write = Callable[[int], list[list[int]]]
 """Writes so many ids for each row."""
 GRID, TEXT, IMAGE = (34, 46), 30, 7
 """Patches of a picture of 644 x 476 pixels, number of the prompt's words, and the id of a picture."""
+MEMORY_RUNS = 5
+"""Processes of each side of which the peak memory is measured."""
 OTHER_GRID = (36, 44)
 """Patches of another picture, whose lengths round up to the same ones."""
 
@@ -155,7 +157,8 @@ def row(name: str, folder: Path, tokens: int, repeats: int) -> tuple[str, ...]:
     """
     case = CASES[name]
     write_weights(folder, case)
-    memory = {side: peak_memory(name, side, folder, tokens) for side in SIDES}
+    runs = {side: functools.partial(peak_memory, name, side, folder, tokens) for side in SIDES}
+    memory = harness.alternate(runs, MEMORY_RUNS, warmup=0, measure=lambda run: run())
     sides: dict[str, Any] = {side: make(folder, case) for side, make in SIDES.items()}
     written = {side: write(1 + tokens) for side, write in sides.items()}
     if written["ours"] != written["reference"]:
@@ -170,7 +173,8 @@ def row(name: str, folder: Path, tokens: int, repeats: int) -> tuple[str, ...]:
         cells += [f"{case.rows * count / harness.median(found[side]):.1f}" for side in SIDES]
         cells.append(harness.times_faster(found["ours"], found["reference"]))
     again = compilations(lambda: sides["ours"](1 + tokens, OTHER_GRID))
-    return (*cells, *(f"{memory[side]:.2f} GB" for side in SIDES), str(again))
+    peaks = (f"{harness.median(found):.2f} ({min(found):.2f} to {max(found):.2f}) GB" for found in memory.values())
+    return (*cells, *peaks, str(again))
 
 
 def measure(arguments: argparse.Namespace) -> int:
