@@ -58,7 +58,12 @@ class Linear(nnx.Linear):
             out = product(inputs, kernel.astype(inputs.dtype)) * self.scale[...]
         if self.lora is not None:
             out = out + self.lora(inputs, product)
-        return (out if self.bias is None else out + self.bias[...]).astype(inputs.dtype)
+        return rounded(out, self.bias, inputs.dtype)
+
+
+def rounded(total: Float32[Array, "... o"], bias: Any, dtype: Any) -> Float[Array, "... o"]:
+    """The sum of products and a bias [o], or None for no bias, rounded to `dtype` once."""
+    return (total if bias is None else total + bias[...]).astype(dtype)
 
 
 def linear(features_in: Width, features_out: Width, *, bias: bool = True, rngs: nnx.Rngs) -> Linear:
@@ -83,18 +88,15 @@ def gated(gate: Linear, up: Linear, down: Linear, x: Float[Array, "... i"]) -> F
     flat = x.reshape(-1, x.shape[-1])
 
     def hidden(layer: Linear, first: Array | int, count: int) -> Array:
-        out = matmul(flat, product.part(layer.kernel[...], 1, first, count))
-        if layer.bias is not None:
-            out = out + jax.lax.dynamic_slice_in_dim(layer.bias[...], first, count)
-        return out.astype(x.dtype)
+        bias = None if layer.bias is None else jax.lax.dynamic_slice_in_dim(layer.bias[...], first, count)
+        return rounded(matmul(flat, product.part(layer.kernel[...], 1, first, count)), bias, x.dtype)
 
     def add(total: Array, first: Array | int, count: int) -> Array:
         columns = jax.nn.silu(hidden(gate, first, count)) * hidden(up, first, count)
         return total + matmul(columns, product.part(down.kernel[...], 0, first, count))
 
-    bias = jnp.zeros((), jnp.float32) if down.bias is None else down.bias[...]
     total = in_pieces(gate.kernel.shape[-1], add, jnp.zeros((len(flat), down.kernel.shape[-1]), jnp.float32))
-    return (total + bias).astype(x.dtype).reshape(*x.shape[:-1], -1)
+    return rounded(total, down.bias, x.dtype).reshape(*x.shape[:-1], -1)
 
 
 def use_matmul(model: nnx.Module, function: MatMul) -> None:
@@ -127,12 +129,7 @@ class Conv(nnx.Conv):
     def __call__(self, inputs: Float[Array, "b y x i"]) -> Float[Array, "b y2 x2 o"]:  # type: ignore[override]
         (stride, _), padding = self.strides, self.padding  # type: ignore[misc]
         out = convolution(inputs, self.kernel[...], stride, padding, self.precision)  # type: ignore[arg-type]
-        return self.biased(out, inputs.dtype)
-
-    def biased(self, out: Float32[Array, "... o"], dtype: Any) -> Float[Array, "... o"]:
-        """The sum of a result of `convolution` and the bias, rounded to `dtype`."""
-        assert self.bias is not None
-        return (out + self.bias[...]).astype(dtype)
+        return rounded(out, self.bias, inputs.dtype)
 
 
 def conv3x3(

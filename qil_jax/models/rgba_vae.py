@@ -19,7 +19,7 @@ from jaxtyping import Float, Key
 
 from qil_jax.models.attention import AttentionKind, attention
 from qil_jax.models.config import Blocks, ConfigError, parse_config
-from qil_jax.models.layers import ChannelNorm, Conv, conv3x3, pointwise
+from qil_jax.models.layers import ChannelNorm, Conv, conv3x3, pointwise, rounded
 from qil_jax.models.products import convolution
 
 MOST_LEVELS = 8
@@ -167,7 +167,7 @@ def doubled_conv3x3(conv: Conv, x: Float[Array, "b y x c"]) -> Float[Array, "b y
     bottom = jnp.stack([kernel[0] + kernel[1], kernel[2]])  # odd rows see input rows y and y+1
     phases = [_fold_columns(rows, odd) for rows in (top, bottom) for odd in (0, 1)]
     outs = [
-        conv.biased(convolution(x, phase.astype(x.dtype), 1, ((1 - i, i), (1 - j, j)), conv.precision), x.dtype)
+        rounded(convolution(x, phase.astype(x.dtype), 1, ((1 - i, i), (1 - j, j)), conv.precision), conv.bias, x.dtype)
         for phase, (i, j) in zip(phases, ((0, 0), (0, 1), (1, 0), (1, 1)), strict=True)
     ]
     grid = jnp.stack(outs, axis=3).reshape(b, height, width, 2, 2, -1)
