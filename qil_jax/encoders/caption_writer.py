@@ -1,18 +1,17 @@
 """Captions of pictures by a checkpoint's own vision-language model (docs/specification.md, 5)."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
 from qil_jax.encoders.caption_pixels import FILE, PixelConfig, caption_grid, caption_patches
 from qil_jax.encoders.caption_prompts import PICTURE, CaptionLanguage, CaptionStyle, caption_chat
-from qil_jax.encoders.captioner import Captioner
+from qil_jax.encoders.captioner import Captioner, Programs
 from qil_jax.encoders.generation import Generation
 from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.mesh import Rules
@@ -124,15 +123,15 @@ class CaptionWriter:
         written = self.captioner.generate(chats, patches, grids, self.config.generation, seeds=seeds)
         return [self._tokenizer.decode(ids).strip() for ids in written]
 
-    def lower(
+    def compile(
         self,
         sizes: Sequence[tuple[int, int]],
         *,
         language: CaptionLanguage = CaptionLanguage.EN,
         style: CaptionStyle = CaptionStyle.UNBROKEN,
-    ) -> Iterator[jax.stages.Lowered]:
+    ) -> Programs:
         """The programs of a batch of pictures of these widths and heights; parameters may be abstract."""
         chats = [self._tokenizer.chat_ids(caption_chat(language, style))] * len(sizes)
         grids = [caption_grid(size, self.config.pixels) for size in sizes]
         patches = [np.zeros((rows * columns, self.config.pixels.channels), np.float32) for rows, columns in grids]
-        return self.captioner.lower(chats, patches, grids, self.config.generation)
+        return self.captioner.compile(chats, patches, grids, self.config.generation)

@@ -1,7 +1,7 @@
 """Descriptions of pictures by Qwen2.5-VL on a mesh, from token ids and patches to token ids."""
 
 import functools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,8 @@ from qil_jax.models.layers import use_matmul
 from qil_jax.models.products import InPlace
 from qil_jax.models.qwen2_5_vl import ON_ONE_CPU, PLAIN, TextEncoder, VisionLanguage, text_encoder_of
 
+Programs = tuple[jax.stages.Compiled, jax.stages.Compiled]
+"""One reads prompts, the other writes."""
 SHORTEST = 64
 """Least number of tokens to which pictures and prompts are padded."""
 
@@ -47,7 +49,7 @@ class Captioner:
         self._graph, self.state = nnx.split(model)
         self._prefill = jax.jit(self._read_prompts, static_argnames="room")
         self._decode = jax.jit(self._write, static_argnames="room", donate_argnames="cache")
-        self._compiled: dict[Hashable, tuple[jax.stages.Compiled, jax.stages.Compiled]] = {}
+        self._compiled: dict[Hashable, Programs] = {}
 
     def generate(
         self,
@@ -86,19 +88,16 @@ class Captioner:
         ids, lengths = fetch(written.ids), fetch(written.lengths)
         return [ids[i, : lengths[i]].tolist() for i in range(len(prompts))]
 
-    def lower(
+    def compile(
         self,
         prompts: Sequence[Sequence[int]],
         patches: Sequence[Float[np.ndarray, "_ c"]],
         grids: Sequence[tuple[int, int]],
         generation: Generation,
-    ) -> Iterator[jax.stages.Lowered]:
-        """The programs of `generate`, the first of which is compiled for the second; parameters may be abstract."""
+    ) -> Programs:
+        """The programs of `generate` for inputs of these lengths; parameters may be abstract."""
         batch, how = self._inputs(prompts, patches, grids, generation, [0] * len(prompts))
-        room = text_bucket(generation.max_new_tokens)
-        reading = self._prefill.lower(self.state, batch, room=room)
-        yield reading
-        yield self._lower_writing(reading, reading.compile(), how, room=room)
+        return self._programs(batch, how, room=text_bucket(generation.max_new_tokens))
 
     def text_encoder(self) -> TextEncoder:
         """The text encoder, which shares the parameters of the language model."""
@@ -110,25 +109,19 @@ class Captioner:
             for leaf in jax.tree.leaves(self.state.pop(part)):
                 leaf.delete()
 
-    def _programs(self, batch: Prompts, how: Any, *, room: int) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
+    def _programs(self, batch: Prompts, how: Any, *, room: int) -> Programs:
         """The programs for inputs of these shapes, compiled one after the other before either uses memory."""
         key = (room, *((x.shape, x.dtype) for x in jax.tree.leaves((batch, how))))
         if key not in self._compiled:
-            jax.block_until_ready((batch, how))
             reading = self._prefill.lower(self.state, batch, room=room)
             read = reading.compile()
             return_freed()
-            self._compiled[key] = read, self._lower_writing(reading, read, how, room=room).compile()
+            shaped = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+            logits, cache = jax.tree.map(shaped, reading.out_info, read.output_shardings)
+            write = self._decode.lower(self.state, logits, cache, *how, room=room).compile()
             return_freed()
+            self._compiled[key] = read, write
         return self._compiled[key]
-
-    def _lower_writing(
-        self, reading: jax.stages.Lowered, read: jax.stages.Compiled, how: Any, *, room: int
-    ) -> jax.stages.Lowered:
-        """The program that writes from what the first one gives."""
-        shaped = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        logits, cache = jax.tree.map(shaped, reading.out_info, read.output_shardings)
-        return self._decode.lower(self.state, logits, cache, *how, room=room)
 
     def _require_fit(self, prompts: Any, patches: Any, grids: Any, seeds: Any) -> None:
         """Refuse inputs from which no batch can be made, and any once the tower is freed."""

@@ -116,8 +116,7 @@ def compile_captions(
     for some in _batches(without_prompt(pictures), batch):
         sizes = [bucket_size(*pictures[names[0]].size, resolution) for names in some]
         shapes[len(sizes), max(math.prod(caption_grid(size, writer.config.pixels)) for size in sizes)] = sizes
-    programs = [lowered.compile() for sizes in shapes.values() for lowered in writer.lower(sizes, language=language)]
-    return len(programs)
+    return sum(len(writer.compile(sizes, language=language)) for sizes in shapes.values())
 
 
 def written_by_model(language: CaptionLanguage) -> dict[str, str]:

@@ -8,9 +8,6 @@ of one side and writes once: the median of several.
 import argparse
 import dataclasses
 import functools
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +22,10 @@ Write = Callable[[int], list[list[int]]]
 """Writes so many ids for each row."""
 GRID, TEXT, IMAGE = (34, 46), 30, 7
 """Patches of a picture of 644 x 476 pixels, number of the prompt's words, and the id of a picture."""
-MEMORY_RUNS = 5
-"""Processes of each side of which the peak memory is measured."""
 OTHER_GRID = (36, 44)
 """Patches of another picture, whose lengths round up to the same ones."""
+MEMORY_RUNS = 5
+"""Processes of each side of which the peak memory is measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +178,7 @@ def measure(arguments: argparse.Namespace) -> int:
     """The benchmark `caption`; returns 0."""
     if arguments.only:
         SIDES[arguments.only](arguments.folder, CASES[arguments.case[0]])(1 + arguments.tokens)
-        status = Path("/proc/self/status").read_text()
-        print(int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9)
+        print(harness.peak_memory())
         return 0
     import jax
     import torch
@@ -202,8 +198,5 @@ def measure(arguments: argparse.Namespace) -> int:
 
 def peak_memory(case: str, side: str, folder: Path, tokens: int) -> float:
     """Largest resident memory, in GB, of a process that loads one side and writes once."""
-    words = ["caption", "--only", side, "--case", case, "--folder", str(folder), "--tokens", str(tokens)]
-    command = [sys.executable, str(Path(__file__).parent), *words]
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}  # libtpu, where it is installed, would be loaded, too
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
-    return float(done.stdout.split()[-1])
+    words = ["--only", side, "--case", case, "--folder", str(folder), "--tokens", str(tokens)]
+    return harness.printed_by("caption", *words)

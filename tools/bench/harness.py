@@ -4,6 +4,7 @@ import argparse
 import os
 import platform
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,18 @@ def alternate(
             if number >= warmup:
                 found[name].append(measurement)
     return found
+
+
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, in GB."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+
+
+def printed_by(*words: str) -> float:
+    """The number that a process of its own prints last, which runs these benchmarks with other words, on CPUs."""
+    command = [sys.executable, str(Path(__file__).parent), *words]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}  # libtpu, where it is installed, would be loaded, too
+    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout.split()[-1])
 
 
 def median(values: Sequence[float]) -> float:

@@ -6,7 +6,6 @@ side and runs the case once.
 
 import argparse
 import contextlib
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -25,8 +24,7 @@ def measure(arguments: argparse.Namespace) -> int:
     """The benchmark `models`; returns 0."""
     if arguments.only:
         SIDES[arguments.only](arguments.case[0], arguments.folder)()
-        status = Path("/proc/self/status").read_text()
-        print(int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9)
+        print(harness.peak_memory())
         return 0
     import diffusers
     import jax
@@ -76,6 +74,4 @@ def durations(case: str, folder: Path, repeats: int) -> dict[str, list[float]]:
 
 def peak_memory(case: str, side: str, folder: Path) -> float:
     """Largest resident memory, in GB, of a process that loads one side and runs the case once."""
-    words = ["models", "--only", side, "--case", case, "--folder", str(folder)]
-    command = [sys.executable, str(Path(__file__).parent), *words]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return harness.printed_by("models", "--only", side, "--case", case, "--folder", str(folder))
