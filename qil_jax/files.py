@@ -12,7 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -151,19 +151,22 @@ def recover(folder: Path) -> None:
     for draft in folder.glob(f".*{DRAFT}"):
         if draft.is_symlink() or not draft.is_dir():
             continue
-        try:
-            with (draft / MARK).open("r+", encoding="utf-8") as mark:
-                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                name = _marked(mark)
-                if name is not None:
-                    _settle(draft, folder / name)
-                elif os.fstat(mark.fileno()).st_size == 0 and _old(draft):  # killed before the mark was written
-                    _settle(draft, None)
-        except FileNotFoundError:
-            if _old(draft) and not any(draft.iterdir()):  # killed before the mark was made
-                draft.rmdir()
-        except OSError:
-            continue  # locked by a running program, or not accessible
+        with suppress(OSError):  # locked by a running program, not accessible, or removed meanwhile
+            _recover(draft)
+
+
+def _recover(draft: Path) -> None:
+    try:
+        with (draft / MARK).open("r+", encoding="utf-8") as mark:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            name = _marked(mark)
+            if name is not None:
+                _settle(draft, draft.parent / name)
+            elif os.fstat(mark.fileno()).st_size == 0 and _old(draft):  # killed before the mark was written
+                _settle(draft, None)
+    except FileNotFoundError:
+        if _old(draft) and not any(draft.iterdir()):  # killed before the mark was made, or after it was removed
+            draft.rmdir()
 
 
 def _marked(mark: IO[str]) -> str | None:
@@ -180,7 +183,19 @@ def _settle(draft: Path, destination: Path | None) -> None:
     replaced = draft / REPLACED
     if destination is not None and os.path.lexists(replaced) and not os.path.lexists(destination):
         replaced.rename(destination)
-    shutil.rmtree(draft, ignore_errors=True)
+    with suppress(OSError):  # the next program tries again
+        _remove(draft)
+
+
+def _remove(draft: Path) -> None:
+    """Remove a draft, its mark last: without the mark, what a kill leaves would count as someone else's."""
+    for entry in draft.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != MARK:
+            entry.unlink()
+    (draft / MARK).unlink()
+    draft.rmdir()
 
 
 def _old(draft: Path) -> bool:

@@ -95,6 +95,23 @@ def test_a_kill_at_any_call_loses_nothing(tmp_path):
     assert {"old", "new"} == set(endings)
 
 
+def test_the_mark_is_removed_last(tmp_path, monkeypatch):
+    removed = []
+
+    def noted(function):
+        return lambda path, **options: (removed.append(Path(path).name), function(path, **options))
+
+    for name in ("unlink", "rmdir"):
+        monkeypatch.setattr(os, name, noted(getattr(os, name)))
+    (tmp_path / "a" / "deep").mkdir(parents=True)
+    for file in ("x", "deep/y"):
+        (tmp_path / "a" / file).write_text("old")
+    with whole_folder(tmp_path / "a", overwrite=True) as draft:
+        (draft / "z").write_text("new")
+    assert removed.index(MARK) == len(removed) - 2 and {"x", "y", REPLACED} <= set(removed[:-2]), removed
+    assert tree(tmp_path) == {"a/z": "new"}
+
+
 def test_what_is_not_ours_is_left_alone(tmp_path):
     for name, mark in ((f".a.1{DRAFT}", None), (f".a.2{DRAFT}", "[]"), (f".a.3{DRAFT}", '{"destination": "../b"}')):
         folder = tmp_path / name
