@@ -1,7 +1,12 @@
-# Every target sets itself up: only Python 3.11 and make are needed.
+# Every target sets itself up: only Python 3.11 or later and make are needed. Another Python has an environment of its
+# own: make test PYTHON=python3.13 uses .venv-3.13.
 PYTHON ?= python3
-VENV := .venv
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
 BIN := $(VENV)/bin
+# Whether to install the originals, torch among them. With PARITY=no, tests that compare to them skip, and types are not
+# checked, since some programs of tools/ import torch.
+PARITY ?= yes
+ORIGINALS := $(if $(filter yes,$(PARITY)),$(VENV)/.parity)
 
 .PHONY: test test-all lint demo demo-training bench clean
 test: lint
@@ -15,7 +20,7 @@ test-all: lint
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(if $(ORIGINALS),$(BIN)/pyright --pythonpath $(BIN)/python)
 
 demo: $(VENV)/.demo
 	$(BIN)/python tools/demo.py
@@ -25,14 +30,18 @@ SHARE ?= 0.05
 demo-training: $(VENV)/.data
 	$(BIN)/python tools/demo_training.py --share $(SHARE)
 
-bench: $(VENV)/.test
+bench: $(VENV)/.test $(VENV)/.parity
 	$(BIN)/python tools/bench models --write docs/benchmarks.md
 	$(BIN)/python tools/bench data --write docs/benchmarks.md
 
-# torch goes first and alone, pinned, so that no other package pulls in a CUDA build.
-$(VENV)/.test: pyproject.toml $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet torch==2.13.0
+$(VENV)/.test: pyproject.toml $(VENV)/.demo $(ORIGINALS)
 	$(BIN)/python -m pip install --quiet -e '.[data,test,lint]'
+	touch $@
+
+# torch goes first and alone, pinned, so that no other package pulls in a CUDA build.
+$(VENV)/.parity: pyproject.toml $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -e '.[parity]'
 	touch $@
 
 $(VENV)/.data: pyproject.toml $(VENV)/.demo

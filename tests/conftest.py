@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 
+import pytest
 from hypothesis import settings
 
 FLAG = "--xla_force_host_platform_device_count=8"
@@ -30,3 +31,23 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+PARITY = {"torch", "diffusers", "transformers", "peft", "accelerate"}
+"""What the extra parity installs."""
+
+
+class Module(pytest.Module):
+    """A module of tests, which skips if it imports what only the extra parity installs and that is not there."""
+
+    def collect(self):
+        try:
+            return super().collect()
+        except self.CollectError as error:
+            missing = getattr(error.__cause__, "name", None)
+            if missing in PARITY:
+                pytest.skip(f"needs {missing}: pip install -e '.[parity]'", allow_module_level=True)
+            raise
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    return Module.from_parent(parent, path=module_path)

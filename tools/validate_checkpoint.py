@@ -110,7 +110,7 @@ def validate(arguments: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 1
     except ImportError as error:
-        raise QilError(f"{error}: --numerics needs torch, diffusers and transformers") from error
+        raise QilError(f"{error}: --numerics needs PyTorch: pip install 'qil_jax[parity]'") from error
 
 
 def _is_released(reference: Path) -> bool:

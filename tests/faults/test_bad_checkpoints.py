@@ -235,6 +235,7 @@ def test_validate_says_so_with_its_exit_status(checkpoint):
 
 
 def test_numerics_find_every_wrong_block(checkpoint):
+    pytest.importorskip("torch", reason="needs torch: pip install -e '.[parity]'")
     orbax = checkpoint.with_name("orbax")
     to_orbax(checkpoint, orbax)
     good = validate(orbax, "--numerics", "--reference", checkpoint)

@@ -2,13 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
-from diffusers import QwenImageLayeredPipeline
-from hypothesis import given
-from hypothesis import strategies as st
 
 from qil_jax.inference.batch import Item, Ways, build_batch
-from qil_jax.models.latents import pack, unpack
+from qil_jax.models.latents import pack
 
 Z, E = 6, 10
 
@@ -26,16 +22,6 @@ def item(layers: int, h: int, w: int, words: int, *, negative: int | None = 3, s
         negative=None if negative is None else draw(negative, E),
         sigmas=np.linspace(1, 0, 4, dtype=np.float32),
     )
-
-
-@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.integers(1, 4))
-def test_tokens_are_the_reference_s_and_come_back(pictures, rows, cols, z):
-    latents = np.random.default_rng(0).standard_normal((pictures, 2 * rows, 2 * cols, z)).astype(np.float32)
-    tokens = pack(latents, 2)
-    ordered = torch.from_numpy(latents.transpose(0, 3, 1, 2).copy())[None]
-    expected = QwenImageLayeredPipeline._pack_latents(ordered, 1, z, 2 * rows, 2 * cols, pictures)
-    np.testing.assert_array_equal(tokens, expected[0].numpy())
-    np.testing.assert_array_equal(unpack(tokens, 2, (rows, cols)), latents)
 
 
 def test_rows_hold_composite_layers_condition_and_padding():

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import TEXT, TRANSFORMER, VAE, VISION
 from flax import nnx
+from sizes import TEXT, TRANSFORMER, VAE, VISION
 
 from qil_jax.models.vld_mmdit import ModulationTable, TokenLayout
 from qil_jax.weights import Component, TextEncoderPart, abstract

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import TRANSFORMER, VAE
 from flax import nnx
 from jax.test_util import check_grads
+from sizes import TRANSFORMER, VAE
 
 from qil_jax.models.layers import conv3x3, linear, use_matmul
 from qil_jax.models.products import convolution, matmul, matmul_by_rows

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from checkpoints import SCHEDULER
 from diffusers import FlowMatchEulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
+from sizes import SCHEDULER
 
 from qil_jax.flow import Schedule, mu
 from qil_jax.models.config import ConfigError
