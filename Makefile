@@ -1,9 +1,9 @@
-# Every target sets itself up: only Python 3.11 and make are needed.
+# Every target sets itself up: only Python 3.11 and make are needed, and npm for docs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test test-all lint demo demo-training bench clean
+.PHONY: test test-all lint demo demo-training bench docs clean
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
@@ -29,6 +29,11 @@ bench: $(VENV)/.test
 	$(BIN)/python tools/bench models --write docs/benchmarks.md
 	$(BIN)/python tools/bench data --write docs/benchmarks.md
 
+# The pages as a site in build/site; a dead link, an unknown name or a page outside of the menu is an error.
+docs: $(VENV)/.docs
+	npm ci --silent --prefix docs/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+
 # torch goes first and alone, pinned, so that no other package pulls in a CUDA build.
 $(VENV)/.test: pyproject.toml $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet torch==2.13.0
@@ -37,6 +42,10 @@ $(VENV)/.test: pyproject.toml $(VENV)/.demo
 
 $(VENV)/.data: pyproject.toml $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet -e '.[data]'
+	touch $@
+
+$(VENV)/.docs: pyproject.toml $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	touch $@
 
 $(VENV)/.demo: pyproject.toml
