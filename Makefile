@@ -1,4 +1,4 @@
-# Every target sets itself up: only Python 3.11 and make are needed, and npm for docs.
+# Every target sets itself up: only Python 3.11 and make are needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,14 +25,14 @@ SHARE ?= 0.05
 demo-training: $(VENV)/.data
 	$(BIN)/python tools/demo_training.py --share $(SHARE)
 
-bench: $(VENV)/.test
-	$(BIN)/python tools/bench models --write docs/benchmarks.md
-	$(BIN)/python tools/bench data --write docs/benchmarks.md
-
-# The pages as a site in build/site; a dead link, an unknown name or a page outside of the menu is an error.
+# The pages as a site in build/site: a dead link or a page outside of the menu is an error. Its diagrams need npm.
 docs: $(VENV)/.docs
 	npm ci --silent --prefix docs/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+
+bench: $(VENV)/.test
+	$(BIN)/python tools/bench models --write docs/benchmarks.md
+	$(BIN)/python tools/bench data --write docs/benchmarks.md
 
 # torch goes first and alone, pinned, so that no other package pulls in a CUDA build.
 $(VENV)/.test: pyproject.toml $(VENV)/.demo

@@ -66,7 +66,7 @@ def whole_lines(block: str) -> list[str]:
 
 def words_of(line: str) -> list[str]:
     """The words of a command up to a redirection or pipe, with a synopsis read as its longest form."""
-    line = re.sub(r"\[(--[^\]]*)\]", r"\1", line)
+    line = re.sub(r"\[(--[^\]]*)\]", r"\1", line.removeprefix(".venv/bin/"))
     words = shlex.split(re.sub(r"\b(\w+)\|\w+\b", r"\1", line), comments=True)
     words = words[: next((i for i, word in enumerate(words) if word in (">", "|")), None)]
     return ["1" if word == "N" else word for word in words if word != "..."]
@@ -212,6 +212,13 @@ def test_settings_that_are_none_are_found(monkeypatch):
     line = "train.py configs/small/finetune_lora.py --set optimiser.rate=1"
     with pytest.raises(ValueError, match="rate"):
         problem_of(["python", *line.split()], True, monkeypatch)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_what_pages_import_is_there(page):
+    lines = re.findall(r"^ *from (qil_jax[\w.]*) import ([\w, ]+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    for module, names in lines:
+        assert [n for n in names.split(", ") if not hasattr(importlib.import_module(module), n)] == []
 
 
 def test_a_synopsis_and_a_mention_are_read():
