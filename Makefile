@@ -20,15 +20,15 @@ lint: $(VENV)/.test
 demo: $(VENV)/.demo
 	$(BIN)/python tools/demo.py
 
-# A twentieth of the scenes and steps of every run that made the shipped model; SHARE=1 runs all of it.
-SHARE ?= 0.05
-demo-training: $(VENV)/.data
-	$(BIN)/python tools/demo_training.py --share $(SHARE)
-
 # The pages as a site in build/site: a dead link or a page outside of the menu is an error. Its diagrams need npm.
 docs: $(VENV)/.docs
 	npm ci --silent --prefix docs/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+
+# A twentieth of the scenes and steps of every run that made the shipped model; SHARE=1 runs all of it.
+SHARE ?= 0.05
+demo-training: $(VENV)/.data
+	$(BIN)/python tools/demo_training.py --share $(SHARE)
 
 bench: $(VENV)/.test
 	$(BIN)/python tools/bench models --write docs/benchmarks.md
