@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PARITY ?= yes
 ORIGINALS := $(if $(filter yes,$(PARITY)),$(VENV)/.parity)
 
-.PHONY: test test-all lint demo demo-training bench clean
+.PHONY: test test-all lint demo demo-training bench docs clean
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
@@ -24,6 +24,11 @@ lint: $(VENV)/.test
 
 demo: $(VENV)/.demo
 	$(BIN)/python tools/demo.py
+
+# The pages as a site in build/site: a dead link or a page outside of the menu is an error. Its diagrams need npm.
+docs: $(VENV)/.docs
+	npm ci --silent --prefix docs/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
 
 # A twentieth of the scenes and steps of every run that made the shipped model; SHARE=1 runs all of it.
 SHARE ?= 0.05
@@ -46,6 +51,10 @@ $(VENV)/.parity: pyproject.toml $(VENV)/.demo
 
 $(VENV)/.data: pyproject.toml $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet -e '.[data]'
+	touch $@
+
+$(VENV)/.docs: pyproject.toml $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	touch $@
 
 $(VENV)/.demo: pyproject.toml

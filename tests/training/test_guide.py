@@ -1,4 +1,4 @@
-"""Every command of docs/training.md: those for two cores are run as they stand, those for pods have valid options."""
+"""The commands of docs/training.md: those for two cores are run as they stand; tests/test_docs.py reads all of them."""
 
 import os
 import re
@@ -9,7 +9,6 @@ import sys
 import pytest
 from runs import ROOT
 
-from qil_jax.training.cli import parse_arguments
 from qil_jax.training.config_file import load_experiment
 
 POD = "# pod"
@@ -46,20 +45,6 @@ def test_commands_for_two_cores(tmp_path):
         )
         assert ended.returncode == 0, f"{line}\n{ended.stdout}{ended.stderr}"
     assert list((tmp_path / "results").glob("*/*.psd"))
-
-
-@pytest.mark.parametrize("words", [call for line in ON_PODS for call in programs(line)], ids=" ".join)
-def test_commands_for_pods_have_valid_options(words):
-    program, *arguments = words
-    flags = [word for word in arguments if word.startswith("--")]
-    command = [arguments[0]] if arguments[0] in ("layers", "export") else []
-    text = subprocess.run(
-        [sys.executable, str(ROOT / program), *command, "--help"], capture_output=True, text=True, check=True
-    ).stdout
-    assert [flag for flag in flags if flag not in text] == []
-    if program == "train.py":
-        parsed = parse_arguments(arguments)
-        load_experiment(ROOT / parsed.config, parsed.set)
 
 
 @pytest.mark.parametrize("settings", INLINE)
