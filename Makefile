@@ -1,26 +1,36 @@
-# Every target sets itself up: only Python 3.11 or later and make are needed. Another Python has an environment of its
-# own: make test PYTHON=python3.13 uses .venv-3.13.
+# Every target sets itself up: only Python (3.11, 3.12 or 3.13) and make are needed. Another Python has an environment of
+# its own: make test PYTHON=python3.13 uses .venv-3.13.
 PYTHON ?= python3
 VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
 BIN := $(VENV)/bin
-# Whether to install the originals, torch among them. With PARITY=no, tests that compare to them skip, and types are not
-# checked, since some programs of tools/ import torch.
-PARITY ?= yes
-ORIGINALS := $(if $(filter yes,$(PARITY)),$(VENV)/.parity)
 
-.PHONY: test test-all lint demo demo-training bench docs clean
-test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+# Programs are started by the hundred: their bytecode is kept, whatever the shell says.
+export PYTHONDONTWRITEBYTECODE :=
 
-# With the slow variants (every precision and mesh of what make test shows on one, the guide's runs), and with programs
-# compiled as users have them, where make test saves the time of optimising them.
-test-all: lint
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n 2 --dist worksteal
+.PHONY: test test-fast test-rest test-all test-slow lint demo demo-training bench docs lock clean
+# Lint, types, and what proves each promise once (docs/testing.md).
+test: lint test-fast
+
+# Everything once.
+test-all: test test-rest
+
+PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
+test-fast: $(VENV)/.test
+	$(PYTEST) -m "not full and not slow"
+
+test-rest: $(VENV)/.test
+	$(PYTEST) -m "full and not slow"
+
+# With the slow variants (every precision and mesh of what test-all shows on one, the guide's runs), and all programs
+# compiled as users have them, where the other targets save the time of optimising them.
+test-slow: $(VENV)/.test
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(if $(ORIGINALS),$(BIN)/pyright --pythonpath $(BIN)/python)
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 demo: $(VENV)/.demo
 	$(BIN)/python tools/demo.py
@@ -35,32 +45,45 @@ SHARE ?= 0.05
 demo-training: $(VENV)/.data
 	$(BIN)/python tools/demo_training.py --share $(SHARE)
 
-bench: $(VENV)/.test $(VENV)/.parity
+bench: $(VENV)/.test
 	$(BIN)/python tools/bench models --write docs/benchmarks.md
 	$(BIN)/python tools/bench data --write docs/benchmarks.md
 
-$(VENV)/.test: pyproject.toml $(VENV)/.demo $(ORIGINALS)
-	$(BIN)/python -m pip install --quiet -e '.[data,test,lint]'
-	touch $@
+# uv takes a tenth of pip's time. It does not read what pip is configured with: where it finds nothing, pip may.
+install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) $(2) || \
+	$(BIN)/python -m pip install --quiet $(2)
 
-# torch goes first and alone, pinned, so that no other package pulls in a CUDA build.
-$(VENV)/.parity: pyproject.toml $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet -e '.[parity]'
+# The lock has all but torch, whose right build depends on the machine. PARITY=no leaves it out: tests that compare to the
+# originals skip.
+PARITY ?= yes
+$(VENV)/.test: pyproject.toml tests/requirements.txt | $(BIN)/uv
+	$(if $(filter yes,$(PARITY)),$(call install,--torch-backend cpu,torch==2.13.0))
+	$(call install,,--no-deps --require-hashes -r tests/requirements.txt)
+	$(call install,,--no-deps -e .)
 	touch $@
 
 $(VENV)/.data: pyproject.toml $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet -e '.[data]'
+	$(call install,,-e '.[data]')
 	touch $@
 
 $(VENV)/.docs: pyproject.toml $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(call install,,-e '.[docs]')
 	touch $@
 
-$(VENV)/.demo: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e .
+$(VENV)/.demo: pyproject.toml | $(BIN)/uv
+	$(call install,,-e .)
 	touch $@
+
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+
+# The versions that the tests run with, for every Python and system.
+lock: $(BIN)/uv
+	mkdir -p build && echo "torch ; python_version < '3'" > build/no_torch.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --upgrade \
+		--custom-compile-command "make lock" --overrides build/no_torch.txt --no-emit-package torch \
+		--extra data --extra test --extra parity --extra lint --extra docs pyproject.toml -o tests/requirements.txt
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf .venv* build *.egg-info

@@ -1,5 +1,7 @@
-"""evaluate.py from the command line: what it measures, against values worked out by hand and second implementations;
-what it goes on with; what it refuses before any compute."""
+"""evaluate.py from the command line: what it measures, goes on with, and refuses before any compute.
+
+What it measures is compared with values worked out by hand and with second implementations.
+"""
 
 import csv
 import json

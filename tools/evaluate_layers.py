@@ -93,8 +93,10 @@ class Subset:
         return read(self.source, number)
 
     def identity(self) -> dict[str, Any]:
-        """All settings that determine the result, as JSON values. The records are identified by all sizes, layer counts
-        and lengths of captions, and by the pixels of the first one."""
+        """All settings that determine the result, as JSON values.
+
+        Records are identified by all sizes, layer counts and lengths of captions, and by the pixels of the first one.
+        """
         first = self.record(self.numbers[0])
         digest = hashlib.sha256(self.metadata.rows.tobytes() + composite_8bit(first.layers, first.size).tobytes())
         settings = {"split": self.split, "count": self.count, "resolution": self.resolution}

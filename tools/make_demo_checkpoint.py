@@ -1,5 +1,6 @@
-"""Write a tiny checkpoint with RANDOM weights in the released folder layout: to try the programs without a download, or
-to train the demonstration model from.
+"""Write a tiny checkpoint with RANDOM weights in the released folder layout.
+
+It is for trying the programs without a download, or for training the demonstration model from it.
 
 python tools/make_demo_checkpoint.py DST [--overwrite]
 python tools/make_demo_checkpoint.py DST --preset train --captions RECORDS

@@ -36,7 +36,9 @@ class AnomalyDetector(Protocol):
     A detector that works on the whole image blends it first: `layers.compositing.composite_8bit(layers, size)`.
     """
 
-    def __call__(self, layers: Sequence[BoxedLayer], size: tuple[int, int]) -> list[Anomaly]: ...
+    def __call__(self, layers: Sequence[BoxedLayer], size: tuple[int, int]) -> list[Anomaly]:
+        """The anomalies of a document's layers."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

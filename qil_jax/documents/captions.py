@@ -38,7 +38,9 @@ class Captioner(Protocol):
       Dropped: if this document gets no caption.
     """
 
-    def __call__(self, picture: UInt8[np.ndarray, "y x 4"], document: str) -> str: ...
+    def __call__(self, picture: UInt8[np.ndarray, "y x 4"], document: str) -> str:
+        """The caption of a document."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class SidecarCaptioner:
     otherwise: str = ""
 
     def __call__(self, picture: UInt8[np.ndarray, "y x 4"], document: str) -> str:
+        """The caption beside a document, or `otherwise`."""
         text = document_text(document, ".txt")
         return self.otherwise if text is None else text.strip()
 
@@ -93,6 +96,7 @@ class EndpointCaptioner:
         self._turn, self._next = threading.Lock(), 0.0
 
     def __call__(self, picture: UInt8[np.ndarray, "y x 4"], document: str) -> str:
+        """The caption that the model gives, or gave before."""
         image = Image.fromarray(over_white(picture)[..., :3])
         png = png_bytes(image, self.config.side, Image.Resampling.LANCZOS)
         asked = f"{self.config.model}\n{self.config.prompt}\n".encode() + png
@@ -153,6 +157,7 @@ class ModelCaptioner:
     cache: epath.Path
 
     def __call__(self, picture: UInt8[np.ndarray, "y x 4"], document: str) -> str:
+        """The caption that `write` kept."""
         file = self._file(picture)
         text = file.read_text() if file.exists() else ""
         if not text:

@@ -25,7 +25,6 @@ def outline_of(result: PlannedResult) -> Outline:
 
 def arranged(results: Sequence[PlannedResult], pipeline: Pipeline, settings: Settings) -> list[PlannedResult]:
     """The results, those of equal and of similar lengths together, so that their batches need few programs."""
-
     side = pipeline.checkpoint.vae.scale_factor * pipeline.checkpoint.transformer.patch_size
 
     def lengths(result: PlannedResult) -> tuple[int, int]:

@@ -50,6 +50,7 @@ class Linear(nnx.Linear):
         self.matmul: MatMul = matmul
 
     def __call__(self, inputs: Float[Array, "... i"]) -> Float[Array, "... o"]:  # type: ignore[override]
+        """The map, applied to the last axis."""
         product = lambda x, kernel: self.matmul(x, kernel, self.precision)
         kernel = self.kernel[...]
         if self.scale is None:
@@ -127,6 +128,7 @@ class Conv(nnx.Conv):
     """A convolution with a bias, summed in fp32 and rounded to x's dtype once."""
 
     def __call__(self, inputs: Float[Array, "b y x i"]) -> Float[Array, "b y2 x2 o"]:  # type: ignore[override]
+        """The convolution of channels-last arrays."""
         (stride, _), padding = self.strides, self.padding  # type: ignore[misc]
         out = convolution(inputs, self.kernel[...], stride, padding, self.precision)  # type: ignore[arg-type]
         return rounded(out, self.bias, inputs.dtype)
@@ -157,6 +159,7 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((width,)), axes=(None,))
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """The normalised array, in the dtype of `x`."""
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
         return wide.astype(x.dtype) * self.scale[...].astype(x.dtype)
@@ -169,6 +172,7 @@ class ChannelNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((channels,)), axes=(None,))
 
     def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y x c"]:
+        """The normalised array, in the dtype of `x`."""
         wide = x.astype(jnp.float32)
         square = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
         inverse = x.shape[-1] ** 0.5 / jnp.maximum(jnp.sqrt(square), 1e-12)

@@ -136,6 +136,7 @@ class InPlace:
     def __call__(
         self, x: Float[Array, "... i"], kernel: Float[Array, "*k i o"], precision: PrecisionLike = None
     ) -> Float32[Array, "... o"]:
+        """The product, whatever the precision."""
         del precision  # products are exact to fp32
         size, wide = kernel.shape[-2:]
         flat = x.reshape(-1, size)
@@ -151,7 +152,7 @@ class InPlace:
         return jax.lax.dynamic_slice_in_dim(one, first, count, axis)
 
     def _sum_of_rows(self, flat: Array, kernel: Array) -> Array:
-        """x [r, i] @ kernel [i, o] as a sum over i."""
+        """The product x [r, i] @ kernel [i, o] as a sum over i."""
         (size, wide), flat = kernel.shape[-2:], flat.astype(jnp.float32)
         count = max(n for n in range(1, ROWS_AT_ONCE + 1) if size % n == 0)
 
@@ -165,7 +166,7 @@ class InPlace:
         return jax.lax.fori_loop(0, size // count, add, jnp.zeros((len(flat), wide), jnp.float32))
 
     def _by_columns(self, flat: Array, kernel: Array) -> Array:
-        """x [r, i] @ kernel [i, o], some columns of the result after others."""
+        """The product x [r, i] @ kernel [i, o], some columns of the result after others."""
 
         def fill(total: Array, first: Array | int, count: int) -> Array:
             columns = matmul(flat, self.part(kernel, 1, first, count))

@@ -110,6 +110,7 @@ class ResBlock(nnx.Module):
             self.shortcut = pointwise(channels_in, channels_out, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y x d"]:
+        """The block's output."""
         residual = self.shortcut(x) if hasattr(self, "shortcut") else x
         x = self.conv1(jax.nn.silu(self.norm1(x)))
         return residual + self.conv2(jax.nn.silu(self.norm2(x)))
@@ -124,6 +125,7 @@ class AttentionBlock(nnx.Module):
         self.proj = pointwise(channels, channels, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y x c"]:
+        """The block's output."""
         b, height, width, c = x.shape
         q, k, v = jnp.split(self.qkv(self.norm(x)).reshape(b, height * width, 1, 3 * c), 3, axis=-1)
         mixed = attention(q, k, v, kind=AttentionKind.XLA_CHUNKED)
@@ -137,6 +139,7 @@ class Downsample(nnx.Module):
         self.conv = conv3x3(channels, channels, stride=2, padding=((0, 1), (0, 1)), rngs=rngs)
 
     def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y2 x2 c"]:
+        """The array at half the size."""
         return self.conv(x)
 
 
@@ -150,6 +153,7 @@ class UpBlock(nnx.Module):
             self.upsample = conv3x3(channels_out, channels_out // 2, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y2 x2 d"]:
+        """The block's output, at twice the size unless it is the last block."""
         for block in self.res:
             x = block(x)
         return doubled_conv3x3(self.upsample, x) if hasattr(self, "upsample") else x
@@ -201,6 +205,7 @@ class Encoder(nnx.Module):
         self.conv_out = conv3x3(widths[-1], 2 * config.z_dim, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b h w z2"]:
+        """The moments of pixels, before `quant_conv`."""
         x = self.conv_in(x)
         for block in (*self.down, *self.mid):
             x = block(x)
@@ -226,6 +231,7 @@ class Decoder(nnx.Module):
         self.conv_out = conv3x3(widths[-1], config.input_channels, rngs=rngs)
 
     def __call__(self, z: Float[Array, "b h w z"]) -> Float[Array, "b y x c"]:
+        """The pixels of latents, not clamped."""
         x = self.conv_in(z)
         for block in (*self.mid, *self.up):
             x = block(x)

@@ -103,7 +103,13 @@ def summary(values: dict[str, float]) -> str:
 class _Help(argparse.Action):
     """Prints the help and, after a config, its settings. Only the settings require importing JAX."""
 
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
         del values, option_string
         parser.print_help()
         if namespace.config is not None:

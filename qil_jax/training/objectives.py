@@ -59,7 +59,9 @@ class Objective(Protocol):
     The arguments are the trained parameters, the frozen parameters, the batch, and the random key of all noise.
     """
 
-    def __call__(self, params: Params, frozen: Params, batch: Any, key: Array) -> tuple[Array, LossMetrics]: ...
+    def __call__(self, params: Params, frozen: Params, batch: Any, key: Array) -> tuple[Array, LossMetrics]:
+        """The loss and the metrics of a batch."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

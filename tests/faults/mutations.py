@@ -39,31 +39,39 @@ def damaged_json(values: Any, rng: random.Random) -> bytes:
 def _edit(values: Any, rng: random.Random) -> None:
     node = rng.choice([n for n in _nodes(values) if n] or [values])
     if isinstance(node, dict) and node:
-        key = rng.choice([*node])
-        match rng.randrange(8):
-            case 0:
-                del node[key]
-            case 1:
-                node[key + rng.choice((" ", "x", "é"))] = node.pop(key)
-            case 2:
-                node[rng.choice(("new", "_new", "__metadata__", "dtype", "metadata"))] = rng.choice(ODD)
-            case 3:
-                node[key] = copy.deepcopy(rng.choice([*_nodes(values)]))
-            case 4 if isinstance(node[key], int | float):
-                node[key] += rng.choice((-1, 1, 8))
-            case _:
-                node[key] = copy.deepcopy(rng.choice(ODD))
+        _edit_object(node, values, rng)
     elif isinstance(node, list) and node:
-        spot = rng.randrange(len(node))
-        match rng.randrange(4):
-            case 0:
-                del node[spot]
-            case 1:
-                node.insert(spot, copy.deepcopy(rng.choice(ODD)))
-            case 2 if isinstance(node[spot], int | float):
-                node[spot] += rng.choice((-8, -1, 1, 4))
-            case _:
-                node[spot] = copy.deepcopy(rng.choice(ODD))
+        _edit_list(node, rng)
+
+
+def _edit_object(node: dict[str, Any], values: Any, rng: random.Random) -> None:
+    key = rng.choice([*node])
+    match rng.randrange(8):
+        case 0:
+            del node[key]
+        case 1:
+            node[key + rng.choice((" ", "x", "é"))] = node.pop(key)
+        case 2:
+            node[rng.choice(("new", "_new", "__metadata__", "dtype", "metadata"))] = rng.choice(ODD)
+        case 3:
+            node[key] = copy.deepcopy(rng.choice([*_nodes(values)]))
+        case 4 if isinstance(node[key], int | float):
+            node[key] += rng.choice((-1, 1, 8))
+        case _:
+            node[key] = copy.deepcopy(rng.choice(ODD))
+
+
+def _edit_list(node: list[Any], rng: random.Random) -> None:
+    spot = rng.randrange(len(node))
+    match rng.randrange(4):
+        case 0:
+            del node[spot]
+        case 1:
+            node.insert(spot, copy.deepcopy(rng.choice(ODD)))
+        case 2 if isinstance(node[spot], int | float):
+            node[spot] += rng.choice((-8, -1, 1, 4))
+        case _:
+            node[spot] = copy.deepcopy(rng.choice(ODD))
 
 
 def _nodes(values: Any) -> list[Any]:

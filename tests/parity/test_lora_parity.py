@@ -70,7 +70,7 @@ def ours(checkpoint: Path, loras=()) -> np.ndarray:
 
 
 def pipeline_with(transformer):
-    """diffusers' pipeline around a transformer, without the other components."""
+    """The pipeline of diffusers around a transformer, without the other components."""
     from diffusers import QwenImageLayeredPipeline
 
     parts = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer", "processor"))
@@ -78,7 +78,7 @@ def pipeline_with(transformer):
 
 
 def agree(checkpoint, table, files: dict[Path, float], *, tolerance: float = 2e-5) -> None:
-    """diffusers with the files as adapters, and our transformer with them merged, make the same."""
+    """The pipeline of diffusers with the files as adapters, and our transformer with them merged, make the same."""
     transformer = tiny_transformer()
     before = theirs(transformer)
     pipeline = pipeline_with(transformer)
@@ -168,7 +168,7 @@ def test_what_diffusers_saves(checkpoint, table, tmp_path, rslora):
 
 
 def test_their_reading_of_our_header(table, tmp_path, caplog):
-    """peft finds in the header what it finds in the tensors, so it has nothing to warn of."""
+    """In the header peft finds what it finds in the tensors, so it has nothing to warn of."""
     lora = random_lora(table, MODULES, ranks=(4, 4, 6), scale=0.5)
     write_lora(tmp_path / "lora.safetensors", lora)
     transformer = tiny_transformer()

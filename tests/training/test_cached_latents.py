@@ -84,8 +84,7 @@ def lengths(batch: Batch, flow: FlowBatch) -> np.ndarray:
 
 @pytest.mark.parametrize("stage", FLOWS)
 def test_both_ways_give_the_same_batches(world: World, cached, stage):
-    """Over shuffled steps with records of two and three layers, some merged from four, with prompts short, cut and
-    dropped."""
+    """Over shuffled steps with records of two and three layers, some merged from four, and prompts of all kinds."""
     now = batches(world, stage, {})
     assert_alike(now, batches(world, stage, {"data.inputs": "latents", "data.sources": f'["{cached}"]'}))
     layers = open_source(world.scenes).metadata().layers

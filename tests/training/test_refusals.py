@@ -1,5 +1,7 @@
-"""What train.py cannot train it refuses before it computes: exit status 2, what and where and the fix on stderr, no
-traceback, and nothing left in the run's folder that would stand in the way of the corrected command.
+"""What train.py cannot train it refuses before it computes.
+
+That is exit status 2, what and where and the fix on stderr, no traceback, and nothing left in the run's folder that
+would stand in the way of the corrected command.
 
 Most refusals are asked of train.py's `main`, which saves the start of a process; some are real calls.
 """

@@ -1,7 +1,6 @@
-"""Entries of tensor tables: name and shape of a released tensor, and its parameter and transformation
-(docs/specification.md, 7).
+"""Entries of tensor tables: name and shape of a released tensor, and its parameter and transformation.
 
-A table is derived from a component's config and serves conversion in both directions.
+A table is derived from a component's config and serves conversion in both directions (docs/specification.md, 7).
 """
 
 import dataclasses
