@@ -15,12 +15,13 @@ HOUSE = "qil_jax"
 
 BASE = {"flow", "mesh", "models"}
 PLAIN = {"command_line", "compilation_cache", "errors", "files", "host_memory", "identity", "launch", "limits", "links"}
-PLAIN |= {"programs"}
+PLAIN |= {"extras", "programs"}
 """Modules of the root that know nothing of the rooms."""
 MAY_IMPORT = {
     "errors": set(),
     "command_line": set(),
     "compilation_cache": set(),
+    "extras": {"errors"},
     "host_memory": set(),
     "limits": set(),
     "files": {"errors"},
