@@ -5,14 +5,14 @@ python tools/app.py --checkpoint Qwen-Image-Layered      the released model
 python tools/app.py --schema                             prints the schema of the HTTP API
 """
 
-import importlib.util
 import json
 import signal
 from pathlib import Path
 
 from qil_jax.app.limits import Limits
 from qil_jax.command_line import Parser
-from qil_jax.errors import ProblemsError, QilError
+from qil_jax.errors import ProblemsError
+from qil_jax.extras import require
 from qil_jax.limits import integer_problems
 from qil_jax.programs import run_main
 
@@ -39,12 +39,11 @@ def parser() -> Parser:
 def main(argv: list[str]) -> int:
     """Serve until interrupted, or print the schema; returns 0."""
     args = parser().parse_args(argv)
+    require("app.py", "gradio")
     limits = Limits(pixels=args.max_pixels, megabytes=args.max_megabytes, queue=args.queue, minutes=args.keep_minutes)
     problems = [*limits.problems(), *integer_problems("--port", args.port, least=1, most=65535)]
     if problems:
         raise ProblemsError("cannot start", problems)
-    if importlib.util.find_spec("gradio") is None:
-        raise QilError("the app needs gradio: pip install -e '.[ui]'")
     from qil_jax.app.server import serve, work_folder
 
     if args.host not in LOCAL:

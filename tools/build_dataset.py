@@ -10,8 +10,10 @@ from qil_jax.command_line import Parser, at_dashes
 from qil_jax.documents.limits import CleaningConfig, PSDLimits
 from qil_jax.documents.sandbox import ProcessLimits
 from qil_jax.errors import ProblemsError, QilError
+from qil_jax.extras import require
 from qil_jax.programs import command, run_main
 
+NEEDS = ("tensorflow_datasets", "apache_beam", "imagehash", "scipy", "openai")
 NO_BEAM = "none"
 
 
@@ -44,6 +46,7 @@ def main(argv: list[str]) -> int:
     """Build the dataset; returns 0, or 1 if no document is kept."""
     own, for_beam = at_dashes(argv)
     args = parser().parse_args(own)
+    require("build_dataset.py", *NEEDS)
     problems = [
         f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}"
         for name in ("max_layers", "min_side", "seconds", "memory_gib", "caption_batch")

@@ -20,7 +20,9 @@ from rich.table import Table
 
 from qil_jax.command_line import Parser
 from qil_jax.errors import QilError
+from qil_jax.extras import require
 from qil_jax.programs import run_main
+from tools import make_scenes
 
 if TYPE_CHECKING:
     from qil_jax.training.experiment import Experiment
@@ -158,6 +160,7 @@ def main(argv: list[str]) -> int:
         "--out", type=Path, default=Path(WRITTEN_FOR), help="folder of everything (default %(default)s)"
     )
     arguments = parser.parse_args(argv)
+    require("demo_training.py", *make_scenes.NEEDS)
     if not 0 < arguments.share <= 1:
         parser.error(f"--share must be above 0 and at most 1, got {arguments.share}")
     recipe, assets = Recipe(arguments.out.resolve(), arguments.share), arguments.out / "assets"

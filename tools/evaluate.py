@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qil_jax.command_line import Parser
 from qil_jax.errors import ProblemsError, QilError
+from qil_jax.extras import require
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.options import add_options, flag, options_of
 from qil_jax.inference.request import PictureOptions, Settings
@@ -155,6 +156,8 @@ def run(arguments: argparse.Namespace) -> str:
 def main(argv: list[str]) -> int:
     """Measure and print the summary; returns 0."""
     arguments = parser().parse_args(argv)
+    if arguments.verb == "reconstruction":
+        require("evaluate.py reconstruction", "scipy")
     complete(arguments)
     problems = problems_of(arguments)
     if problems:

@@ -12,6 +12,7 @@ from pathlib import Path
 from qil_jax.command_line import Parser
 from qil_jax.errors import ProblemsError
 from qil_jax.export.format import Format
+from qil_jax.extras import require
 from qil_jax.programs import run_main
 
 
@@ -35,6 +36,8 @@ def parser() -> Parser:
 def main(argv: list[str]) -> int:
     """Export, and say what was written; returns 0."""
     args = parser().parse_args(argv)
+    if args.native_text:
+        require("export.py --native-text", "rapidocr", "onnxruntime", "matplotlib")
     targets = targets_of(args)
     from qil_jax.export import formats
 

@@ -117,6 +117,7 @@ def cache(arguments: argparse.Namespace, splits: Sequence[str]) -> None:
       QilError: if the input cannot be used.
     """
     experiment = load_experiment(arguments.config)
+    sources = {split: open_sources(arguments.records, split) for split in splits}
     mesh = make_mesh(MeshShape.parse(arguments.mesh)) if arguments.mesh else single_device_mesh()
     encoders = load_encoders(arguments, mesh, text=experiment.data.text_tokens)
     job = Job(
@@ -128,8 +129,8 @@ def cache(arguments: argparse.Namespace, splits: Sequence[str]) -> None:
         text=experiment.data.text_tokens,
     )
     job.claim()
-    for split in splits:
-        encode_split(open_sources(arguments.records, split), split, job, encoders)
+    for split, source in sources.items():
+        encode_split(source, split, job, encoders)
 
 
 def load_encoders(arguments: argparse.Namespace, mesh: Mesh, *, text: int) -> Encoders:

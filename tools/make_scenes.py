@@ -8,10 +8,12 @@ from pathlib import Path
 
 from qil_jax.command_line import Parser, at_dashes
 from qil_jax.errors import ProblemsError
+from qil_jax.extras import require
 from qil_jax.limits import integer_problems
 from qil_jax.programs import run_main
 from qil_jax.records.splits import SPLITS
 
+NEEDS = ("tensorflow_datasets", "apache_beam")
 PRESETS = ("rich", "simple", "grouped", "varied")
 
 
@@ -41,6 +43,7 @@ def main(argv: list[str]) -> int:
     """Write the scenes; returns 0."""
     own, for_beam = at_dashes(argv)
     args = parser().parse_args(own)
+    require("make_scenes.py", *NEEDS)
     problems = [
         problem
         for name, least, most in (("count", 1, 10**9), ("side", 32, 16384), ("seed", 0, 10**18))

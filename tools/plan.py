@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from qil_jax.command_line import Parser
+from qil_jax.extras import require
 from qil_jax.programs import run_main
 from tools.planning.chips import Topology
 from tools.planning.devices import prepare_environment, require_compiler
@@ -86,6 +87,8 @@ def main(argv: list[str]) -> int:
         parse.error("give --mesh, or --sweep for all meshes" if arguments.mesh is None else "--sweep takes no --mesh")
     if arguments.program != "table":
         require_compiler(Topology.parse(arguments.topology))
+    elif not arguments.check:
+        require("plan.py table", "libtpu")
     prepare_environment()
     from tools.planning.command import run  # heavy, so deferred until the arguments are valid
 

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from qil_jax.command_line import Parser
+from qil_jax.extras import require
 from qil_jax.programs import run_main
 
 
@@ -33,6 +34,8 @@ def parsed(argv: list[str]) -> argparse.Namespace:
         "--tolerance", type=float, default=1e-4, help="largest relative error of a block (default %(default)g)"
     )
     arguments = parser.parse_args(argv)
+    if arguments.numerics:
+        require("validate.py --numerics", "torch", "diffusers", "transformers", "accelerate")
     if arguments.checksums is not None and os.path.lexists(arguments.checksums):
         parser.error(f"{arguments.checksums} exists: give another file, or remove it")
     if arguments.checkpoint.is_dir() and arguments.base is not None:

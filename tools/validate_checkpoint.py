@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from qil_jax.errors import QilError
 from qil_jax.weights import (
     Component,
     StructureError,
@@ -109,8 +108,6 @@ def validate(arguments: argparse.Namespace) -> int:
     except StructureError as error:
         print(error, file=sys.stderr)
         return 1
-    except ImportError as error:
-        raise QilError(f"{error}: --numerics needs PyTorch: pip install 'qil_jax[parity]'") from error
 
 
 def _is_released(reference: Path) -> bool:

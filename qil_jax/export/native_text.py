@@ -20,9 +20,9 @@ from pptx.oxml import parse_xml
 from pptx.oxml.ns import nsdecls, qn
 from pptx.util import Emu, Pt
 
-from qil_jax.errors import QilError
 from qil_jax.export.letters import Letters, Shadow, letters_of, solid_pixels
 from qil_jax.export.png import encoded
+from qil_jax.extras import require
 from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.compositing import over_colour
 
@@ -146,10 +146,9 @@ def _xml(text: str) -> Any:
 
 @functools.cache
 def _engine() -> Any:
-    try:
-        from rapidocr import RapidOCR
-    except ImportError as error:
-        raise QilError("native text needs an OCR engine: pip install 'qil_jax[ocr]'") from error
+    require("native text", "rapidocr", "onnxruntime", "matplotlib")
+    from rapidocr import RapidOCR
+
     return RapidOCR(params={"Global.log_level": "critical", "Global.use_cls": False})
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 from rich.progress import track
 
 from qil_jax.errors import QilError
+from qil_jax.extras import require
 from qil_jax.files import write_whole
 from qil_jax.layers.layered_image import CAPTION, LayeredImage
 from qil_jax.records.record import Record, decode, from_layered_image
@@ -73,6 +74,10 @@ class RecordError(QilError):
     """A record cannot be read. The message names the record and the reason."""
 
 
+class SplitError(QilError):
+    """A dataset has no record in a split. The message names the splits that have."""
+
+
 def read(source: RecordSource, index: int) -> Record:
     """A record of a source by its number.
 
@@ -95,13 +100,13 @@ def open_source(path: str | Path, split: str = SPLIT) -> RecordSource:
       split: train, validation or test; plain folders without folders of these names have only one.
 
     Raises:
-      QilError: if the folder is none of these, or holds no record; the message lists what was looked for.
+      QilError: if the folder is none of these, or holds no record; the message lists what was looked for. Or if
+        tensorflow-datasets is needed and not installed.
     """
     folder = epath.Path(path)
-    found = [folder, *sorted(folder.glob("layered_dataset/*"))] if folder.is_dir() else []
-    datasets = [f for f in found if (f / "dataset_info.json").exists()]
-    if datasets:
-        return DatasetSource(str(datasets[-1]), split)
+    dataset = dataset_in(folder)
+    if dataset is not None:
+        return DatasetSource(dataset, split)
     for candidate in (Path(folder) / split / "layers", Path(folder) / split, Path(folder)):
         samples = sorted({file.parent for file in candidate.glob("*/*.png")})
         if samples:
@@ -110,6 +115,20 @@ def open_source(path: str | Path, split: str = SPLIT) -> RecordSource:
         f"{folder}: no records: expected dataset_info.json (here or in layered_dataset/1.0.0), folders with 000.png, "
         f"001.png, ..., or {split}/layers/*/*.png of LayerD's Crello"
     )
+
+
+def dataset_in(folder: epath.Path) -> str | None:
+    """The newest dataset of a folder, or the folder itself if it is one; None if there is none.
+
+    Raises:
+      QilError: if there is one, and tensorflow-datasets, which reads it, is not installed.
+    """
+    found = [folder, *sorted(folder.glob("layered_dataset/*"))] if folder.is_dir() else []
+    datasets = [str(f) for f in found if (f / "dataset_info.json").exists()]
+    if not datasets:
+        return None
+    require(str(folder), "tensorflow_datasets")
+    return datasets[-1]
 
 
 def open_sources(paths: Sequence[str | Path], split: str = SPLIT) -> RecordSource:
@@ -129,12 +148,14 @@ class DatasetSource:
         """Open the metadata of the dataset.
 
         Raises:
-          QilError: if there is no such split, or it does not hold layered records.
+          SplitError: if there is no such split.
+          QilError: if it does not hold layered records.
         """
         self.folder, self.split = folder, split
         info = _builder(folder).info
         if split not in info.splits or not info.splits[split].num_examples:
-            raise QilError(f"{folder}: no split '{split}': it has {', '.join(info.splits) or 'none'}")
+            filled = [name for name in info.splits if info.splits[name].num_examples]
+            raise SplitError(f"{folder}: no split '{split}': it has {', '.join(filled) or 'none'}")
         missing = {"size", "boxes", "pixels", "caption"} - set(info.features)
         if missing:
             raise QilError(f"{folder}: its examples lack {', '.join(sorted(missing))}: not a dataset of layers")

@@ -1,10 +1,16 @@
 """Splits by hash: an item stays in its split when others are added or removed."""
 
 import hashlib
+import math
 from itertools import accumulate
 
 SPLITS = {"train": 0.9, "validation": 0.05, "test": 0.05}
 """Share of each split."""
+
+
+def records_for(split: str, count: int) -> int:
+    """Number of records of which `split` gets `count`: exactly of scenes, on average of documents."""
+    return math.ceil(count / SPLITS[split])
 
 
 def split_of(digest: str) -> str:

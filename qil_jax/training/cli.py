@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib.util
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from qil_jax.command_line import Parser, seconds
 from qil_jax.errors import QilError
+from qil_jax.extras import require
 from qil_jax.files import AnyPath, is_remote
 from qil_jax.launch import DISTRIBUTED_HELP, WAIT, WAIT_HELP
 from qil_jax.programs import UNUSABLE
@@ -153,11 +153,11 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     values.pop("help")
     out = values.pop("out") or f"runs/{values['config'].with_suffix('').name}"
     try:
+        if values["wandb"] is not None:
+            require("train.py --wandb", "wandb")
         folder = run_folder(out)
     except QilError as error:
-        parser.error(f"--out {error}")
-    if values["wandb"] is not None and importlib.util.find_spec("wandb") is None:
-        parser.error("--wandb: wandb is not installed: pip install 'qil_jax[track]'")
+        parser.exit(UNUSABLE, f"error: {error}\n")
     if is_remote(folder) and values["profile"] is not None:
         parser.error("--profile writes to a local disk: give --out a local folder for the profile")
     return Arguments(**{**values, "set": tuple(values["set"])}, out=folder, argv=tuple(argv))

@@ -10,7 +10,8 @@ from qil_jax.loader.loader import Loader
 from qil_jax.loader.plan import Order
 from qil_jax.loader.samples import RecordSamples, SampleSource
 from qil_jax.loader.tasks import Task
-from qil_jax.records.sources import SPLIT, open_sources
+from qil_jax.records.sources import SPLIT, SplitError, open_sources
+from qil_jax.records.splits import SPLITS, records_for
 from qil_jax.training.experiment import Experiment, ExperimentError, Inputs, refusing
 
 TEXT_TASKS = (Task.TEXT_TO_RGB, Task.TEXT_TO_RGBA, Task.TEXT_TO_LAYERS)
@@ -32,7 +33,8 @@ def validation_data(experiment: Experiment, processes: Processes) -> Loader:
     source = open_data(experiment, split, config)
     check_captions(experiment, source)
     where = f"the split {split}, which validation.split names,"
-    return _loader(experiment, source, config, processes, where, "go without validation, validation.every=0")
+    instead = f"go without validation, validation.every=0{_enough(split, config.rows)}"
+    return _loader(experiment, source, config, processes, where, instead)
 
 
 def _loader(
@@ -63,7 +65,15 @@ def open_data(experiment: Experiment, split: str, config: LoaderConfig) -> Sampl
         with refusing():
             return open_latents(folder, split)
     with refusing():
-        return RecordSamples(open_sources(data.sources, split), config)
+        try:
+            return RecordSamples(open_sources(data.sources, split), config)
+        except SplitError as error:
+            raise ExperimentError(f"{error}{_enough(split, config.rows)}") from error
+
+
+def _enough(split: str, rows: int) -> str:
+    """How many records it takes to have `rows` of them in a split, for the end of a message."""
+    return f"; a dataset of {records_for(split, rows)} records has {rows} for {split}" if split in SPLITS else ""
 
 
 def check_captions(experiment: Experiment, source: SampleSource) -> None:

@@ -1,6 +1,5 @@
 """The newest checkpoint on disk, and disk errors completed with the path concerned."""
 
-import importlib.util
 import logging
 import shutil
 import sys
@@ -12,6 +11,7 @@ from absl import logging as absl_logging
 from etils import epath
 
 from qil_jax.errors import QilError
+from qil_jax.extras import require
 from qil_jax.files import AnyPath, is_remote
 
 CHECKPOINTS = "checkpoints"
@@ -60,8 +60,7 @@ def run_folder(text: str) -> AnyPath:
         return Path(text)
     if not text.startswith("gs://"):
         raise QilError(f"{text}: give a folder of a local disk, or one that begins with gs://")
-    if importlib.util.find_spec("gcsfs") is None:
-        raise QilError(f"{text}: gcsfs writes there and is not installed: pip install 'qil_jax[gcs]'")
+    require(text, "gcsfs")
     import fsspec.config
 
     # Other processes and orbax write there, too.

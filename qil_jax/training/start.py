@@ -10,6 +10,7 @@ from etils import epath
 from qil_jax.errors import ProblemsError
 from qil_jax.files import is_remote
 from qil_jax.models.lora import linear_maps
+from qil_jax.records.sources import dataset_in
 from qil_jax.training.experiment import Experiment, ExperimentError
 from qil_jax.training.lora import differences
 from qil_jax.training.stages.kinds import Stage
@@ -25,11 +26,12 @@ LORA, LORA_FILE = "lora", "pytorch_lora_weights.safetensors"
 
 
 def require_inputs(experiment: Experiment) -> None:
-    """Check that the folders for which the config has a command exist.
+    """Check that the folders for which the config has a command exist, and that what reads the records is installed.
 
     Raises:
       ExperimentError: if folders are on an object store, or missing; the message gives the commands that make them, in
         order.
+      QilError: if tensorflow-datasets is needed and not installed.
     """
     start, known = experiment.start, {made.folder: made for made in experiment.made_by}
     wanted = dict.fromkeys([*experiment.data.sources, *(start.folder(part) for part in experiment.stage.reads)])
@@ -39,6 +41,8 @@ def require_inputs(experiment: Experiment) -> None:
             f"{', '.join(remote)}: records and initial checkpoints are read from local disks: copy them there first "
             f"(gcloud storage cp -r), and give the copies"
         )
+    for folder in experiment.data.sources:
+        dataset_in(epath.Path(folder))
     missing = [folder for folder in wanted if not epath.Path(folder).exists()]
 
     def commands(folder: str) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """tools/app.py: its command line, the schema of its API, and what becomes of faults and of old files."""
 
-import importlib.util
 import json
 import os
 import re
@@ -25,12 +24,6 @@ def test_bad_limits_are_named_together():
     with pytest.raises(ProblemsError) as caught:
         app.main(["--queue", "0", "--max-megabytes", "-1", "--port", "70000"])
     assert len(caught.value.problems) == 3
-
-
-def test_without_gradio_the_fix_is_named(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(QilError, match="pip install -e"):
-        app.main([])
 
 
 def test_who_serves_everybody_is_warned(monkeypatch, capsys, tmp_path):

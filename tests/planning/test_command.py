@@ -12,9 +12,7 @@ import pytest
 from qil_jax.errors import QilError
 from qil_jax.mesh import MeshShape
 from tools import plan
-from tools.planning import devices
 from tools.planning.cache import RESULT, Results
-from tools.planning.chips import Topology
 from tools.planning.compiling import Memory
 from tools.planning.picture import draw
 from tools.planning.result import Result
@@ -48,7 +46,6 @@ def run_plan(*words: str) -> subprocess.CompletedProcess[str]:
     [
         (("infer", "--topology", "v5e:3x5", "--mesh", "tensor=8"), "topology 'v5e:3x5' is not known"),
         (("infer", "--topology", "v7:2x2", "--mesh", "tensor=4"), "v5e and v6e have"),
-        (("train", "--config", "c.py", "--topology", "h100:8"), "pip install 'jax[cuda12]'"),
     ],
 )
 def test_what_is_refused_before_jax_is_imported(words, complaint):
@@ -62,12 +59,6 @@ def test_incomplete_command_lines(words, capsys):
     with pytest.raises(SystemExit) as stop:
         plan.main(list(words))
     assert stop.value.code == 2 and "usage" in capsys.readouterr().err
-
-
-def test_a_missing_compiler_is_said(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(QilError, match=r"v5e:2x4 needs XLA's compiler for TPUs: pip install 'qil_jax\[plan\]'"):
-        devices.require_compiler(Topology.parse("v5e:2x4"))
 
 
 @needs_compiler

@@ -14,7 +14,6 @@ from storage_server import storage_server
 
 from qil_jax.errors import QilError
 from qil_jax.files import is_remote, uploaded_folder, write_whole
-from qil_jax.training import disk
 from qil_jax.training.cli import parse_arguments
 from qil_jax.training.disk import free_bytes, move_folder, newest_step, run_folder
 from qil_jax.training.sinks import LinesSink
@@ -145,14 +144,6 @@ def test_lines_are_written_with_the_checkpoints(storage):
     again = LinesSink(run, since=1)
     again.close()
     assert losses((run / "metrics.jsonl").read_text()) == [(1, 0.5)]
-
-
-def test_without_gcsfs_the_folder_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(disk.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit) as ended:
-        parse_arguments(["config.py", "--out", "gs://bucket/run"])
-    assert ended.value.code == 2
-    assert "--out gs://bucket/run: gcsfs writes there and is not installed: pip install" in capsys.readouterr().err
 
 
 def test_other_stores_and_profiles_are_refused(capsys):

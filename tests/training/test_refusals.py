@@ -169,7 +169,7 @@ CASES = {
         changes={"validation.every": 1},
         says=(
             "{scenes}: the split validation, which validation.split names, has 3 records, fewer than the 8 rows",
-            "lower data.loader.rows, or go without validation, validation.every=0",
+            "lower data.loader.rows, or go without validation, validation.every=0; a dataset of 160 records has 8 for",
         ),
     ),
     "no such split to validate with": Case(

@@ -11,8 +11,6 @@ import pytest
 from runs import QuickRuns
 
 from qil_jax.errors import QilError
-from qil_jax.training import cli
-from qil_jax.training.cli import parse_arguments
 from qil_jax.training.sinks import WandbSink
 
 
@@ -95,11 +93,3 @@ def test_ids_that_cannot_be_read(wandb: Wandb, tmp_path):
     (tmp_path / "wandb.json").write_text("{")
     with pytest.raises(QilError, match=r"wandb.json cannot be read .*remove it to begin a new run there"):
         WandbSink("layers", tmp_path, {})
-
-
-def test_without_the_package_it_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit) as ended:
-        parse_arguments(["config.py", "--wandb", "layers"])
-    assert ended.value.code == 2
-    assert "--wandb: wandb is not installed: pip install 'qil_jax[track]'" in capsys.readouterr().err

@@ -18,10 +18,15 @@ import importlib
 from pathlib import Path
 
 from qil_jax.command_line import Parser
+from qil_jax.extras import require
 from qil_jax.programs import run_main
 from tools.bench.caption import CASES as CAPTION_CASES
 from tools.bench.cases import CASES, SIDES
 from tools.bench.harness import add_write
+
+TORCH = ("torch", "diffusers", "transformers")
+NEEDS = {"models": TORCH, "train": TORCH, "caption": TORCH, "data": ("tensorflow_datasets", "apache_beam")}
+"""Benchmark to the optional modules that it needs."""
 
 
 def parser() -> Parser:
@@ -98,6 +103,7 @@ def add_layers(benchmarks: "argparse._SubParsersAction[Parser]") -> None:
 def main(argv: list[str]) -> int:
     """Measure and print a table; returns 1 if a result is wrong."""
     arguments = parser().parse_args(argv)
+    require(f"tools/bench {arguments.benchmark}", *NEEDS.get(arguments.benchmark, ()))
     return importlib.import_module(f"tools.bench.{arguments.benchmark}").measure(arguments)
 
 

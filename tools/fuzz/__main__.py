@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from qil_jax.command_line import Parser
+from qil_jax.extras import require
 from qil_jax.programs import run_main
+from tools import build_dataset, make_scenes
 
 CAMPAIGNS = {
     "documents": "Photoshop documents and the files beside them, through build_dataset.py",
@@ -24,6 +26,8 @@ CAMPAIGNS = {
     "kills": "programs killed at random times and started again",
 }
 """Each NAME is a function NAME(seeds, folder) of the module tools.fuzz.NAME, which yields a Case for each seed."""
+NEEDS = {"documents": build_dataset.NEEDS, "commands": make_scenes.NEEDS, "kills": build_dataset.NEEDS}
+"""Campaign to the optional modules of the programs that it calls."""
 
 
 def parser() -> Parser:
@@ -41,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a campaign; returns 0 if no case failed, else 1."""
     parse = parser()
     arguments = parse.parse_args(argv)
+    require(f"tools/fuzz {arguments.campaign}", *NEEDS.get(arguments.campaign, ()))
     if arguments.count < 1 or arguments.seed < 0:
         parse.error(f"--count must be at least 1 and --seed 0, got {arguments.count} and {arguments.seed}")
     campaign = getattr(importlib.import_module(f"tools.fuzz.{arguments.campaign}"), arguments.campaign)

@@ -1,6 +1,5 @@
 """Devices that are not there, for which programs are compiled."""
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qil_jax.errors import QilError
+from qil_jax.extras import require
 from tools.planning.chips import Coordinates, Topology
 
 ENVIRONMENT = {
@@ -34,10 +34,9 @@ def require_compiler(topology: Topology) -> None:
       QilError: if it is not; the message says how to install it.
     """
     if topology.chip.switched:
-        if importlib.util.find_spec("jax_cuda12_plugin") is None:
-            raise QilError(f"{topology} needs XLA's compiler for NVIDIA GPUs: pip install 'jax[cuda12]'")
-    elif importlib.util.find_spec("libtpu") is None:
-        raise QilError(f"{topology} needs XLA's compiler for TPUs: pip install 'qil_jax[plan]'")
+        require(str(topology), "jax_cuda12_plugin")
+    else:
+        require(str(topology), "libtpu")
 
 
 @cache

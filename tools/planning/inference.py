@@ -155,7 +155,7 @@ def lowered_step(denoiser: Denoiser, batch: SequenceBatch) -> jax.stages.Lowered
     except RuntimeError as error:
         if "cuDNN" not in str(error):
             raise
-        raise QilError(f"{error} pip install 'jax[cuda12]', or use --attention xla_chunked") from error
+        raise QilError(f"{error} pip install 'qil_jax[cuda]', or use --attention xla_chunked") from error
 
 
 def transformer_of(plan: InferencePlan) -> VLDMMDiT:

@@ -1,0 +1,218 @@
+"""Without an optional package, each program that needs it says at once which extra brings it."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import re
+import shlex
+import sys
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import pytest
+from test_command_lines import ROOT, programs
+
+from qil_jax.errors import QilError
+from qil_jax.extras import EXTRA_OF, require
+from qil_jax.programs import ended
+from qil_jax.records.sources import open_source
+from qil_jax.training.experiment import DataConfig, Experiment, Start
+from qil_jax.training.stages.kinds import Stage
+from qil_jax.training.start import require_inputs
+
+TORCH = "torch, diffusers, transformers"
+BUILD = "tensorflow_datasets, apache_beam, imagehash, scipy, openai"
+REFUSALS = {
+    "train.py missing.py --wandb project": "train.py --wandb needs wandb: pip install 'qil_jax[track]'",
+    "train.py missing.py --out gs://bucket/run": "gs://bucket/run needs gcsfs: pip install 'qil_jax[gcs]'",
+    "tools/app.py --port 0": "app.py needs gradio: pip install 'qil_jax[ui]'",
+    "tools/bench models": f"tools/bench models needs {TORCH}: pip install 'qil_jax[parity]'",
+    "tools/bench train": f"tools/bench train needs {TORCH}: pip install 'qil_jax[parity]'",
+    "tools/bench caption": f"tools/bench caption needs {TORCH}: pip install 'qil_jax[parity]'",
+    "tools/bench data": "tools/bench data needs tensorflow_datasets, apache_beam: pip install 'qil_jax[data]'",
+    "tools/build_dataset.py missing --out x": f"build_dataset.py needs {BUILD}: pip install 'qil_jax[data]'",
+    "tools/cache_latents.py {records} --checkpoint missing --out x --config {config}": (
+        "{records} needs tensorflow_datasets: pip install 'qil_jax[data]'"
+    ),
+    "tools/demo_training.py": "demo_training.py needs tensorflow_datasets, apache_beam: pip install 'qil_jax[data]'",
+    "tools/evaluate.py layers {records} --out x": "{records} needs tensorflow_datasets: pip install 'qil_jax[data]'",
+    "tools/evaluate.py reconstruction missing --out x --count 0": (
+        "evaluate.py reconstruction needs scipy: pip install 'qil_jax[data]'"
+    ),
+    "tools/export.py missing --to pptx --native-text": (
+        "export.py --native-text needs rapidocr, onnxruntime, matplotlib: pip install 'qil_jax[ocr]'"
+    ),
+    "tools/fuzz commands": "tools/fuzz commands needs tensorflow_datasets, apache_beam: pip install 'qil_jax[data]'",
+    "tools/fuzz documents": f"tools/fuzz documents needs {BUILD}: pip install 'qil_jax[data]'",
+    "tools/fuzz kills": f"tools/fuzz kills needs {BUILD}: pip install 'qil_jax[data]'",
+    "tools/make_demo_checkpoint.py x --captions {records}": (
+        "{records} needs tensorflow_datasets: pip install 'qil_jax[data]'"
+    ),
+    "tools/make_scenes.py --count 0 --out x": (
+        "make_scenes.py needs tensorflow_datasets, apache_beam: pip install 'qil_jax[data]'"
+    ),
+    "tools/plan.py infer --topology v5e:2x4 --mesh tensor=8": "v5e:2x4 needs libtpu: pip install 'qil_jax[plan]'",
+    "tools/plan.py train --topology h100:8 --config missing.py": (
+        "h100:8 needs jax_cuda12_plugin: pip install 'qil_jax[cuda]'"
+    ),
+    "tools/plan.py table": "plan.py table needs libtpu: pip install 'qil_jax[plan]'",
+    "tools/show_batch.py {records}": "{records} needs tensorflow_datasets: pip install 'qil_jax[data]'",
+    "tools/validate.py missing --numerics": (
+        f"validate.py --numerics needs {TORCH}, accelerate: pip install 'qil_jax[parity]'"
+    ),
+}
+"""Command lines, most of them wrong in other ways, too, and all that is printed where nothing optional is installed."""
+WITHIN = {"cv2": "rapidocr", "starlette": "gradio"}
+"""Modules that come with an optional one."""
+BESIDE = {"tokamax"}
+"""Optional modules that no extra brings, since they ask for an accelerator's JAX; kernels/plan.py refuses them."""
+
+
+@pytest.fixture
+def plain(monkeypatch) -> None:
+    """An environment without any optional module."""
+    for name in EXTRA_OF:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.fixture
+def records(tmp_path) -> Path:
+    """What is seen of a dataset before it is read."""
+    folder = tmp_path / "records" / "layered_dataset" / "1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").touch()
+    return tmp_path / "records"
+
+
+def main_of(program: str):
+    """The function `main` of a program's file or folder."""
+    name = program.removesuffix(".py").replace("/", ".")
+    return importlib.import_module(name if program.endswith(".py") else f"{name}.__main__").main
+
+
+@pytest.mark.parametrize("line", REFUSALS, ids=lambda line: line.replace("{", "").replace("}", ""))
+def test_the_missing_extra_is_all_that_is_said(line, plain, records, monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(tmp_path)
+    places = {"records": records, "config": ROOT / "configs" / "small" / "finetune_lora.py"}
+    program, *words = shlex.split(line.format(**places))
+    try:
+        status = ended(main_of(program), words)
+    except SystemExit as end:
+        status = end.code
+    assert (status, *capfd.readouterr()) == (2, "", f"error: {REFUSALS[line].format(**places)}\n")
+    assert list(tmp_path.iterdir()) == [records]
+
+
+@pytest.mark.usefixtures("plain")
+def test_training_says_it_before_what_else_is_missing(records):
+    experiment = Experiment(
+        stage=Stage.RGBA_VAE, start=Start(checkpoint="missing"), data=DataConfig(sources=(str(records),)), steps=1
+    )
+    with pytest.raises(QilError, match=f"^{records} needs tensorflow_datasets: pip install 'qil_jax.data.'$"):
+        require_inputs(experiment)
+
+
+@pytest.mark.usefixtures("plain")
+def test_folders_of_pngs_need_no_extra(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "000.png").touch()
+    assert len(open_source(tmp_path)) == 1
+
+
+def test_several_extras_are_one_command(monkeypatch):
+    for name in ("gradio", "torch", "diffusers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(QilError, match=r"^it needs gradio, torch, diffusers: pip install 'qil_jax\[ui,parity\]'$"):
+        require("it", "gradio", "numpy", "torch", "diffusers")
+
+
+def test_what_is_installed_is_not_asked_for():
+    require("it")
+    require("it", *(name for name in EXTRA_OF if importlib.util.find_spec(name) is not None))
+
+
+@cache
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def distributions(requirements: list[str]) -> set[str]:
+    """The normalised names of requirements, those of this package's own extras included."""
+    found = set()
+    for text in requirements:
+        own = re.match(r"qil_jax\[(.*)\]", text)
+        names = own[1].split(",") if own else []
+        found |= set().union(*(distributions(project()["optional-dependencies"][name]) for name in names))
+        found |= set() if own else {re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", text)[0]).lower()}
+    return found
+
+
+@cache
+def brought_by() -> dict[str, set[str]]:
+    """Installed modules to the normalised names of the distributions that bring them."""
+    return {
+        module: {re.sub(r"[-_.]+", "-", name).lower() for name in names}
+        for module, names in importlib.metadata.packages_distributions().items()
+    }
+
+
+@pytest.mark.parametrize("module", EXTRA_OF)
+def test_the_extra_brings_the_module(module):
+    extra = distributions(project()["optional-dependencies"][EXTRA_OF[module]])
+    if module in brought_by():
+        assert brought_by()[module] & extra
+    else:
+        assert any(name in module.replace("_", "-") for name in extra)
+
+
+def modules_of(program: str) -> set[Path]:
+    """The files of a program and of everything of this repository that it imports, anywhere in it."""
+    place = ROOT / program
+    left, seen = [place] if place.is_file() else [*place.glob("*.py")], set()
+    while left:
+        file = left.pop()
+        if file not in seen:
+            seen.add(file)
+            left += [found for name in imported(file) for found in files_of(name)]
+    return seen
+
+
+@cache
+def imported(file: Path) -> frozenset[str]:
+    """Dotted names of all imports of a file."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    return frozenset(plain | {f"{node.module}.{alias.name}" for node in froms for alias in node.names})
+
+
+def files_of(name: str) -> list[Path]:
+    """The files of this repository that importing a dotted name reads, packages above it included."""
+    parts = name.split(".")
+    paths = [ROOT.joinpath(*parts[: count + 1]) for count in range(len(parts))]
+    files = [file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py")]
+    return [file for file in files if file.is_file()] if parts[0] in ("qil_jax", "tools") else []
+
+
+@cache
+def asked(file: Path) -> frozenset[str]:
+    """Optional modules that a file names as text, if it calls `require`."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    text = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return frozenset(text & set(EXTRA_OF)) if "qil_jax.extras.require" in imported(file) else frozenset()
+
+
+@pytest.mark.parametrize("program", programs())
+def test_what_a_program_may_import_is_asked_for(program):
+    """Every module from outside that it can reach is of the plain install, or `require` is called for it."""
+    files = modules_of(program)
+    tops = {name.split(".")[0] for file in files for name in imported(file)} - {"qil_jax", "tools", "configs"}
+    base = distributions(project()["dependencies"])
+    optional = {name for name in tops - set(sys.stdlib_module_names) if not brought_by().get(name, set()) & base}
+    needed = {WITHIN.get(name, name) for name in optional - BESIDE}
+    assert needed - set().union(*map(asked, files)) == set()
+
+
+def test_every_entry_is_asked_for():
+    assert set(EXTRA_OF) == set().union(*(asked(file) for program in programs() for file in modules_of(program)))
