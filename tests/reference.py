@@ -44,6 +44,13 @@ def mean_error(actual, expected) -> float:
     return float(np.abs(actual - expected).mean())
 
 
+def relative(actual, expected) -> float:
+    """The root mean square of the difference over that of the reference."""
+    actual, expected = np.asarray(actual, np.float64), expected.double().numpy()
+    assert actual.shape == expected.shape and np.isfinite(actual).all()
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
 def in_bf16(reference: Module) -> tuple[Module, Module]:
     """A reference module rounded to bf16, and one of the same rounded weights that computes in fp32."""
     rounded = reference.bfloat16()
