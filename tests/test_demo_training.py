@@ -9,6 +9,8 @@ from qil_jax.training.experiment import Inputs
 from qil_jax.training.stages.kinds import Stage
 from tools import demo_training
 
+pytestmark = pytest.mark.full
+
 EXPERIMENTS = {run.name: load_experiment(run.config) for run in demo_training.RUNS}
 
 

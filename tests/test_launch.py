@@ -19,6 +19,8 @@ from qil_jax.errors import QilError
 from qil_jax.launch import connected
 from qil_jax.programs import leave
 
+pytestmark = pytest.mark.full
+
 def work(ending):
     import jax, numpy as np
     from jax.experimental import multihost_utils

@@ -36,6 +36,7 @@ def test_who_serves_everybody_is_warned(monkeypatch, capsys, tmp_path):
     assert served == ["0.0.0.0", "127.0.0.1"] and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full
 def test_the_documents_name_what_the_schema_has():
     call = [sys.executable, str(ROOT / "tools" / "app.py"), "--schema"]
     done = subprocess.run(call, capture_output=True, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})

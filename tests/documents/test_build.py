@@ -60,6 +60,7 @@ def built(source, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.full
 def test_report(built):
     report = json.loads((built / "report.json").read_text())
     assert (report["documents"], report["kept"]) == (10, 7)
@@ -101,6 +102,7 @@ def test_building_again_changes_nothing(source, built, capsys):
     assert {f: f.stat().st_mtime_ns for f in (built / "layered_dataset").rglob("*")} == before
 
 
+@pytest.mark.full
 def test_a_changed_sidecar_is_noticed(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.psd").write_bytes(psd_files.design(5))
@@ -111,6 +113,7 @@ def test_a_changed_sidecar_is_noticed(tmp_path, capsys):
     assert "built from other documents or settings" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_kills_cost_nothing(source, built, tmp_path):
     """Four kills after random numbers of files, then a run to the end: the same bytes, and nothing half-written."""
     out = tmp_path / "out"
@@ -131,6 +134,7 @@ def test_kills_cost_nothing(source, built, tmp_path):
 
 
 @pytest.mark.parametrize("runner", [[], ["--runner", "none"]], ids=["Beam", "loop"])
+@pytest.mark.full
 def test_a_bad_file_beside_a_document_costs_that_document(tmp_path, runner):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
@@ -155,6 +159,7 @@ def test_a_bad_file_beside_a_document_costs_that_document(tmp_path, runner):
     assert "licence is 3, category is ['a']: must be a text" in rows["number"]["detail"]
 
 
+@pytest.mark.full
 def test_a_busy_machine_drops_nothing(tmp_path, monkeypatch):
     """Waiting is no CPU time: three seconds on the clock are within two of CPU time."""
     (tmp_path / "a.psd").write_bytes(psd_files.design())
@@ -163,6 +168,7 @@ def test_a_busy_machine_drops_nothing(tmp_path, monkeypatch):
     assert build_dataset.main(command) == 0
 
 
+@pytest.mark.full
 def test_a_document_without_end_costs_that_document(tmp_path, monkeypatch):
     (tmp_path / "a.psd").write_bytes(psd_files.design())
     (tmp_path / "b.psd").write_bytes(psd_files.design(100) + b"for ever")
@@ -195,6 +201,7 @@ def test_what_makes_no_sense_is_refused_before_any_work(source, tmp_path, capsys
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_options_of_beam_are_passed_on(source, built, tmp_path):
     own = ["--", "--direct_num_workers", "2", "--direct_running_mode", "multi_threading"]
     assert build_dataset.main([str(source), "--out", str(tmp_path / "out"), "--licence", "MIT", *own]) == 0
@@ -202,6 +209,7 @@ def test_options_of_beam_are_passed_on(source, built, tmp_path):
 
 
 @pytest.mark.parametrize("runner", [[], ["--runner", "none"]], ids=["Beam", "loop"])
+@pytest.mark.full
 def test_nothing_is_downloaded_to_run_beam(tmp_path, monkeypatch, runner):
     """Beam's default runner would first fetch a program, and run the pipeline there if it could."""
     started = []
@@ -219,6 +227,7 @@ def test_no_documents(where, tmp_path, capsys):
     assert "no .psd or .psb there" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.full
 def test_nothing_kept_is_said(source, tmp_path, capsys):
     assert build_dataset.main([str(source / "broken.PSD"), "--out", str(tmp_path), "--runner", "none"]) == 1
     assert "no document is kept" in capsys.readouterr().err

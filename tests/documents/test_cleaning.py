@@ -28,6 +28,7 @@ def photograph() -> np.ndarray:
 
 
 @given(stacks())
+@pytest.mark.full
 def test_what_is_dropped_does_not_change_the_composite(layers):
     kept, gone = contributing(layers, SIZE, SMALL.contribution)
     assert len(kept) + len(gone) == len(layers)

@@ -68,6 +68,7 @@ def captions(out: Path) -> dict[str, str]:
     return {record.source: record.caption for record in records}
 
 
+@pytest.mark.full
 def test_a_dataset_with_captions_by_the_model(checkpoint, tmp_path, monkeypatch, capsys):
     """Beam's workers and the loop read the same captions, which one model has written."""
     asked, generate = [], Model.generate

@@ -152,6 +152,7 @@ def as_layer(plane: np.ndarray, hidden: np.ndarray) -> Layer:
 
 
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.full
 def test_soft_edges_are_as_if_drawn_at_the_new_place_and_size(seed):
     rng = np.random.default_rng(seed)
     at, hidden = scene(seed), rng.integers(0, 256, 3)

@@ -119,6 +119,7 @@ def test_the_canvas_gives_back_what_it_took(data):
 
 
 @given(st.data())
+@pytest.mark.full
 def test_a_script_replayed_is_the_same_as_step_by_step(data):
     image = layered(data.draw(canvases()))
     stack = Stack.of(image)
@@ -134,6 +135,7 @@ def test_a_script_replayed_is_the_same_as_step_by_step(data):
 
 
 @given(st.data())
+@pytest.mark.full
 def test_undoing_and_redoing_are_exact(data):
     stack = Stack.of(layered(data.draw(canvases())))
     history, seen = History(stack), [content(stack)]

@@ -74,6 +74,7 @@ def expected(captioner, inputs):
 
 
 @pytest.mark.parametrize("shape", ["tensor=4,data=2", "fsdp=2,context=2,tensor=2"])
+@pytest.mark.full
 def test_a_mesh_writes_what_one_device_writes(checkpoint, inputs, expected, shape):
     """Three rows on two shards of rows; two heads of keys, whole on four devices and split over two."""
     found = load(checkpoint, make_mesh(MeshShape.parse(shape))).generate(*inputs, GENERATION)
@@ -98,6 +99,7 @@ def test_what_changes_and_compiles_nothing(captioner, inputs, expected):
     assert [a == b for a, b in zip(one, two, strict=True)] == [True, False, True, True]
 
 
+@pytest.mark.full
 def test_the_text_encoder_shares_parameters_and_outlives_the_tower(checkpoint, inputs):
     mesh = single_device_mesh()
     captioner = load(checkpoint, mesh)

@@ -26,6 +26,7 @@ def test_eight_bits_come_back():
     np.testing.assert_array_equal(to_uint8(jnp.array([-3.0, 3.0])), [0, 255])
 
 
+@pytest.mark.full
 def test_pictures_in_rows():
     autoencoder = Autoencoder(load_component(shipped_checkpoint(), Component.VAE, **PLACE), mesh=MESH)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 64, 4), np.uint8)
@@ -36,6 +37,7 @@ def test_pictures_in_rows():
 
 
 @pytest.mark.parametrize("max_tokens", [7, 40])
+@pytest.mark.full
 def test_prompts_in_rows(max_tokens):
     tokenizer = PromptTokenizer.load(shipped_checkpoint())
     encoder = PromptEncoder(tokenizer, load_component(shipped_checkpoint(), Component.TEXT_ENCODER, **PLACE), mesh=MESH)

@@ -72,6 +72,7 @@ def test_file_names_are_harmless():
 
 
 @pytest.mark.parametrize("format", Format)
+@pytest.mark.full
 def test_names_stay_inside_and_come_back(tmp_path, format):
     for number, batch in enumerate(batches()):
         content, folder = tree(batch), tmp_path / str(number) / "deep"

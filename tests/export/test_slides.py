@@ -67,6 +67,7 @@ def text_boxes(shapes) -> list[str]:
 
 
 @needs_office
+@pytest.mark.full
 def test_libreoffice_draws_the_composite(tmp_path):
     contents = scenes(4, text=0.3)
     files = [tmp_path / f"{i}.pptx" for i in range(len(contents))]
@@ -76,6 +77,7 @@ def test_libreoffice_draws_the_composite(tmp_path):
         assert ssim(shown, over_white(content.composite_8bit())[..., :3]) >= 0.98
 
 
+@pytest.mark.full
 def test_text_becomes_text(tmp_path):
     pytest.importorskip("rapidocr", reason="needs an OCR engine: pip install -e '.[ocr]'")
     contents, files, found, every = scenes(SCENES, text=0.25), [], 0, 0

@@ -197,6 +197,7 @@ def test_wrong_folders(checkpoint):
     assert "give the top folder" in checkpoint_problems(checkpoint / "vae")[0]
 
 
+@pytest.mark.full
 def test_damaged_orbax_folders(checkpoint):
     orbax = checkpoint.with_name("orbax")
     to_orbax(checkpoint, orbax)
@@ -223,6 +224,7 @@ def validate(*words) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.full
 def test_validate_says_so_with_its_exit_status(checkpoint):
     good = validate(checkpoint)
     assert good.returncode == 0, good.stderr
@@ -234,6 +236,7 @@ def test_validate_says_so_with_its_exit_status(checkpoint):
     assert "Traceback" not in bad.stderr
 
 
+@pytest.mark.full
 def test_numerics_find_every_wrong_block(checkpoint):
     pytest.importorskip("torch", reason="needs torch: pip install -e '.[parity]'")
     orbax = checkpoint.with_name("orbax")

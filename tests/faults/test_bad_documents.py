@@ -42,6 +42,7 @@ def _work_and_wait(seconds: float) -> None:
     time.sleep(1.5)
 
 
+@pytest.mark.full
 def test_broken_documents_are_survived(monkeypatch, capsys):
     """Two builds of the campaign of tools/fuzz, which has been run over thousands."""
     monkeypatch.setattr(fuzz_documents, "TOGETHER", 40)
@@ -77,6 +78,7 @@ def test_a_campaign_fails_where_bytes_are_lost_or_a_program_breaks(monkeypatch, 
         (_drop, "why", Reason.TOO_FLAT, "why"),
     ],
 )
+@pytest.mark.full
 def test_a_bomb_costs_one_document(function, argument, reason, says):
     with Sandbox(PATIENT) as sandbox:
         with pytest.raises(Dropped) as dropped:
@@ -94,6 +96,7 @@ def test_a_sleeper_costs_one_document():
         assert sandbox(len, "next") == 4
 
 
+@pytest.mark.full
 def test_waiting_is_no_work():
     """A busy machine lets a process wait: seconds on the clock are no CPU time, and each call has its own."""
     with Sandbox(dataclasses.replace(PATIENT, seconds=1.0)) as sandbox:
@@ -109,6 +112,7 @@ def test_a_small_file_cannot_allocate_without_bound():
     assert read_psd(psd_files.design(), SMALL).layers
 
 
+@pytest.mark.full
 def test_ten_thousand_layers_end_at_the_limit():
     """A document of ten thousand layers on a large canvas: read or dropped, but within its limits."""
     psd = psd_files.document()

@@ -104,6 +104,7 @@ def test_the_vae_is_never_quantised(checkpoint):
     assert any("quantization_config" in problem for problem in checkpoint_problems(checkpoint))
 
 
+@pytest.mark.full
 def test_scales_of_orbax_are_checked(sound, tmp_path):
     to_orbax(sound, tmp_path / "orbax")
     assert checkpoint_problems(tmp_path / "orbax") == []

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import psd_files
+import pytest
 
 from qil_jax.documents import prepare
 from qil_jax.programs import ended
@@ -15,12 +16,14 @@ from tools.fuzz import kills as fuzz_kills
 from tools.fuzz import pictures as fuzz_pictures
 
 
+@pytest.mark.full
 def test_broken_pictures_are_decomposed_or_refused_for_a_reason(capsys):
     assert fuzz.main(["pictures", "--count", "24"]) == 0
     printed = capsys.readouterr().out
     assert "decomposed" in printed and "refused: cannot be read as a picture" in printed
 
 
+@pytest.mark.full
 def test_the_campaign_of_pictures_finds_what_is_lost(monkeypatch, capsys):
     watched = fuzz_pictures.watched
 
@@ -36,6 +39,7 @@ def test_the_campaign_of_pictures_finds_what_is_lost(monkeypatch, capsys):
     assert "changed or gone: notes.txt" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_broken_command_lines_are_refused_or_do_what_they_say(capsys):
     assert fuzz.main(["commands", "--count", "80"]) == 0
     printed = capsys.readouterr().out
@@ -56,6 +60,7 @@ def test_the_campaign_of_command_lines_finds_tracebacks_and_losses(monkeypatch, 
     assert "changed or gone: out/notes.txt" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_kills_cost_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))  # kills may leave half an entry in it
     jobs = fuzz_kills._jobs
@@ -63,6 +68,7 @@ def test_kills_cost_nothing(monkeypatch, tmp_path):
     assert fuzz.main(["kills", "--count", "2"]) == 0
 
 
+@pytest.mark.full
 def test_a_full_disk_during_a_build_is_reported(monkeypatch, tmp_path, capsys):
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "a.psd").write_bytes(psd_files.design())

@@ -5,6 +5,7 @@ import random
 import struct
 
 import numpy as np
+import pytest
 from loras import random_lora
 from mutations import damaged_json
 
@@ -20,6 +21,7 @@ MODULE = "transformer_blocks.0.attn.to_q"
 DAMAGED = 1500
 
 
+@pytest.mark.full
 def test_damaged_files_are_read_or_refused(tmp_path):
     """Damage to the header, its configuration, or any byte: a LoRA of finite factors, or a LoRAError."""
     rng, source, file = random.Random(0), tmp_path / "whole.safetensors", tmp_path / "damaged.safetensors"

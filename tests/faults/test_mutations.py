@@ -65,6 +65,7 @@ def loads(file: Path) -> bool:
     return True
 
 
+@pytest.mark.full
 def test_headers(tmp_path):
     rng, file, accepted = random.Random(0), tmp_path / "a.safetensors", 0
     whole = json.dumps(HEADER).encode()
@@ -100,6 +101,7 @@ ANYWHERE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     header=st.dictionaries(st.sampled_from(["a", "b", "__metadata__"]) | st.text(max_size=5), ENTRY | JSON, max_size=3),
     size=st.integers(0, 16),
 )
+@pytest.mark.full
 def test_any_header(tmp_path, header, size):
     file = tmp_path / "a.safetensors"
     write_tensors(file, json.dumps(header).encode(), bytes(size))
@@ -129,6 +131,7 @@ def indexed(folder: Path, text: bytes) -> bool:
     return True
 
 
+@pytest.mark.full
 def test_indexes(tmp_path):
     rng, index = random.Random(1), write_shards(tmp_path)
     assert indexed(tmp_path, json.dumps(index).encode())
@@ -164,6 +167,7 @@ def configured(checkpoint: Path, component: Component, text: bytes, seen: set[st
 
 
 @pytest.mark.parametrize("component", list(Component))
+@pytest.mark.full
 def test_configs(checkpoint, component):
     rng, file = random.Random(str(component)), checkpoint / component / "config.json"
     kept, count = file.read_bytes(), CONFIGS // (len(Component) + 1)
@@ -218,6 +222,7 @@ def test_tokenizers(checkpoint, tmp_path):
     assert 0 < accepted < TOKENIZERS
 
 
+@pytest.mark.full
 def test_arrays_of_orbax(checkpoint, tmp_path):
     rng, orbax = random.Random(4), tmp_path / "orbax"
     to_orbax(checkpoint, orbax)
@@ -238,6 +243,7 @@ def test_arrays_of_orbax(checkpoint, tmp_path):
     assert checkpoint_problems(orbax) == []
 
 
+@pytest.mark.full
 def test_the_program_says_so(checkpoint, tmp_path, capsys):
     """A sample of all files through validate.py."""
     rng, damaged = random.Random(5), tmp_path / "checkpoint"

@@ -246,6 +246,7 @@ CASES: dict[str, tuple[Damage, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.full
 def test_an_unsound_checkpoint_is_refused_in_one_report(checkpoint, name, capsys):
     damage, words = CASES[name]
     damage(checkpoint)
@@ -321,6 +322,7 @@ def orbax(sound, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", ORBAX)
+@pytest.mark.full
 def test_an_unsound_checkpoint_of_orbax_is_refused_in_one_report(orbax, tmp_path, name, capsys):
     damage, words = ORBAX[name]
     damaged = Path(shutil.copytree(orbax, tmp_path / "orbax"))

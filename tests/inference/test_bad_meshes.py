@@ -37,6 +37,7 @@ def words(tmp_path_factory) -> list[str]:
         ("data=2,tensor=4", "transformer: 2 attention heads do not divide into 4 parts"),
     ],
 )
+@pytest.mark.full
 def test_meshes_are_refused(words, mesh, message, capsys, monkeypatch):
     def read(*_):
         raise AssertionError("a tensor was read")
@@ -58,6 +59,7 @@ def test_meshes_are_refused(words, mesh, message, capsys, monkeypatch):
         (["--mesh", "context=8", "--spread", "none"], "use gather, ulysses or ring"),
     ],
 )
+@pytest.mark.full
 def test_attention_that_does_not_fit_the_mesh_is_refused(words, options, message, capsys):
     assert main([*words, *options]) == 2
     err = capsys.readouterr().err

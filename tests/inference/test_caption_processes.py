@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,7 @@ leave(main())
 """infer.py that ends once the captions are there."""
 
 
+@pytest.mark.full
 def test_each_caption_is_written_once(captioning, tmp_path):
     pictures, out = tmp_path / "pictures", tmp_path / "out"
     pictures.mkdir()

@@ -51,6 +51,7 @@ def infer(captioning, capsys, monkeypatch):
     return run
 
 
+@pytest.mark.full
 def test_a_caption_is_a_prompt_that_the_model_has_written(infer, pictures, tmp_path):
     """Bit for bit: a picture without a prompt, and with the caption as the prompt."""
     out = tmp_path / "out"
@@ -89,6 +90,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.full
 def test_captions_alone_after_a_kill(infer, captioning, pictures, tmp_path):
     """Whole text files, which later runs take for prompts; what is there stays."""
     words = [pictures, "--caption-only", "--checkpoint", captioning, *OPTIONS]
@@ -104,6 +106,7 @@ def test_captions_alone_after_a_kill(infer, captioning, pictures, tmp_path):
     assert infer.captioned == 0 and "caption" not in compiled and compiled.count("compiled") > 3
 
 
+@pytest.mark.full
 def test_programs_are_compiled_before_captions_are_there(infer, pictures, tmp_path, monkeypatch):
     """What captions need is compiled, and what the picture needs whose prompt is known."""
     compiled = infer(pictures / "a.png", "--compile-only", "--out", tmp_path / "out")
@@ -111,6 +114,7 @@ def test_programs_are_compiled_before_captions_are_there(infer, pictures, tmp_pa
     assert infer.captioned == 0 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.full
 def test_what_cannot_caption_is_refused_before_compute(infer, pictures, captioning, tmp_path, capsys):
     broken = tmp_path / "broken"
     shutil.copytree(captioning, broken)

@@ -39,6 +39,7 @@ def buffers(state) -> dict[str, int]:
     return {jax.tree_util.keystr(path): leaf.unsafe_buffer_pointer() for path, leaf in leaves}
 
 
+@pytest.mark.full
 def test_phases_load_the_language_model_once(captioning, loaded):
     pipeline = Pipeline.load(captioning, residency=Residency.PHASES)
     captions = pipeline.captions(PICTURES, resolution=64, batch=2)
@@ -54,6 +55,7 @@ def test_phases_load_the_language_model_once(captioning, loaded):
     assert pipeline.captions(PICTURES[:1], resolution=64) == captions[:1] and loaded["vision_language"] == 2
 
 
+@pytest.mark.full
 def test_all_share_the_language_model(captioning, loaded):
     pipeline = Pipeline.load(captioning)
     assert loaded == dict.fromkeys(("text_encoder", "modulation", "backbone", "vae"), 1)

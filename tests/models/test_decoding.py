@@ -64,6 +64,7 @@ def test_products_in_place(shape, rows, dtype):
 @pytest.mark.parametrize("sizes", [(24, 600), (256, 512), (40, 70)])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2e-2)])
+@pytest.mark.full
 def test_a_gated_network_in_place(sizes, bias, dtype, tolerance):
     """Of the second block in a stack, with hidden columns in pieces, against the whole of it; few rows, and many."""
     width, hidden = sizes

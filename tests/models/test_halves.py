@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from reference import error
 
@@ -59,6 +60,7 @@ def values_and_gradients(model: Backbone, given: tuple, change) -> tuple:
     return jax.jit(jax.value_and_grad(loss))(state)
 
 
+@pytest.mark.full
 def test_values_and_gradients_are_the_same():
     model, given = backbone(), inputs()
     value, gradients = values_and_gradients(model, given, lambda b: b)
@@ -68,6 +70,7 @@ def test_values_and_gradients_are_the_same():
         assert error(one, other) <= 2e-5
 
 
+@pytest.mark.full
 def test_the_backbone_that_was_given_is_left_as_it_was():
     model, given = backbone(), inputs()
     halves = rotated_by_halves(model)
@@ -79,6 +82,7 @@ def test_the_backbone_that_was_given_is_left_as_it_was():
     assert error(halves(*given), model(*given)) <= 1e-5
 
 
+@pytest.mark.full
 def test_parameters_stay_where_they_are():
     model = backbone()
     place(model, make_mesh(MeshShape(fsdp=2, context=2, tensor=2)), INFERENCE_RULES)

@@ -50,6 +50,7 @@ def merge(model: nnx.Module, factors: dict[str, np.ndarray]) -> None:
 
 @pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize("by_rows", [False, True])
+@pytest.mark.full
 def test_the_transformer_with_changes_is_that_of_the_merged_kernels(by_rows, unroll):
     """Every linear map is changed, stacked or not."""
     plain, changed = (VLDMMDiT(CONFIG, rngs=nnx.Rngs(0)) for _ in range(2))

@@ -34,6 +34,7 @@ def transformer() -> VLDMMDiT:
     return VLDMMDiT(MMDiTConfig(**TRANSFORMER), rngs=nnx.Rngs(0))
 
 
+@pytest.mark.full
 def test_derivatives_of_the_products():
     close = {"atol": 1e-2, "rtol": 1e-2}
     check_grads(jax.jit(matmul), (normal(2, 3, 5), normal(5, 4)), order=2, modes=("fwd", "rev"), **close)
@@ -43,6 +44,7 @@ def test_derivatives_of_the_products():
 
 
 @pytest.mark.parametrize(("width_in", "width_out"), [(5, 9), (9, 5)])
+@pytest.mark.full
 def test_gradients_of_both_matmuls_agree(width_in, width_out):
     x, kernel, weights = normal(2, 3, width_in), normal(width_in, width_out), normal(2, 3, width_out, seed=2)
     for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 0.02)):
@@ -55,6 +57,7 @@ def test_gradients_of_both_matmuls_agree(width_in, width_out):
             np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.full
 def test_both_gradients_of_the_transformer_agree(transformer):
     image, weights = normal(1, 18, TRANSFORMER["in_channels"]), normal(1, 18, 24, seed=3)
 
@@ -69,6 +72,7 @@ def test_both_gradients_of_the_transformer_agree(transformer):
         np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(a).max() + 1))
 
 
+@pytest.mark.full
 def test_forward_mode_of_the_transformer(transformer):
     """The directional derivative is that of finite differences, and that of reverse mode."""
     state, run = velocity_of(transformer)
@@ -82,6 +86,7 @@ def test_forward_mode_of_the_transformer(transformer):
     np.testing.assert_allclose(jnp.sum(tangent * weights), jnp.sum(pull(weights)[0] * direction), rtol=1e-3)
 
 
+@pytest.mark.full
 def test_forward_mode_of_the_vae():
     vae = RGBAVAE(VAEConfig.from_json(VAE), rngs=nnx.Rngs(0))
     x, direction = normal(1, 16, 8, 4), normal(1, 16, 8, 4, seed=1)

@@ -48,6 +48,7 @@ def test_elements_are_as_close_as_their_type_allows(how):
 
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.full
 def test_a_quantised_map_is_its_dequantised_kernel(how, dtype):
     model = VLDMMDiT(CONFIG, rngs=nnx.Rngs(0)).backbone.blocks.image
     quantise(model, how)
@@ -120,6 +121,7 @@ def test_scales_are_sharded_as_the_outputs_of_their_kernels():
     assert "modulation/image/scale" in describe(model, mesh, INFERENCE_RULES)
 
 
+@pytest.mark.full
 def test_the_text_encoder_keeps_only_its_embedding_and_norms():
     config = Qwen2_5VLConfig(
         hidden_size=16,

@@ -68,6 +68,7 @@ def test_memory_does_not_grow_with_the_square_of_a_picture():
     assert temporaries() < scores / 16
 
 
+@pytest.mark.full
 def test_a_mesh_does_not_change_the_result():
     mesh = make_mesh(MeshShape.parse("fsdp=2,context=2,tensor=2"))
     grids = jnp.asarray([(10, 14), (2, 2)])

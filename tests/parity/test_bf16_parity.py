@@ -99,6 +99,7 @@ RELEASED_VAE = pytest.param(AutoencoderKLQwenImage, (40, 32), marks=pytest.mark.
 
 
 @pytest.mark.parametrize(("make", "size"), [(tiny_vae, (104, 168)), RELEASED_VAE])
+@pytest.mark.full
 def test_rgba_vae(tmp_path, make, size):
     reference = make() if make is tiny_vae else randomise(make(input_channels=4))
     rounded, wide = in_bf16(reference)
@@ -132,6 +133,7 @@ RELEASED_TEXT = {
 
 
 @pytest.mark.parametrize("changes", [{}, RELEASED_TEXT], ids=["tiny", "released width"])
+@pytest.mark.full
 def test_language_model(tmp_path, changes):
     rounded, wide = in_bf16(tiny_text_encoder(**changes))
     encoder = ours(rounded, "text_encoder", tmp_path)
@@ -149,6 +151,7 @@ def test_language_model(tmp_path, changes):
     assert 0 < mean_error(np.asarray(found, np.float32)[mask], exact) <= MOST * mean_error(states(rounded), exact)
 
 
+@pytest.mark.full
 def test_gradients(tmp_path):
     """Of the training loss: fp32 parameters cast for compute, against a module that is bf16 throughout."""
     rounded, wide = in_bf16(tiny_transformer())
@@ -194,6 +197,7 @@ def checkpoints(tmp_path_factory):
     return (folders[0], narrow), (folders[1], wide)
 
 
+@pytest.mark.full
 def test_pipeline(checkpoints):
     """From picture to layers; latents between steps stay fp32 with us, which diffusers rounds."""
     (folder, narrow), (_, wide) = checkpoints
@@ -225,6 +229,7 @@ MORE = [pytest.param(shape, marks=pytest.mark.slow) for shape in MESHES]
 
 
 @pytest.mark.parametrize("shape", ["fsdp=2,context=2,tensor=2", *MORE])
+@pytest.mark.full
 def test_batches_and_meshes(checkpoints, alone, shape):
     """Neighbours, padding and devices change the order of roundings, but not how much is lost by them."""
     mesh = make_mesh(MeshShape.parse(shape)) if shape else None

@@ -67,6 +67,7 @@ def tiny(tmp_path_factory):
     return SimpleNamespace(reference=reference, model=model, inputs=inputs, texts=texts, captioner=captioner)
 
 
+@pytest.mark.full
 def test_positions(tiny):
     batch = padded(tiny.inputs, tiny.model, extra=5)
     found = np.asarray(prompt_positions(batch.ids, batch.mask, batch.grids, tiny.model.config))
@@ -104,6 +105,7 @@ def test_logits_of_prompts_and_of_each_written_token(tiny):
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.full
 def test_most_likely_ids(tiny, penalty):
     """Of pictures in one batch, and of the smallest and the largest alone."""
     expected = [ids for ids, _ in tiny.texts[penalty]]
@@ -120,6 +122,7 @@ def test_the_penalty_acts(tiny):
     assert all(a != b for a, b in zip(without, with_penalty, strict=True))
 
 
+@pytest.mark.full
 def test_ids_that_end_a_text(tiny):
     """Each of two ids ends the text of its row where it first stands; a third row's goes on to the limit."""
     texts = [ids for ids, _ in tiny.texts[PENALTIES[1]]]

@@ -73,6 +73,7 @@ def checkpoint(tmp_path_factory):
     )
 
 
+@pytest.mark.full
 def test_captions_are_those_of_diffusers(checkpoint):
     """Pictures of two shapes in one batch, against one by one."""
     folder, pipeline = checkpoint

@@ -31,6 +31,7 @@ def test_equals_diffusers(checkpoint):
     assert_same_layers(ours, layers_of(reference, image, start, layers=layers, steps=steps))
 
 
+@pytest.mark.full
 def test_a_picture_does_not_depend_on_its_batch(checkpoint):
     pipeline, settings = Pipeline.load(checkpoint[0]), Settings(steps=4)
     together = pipeline.decompose(mixed(), settings)
@@ -40,6 +41,7 @@ def test_a_picture_does_not_depend_on_its_batch(checkpoint):
         assert error(joint.latents, alone.latents) <= 1e-5
 
 
+@pytest.mark.full
 def test_guidance_is_per_picture(checkpoint):
     """A picture without a negative prompt is not guided, whatever its neighbours are."""
     pipeline, settings = Pipeline.load(checkpoint[0]), Settings(steps=3)
@@ -51,6 +53,7 @@ def test_guidance_is_per_picture(checkpoint):
     assert error(alone.latents, off.latents) == 0
 
 
+@pytest.mark.full
 def test_samples_seeds_and_callbacks(checkpoint):
     pipeline, settings = Pipeline.load(checkpoint[0]), Settings(steps=3)
     request = Request(image=picture(64, 64), layers=1, prompt="x", samples=2, seed=9)
@@ -79,6 +82,7 @@ MESHES = ("data=8", "fsdp=8", "tensor=4,data=2", "context=8")
     "shape",
     ["fsdp=2,context=2,tensor=2", "cfg=2,tensor=4", *(pytest.param(shape, marks=pytest.mark.slow) for shape in MESHES)],
 )
+@pytest.mark.full
 def test_meshes_give_the_single_device_result(even, shape):
     folder, alone = even
     pipeline = Pipeline.load(folder, mesh=make_mesh(MeshShape.parse(shape)))

@@ -28,6 +28,7 @@ def extended(reference, component: Component, folder, shape: MeshShape | None = 
 
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.full
 def test_the_transformer_begins_as_qwen_image_s(tmp_path, shape):
     """On one picture at layer 0 with text, whatever the kind of the target."""
     reference = tiny_transformer(**EVEN_TRANSFORMER, use_additional_t_cond=False, use_layer3d_rope=False)
@@ -55,6 +56,7 @@ def test_the_transformer_begins_as_qwen_image_s(tmp_path, shape):
 
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.full
 def test_the_vae_begins_as_the_rgb_vae_with_opaque_alpha(tmp_path, shape):
     reference = tiny_vae(input_channels=3)
     model = extended(reference, Component.VAE, tmp_path, shape)

@@ -98,6 +98,7 @@ UNREAD = [("lightning", False), ("bare", False), ("diffusers", True)]
 
 
 @pytest.mark.parametrize(("name", "alphas"), [case for case in BOTH if case not in UNREAD])
+@pytest.mark.full
 def test_every_layout(checkpoint, table, tmp_path, name, alphas):
     scale = 0.5 if alphas else 1.0
     lora = random_lora(table, MODULES, ranks=(4, 6), scale=scale)
@@ -109,6 +110,7 @@ def test_every_layout(checkpoint, table, tmp_path, name, alphas):
 @pytest.mark.parametrize(
     ("ranks", "scale"), [((4,), 1.0), ((4,), 0.25), ((3, 3, 5, 8), 0.3), ((7,), 1 / 7), ((2, 6), 2.0)]
 )
+@pytest.mark.full
 def test_our_file_in_their_pipeline(checkpoint, table, tmp_path, ranks, scale):
     lora = random_lora(table, MODULES, ranks=ranks, scale=scale)
     file = tmp_path / "ours.safetensors"
@@ -127,6 +129,7 @@ def test_our_file_in_their_whole_pipeline(table, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Already found a .peft_config. attribute")
+@pytest.mark.full
 def test_two_adapters_add_up(checkpoint, table, tmp_path):
     first = random_lora(table, MODULES, ranks=(4,), scale=0.5, seed=1)
     second = random_lora(table, [*block_modules(1), *block_modules(2), "img_in"], ranks=(2, 5), scale=2.0, seed=2)
@@ -137,6 +140,7 @@ def test_two_adapters_add_up(checkpoint, table, tmp_path):
 
 
 @pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.full
 def test_what_diffusers_saves(checkpoint, table, tmp_path, rslora):
     """An adapter of several ranks and alphas, which peft made and a pipeline of diffusers saved."""
     transformer = tiny_transformer()

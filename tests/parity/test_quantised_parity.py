@@ -17,6 +17,7 @@ HOWS = tuple(Quantisation)
 
 
 @pytest.mark.parametrize("how", HOWS)
+@pytest.mark.full
 def test_hidden_states_of_prompts(how, tmp_path):
     """After two layers of ten maps in series the error is at most twice that of one map."""
     text = {"hidden_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 1408}

@@ -23,6 +23,8 @@ from qil_jax.models.quantised import Quantisation
 from qil_jax.weights import Component, load_component
 from qil_jax.weights.quantise import quantise_checkpoint
 
+pytestmark = pytest.mark.full
+
 torch.set_grad_enabled(False)
 RELEASED = {"num_layers": 2, "num_attention_heads": 24, "attention_head_dim": 128, "axes_dims_rope": (16, 56, 56)}
 GRID, LAYERS, WORDS, SIGMA, KIND = (3, 4), layered(2), 6, [0.7, 0.31], [0, 1]
@@ -54,7 +56,9 @@ class Wide:
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """Weights have a standard deviation of one over the root of their inputs (0.018 in most maps), and the embedding of
+    """Two blocks, saved in bf16, and their velocities.
+
+    Weights have a standard deviation of one over the root of their inputs (0.018 in most maps), and the embedding of
     the target kind one of 0.02, with which shifts, scales and gates have 0.23.
     """
     folder = tmp_path_factory.mktemp("wide") / "checkpoint"

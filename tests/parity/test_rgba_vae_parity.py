@@ -57,6 +57,7 @@ def test_tiny_other_structure(tiny):
     assert error(encode(vae, channels_last(x))[0], channels_last(expected.mode())) <= 2e-5
 
 
+@pytest.mark.full
 def test_unused_temporal_weights_do_not_act(tiny):
     """Taps 0 and 1 and the temporal convolutions never see a single picture: we may drop them."""
     reference, vae = tiny
@@ -71,6 +72,7 @@ def test_unused_temporal_weights_do_not_act(tiny):
     assert error(encode(vae, channels_last(x))[0], channels_last(changed.encode(x).latent_dist.mean)) <= 2e-5
 
 
+@pytest.mark.full
 def test_encoded_tiles_match_the_reference(tiny):
     reference, vae = tiny
     x = pixels(320, 456)
@@ -79,6 +81,7 @@ def test_encoded_tiles_match_the_reference(tiny):
     assert error(encode_tiled(mean, jnp.asarray(channels_last(x)), scale=8), channels_last(expected)) <= 2e-5
 
 
+@pytest.mark.full
 def test_decoded_tiles_match_the_reference(tiny):
     """Everywhere those of the reference with its tiles clamped as a plain decode is; diffusers forgets that clamp.
 

@@ -78,6 +78,7 @@ def torch_vae(reference, true, noise):
 
 
 @pytest.mark.parametrize("kind", list(Reconstruction))
+@pytest.mark.full
 def test_losses_of_the_vae_and_their_gradients(tmp_path, kind):
     reference = tiny_vae()
     vae = ours(reference, "vae", tmp_path)
@@ -140,6 +141,7 @@ def test_blended_error_is_the_mean_over_many_backgrounds():
     assert float(ab_mse(made, true)[0]) == pytest.approx(exact, rel=1e-5)
 
 
+@pytest.mark.full
 def test_reference_divergence(tmp_path):
     """0 from the VAE that training starts with; torch's value from another one."""
     reference, other = tiny_vae(), tiny_vae(seed=9)
@@ -194,6 +196,7 @@ def torch_lpips(weights, backbone, a, b):
 
 
 @pytest.mark.parametrize("backbone", list(LPIPSNetwork))
+@pytest.mark.full
 def test_lpips_is_torchs_formula(backbone):
     random = np.random.default_rng(0)
     shapes = weight_shapes(backbone)

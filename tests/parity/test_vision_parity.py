@@ -54,6 +54,7 @@ def tiny(tmp_path_factory):
     return reference, our_vision_language(reference, tmp_path_factory.mktemp("tiny")).visual
 
 
+@pytest.mark.full
 def test_mixed_sizes_in_one_padded_batch(tiny):
     reference, tower = tiny
     assert compare(reference, tower, *batch(GRIDS, tower.config.patch_width)) <= 5e-5

@@ -68,6 +68,7 @@ def test_text_to_image_transformer(tmp_path):
     assert compare(reference, model, (5, 4), (LayerIndex.COMPOSITE,), 6) <= 2e-5
 
 
+@pytest.mark.full
 def test_the_composite_influences_the_layers(tiny):
     _, model = tiny
     grid, layers = (4, 4), layered(2)

@@ -71,6 +71,7 @@ def test_incomplete_command_lines(words, capsys):
         (("--mesh", "fsdp=8", "--transformer", "absent.json"), "cannot be read as JSON"),
     ],
 )
+@pytest.mark.full
 def test_what_does_not_fit_is_one_line(words, complaint):
     done = run_plan("infer", "--topology", "v5e:2x4", *words)
     assert done.returncode == 2 and complaint in done.stderr
@@ -86,6 +87,7 @@ def test_all_meshes_of_a_slice():
 
 
 @needs_compiler
+@pytest.mark.full
 def test_the_denoise_step_of_a_narrow_transformer(tmp_path):
     """Its collectives are those of the design, its products those of the mathematics; the second run is kept."""
     config = tmp_path / "config.json"

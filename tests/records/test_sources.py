@@ -43,6 +43,7 @@ def row_of(record):
 
 
 @pytest.mark.parametrize("inner", ["", "layered_dataset/1.0.0"])
+@pytest.mark.full
 def test_datasets(scenes, inner):
     source = open_source(scenes / "records" / inner)
     made = {make_scene(seed, SceneConfig(side=SIDE)).caption: seed for seed in range(COUNT)}

@@ -160,6 +160,7 @@ def test_every_asset_is_in_one_split(filled):
     assert (whole.objects[0].pixels[..., 3] == 255).all() and whole.objects[0].pixels.shape == (35, 53, 4)
 
 
+@pytest.mark.full
 def test_scenes_of_a_split_use_its_assets_only(filled, tmp_path):
     out = tmp_path / "scenes"
     command = ["--count", "120", "--side", "48", "--assets", str(filled), "--out", str(out)]

@@ -34,6 +34,7 @@ ASSETS = Assets(objects=[asset("a ball", 1, opaque=False)], backgrounds=[asset("
 
 
 @given(st.integers(0, 10_000))
+@pytest.mark.full
 def test_every_layer_counts(seed):
     scene = make_scene(seed, CONFIG)
     assert 2 <= len(scene.layers) <= 7 and (scene.layers[0].pixels[..., 3] == 255).all()
@@ -48,6 +49,7 @@ def test_every_layer_counts(seed):
 
 
 @given(st.integers(0, 1000))
+@pytest.mark.full
 def test_a_seed_is_a_scene(seed):
     again = [to_bytes(make_scene(s, CONFIG)) for s in (seed, seed, seed + 1)]
     assert again[0] == again[1] != again[2]
@@ -84,6 +86,7 @@ def test_varied_pictures_keep_their_pixels_and_their_shape_nearly():
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in drawn)
 
 
+@pytest.mark.full
 def test_scenes_are_various():
     scenes = [make_scene(seed, CONFIG) for seed in range(200)]
     text = " ".join(scene.caption for scene in scenes)
@@ -115,6 +118,7 @@ def contents(folder) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
+@pytest.mark.full
 def test_records_of_the_tool(tmp_path, capsys):
     a, b = tmp_path / "a", tmp_path / "b"
     for out in (a, b):

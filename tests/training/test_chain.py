@@ -24,6 +24,8 @@ from qil_jax.training.stages.kinds import Stage
 from qil_jax.weights.values import checkpoint_values
 from tools import convert, validate
 
+pytestmark = pytest.mark.full
+
 torch.set_grad_enabled(False)
 PICTURE = Image.open(ROOT / "examples" / "chelsea.png").convert("RGBA").resize((300, 210))
 LAST = Stage.IMAGE_TO_LAYERS

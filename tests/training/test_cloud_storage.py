@@ -19,6 +19,8 @@ from qil_jax.training.disk import free_bytes, move_folder, newest_step, run_fold
 from qil_jax.training.sinks import LinesSink
 from qil_jax.training.stages.kinds import Stage
 
+pytestmark = pytest.mark.full
+
 BUCKET = "gs://bucket"
 
 

@@ -109,6 +109,8 @@ from pathlib import Path
 from qil_jax.training import setup
 from qil_jax.training.config_file import load_experiment
 
+pytestmark = pytest.mark.full
+
 def step(*_):
     print("compiling", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # in C for many minutes, as a compilation is

@@ -146,6 +146,8 @@ import jax
 from qil_jax.loader.loader import Loader
 from qil_jax.training.config_file import load_experiment
 
+pytestmark = pytest.mark.full
+
 def blocked_in_c():
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 

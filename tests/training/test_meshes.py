@@ -13,6 +13,8 @@ from qil_jax.training.setup import TrainingRun, prepare
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.step import StepFunction, TrainState, fresh_state, make_step
 
+pytestmark = pytest.mark.full
+
 STEPS = 10
 SETTINGS = {"data.loader.rows": 8, "optimiser.epsilon": 1e-4, "steps": STEPS}
 

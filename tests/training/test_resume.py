@@ -14,6 +14,8 @@ from runs import World, assert_same_bits, command, environment, finish, saved, t
 from qil_jax.training.experiment import Precision
 from qil_jax.training.stages.kinds import Stage
 
+pytestmark = pytest.mark.full
+
 KILLS = int(os.environ.get("QIL_KILLS", "1"))
 """Kills of a run. The tests make one, for every one is a start of the program; QIL_KILLS=10 makes ten."""
 STEPS = 12

@@ -26,6 +26,8 @@ from qil_jax.training.batches import NO_TARGET, FlowBatch
 from qil_jax.training.objectives import Compute, flow_objective
 from qil_jax.training.parameters import Network, Params, params_of
 
+pytestmark = pytest.mark.full
+
 SMALL = MMDiTConfig(
     num_layers=2,
     num_attention_heads=8,
