@@ -32,6 +32,9 @@ REFUSALS = {
     "tools/bench caption": f"tools/bench caption needs {TORCH}: pip install 'qil_jax[parity]'",
     "tools/bench data": "tools/bench data needs tensorflow_datasets, apache_beam: pip install 'qil_jax[data]'",
     "tools/build_dataset.py missing --out x": f"build_dataset.py needs {BUILD}: pip install 'qil_jax[data]'",
+    "tools/build_dataset.py gs://bucket/documents --out x": (
+        f"build_dataset.py needs {BUILD}, gcsfs: pip install 'qil_jax[data,gcs]'"
+    ),
     "tools/cache_latents.py {records} --checkpoint missing --out x --config {config}": (
         "{records} needs tensorflow_datasets: pip install 'qil_jax[data]'"
     ),
@@ -63,8 +66,21 @@ REFUSALS = {
     ),
 }
 """Command lines, most of them wrong in other ways, too, and all that is printed where nothing optional is installed."""
-WITHIN = {"cv2": "rapidocr", "starlette": "gradio"}
-"""Modules that come with an optional one."""
+WITHIN = {"cv2": "rapidocr", "fsspec": "etils", "pydantic_core": "pydantic", "starlette": "gradio"}
+"""Modules that come with another."""
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SPOKEN = {
+    r"python tools/app\.py": "ui",
+    r"python tools/(build_dataset|cache_latents|evaluate|make_scenes|show_batch)\.py": "data",
+    r"python tools/fuzz (commands|documents|kills)": "data",
+    r"python tools/plan\.py": "plan",
+    r"tools/bench (caption|models|train)": "parity",
+    r"--numerics": "parity",
+    r"--native-text": "ocr",
+    r"--wandb": "track",
+    r"--out gs://": "gcs",
+}
+"""What pages say of commands, and the extra that these need."""
 BESIDE = {"tokamax"}
 """Optional modules that no extra brings, since they ask for an accelerator's JAX; kernels/plan.py refuses them."""
 
@@ -209,10 +225,17 @@ def test_what_a_program_may_import_is_asked_for(program):
     files = modules_of(program)
     tops = {name.split(".")[0] for file in files for name in imported(file)} - {"qil_jax", "tools", "configs"}
     base = distributions(project()["dependencies"])
-    optional = {name for name in tops - set(sys.stdlib_module_names) if not brought_by().get(name, set()) & base}
-    needed = {WITHIN.get(name, name) for name in optional - BESIDE}
-    assert needed - set().union(*map(asked, files)) == set()
+    others = {WITHIN.get(name, name) for name in tops - set(sys.stdlib_module_names) - BESIDE}
+    optional = {name for name in others if not brought_by().get(name, set()) & base}
+    assert optional - set().union(*map(asked, files)) == set()
 
 
 def test_every_entry_is_asked_for():
     assert set(EXTRA_OF) == set().union(*(asked(file) for program in programs() for file in modules_of(program)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_names_the_extras_of_its_commands(page):
+    text = page.read_text(encoding="utf-8")
+    said = {name for names in re.findall(r"\.\[([\w,]+)\]['\"]", text) for name in names.split(",")}
+    assert {extra for pattern, extra in SPOKEN.items() if re.search(pattern, text)} - said == set()

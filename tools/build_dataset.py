@@ -46,7 +46,8 @@ def main(argv: list[str]) -> int:
     """Build the dataset; returns 0, or 1 if no document is kept."""
     own, for_beam = at_dashes(argv)
     args = parser().parse_args(own)
-    require("build_dataset.py", *NEEDS)
+    stores = ["gcsfs"] if any(place.startswith("gs://") for place in (args.source, args.out)) else []
+    require("build_dataset.py", *NEEDS, *stores)
     problems = [
         f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}"
         for name in ("max_layers", "min_side", "seconds", "memory_gib", "caption_batch")
