@@ -38,7 +38,7 @@ demo: $(VENV)/.demo
 # The pages as a site in build/site: a dead link or a page outside of the menu is an error. Its diagrams need npm.
 docs: $(VENV)/.docs
 	npm ci --silent --prefix docs/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 # A twentieth of the scenes and steps of every run that made the shipped model; SHARE=1 runs all of it.
 SHARE ?= 0.05
