@@ -17,8 +17,7 @@ from qil_jax.errors import QilError
 from qil_jax.extras import EXTRA_OF, require
 from qil_jax.programs import ended
 from qil_jax.records.sources import open_source
-from qil_jax.training.experiment import DataConfig, Experiment, Start
-from qil_jax.training.stages.kinds import Stage
+from qil_jax.training.config_file import load_experiment
 from qil_jax.training.start import require_inputs
 
 TORCH = "torch, diffusers, transformers"
@@ -39,10 +38,8 @@ REFUSALS = {
         "{records} needs tensorflow_datasets: pip install 'qil_jax[data]'"
     ),
     "tools/demo_training.py": "demo_training.py needs tensorflow_datasets, apache_beam: pip install 'qil_jax[data]'",
-    "tools/evaluate.py layers {records} --out x": "{records} needs tensorflow_datasets: pip install 'qil_jax[data]'",
-    "tools/evaluate.py reconstruction missing --out x --count 0": (
-        "evaluate.py reconstruction needs scipy: pip install 'qil_jax[data]'"
-    ),
+    "tools/evaluate.py layers missing --out x": "evaluate.py needs scipy: pip install 'qil_jax[data]'",
+    "tools/evaluate.py reconstruction missing --out x": "evaluate.py needs scipy: pip install 'qil_jax[data]'",
     "tools/export.py missing --to pptx --native-text": (
         "export.py --native-text needs rapidocr, onnxruntime, matplotlib: pip install 'qil_jax[ocr]'"
     ),
@@ -122,9 +119,8 @@ def test_the_missing_extra_is_all_that_is_said(line, plain, records, monkeypatch
 
 @pytest.mark.usefixtures("plain")
 def test_training_says_it_before_what_else_is_missing(records):
-    experiment = Experiment(
-        stage=Stage.RGBA_VAE, start=Start(checkpoint="missing"), data=DataConfig(sources=(str(records),)), steps=1
-    )
+    changes = ["start.checkpoint=missing", f'data.sources=["{records}"]']
+    experiment = load_experiment(ROOT / "configs" / "small" / "finetune_lora.py", changes)
     with pytest.raises(QilError, match=f"^{records} needs tensorflow_datasets: pip install 'qil_jax.data.'$"):
         require_inputs(experiment)
 

@@ -156,8 +156,7 @@ def run(arguments: argparse.Namespace) -> str:
 def main(argv: list[str]) -> int:
     """Measure and print the summary; returns 0."""
     arguments = parser().parse_args(argv)
-    if arguments.verb == "reconstruction":
-        require("evaluate.py reconstruction", "scipy")
+    require("evaluate.py", "scipy")
     complete(arguments)
     problems = problems_of(arguments)
     if problems:
