@@ -33,6 +33,8 @@ from tools import make_scenes
 from tools.evaluate import main
 from tools.make_demo_checkpoint import write_checkpoint
 
+pytestmark = pytest.mark.full
+
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 GROUND = layer((0, 0, 16, 16), BLUE, side=16)
 SQUARE = layer((4, 4, 8, 8), RED, side=16)

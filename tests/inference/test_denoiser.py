@@ -40,6 +40,7 @@ def memory(lowered: jax.stages.Lowered) -> Any:
     return lowered.compile().memory_analysis()
 
 
+@pytest.mark.full
 def test_one_program_serves_any_number_of_steps(single, compiled):
     mesh, few = single.mesh, [item(1, 8, 10, 7, seed=3)]
     assert np.isfinite(denoise(single, batch_on(mesh, few), few)).all()
@@ -63,6 +64,7 @@ def test_tokens_between_steps_are_those_of_fewer_steps_and_the_batch_stays(singl
     np.testing.assert_array_equal(last[given], before[given])
 
 
+@pytest.mark.full
 def test_sequential_passes_give_what_a_batch_of_both_gives(single):
     sequential = denoiser_on(single.mesh, passes=Passes.SEQUENTIAL)
     batch = batch_on(single.mesh, passes=Passes.SEQUENTIAL)
@@ -72,6 +74,7 @@ def test_sequential_passes_give_what_a_batch_of_both_gives(single):
 
 
 @pytest.mark.parametrize("items", [UNLIKE, UNLIKE[:1]], ids=["two", "one"])
+@pytest.mark.full
 def test_a_mesh_of_both_passes_gives_the_bytes_of_sequential_passes(items):
     """One device that computes the passes one after the other does the sums that each of two devices does."""
     alone, both = mesh_of("data=1"), mesh_of("cfg=2")
@@ -85,6 +88,7 @@ MESHES = ("data=8", "fsdp=8", "tensor=4,data=2", "context=8", "fsdp=2,context=2,
 @pytest.mark.parametrize(
     ("shape", "spread"), [*((shape, Spread.ULYSSES) for shape in MESHES), ("context=8", Spread.RING)]
 )
+@pytest.mark.full
 def test_meshes_give_the_single_device_result(single, shape, spread):
     """Two pictures of unlike layer counts and schedules, in sequences of 57 tokens at most, which no axis divides."""
     items = (item(1, 8, 6, 7), item(2, 6, 8, 50, seed=1), item(17, 2, 6, 9, seed=2))
@@ -105,6 +109,7 @@ def test_the_passes_meet_in_one_all_gather():
 
 
 @pytest.mark.parametrize("passes", Passes)
+@pytest.mark.full
 def test_without_guidance_a_step_is_one_pass(passes):
     mesh, plain = mesh_of("data=1"), [item(1, 8, 10, 7, guided=False)]
     denoiser = denoiser_on(mesh, passes=passes)
@@ -123,6 +128,7 @@ def test_sequential_passes_on_a_mesh_of_both_are_refused():
 
 
 @pytest.mark.parametrize("mesh", ["data=1", "cfg=2,tensor=4"])
+@pytest.mark.full
 def test_an_abstract_model_lowers_to_the_programs_that_run(mesh):
     devices = mesh_of(mesh)
     batch = batch_on(devices)

@@ -83,6 +83,7 @@ def layers(out: Path) -> np.ndarray:
     return np.stack([np.asarray(Image.open(file)) for file in sorted((out / "b").glob("0*.png"))]).astype(int)
 
 
+@pytest.mark.full
 def test_the_program(folder, pictures, tmp_path, capsys):
     picture, first, second = pictures / "b.png", folder / "a:b.safetensors", folder / "second.safetensors"
     runs = {
@@ -115,6 +116,7 @@ def test_the_program(folder, pictures, tmp_path, capsys):
         assert status == 2 and "was made with LoRAs of sha256 and scale" in said, (there, now, said)
 
 
+@pytest.mark.full
 def test_a_renamed_lora_is_the_same_and_a_changed_one_another(folder, pictures, tmp_path, capsys):
     lora = tmp_path / "lora.safetensors"
     shutil.copyfile(folder / "second.safetensors", lora)
@@ -127,6 +129,7 @@ def test_a_renamed_lora_is_the_same_and_a_changed_one_another(folder, pictures, 
     assert status == 2 and "was made with LoRAs" in said
 
 
+@pytest.mark.full
 def test_a_result_that_names_no_loras_has_none(folder, pictures, tmp_path, capsys):
     """As all results of earlier versions; what they are compared by is what it was."""
     assert infer(folder, pictures / "b.png", tmp_path / "out", capsys=capsys)[0] == 0
@@ -141,6 +144,7 @@ def test_a_result_that_names_no_loras_has_none(folder, pictures, tmp_path, capsy
         is_finished(planned)
 
 
+@pytest.mark.full
 def test_everything_wrong_is_one_refusal(folder, pictures, tmp_path, capsys):
     (pictures / "broken.png").write_bytes(b"x")
     (tmp_path / "damaged.safetensors").write_bytes(b"x" * 100)
@@ -154,6 +158,7 @@ def test_everything_wrong_is_one_refusal(folder, pictures, tmp_path, capsys):
     assert status == 2 and "cannot use the LoRA" in said and "proj_out.lora_down.weight" in said
 
 
+@pytest.mark.full
 def test_python(folder, pictures):
     """`Pipeline.load` with the files that infer.py takes; `Checkpoint.open` names all that cannot be used."""
     request = Request(image=Image.open(pictures / "b.png"), layers=2, resolution=64)

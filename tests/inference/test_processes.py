@@ -122,6 +122,7 @@ def alone(tmp_path_factory, checkpoint, pictures):
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.full
 def test_processes_agree_with_one(tmp_path, checkpoint, pictures, alone, processes):
     run = Run(tmp_path, checkpoint, pictures, processes=processes, devices=4 // processes, mesh="fsdp=2,tensor=2")
     found = run.finish("--batch", "2")
@@ -137,6 +138,7 @@ def test_processes_agree_with_one(tmp_path, checkpoint, pictures, alone, process
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(SIZES)
 
 
+@pytest.mark.full
 def test_a_killed_process_loses_nothing_that_was_written(tmp_path, checkpoint, pictures, alone):
     """The victim is the process at which the others are connected."""
     victim = 0
@@ -162,6 +164,7 @@ def test_a_killed_process_loses_nothing_that_was_written(tmp_path, checkpoint, p
     assert stamps == {name: (tmp_path / "out" / name / "result.json").stat().st_mtime_ns for name in before}
 
 
+@pytest.mark.full
 def test_processes_that_would_make_other_results_are_refused(tmp_path, checkpoint, pictures):
     fewer = tmp_path / "fewer"
     shutil.copytree(pictures, fewer)
@@ -174,6 +177,7 @@ def test_processes_that_would_make_other_results_are_refused(tmp_path, checkpoin
     assert not (tmp_path / "run" / "out").exists()
 
 
+@pytest.mark.full
 def test_processes_without_a_mesh_are_refused(tmp_path, checkpoint, pictures):
     for status, _, err in Run(tmp_path, checkpoint, pictures, processes=2, devices=1, mesh="").finish():
         assert status == 2 and "2 processes have 2 devices: give --mesh, such as tensor=2" in err

@@ -62,6 +62,7 @@ def infer(*words) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, ROOT / "infer.py", *map(str, words)], capture_output=True, text=True)
 
 
+@pytest.mark.full
 def test_the_program(checkpoint, pictures, tmp_path):
     words = [pictures, "--checkpoint", checkpoint, "--out", tmp_path / "out", "--layers", 2, "--steps", 2, "--batch", 2]
     done = infer(*words)
@@ -91,6 +92,7 @@ def test_the_program(checkpoint, pictures, tmp_path):
     assert "steps 2, now 3" in refused.stderr
 
 
+@pytest.mark.full
 def test_the_program_refuses_before_compute(checkpoint, pictures, tmp_path):
     words = [pictures / "b.png", "--checkpoint", checkpoint, "--out", tmp_path / "out"]
     for extra, message in (
@@ -105,6 +107,7 @@ def test_the_program_refuses_before_compute(checkpoint, pictures, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.full
 def test_bad_pictures_are_skipped_when_told(checkpoint, pictures, tmp_path):
     (pictures / "broken.png").write_bytes(b"x")
     words = [pictures, "--checkpoint", checkpoint, "--out", tmp_path / "out", "--steps", 1, "--batch", 3]
@@ -116,6 +119,7 @@ def test_bad_pictures_are_skipped_when_told(checkpoint, pictures, tmp_path):
     assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["a", "b", "c"]
 
 
+@pytest.mark.full
 def test_what_an_interrupt_leaves(checkpoint, pictures, tmp_path):
     """Ctrl-C in the compiled loop ends at once, in two lines; the command that they name goes on."""
     words = [pictures, "--checkpoint", checkpoint, "--out", tmp_path / "out", "--resolution", 64, "--steps", 5000]
@@ -135,6 +139,7 @@ def test_what_an_interrupt_leaves(checkpoint, pictures, tmp_path):
     assert str(tmp_path / "out") in said[1] and len(said) == 2
 
 
+@pytest.mark.full
 def test_a_full_disk_is_told(checkpoint, pictures, tmp_path, monkeypatch, capsys):
     from qil_jax.export import result
     from qil_jax.inference.__main__ import main

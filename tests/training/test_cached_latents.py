@@ -32,6 +32,8 @@ from qil_jax.training.setup import prepare
 from qil_jax.training.stages.kinds import Stage
 from tools import cache_latents, latent_cache
 
+pytestmark = pytest.mark.full
+
 FLOWS = (Stage.TEXT_TO_RGBA, Stage.TEXT_TO_LAYERS, Stage.IMAGE_TO_LAYERS)
 SETTINGS = {"data.loader.max_layers": 3, "data.loader.rows": 4, "data.text_tokens": 48, "loss.caption_dropout": 0.3}
 STEPS = 3

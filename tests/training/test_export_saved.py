@@ -26,7 +26,7 @@ from qil_jax.weights.values import checkpoint_values
 from tools import convert
 
 TRAINED = re.compile("image_out|modulation|text_in")
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 
 @pytest.fixture(scope="module")

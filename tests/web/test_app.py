@@ -14,6 +14,8 @@ from PIL import Image
 
 from qil_jax import Pipeline, Request, Settings
 
+pytestmark = pytest.mark.full
+
 GROWTH = 500
 """MiB by which the app's memory may grow in the storm. Decoding and resizing one large picture takes up to 350."""
 LARGE = 4900

@@ -9,6 +9,8 @@ from app_server import encoded, layers_in, noise
 
 from qil_jax.export.formats import read
 
+pytestmark = pytest.mark.full
+
 SERIOUS = ("serious", "critical")
 
 

@@ -3,6 +3,8 @@
 import pytest
 from viewing import entry, scene, tree
 
+pytestmark = pytest.mark.full
+
 FAULTS = """async () => (await axe.run()).violations
   .filter((fault) => ["serious", "critical"].includes(fault.impact))
   .map((fault) => `${fault.id}: ${fault.nodes.map((node) => node.html)}`)"""

@@ -17,6 +17,8 @@ from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.viewer.stored import stored_entry
 from tools.edit import main as edit
 
+pytestmark = pytest.mark.full
+
 
 def change(view) -> list[dict]:
     """Move, fade, hide and reorder by the page; the operations that say the same."""

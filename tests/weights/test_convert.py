@@ -42,6 +42,7 @@ def tiny(tmp_path_factory) -> tuple[Path, Path, Path]:
     return folders
 
 
+@pytest.mark.full
 def test_full_width_is_bit_exact(tmp_path):
     configs = shallow(1)
     configs[Component.TEXT_ENCODER]["vocab_size"] = 1000
@@ -56,6 +57,7 @@ def test_full_width_is_bit_exact(tmp_path):
     assert len(names) == 194 and any("time_conv" in name for name in names)
 
 
+@pytest.mark.full
 def test_unlike_sees_one_flipped_bit(tiny, tmp_path):
     source, _, back = tiny
     assert unlike(source, back) == []
@@ -122,6 +124,7 @@ def _in_memory(name: str) -> str:
     return f"model.{name}" if name.startswith("visual.") else name.replace("model.", "model.language_model.", 1)
 
 
+@pytest.mark.full
 def test_both_layouts_give_the_same_layers(tiny):
     same_layers(*tiny[:2])
 
@@ -133,6 +136,7 @@ def same_layers(*folders: Path) -> None:
     np.testing.assert_array_equal(pair[0].latents, pair[1].latents)
 
 
+@pytest.mark.full
 def test_bf16_stays_bf16(tmp_path):
     """A checkpoint in the released precision: no bit changes on the way there and back, nor does a layer."""
     source, orbax, back = (tmp_path / name for name in ("source", "orbax", "back"))
@@ -149,6 +153,7 @@ def test_bf16_stays_bf16(tmp_path):
     same_layers(source, orbax)
 
 
+@pytest.mark.full
 def test_nothing_is_overwritten_unasked(tiny, tmp_path):
     source, orbax, _ = tiny
     with pytest.raises(ConversionError, match="exists; give another folder, or --overwrite"):
@@ -167,6 +172,7 @@ def test_nothing_is_overwritten_unasked(tiny, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.full
 def test_a_failed_conversion_leaves_the_old_result_whole(tiny, tmp_path, monkeypatch):
     source = tiny[0]
     destination = tmp_path / "orbax"
@@ -199,6 +205,7 @@ main(argv)
 
 
 @pytest.mark.parametrize("moment", ["among the tensors", "between the renames"])
+@pytest.mark.full
 def test_what_a_killed_conversion_left_is_put_right_at_the_next(tiny, tmp_path, moment, capsys):
     source, destination = tiny[0], tmp_path / "orbax"
     words = ["to-orbax", str(source), str(destination), "--overwrite"]
@@ -216,6 +223,7 @@ def test_what_a_killed_conversion_left_is_put_right_at_the_next(tiny, tmp_path, 
     require_sound(destination)
 
 
+@pytest.mark.full
 def test_folders_of_other_names_are_nobodys_left_overs(tiny, tmp_path):
     """What earlier versions took for their own: DESTINATION.unfinished and DESTINATION.replaced."""
     source, destination = tiny[0], tmp_path / "orbax"
@@ -231,6 +239,7 @@ def test_folders_of_other_names_are_nobodys_left_overs(tiny, tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.full
 def test_the_rows_of_a_cut_tensor_meet(tmp_path, monkeypatch):
     """Pieces far smaller than a tensor, so that every transform is cut between rows."""
     source = tmp_path / "source"
@@ -260,6 +269,7 @@ def test_wrong_pieces_are_refused(tmp_path):
     np.testing.assert_array_equal(load_file(tmp_path / "model.safetensors")["a"], whole)
 
 
+@pytest.mark.full
 def test_wan_names_and_a_prefix_convert_to_released_names(tiny, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
@@ -274,6 +284,7 @@ def test_wan_names_and_a_prefix_convert_to_released_names(tiny, tmp_path):
     assert all(np.array_equal(again[name], tensors[name]) for name in tensors)
 
 
+@pytest.mark.full
 def test_command_line(tiny, tmp_path):
     source, orbax, _ = tiny
 

@@ -42,6 +42,7 @@ def transformer(tmp_path) -> Trained:
 
 
 @pytest.mark.parametrize("component", list(Component))
+@pytest.mark.full
 def test_what_is_exported_is_sound(tmp_path, component):
     trained = Trained(tmp_path, component)
     export.export_checkpoint(tmp_path / "out", **trained.arguments)

@@ -92,6 +92,7 @@ def test_stored_dtypes(table, tmp_path, dtype):
 
 @pytest.mark.parametrize("alpha", [1, 7, 16, 0.1, 1 / 3, 1e-3, 123.456])
 @pytest.mark.parametrize("rank", [1, 3, 7, 11])
+@pytest.mark.full
 def test_a_round_trip_keeps_everything(table, tmp_path, alpha, rank):
     lora = random_lora(table, MODULES, ranks=(rank, 2), scale=alpha / rank)
     lora = dataclasses.replace(lora, origin={"stage": "decomposition", "step": 400})
@@ -221,6 +222,7 @@ def test_a_sum_is_rounded_once(checkpoint, table, loras):
 
 @pytest.mark.parametrize("rules", [INFERENCE_RULES, TRAINING_RULES])
 @pytest.mark.parametrize("text", ["fsdp=8", "data=4,tensor=2", "fsdp=2,tensor=4", "fsdp=2,context=2,tensor=2"])
+@pytest.mark.full
 def test_shards_equal_the_whole(checkpoint, loras, text, rules):
     mesh = make_mesh(MeshShape.parse(text))
     whole, shards = load(checkpoint, loras), load(checkpoint, loras, mesh=mesh, rules=rules)
@@ -229,6 +231,7 @@ def test_shards_equal_the_whole(checkpoint, loras, text, rules):
         np.testing.assert_allclose(shards[path], x, rtol=0, atol=2e-6, err_msg=path)
 
 
+@pytest.mark.full
 def test_orbax_checkpoints_too(checkpoint, loras, tmp_path):
     to_orbax(checkpoint, tmp_path / "orbax")
     for dtype in (None, jnp.bfloat16):
@@ -243,6 +246,7 @@ def test_a_scale_of_zero_changes_no_bit(checkpoint, loras):
         np.testing.assert_array_equal(after[path], x)
 
 
+@pytest.mark.full
 def test_what_cannot_be_added(checkpoint, table, loras, monkeypatch):
     def untouched(*_):
         pytest.fail("a tensor was read")

@@ -70,6 +70,7 @@ def on(mesh, folder: Path, part, dtype=None):
     return load_component(folder, part, mesh=mesh, rules=INFERENCE_RULES, dtype=dtype)
 
 
+@pytest.mark.full
 def test_no_block_stays_as_it_was(made):
     """The bytes of one-byte elements, in the file and in the loaded module, are all weights of the blocks."""
     how, folder = made
@@ -117,6 +118,7 @@ def test_what_is_read_is_what_was_written(made, plain, component, part, file):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.full
 def test_full_precision_is_torchs_own(made, dtype, tmp_path):
     _, folder = made
     assert run("dequantize", folder, tmp_path / "back", "--dtype", dtype) == 0
@@ -128,6 +130,7 @@ def test_full_precision_is_torchs_own(made, dtype, tmp_path):
     assert not (tmp_path / "back/transformer/quantization.json").exists()
 
 
+@pytest.mark.full
 def test_orbax_and_back_is_bit_exact(made, tmp_path):
     _, folder = made
     to_orbax(folder, tmp_path / "orbax")
@@ -141,6 +144,7 @@ def test_orbax_and_back_is_bit_exact(made, tmp_path):
         assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+@pytest.mark.full
 def test_orbax_is_quantised_as_the_release(made, plain, tmp_path):
     how, folder = made
     to_orbax(plain, tmp_path / "orbax")
@@ -148,6 +152,7 @@ def test_orbax_is_quantised_as_the_release(made, plain, tmp_path):
     assert unlike(folder, tmp_path / "quantised") == []
 
 
+@pytest.mark.full
 def test_two_devices_hold_what_one_holds(made):
     how, folder = made
     one = on(single_device_mesh(), folder, TextEncoderPart.VISION_LANGUAGE)
@@ -181,6 +186,7 @@ def test_the_report_holds_the_errors_that_torch_finds(made, plain):
     assert report["bytes"]["after"] == sum(tensor.nbytes for tensor in stored)
 
 
+@pytest.mark.full
 def test_the_size_in_memory_is_that_of_the_loaded_arrays(made):
     _, folder = made
     for dtype, itemsize in ((None, 4), ("bfloat16", 2)):
@@ -191,6 +197,7 @@ def test_the_size_in_memory_is_that_of_the_loaded_arrays(made):
         assert size.itemsize == itemsize
 
 
+@pytest.mark.full
 def test_pictures_are_decomposed(made, plain, small_bucket):
     _, folder = made
     request = Request(image=Image.new("RGB", (64, 48), "red"), layers=1, prompt="a cat")
@@ -263,6 +270,7 @@ def test_weights_that_are_not_finite_are_refused(plain, tmp_path):
     assert not (tmp_path / "new").exists() and len([*tmp_path.iterdir()]) == 1
 
 
+@pytest.mark.full
 def test_loras_are_refused(made):
     change = LowRank(a=np.ones((64, 1), np.float32), b=np.ones((1, 64), np.float32), scale=1.0)
     lora = LoRA(changes={"transformer_blocks.0.attn.to_q": change}, origin={})

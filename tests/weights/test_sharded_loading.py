@@ -54,6 +54,7 @@ def loaded(folder: Path, component: Component | TextEncoderPart, mesh: str) -> d
 
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("component", EACH)
+@pytest.mark.full
 def test_pieces_make_up_the_parameters(released, orbax, mesh, component, monkeypatch):
     wanted = loaded(released, component, "")
     monkeypatch.setattr(assemble, "PIECE_BYTES", 1 << 12)
@@ -69,6 +70,7 @@ def test_pieces_make_up_the_parameters(released, orbax, mesh, component, monkeyp
 
 
 @pytest.mark.parametrize("pieces", [1 << 12, 1 << 26])
+@pytest.mark.full
 def test_bytes_are_counted_and_read_once(released, pieces, monkeypatch):
     """What eight devices hold eight times is read once."""
     monkeypatch.setattr(assemble, "PIECE_BYTES", pieces)
@@ -117,6 +119,7 @@ main(*sys.argv[1:])
 
 
 @pytest.mark.parametrize("mesh", ["fsdp=2", "tensor=2"])
+@pytest.mark.full
 def test_each_of_two_processes_reads_half(released, mesh):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
