@@ -1,14 +1,13 @@
 """Where the time of the tests goes: a plugin of pytest that notes it, and a table of it.
 
-    python -m pytest -p tools.test_times --times times.json
-    python tools/test_times.py times.json            # by file, the dearest first
-    python tools/test_times.py times.json --tests    # by test
+python -m pytest -p tools.test_times --times times.json
+python tools/test_times.py times.json            by file, the dearest first
+python tools/test_times.py times.json --tests    by test
 
 Seconds on the clock depend on what else runs; CPU seconds, of a test's own process and of the programs that it waited
 for, hardly do. What is compiled is measured in the test's own process only.
 """
 
-import argparse
 import collections
 import json
 import resource
@@ -17,6 +16,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+from qil_jax.command_line import Parser
+from qil_jax.programs import run_main
 
 COMPILING = "/jax/core/compile/backend_compile_duration"
 KEYS = ("clock", "cpu", "children", "compiling")
@@ -99,14 +101,16 @@ def table(tests: dict[str, dict[str, float]], *, by_test: bool, rows: int) -> st
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> int:
+    """Print the table; returns 0."""
+    parser = Parser(description=__doc__)
     parser.add_argument("times", type=Path, help="what --times wrote")
     parser.add_argument("--tests", action="store_true", help="by test instead of by file")
-    parser.add_argument("--rows", type=int, default=40)
-    arguments = parser.parse_args()
+    parser.add_argument("--rows", type=int, default=40, help="how many rows (default %(default)s)")
+    arguments = parser.parse_args(argv)
     print(table(json.loads(arguments.times.read_text()), by_test=arguments.tests, rows=arguments.rows))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
