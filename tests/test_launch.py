@@ -5,21 +5,24 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from waiting import HANGS, free_port
 
 from qil_jax.launch import LaunchError, parse_place
 
+pytestmark = pytest.mark.full
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import os, sys, time
+from qil_jax import launch
 from qil_jax.errors import QilError
 from qil_jax.launch import connected
 from qil_jax.programs import leave
 
-pytestmark = pytest.mark.full
+launch.SILENCE = launch.LATER = launch.LEAVE = 86400  # that a process is lost is told by its end alone
+FIRST
 
 def work(ending):
     import jax, numpy as np
@@ -27,7 +30,7 @@ def work(ending):
     every = multihost_utils.process_allgather(np.int32(jax.process_index()))
     print("together", every.tolist(), jax.device_count(), flush=True)
     if ending == f"late {jax.process_index()}":
-        time.sleep(3)
+        sys.stdin.readline()
     if ending == f"refuse {jax.process_index()}":
         raise QilError("the disk is full")
     if ending == f"fault {jax.process_index()}":
@@ -37,6 +40,7 @@ def work(ending):
             multihost_utils.process_allgather(np.int32(0))
     if not ending.startswith("late"):
         time.sleep(600 * ("sleep" in ending or "refuse" in ending or "fault" in ending))
+    print("finishing", flush=True)
 
 def main(where, wait, ending):
     try:
@@ -51,22 +55,23 @@ leave(main(*sys.argv[1:]))
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Started:
-    """Processes that run PROGRAM."""
+    """Processes that run PROGRAM, after lines of Python that may take the place of the clock."""
 
-    def __init__(self, *places: str, wait: float = 20, ending: str = "", environments: list[dict] | None = None):
+    def __init__(
+        self,
+        *places: str,
+        wait: float = HANGS,
+        ending: str = "",
+        first: str = "",
+        environments: list[dict] | None = None,
+    ):
         environments = environments or [{}] * len(places)
-        self.began = time.monotonic()
         self.all = [
             subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, place, str(wait), ending],
+                [sys.executable, "-c", PROGRAM.replace("FIRST", first), place, str(wait), ending],
                 env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | more,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -76,17 +81,25 @@ class Started:
 
     def together(self) -> None:
         """Wait until all have computed together."""
-        for process in self.all:
-            assert process.stdout is not None
-            while not (line := process.stdout.readline()).startswith("together"):
-                assert line, process.communicate()
+        for index in range(len(self.all)):
+            self.says(index, "together")
 
-    def ended(self, within: float = 30) -> list[tuple[int, str]]:
-        """Exit status and standard error of each, which must end in time and without a trace of C++."""
-        deadline = time.monotonic() + within
+    def says(self, index: int, word: str) -> None:
+        """Wait for a line of a process that begins with a word."""
+        process = self.all[index]
+        assert process.stdout is not None
+        while not (line := process.stdout.readline()).startswith(word):
+            assert line, process.communicate()
+
+    def ended(self) -> list[tuple[int, str]]:
+        """Exit status and standard error of each, which must end without a trace of C++; those that are late go on."""
         found = []
         for process in self.all:
-            _, err = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+            assert process.stdin is not None
+            process.stdin.close()
+            process.stdin = None
+        for process in self.all:
+            _, err = process.communicate(timeout=HANGS)
             assert "stack trace" not in err and "terminate called" not in err
             found.append((process.returncode, err))
         return found
@@ -124,6 +137,9 @@ def test_an_address_of_ip_version_6():
 def test_processes_start_and_end_together():
     started = Started(*places("3,0", "3,2", "3,1"), ending="late 1")
     started.together()
+    for index in range(2):
+        started.says(index, "finishing")
+    assert [process.poll() for process in started.all] == [None] * 3
     assert [status for status, _ in started.ended()] == [0, 0, 0]
 
 
@@ -137,20 +153,24 @@ def test_slurm_says_who_is_who():
     assert [status for status, _ in started.ended()] == [0, 0]
 
 
+IN_TIME = """
+plain = launch._Member._wait
+launch._Member._wait = lambda self, ready, seconds=None: plain(self, lambda: ready() or bool(self._links), seconds)
+"""
+"""The time to wait is over when the first process has come."""
 STARTS = {
-    "another count": (("2,0", "3,1"), "process 1 was started as one of 3 processes, process 0 as one of 2"),
-    "the same index": (("3,0", "3,1", "3,1"), "two processes were started with the index 1"),
-    "a missing process": (("3,0", "3,2"), "of 3 processes, 1 did not come to 127.0.0.1:"),
-    "no coordinator": (("2,1",), "no process 0 answers at 127.0.0.1:"),
-    "a wrong index": (("2,2",), "of 2 processes, the index must be from 0 to 1"),
+    "another count": (("2,0", "3,1"), "process 1 was started as one of 3 processes, process 0 as one of 2", {}),
+    "the same index": (("3,0", "3,1", "3,1"), "two processes were started with the index 1", {}),
+    "a missing process": (("3,0", "3,2"), "of 3 processes, 1 did not come to 127.0.0.1:", {"first": IN_TIME}),
+    "no coordinator": (("2,1",), "no process 0 answers at 127.0.0.1:", {"wait": 0.5}),
+    "a wrong index": (("2,2",), "of 2 processes, the index must be from 0 to 1", {}),
 }
 
 
 @pytest.mark.parametrize("case", STARTS)
 def test_a_start_that_does_not_fit_ends_in_one_error(case):
-    texts, message = STARTS[case]
-    started = Started(*places(*texts), wait=3)
-    for status, err in started.ended(within=25):
+    texts, message, how = STARTS[case]
+    for status, err in Started(*places(*texts), **how).ended():
         assert status == 2 and err.count("error:") == 1 and message in err
 
 
@@ -160,7 +180,7 @@ def test_a_port_that_is_taken():
         taken.listen()
         ((status, err),) = Started(f"127.0.0.1:{taken.getsockname()[1]},2,0").ended()
         assert status == 2 and "give another one" in err
-        ((status, err),) = Started(f"127.0.0.1:{taken.getsockname()[1]},2,1", wait=1).ended()
+        ((status, err),) = Started(f"127.0.0.1:{taken.getsockname()[1]},2,1", wait=1, first="launch.REPLY = 0").ended()
         assert status == 2 and "did not begin within 1 s: is it process 0?" in err
 
 
@@ -184,7 +204,7 @@ def test_a_killed_process_ends_the_others(ending, victim):
     started = Started(*places("3,0", "3,1", "3,2"), ending=ending)
     started.together()
     os.kill(started.all[victim].pid, signal.SIGKILL)
-    for index, (status, err) in enumerate(started.ended(within=20)):
+    for index, (status, err) in enumerate(started.ended()):
         if index != victim:
             assert status == 75
             assert err.splitlines()[-1] == f"error: process {victim} of 3 has ended, so this one ends; start all again"
@@ -193,7 +213,7 @@ def test_a_killed_process_ends_the_others(ending, victim):
 @pytest.mark.parametrize(("ending", "status", "message"), [("refuse 1", 2, "error: the disk"), ("fault 1", 1, "a pro")])
 def test_an_error_of_one_process_ends_all(ending, status, message):
     started = Started(*places("2,0", "2,1"), ending=ending)
-    (other, said), (failed, err) = started.ended(within=40)
+    (other, said), (failed, err) = started.ended()
     assert (failed, other) == (status, 75) and message in err
     assert "error: process 1 of 2 has ended" in said
 

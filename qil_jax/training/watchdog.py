@@ -95,8 +95,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self.timeout / 10)):
-            activity = self._activity
-            waited = time.monotonic() - activity.since
+            now, activity = time.monotonic(), self._activity  # in this order: a thread may be kept waiting in between
+            waited = now - activity.since
             if waited > self.timeout:
                 self._hung.set()
                 self._report(activity, waited)

@@ -78,8 +78,8 @@ def test_old_files_go_and_examples_stay(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "picture.png").write_bytes(b"")
     for name in ("old", "example"):
-        os.utime(tmp_path / name, (time.time() - 100,) * 2)
-    sweep(tmp_path, {"example"}, 60.0)
+        os.utime(tmp_path / name, (time.time() - 7200,) * 2)
+    sweep(tmp_path, {"example"}, 3600.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["example", "young"]
 
 

@@ -12,6 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from pptx import Presentation
 from pptx.enum.shapes import MSO_SHAPE_TYPE
+from waiting import HANGS
 
 from qil_jax.export import formats
 from qil_jax.export.format import Format
@@ -43,7 +44,7 @@ def drawn(files, folder, size) -> list[np.ndarray]:
     pixels = {f"Pixel{x}": {"type": "long", "value": str(n)} for x, n in zip(("Width", "Height"), size, strict=True)}
     profile = f"-env:UserInstallation={(folder / 'profile').as_uri()}"
     command = [OFFICE, "--headless", profile, "--convert-to", f"png:impress_png_Export:{json.dumps(pixels)}"]
-    subprocess.run([*command, "--outdir", folder, *files], check=True, capture_output=True, timeout=600)
+    subprocess.run([*command, "--outdir", folder, *files], check=True, capture_output=True, timeout=HANGS)
     return [np.asarray(Image.open(folder / f"{file.stem}.png").convert("RGB")) for file in files]
 
 

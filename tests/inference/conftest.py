@@ -1,7 +1,8 @@
-"""Pictures for the tests of this folder."""
+"""Pictures for the tests of this folder, and what is compiled meanwhile."""
 
 from pathlib import Path
 
+import jax
 import pytest
 from captioning import write_captioning_checkpoint
 from PIL import Image
@@ -23,3 +24,18 @@ def pictures(tmp_path) -> Path:
         else:
             Image.new("RGB", (64, 48), "red").save(folder / name)
     return folder
+
+
+@pytest.fixture
+def compiled():
+    """Names of the functions that are compiled while the test runs."""
+    seen: list[str] = []
+
+    def listener(event: str, duration_secs: float, **about: str | int) -> None:
+        del duration_secs
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(str(about.get("fun_name")))
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listener)

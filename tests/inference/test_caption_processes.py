@@ -2,13 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from waiting import HANGS, free_port, simulated
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTING = """
@@ -41,18 +41,16 @@ def test_each_caption_is_written_once(captioning, tmp_path):
     pictures.mkdir()
     for name, colour in {"a": "red", "b": "blue", "c": "white"}.items():
         Image.new("RGB", (64, 48), colour).save(pictures / f"{name}.png")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        where = f"127.0.0.1:{probe.getsockname()[1]},2"
-    words = [str(pictures), "--checkpoint", str(captioning), "--out", str(out), "--wait", "60", "--batch", "2"]
+    where = f"127.0.0.1:{free_port()},2"
+    words = [str(pictures), "--checkpoint", str(captioning), "--out", str(out), "--wait", str(HANGS), "--batch", "2"]
     words += ["--layers", "2", "--steps", "2", "--resolution", "64", "--mesh", "data=2"]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"XLA_FLAGS": simulated(1), "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     started = [
         subprocess.Popen([sys.executable, "-c", COUNTING, *words, "--distributed", f"{where},{i}"], **pipes)
         for i in range(2)
     ]
-    ended = [(*process.communicate(timeout=300), process.returncode) for process in started]
+    ended = [(*process.communicate(timeout=HANGS), process.returncode) for process in started]
     assert [status for _, _, status in ended] == [130, 130], ended
     kept = [line for _, err, _ in ended for line in err.splitlines() if " kept by " in line]
     assert sorted(kept) == [f"{name} kept by 0" for name in "abc"]

@@ -21,21 +21,6 @@ def single():
     return denoiser_on(mesh_of("data=1"))
 
 
-@pytest.fixture
-def compiled():
-    """Names of the functions that are compiled while the test runs."""
-    seen: list[str] = []
-
-    def listener(event: str, duration_secs: float, **about: str | int) -> None:
-        del duration_secs
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(str(about.get("fun_name")))
-
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    yield seen
-    jax.monitoring.unregister_event_duration_listener(listener)
-
-
 def memory(lowered: jax.stages.Lowered) -> Any:
     return lowered.compile().memory_analysis()
 

@@ -4,15 +4,14 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from waiting import HANGS, free_port, simulated
 
 from tools.make_demo_checkpoint import write_checkpoint
 
@@ -21,10 +20,12 @@ RECORDING = """
 import os, sys
 from pathlib import Path
 import numpy as np
+from qil_jax import launch
 from qil_jax.inference import job
 from qil_jax.inference.__main__ import main
 from qil_jax.programs import leave
 
+launch.SILENCE = launch.LATER = launch.LEAVE = 86400  # that a process is lost is told by its end alone
 folder, victim = Path(os.environ["LATENTS"]), os.environ.get("VICTIM")
 write, details, latents = job._write, job._details, {}
 
@@ -72,9 +73,9 @@ class Run:
     def __init__(self, folder: Path, checkpoint: Path, pictures: Path, *, processes: int, devices: int, mesh: str):
         self.folder, self.count = folder, processes
         self.words = [str(pictures), "--checkpoint", str(checkpoint), "--out", str(folder / "out")]
-        self.words += ["--layers", "2", "--steps", "2", "--resolution", "64", "--mesh", mesh, "--wait", "60"]
+        self.words += ["--layers", "2", "--steps", "2", "--resolution", "64", "--mesh", mesh, "--wait", str(HANGS)]
         self.environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": simulated(devices),
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(ROOT),
             "LATENTS": str(folder),
@@ -82,9 +83,7 @@ class Run:
         folder.mkdir(exist_ok=True)
 
     def start(self, *more: str, victim: str = "none", words: dict[int, list[str]] | None = None):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            where = f"127.0.0.1:{probe.getsockname()[1]},{self.count}"
+        where = f"127.0.0.1:{free_port()},{self.count}"
         together = lambda i: ["--distributed", f"{where},{i}"] if self.count > 1 else []
         return [
             subprocess.Popen(
@@ -99,7 +98,7 @@ class Run:
 
     def finish(self, *more: str, **how) -> list[tuple[int, str, str]]:
         started = self.start(*more, **how)
-        outs = [process.communicate(timeout=200) for process in started]
+        outs = [process.communicate(timeout=HANGS) for process in started]
         return [(process.returncode, *out) for process, out in zip(started, outs, strict=True)]
 
     def latents(self) -> dict[str, np.ndarray]:
@@ -143,11 +142,10 @@ def test_a_killed_process_loses_nothing_that_was_written(tmp_path, checkpoint, p
     """The victim is the process at which the others are connected."""
     victim = 0
     run = Run(tmp_path, checkpoint, pictures, processes=2, devices=2, mesh="fsdp=2,tensor=2")
-    began = time.monotonic()
     ended = run.finish(victim=str(victim))
     assert ended[victim][0] == -signal.SIGKILL
     status, _, err = ended[1 - victim]
-    assert status == 75 and "stack trace" not in err and time.monotonic() - began < 120
+    assert status == 75 and "stack trace" not in err
     assert err.splitlines()[-1] == f"error: process {victim} of 2 has ended, so this one ends; start all again"
     before = {path.name for path in (tmp_path / "out").iterdir()} & set(SIZES)
     assert 0 < len(before) < len(SIZES)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import HANGS
 
 from qil_jax.errors import QilError
 from qil_jax.mesh import MeshShape
@@ -38,7 +39,7 @@ def run_plan(*words: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, str(ROOT / "tools" / "plan.py"), *words]
     environment = {**os.environ, "PYTHONPATH": path, "XLA_FLAGS": ""}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS, check=False)
 
 
 @pytest.mark.parametrize(

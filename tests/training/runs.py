@@ -2,18 +2,18 @@
 
 import dataclasses
 import os
-import socket
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from waiting import HANGS, free_port, simulated
 
 import train
 from qil_jax import mesh
@@ -79,6 +79,13 @@ class World:
         file.write_text("\n".join(lines) + "\n")
         return file
 
+    def held(self, folder: Path, stage: Stage, changes: dict[str, Any], step: int) -> "Held":
+        """A run that waits after a step."""
+        held, settings = Held(folder / "held.py"), self.settings(stage, changes)
+        text = HELD.format(config=str(config_of(stage)), settings=settings, step=step, hold=str(held.hold))
+        held.config.write_text(text)
+        return held
+
     def cache(self, out: Path, changes: dict[str, Any], *more: str) -> int:
         """Latents of the training split by tools/cache_latents.py, for stage 3 with changes; its exit status."""
         config = self.config_file(out.parent, Stage.IMAGE_TO_LAYERS, changes)
@@ -86,17 +93,52 @@ class World:
         return ended(cache_latents.main, [*given, "--out", str(out), *more])
 
 
-def mean_square(wait: float = 0.0) -> Objective:
-    """An objective that compiles at once and takes so many seconds, with the device busy."""
+HELD = """
+import time
+from pathlib import Path
+from qil_jax.loader.loader import Loader
+from qil_jax.training.config_file import load_experiment
+
+hold = Path({hold!r})
+
+def config():
+    plain = Loader.__next__
+
+    def held(self):
+        if self.state()["step"] == {step} and hold.exists():
+            print("held", flush=True)
+            while hold.exists():
+                time.sleep(0.01)
+        return plain(self)
+
+    Loader.__next__ = held
+    return load_experiment(Path({config!r}), {settings!r})
+"""
+
+
+class Held:
+    """A config whose runs say "held" after a step and wait while `hold` exists, so that no signal comes too late."""
+
+    def __init__(self, config: Path):
+        self.config, self.hold = config, config.with_suffix(".hold")
+
+    def command(self, run: Path, *more: str) -> list[str]:
+        """The call of train.py."""
+        return [sys.executable, str(ROOT / "train.py"), str(self.config), "--out", str(run), *more]
+
+
+def mean_square(wait: Callable[[], object] | None = None) -> Objective:
+    """An objective that compiles at once and takes until `wait` returns, with the device busy."""
 
     def slowly(row: np.ndarray) -> np.ndarray:
-        time.sleep(wait)
+        assert wait is not None
+        wait()
         return np.zeros((), np.float32) * row
 
     def objective(params: Params, frozen: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, LossMetrics]:
         del frozen, key
         loss = sum((jnp.mean(jnp.square(value)) for value in params.values()), jnp.zeros(()))
-        if wait:
+        if wait is not None:
             shape = jax.ShapeDtypeStruct((), jnp.float32)
             loss += jax.pure_callback(slowly, shape, batch.rows[0].astype(jnp.float32))
         return loss, LossMetrics(sums={}, rows=jnp.broadcast_to(loss, batch.rows.shape))
@@ -113,7 +155,8 @@ class QuickRuns:
     settings: ClassVar[dict[str, Any]] = {"trainable": "image_out", "steps": 4, "optimiser.warmup_steps": 0}
 
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch):
-        self.world, self.wait = world, 0.0
+        self.world = world
+        self.slowly: Callable[[], object] | None = None
         monkeypatch.setattr(mesh, "make_mesh", lambda shape: mesh.single_device_mesh())
         monkeypatch.setattr(loop, "prepare", self.prepare)
 
@@ -127,7 +170,7 @@ class QuickRuns:
             run,
             experiment=experiment,
             loader=Loader(run.source, experiment.data.loader, workers=experiment.data.workers),
-            stage=dataclasses.replace(run.stage, objective=mean_square(self.wait)),
+            stage=dataclasses.replace(run.stage, objective=mean_square(self.slowly)),
             params=copied(run.params),  # a run gives them away
         )
 
@@ -166,20 +209,35 @@ def command(stage: Stage, run: Path, settings: list[str], *more: str) -> list[st
 
 def two_of(call: list[str]) -> list[list[str]]:
     """The calls of two processes that run together."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        where = f"127.0.0.1:{probe.getsockname()[1]},2"
-    return [[*call, "--distributed", f"{where},{index}"] for index in range(2)]
+    where, wait = f"127.0.0.1:{free_port()},2", ["--wait", str(HANGS)]
+    return [[*call, "--distributed", f"{where},{index}", *wait] for index in range(2)]
 
 
 def environment(folder: Path, devices: int = 1) -> dict[str, str]:
     """Of a run of its own, which finds what all tests before it compiled."""
-    return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return os.environ | {"XLA_FLAGS": simulated(devices)}
+
+
+def says(stream: IO[str] | None, beginning: str) -> None:
+    """Wait for a line of a program."""
+    assert stream is not None
+    while not (line := stream.readline()).startswith(beginning):
+        assert line, f"it ended without saying {beginning!r}"
+
+
+def stop(child: subprocess.Popen, number: int, hold: Path) -> str:
+    """Send a signal to a run that waits at the latest while `hold` exists, and let it go on; what it still prints."""
+    child.send_signal(number)
+    says(child.stderr, "stopping after this step, saving")
+    hold.unlink()
+    out, _ = child.communicate(timeout=HANGS)
+    assert child.returncode == 0
+    return out
 
 
 def finish(call: list[str], env: dict[str, str]) -> str:
     """Run to the end; what it printed."""
-    done = subprocess.run(call, env=env, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(call, env=env, capture_output=True, text=True, timeout=HANGS, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from runs import World, assert_same_bits, command, environment, saved
+from waiting import HANGS
 
 from qil_jax.mesh import single_device_mesh
 from qil_jax.training import checkpoints, disk
@@ -130,7 +131,7 @@ def test_a_disk_that_fills_while_writing(world: World, uncut, tmp_path):
     call = command(Stage.TEXT_TO_RGBA, run, world.settings(Stage.TEXT_TO_RGBA, {}))
     limited = ["bash", "-c", 'ulimit -f 20; exec "$@"', "-", *call]
     bounded = {**environment(world.folder), "PYTHONDONTWRITEBYTECODE": "1"}  # else it would leave bytecode cut short
-    ended = subprocess.run(limited, env=bounded, capture_output=True, text=True, timeout=300, check=False)
+    ended = subprocess.run(limited, env=bounded, capture_output=True, text=True, timeout=HANGS, check=False)
     assert ended.returncode == 2
     assert re.search(r"^error: .*checkpoints: .* could not be (saved|written)", ended.stderr, re.MULTILINE)
     assert re.search(r"^step 2 is saved; to go on: python train.py ", ended.stderr, re.MULTILINE)

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from runs import ROOT, QuickRuns, World, assert_same_bits, environment, saved
+from waiting import HANGS
 
 from qil_jax.errors import QilError
 from qil_jax.layers.layered_image import LayeredImage
@@ -109,8 +110,6 @@ from pathlib import Path
 from qil_jax.training import setup
 from qil_jax.training.config_file import load_experiment
 
-pytestmark = pytest.mark.full
-
 def step(*_):
     print("compiling", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # in C for many minutes, as a compilation is
@@ -131,7 +130,7 @@ def test_a_second_ctrl_c_ends_at_once(world: World, tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(call, env=environment(tmp_path), **pipes) as child:
         assert child.stdout is not None and child.stderr is not None
-        patience = threading.Timer(240, child.kill)  # nobody waits for a step that does not end
+        patience = threading.Timer(HANGS, child.kill)  # nobody waits for a step that does not end
         patience.start()
         try:
             assert child.stdout.readline() == "compiling\n"
@@ -265,9 +264,9 @@ def test_time_goes_to_what_is_slow(quick: QuickRuns, tmp_path, monkeypatch):
         time.sleep(1)
         return plain(self)
 
-    quick.wait = 1.0
+    quick.slowly = lambda: time.sleep(1)
     assert quick.main(tmp_path / "step", changes) == 0
-    quick.wait = 0.0
+    quick.slowly = None
     monkeypatch.setattr(Loader, "__next__", slowly)
     assert quick.main(tmp_path / "loader", changes) == 0
     lines = {name: (tmp_path / name / "metrics.jsonl").read_text() for name in ("step", "loader")}

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from runs import ROOT, QuickRuns, World, assert_same_bits, config_of, environment, finish, saved, two_of
+from waiting import HANGS
 
+from qil_jax.training import watchdog
 from qil_jax.training.cli import parse_arguments
 from qil_jax.training.config_file import load_experiment
 from qil_jax.training.disk import newest_step
@@ -30,74 +32,110 @@ class Ended:
         self.called.set()
 
 
+class Clock:
+    """Stands for the module `time` in the watchdog: time passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.seconds, self._looks = 0.0, 0
+        self._looked = threading.Condition()
+
+    def monotonic(self) -> float:
+        with self._looked:
+            self._looks += threading.current_thread().name == "watchdog"
+            self._looked.notify_all()
+            return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+    def passes(self, seconds: float) -> None:
+        """Time passes, and the watchdog sees it; once it looks again, it has judged by the first look."""
+        with self._looked:
+            self.seconds += seconds
+            seen = self._looks + 2
+            assert self._looked.wait_for(lambda: self._looks >= seen, HANGS)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The watchdog's."""
+    clock = Clock()
+    monkeypatch.setattr(watchdog, "time", clock)
+    return clock
+
+
 def held(watch: Watchdog) -> None:
     """Let a watchdog that acted go."""
     watch._hung.clear()
 
 
-def a_function_that_waits(called: threading.Event) -> None:
-    assert called.wait(20)
+def a_function_that_waits(clock: Clock, called: threading.Event) -> None:
+    clock.seconds += 7
+    assert called.wait(HANGS)
 
 
-def test_a_hang_is_reported_with_its_stack(tmp_path, capfd):
+def test_a_hang_is_reported_with_its_stack(tmp_path, capfd, clock):
     ended = Ended()
-    with Watchdog(0.3, tmp_path / "run", last_words=lambda: "ended: nothing is saved", end=ended) as watch:
+    with Watchdog(0.1, tmp_path / "run", last_words=lambda: "ended: nothing is saved", end=ended) as watch:
         watch.now("step 17 on the devices")
-        a_function_that_waits(ended.called)
+        a_function_that_waits(clock, ended.called)
         held(watch)
     assert ended.status == 75
     said, file = capfd.readouterr().err, (tmp_path / "run" / "hang" / "process_0.txt").read_text()
-    assert re.match(r"the process has waited \d s for: step 17 on the devices\n", said)
+    assert re.match(r"the process has waited 7 s for: step 17 on the devices\n", said)
     assert said.endswith("ended: nothing is saved\n")
     for text in (said, file):
         assert "in a_function_that_waits" in text
-    assert re.match(r"the process has waited \d s for: step 17 on the devices \(\d{4}-.* UTC\)\n", file)
+    assert re.match(r"the process has waited 7 s for: step 17 on the devices \(\d{4}-.* UTC\)\n", file)
 
 
-def test_what_goes_on_is_no_hang(tmp_path):
+def test_what_goes_on_is_no_hang(tmp_path, clock):
     ended = Ended()
-    with Watchdog(0.5, tmp_path, end=ended) as watch:
+    with Watchdog(0.1, tmp_path, end=ended) as watch:
+        *_, thread = (thread for thread in threading.enumerate() if thread.name == "watchdog")
         for step in range(10):
             watch.now(f"waiting for batch {step} of the loader")
-            time.sleep(0.05)
+            clock.passes(0.09)
             with watch.doing(f"step {step} on the devices"):
-                time.sleep(0.05)
-    time.sleep(0.7)
+                clock.passes(0.09)
+    thread.join(HANGS)
+    assert not thread.is_alive(), "the end of the run is no end of the watch"
     assert not ended.called.is_set() and not (tmp_path / "hang").exists()
 
 
-def test_the_activity_around_a_block_begins_anew(tmp_path, capfd):
+def test_the_activity_around_a_block_begins_anew(tmp_path, capfd, clock):
     ended = Ended()
-    with Watchdog(0.4, tmp_path, end=ended) as watch:
+    with Watchdog(0.1, tmp_path, end=ended) as watch:
         watch.now("training")
-        time.sleep(0.3)
+        clock.passes(0.09)
         with watch.doing("saving"):
-            time.sleep(0.3)
-        time.sleep(0.3)
+            clock.passes(0.09)
+        clock.passes(0.09)
         assert not ended.called.is_set()
-        assert ended.called.wait(20)
+        clock.seconds += 7
+        assert ended.called.wait(HANGS)
         held(watch)
-    assert "s for: training\n" in capfd.readouterr().err
+    assert "the process has waited 7 s for: training\n" in capfd.readouterr().err
 
 
 def test_no_timeout_is_no_watch(tmp_path):
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with Watchdog(0.0, tmp_path):
-        assert threading.active_count() == before
+        assert "watchdog" not in [thread.name for thread in set(threading.enumerate()) - before]
 
 
-def test_hangs_are_kept_and_only_those_of_this_attempt_are_said(tmp_path, capfd):
+def test_hangs_are_kept_and_only_those_of_this_attempt_are_said(tmp_path, capfd, clock):
     folder = tmp_path / "hang"
     folder.mkdir()
     (folder / "process_0.txt").write_text("process 0 of 3 has waited 5 s for: an earlier step (2020)\nstack\n")
     (folder / "process_1.txt").write_text("process 1 of 3 has waited 5 s for: an earlier attempt (2020)\nstack\n")
-    time.sleep(0.1)
     ended = Ended()
-    with Watchdog(0.5, tmp_path, end=ended) as watch:
+    with Watchdog(0.1, tmp_path, end=ended) as watch:
         watch.known_as(0, 3)
         watch.now("step 2 on the devices")
         (folder / "process_2.txt").write_text("process 2 of 3 has waited 7 s for: batch 3 (2025)\nstack\n")
-        assert ended.called.wait(20)
+        clock.seconds += 1
+        assert ended.called.wait(HANGS)
         held(watch)
     said = capfd.readouterr().err
     assert said.startswith("process 0 of 3 has waited ") and "process 2 of 3 has waited 7 s for: batch 3" in said
@@ -107,15 +145,16 @@ def test_hangs_are_kept_and_only_those_of_this_attempt_are_said(tmp_path, capfd)
 
 
 def test_a_folder_that_blocks_does_not_keep_the_process(tmp_path, monkeypatch):
-    """The run's disk may be what hangs."""
+    """The run's disk may be what hangs. By the real clock."""
     blocked = threading.Event()
-    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: blocked.wait(20))
-    ended = Ended()
-    with Watchdog(0.3, tmp_path / "run", end=ended) as watch:
-        assert ended.called.wait(10)
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: blocked.wait(HANGS))
+    monkeypatch.setattr(watchdog, "LAST", 0.0)
+    ended, since = Ended(), time.monotonic()
+    with Watchdog(0.1, tmp_path / "run", end=ended) as watch:
+        assert ended.called.wait(HANGS)
         held(watch)
+    assert ended.status == 75 and time.monotonic() - since > 0.1 and not blocked.is_set()
     blocked.set()
-    assert ended.status == 75
 
 
 def test_a_folder_with_nothing_but_hangs_is_free(tmp_path):
@@ -130,45 +169,63 @@ def test_a_timeout_that_is_none(text, capsys):
     assert ended.value.code == 2 and f"{text} is no number of seconds" in capsys.readouterr().err
 
 
-def test_no_false_alarm_in_a_run_longer_than_its_timeout(quick: QuickRuns, tmp_path):
-    assert quick.main(tmp_path / "first") == 0  # loads, and compiles
-    quick.wait = 0.5
-    since = time.monotonic()
-    assert quick.main(tmp_path / "run", {"steps": 16, "checkpoints.every": 4}, "--hang-timeout", "4") == 0
-    assert time.monotonic() - since > 5
+def test_no_false_alarm_in_a_run_longer_than_its_timeout(quick: QuickRuns, tmp_path, clock):
+    quick.slowly = lambda: clock.passes(0.09)
+    assert quick.main(tmp_path / "run", {"steps": 16, "checkpoints.every": 4}, "--hang-timeout", "0.1") == 0
+    assert clock.seconds > 10 * 0.1
     assert not (tmp_path / "run" / "hang").exists()
 
 
 BLOCKED = """
-import hashlib
+import hashlib, threading, time
 from pathlib import Path
+from types import SimpleNamespace
 import jax
 from qil_jax.loader.loader import Loader
+from qil_jax.training import watchdog
 from qil_jax.training.config_file import load_experiment
 
-pytestmark = pytest.mark.full
+marker = Path({marker!r})
+hangs = False
 
 def blocked_in_c():
+    global hangs
+    hangs = True
+    marker.write_text("blocked")
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 
+def monotonic():
+    over = hangs and threading.current_thread().name == "watchdog" and marker.read_text()
+    return {timeout} + 1.0 if over else 0.0
+
 def config():
-    plain = Loader.__next__
+    blocks, plain, now = jax.process_index() == {index}, Loader.__next__, watchdog.Watchdog.now
 
     def after_four(self):
-        if self.state()["step"] == 4 and jax.process_index() == {index} and Path({marker!r}).exists():
+        if self.state()["step"] == 4 and blocks and marker.exists():
             blocked_in_c()
         return plain(self)
 
+    def noted(self, text):
+        global hangs
+        now(self, text)
+        hangs = "step 5 " in text and marker.exists()
+
     Loader.__next__ = after_four
+    if not blocks:
+        watchdog.Watchdog.now = noted
+    watchdog.time = SimpleNamespace(monotonic=monotonic, sleep=time.sleep)
     return load_experiment(Path({config!r}), {settings!r})
 """
+"""No time passes until a process is blocked: then the timeout is over, in it and where step 5 waits for it."""
+TIMEOUT = ["--hang-timeout", str(HANGS)]
 
 
 def blocked(folder: Path, settings: list[str], index: int) -> tuple[Path, Path]:
     """A config whose run blocks in a process before the fifth step, and the file whose presence makes it do so."""
     marker, file = folder / "marker", folder / "blocked.py"
     config = str(config_of(Stage.TEXT_TO_RGBA))
-    file.write_text(BLOCKED.format(index=index, marker=str(marker), config=config, settings=settings))
+    file.write_text(BLOCKED.format(index=index, marker=str(marker), config=config, settings=settings, timeout=HANGS))
     marker.touch()
     return file, marker
 
@@ -182,10 +239,11 @@ def test_a_blocked_run_ends_and_goes_on(world: World, tmp_path):
     program = [sys.executable, str(ROOT / "train.py"), str(file)]
     finish([*program, "--out", str(uncut)], env)
     marker.touch()
-    call = [*program, "--out", str(run), "--hang-timeout", "30"]  # no start compiles for so long
-    ended = subprocess.run(call, env=env, capture_output=True, text=True, timeout=300, check=False)
+    call = [*program, "--out", str(run), *TIMEOUT]
+    ended = subprocess.run(call, env=env, capture_output=True, text=True, timeout=HANGS, check=False)
     assert ended.returncode == 75, ended.stdout + ended.stderr
-    assert re.search(r"^the process has waited 3\d s for: waiting for batch 5 of the loader$", ended.stderr, re.M)
+    said = f"the process has waited {HANGS + 1} s for: waiting for batch 5 of the loader"
+    assert said in ended.stderr.splitlines()
     assert "in blocked_in_c" in ended.stderr
     assert "in blocked_in_c" in (run / "hang" / "process_0.txt").read_text()
     assert ended.stderr.splitlines()[-1].startswith("ended: step 4 is saved; to go on: python train.py ")
@@ -204,12 +262,12 @@ def test_two_processes_say_what_both_wait_for(world: World, tmp_path):
         [sys.executable, str(ROOT / "train.py"), str(file), "--out", str(tmp_path / "run")],
         environment(world.folder),
     )
-    calls = two_of([*program, "--hang-timeout", "60"])
+    calls = two_of([*program, *TIMEOUT])
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     children = [subprocess.Popen(call, env=env, **pipes) for call in calls]
-    said = [child.communicate(timeout=300)[1] for child in children]
+    said = [child.communicate(timeout=HANGS)[1] for child in children]
     assert [child.returncode for child in children] == [75, 75], "\n".join(said)
-    waited = [re.search(rf"^process {i} of 2 has waited 6\d s for: (.*)$", said[i], re.M) for i in range(2)]
+    waited = [re.search(rf"^process {i} of 2 has waited {HANGS + 1} s for: (.*)$", said[i], re.M) for i in range(2)]
     assert waited[0] and waited[1]
     assert waited[1][1] == "waiting for batch 5 of the loader" and "in blocked_in_c" in said[1]
     assert waited[0][1] != waited[1][1] and "in blocked_in_c" not in said[0]
@@ -218,4 +276,4 @@ def test_two_processes_say_what_both_wait_for(world: World, tmp_path):
         assert (tmp_path / "run" / "hang" / f"process_{i}.txt").is_file()
     marker.unlink()
     outs = [subprocess.Popen(c, env=env, **pipes) for c in two_of(program)]
-    assert [(child.communicate(timeout=300), child.returncode)[1] for child in outs] == [0, 0]
+    assert [(child.communicate(timeout=HANGS), child.returncode)[1] for child in outs] == [0, 0]

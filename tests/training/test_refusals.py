@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from runs import World, command, environment
+from waiting import HANGS
 
 import train
 from qil_jax.layers.layered_image import LayeredImage
@@ -359,7 +360,7 @@ def test_a_failed_start_claims_nothing(given: Given, tmp_path, capsys, monkeypat
 
 def call(world: World, argv: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     env = environment(world.folder)
-    return subprocess.run(argv, env=env, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(argv, env=env, cwd=folder, capture_output=True, text=True, timeout=HANGS, check=False)
 
 
 def test_a_wrong_path_corrected_trains(given: Given, tmp_path, capsys):

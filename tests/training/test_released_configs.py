@@ -9,6 +9,7 @@ import jax
 import pytest
 from flax import nnx
 from runs import ROOT, World, environment, finish
+from waiting import simulated
 
 from qil_jax.mesh import TRAINING_RULES, abstract_mesh, shardings
 from qil_jax.models.axes import Axis
@@ -42,7 +43,7 @@ def test_a_preset_divides_over_its_slice(name):
 @pytest.fixture(scope="module")
 def traced() -> dict[str, dict[str, int]]:
     """What full_size.py prints."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"XLA_FLAGS": simulated(8), "PYTHONPATH": str(ROOT)}
     program = [sys.executable, str(ROOT / "tests" / "training" / "full_size.py")]
     return json.loads(subprocess.run(program, env=environment, capture_output=True, text=True, check=True).stdout)
 
