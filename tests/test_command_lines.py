@@ -49,6 +49,7 @@ def test_the_programs_are_found():
 
 
 @pytest.mark.parametrize("name", programs())
+@pytest.mark.full
 def test_help_explains_every_option_and_imports_nothing_heavy(name):
     call = [sys.executable, "-c", LOOK, json.dumps([str(ROOT / name), "--help"])]
     done = subprocess.run(call, capture_output=True, text=True, check=False, cwd=ROOT)

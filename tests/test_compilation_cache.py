@@ -78,6 +78,7 @@ def counted(cache: Path, *words) -> tuple[int, int, str]:
     return int(misses), int(hits), done.stdout
 
 
+@pytest.mark.full
 def test_a_start_after_compile_only_compiles_nothing(tmp_path):
     """A folder of unlike pictures, the last batch of which is not full."""
     pictures = tmp_path / "pictures"

@@ -45,6 +45,7 @@ def publish(tmp_path, monkeypatch):
     return published
 
 
+@pytest.mark.full
 def test_the_weights_are_fetched_and_converted(publish, tmp_path):
     publish({network: pickled(weights(network)) for network in LPIPSNetwork})
     assert convert_lpips.main([str(tmp_path / "out")]) == 0

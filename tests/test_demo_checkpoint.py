@@ -89,6 +89,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     assert "no checkpoint" in capsys.readouterr().err and photograph.exists()
 
 
+@pytest.mark.full
 def test_it_needs_no_torch(tmp_path):
     program = f"""
 import sys

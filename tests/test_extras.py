@@ -216,6 +216,7 @@ def asked(file: Path) -> frozenset[str]:
 
 
 @pytest.mark.parametrize("program", programs())
+@pytest.mark.full
 def test_what_a_program_may_import_is_asked_for(program):
     """Every module from outside that it can reach is of the plain install, or `require` is called for it."""
     files = modules_of(program)
@@ -226,6 +227,7 @@ def test_what_a_program_may_import_is_asked_for(program):
     assert optional - set().union(*map(asked, files)) == set()
 
 
+@pytest.mark.full
 def test_every_entry_is_asked_for():
     assert set(EXTRA_OF) == set().union(*(asked(file) for program in programs() for file in modules_of(program)))
 

@@ -43,6 +43,7 @@ def pipeline() -> Pipeline:
     return Pipeline.load()
 
 
+@pytest.mark.full
 def test_a_bare_request_gets_its_best(pipeline):
     """Nothing is said but the picture: the checkpoint's own resolution, steps and layers hold."""
     picture = Image.open(EXAMPLES / "scene.png")
@@ -55,6 +56,7 @@ def test_a_bare_request_gets_its_best(pipeline):
     assert bare.request.layers == own.layers and bare.request.resolution == own.resolution
 
 
+@pytest.mark.full
 def test_it_has_learnt_to_take_a_scene_apart(pipeline):
     """An unseen scene: each thing in its own layer, far nearer to its true alpha than the whole picture is."""
     ground, *true = LayeredImage.load(EXAMPLES / "scene").layers
@@ -75,6 +77,7 @@ def test_infer_without_a_checkpoint_says_whose_layers_they_are(tmp_path):
     assert record["checkpoint"]["folder"] == "demonstration" and record["settings"]["steps"] == 12
 
 
+@pytest.mark.full
 def test_the_demonstration_writes_layers_and_the_truth(tmp_path, capsys):
     assert demo.main(["--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
@@ -86,6 +89,7 @@ def test_the_demonstration_writes_layers_and_the_truth(tmp_path, capsys):
         assert (tmp_path / f"{name}_truth.png").exists() == (name == "scene")
 
 
+@pytest.mark.full
 def test_the_demonstration_may_be_seen_again_and_replaces_nothing_but_its_results(tmp_path, capsys):
     (tmp_path / "unseen").mkdir()
     (tmp_path / "unseen" / "mine.txt").write_text("mine")
@@ -95,6 +99,7 @@ def test_the_demonstration_may_be_seen_again_and_replaces_nothing_but_its_result
     assert demo.main(["--out", str(tmp_path)]) == demo.main(["--out", str(tmp_path)]) == 0
 
 
+@pytest.mark.full
 def test_a_wheel_carries_it(tmp_path):
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
     done = subprocess.run(

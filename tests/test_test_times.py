@@ -19,7 +19,7 @@ def test_nothing(): pass
 
 def test_the_plugin_notes_cpu_time_here_and_in_programs(tmp_path):
     (tmp_path / "test_busy.py").write_text(BUSY)
-    plugin = ["-p", "tools.test_times", "--times", str(tmp_path / "times.json"), "-p", "no:cacheprovider"]
+    plugin = ["-p", "tests.times", "--times", str(tmp_path / "times.json"), "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", "-q", "-n", "1", *plugin, "--rootdir", str(tmp_path), str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     times = {name.rpartition("::")[2]: of for name, of in json.loads((tmp_path / "times.json").read_text()).items()}

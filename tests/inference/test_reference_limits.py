@@ -32,6 +32,7 @@ def picture(width: int, height: int, mode: str = "RGBA", seed: int = 0) -> Image
     return Image.fromarray(pixels).convert(mode)
 
 
+@pytest.mark.full
 def test_two_pictures_keep_all_their_layers(pipeline):
     """The reference slices a batch by L + 1 after it dropped the composites: lists of 4 and 2 for L = 3."""
     requests = [ask(picture(96, 96, seed=i), 3, seed=i, prompt="one prompt") for i in range(2)]
@@ -42,6 +43,7 @@ def test_two_pictures_keep_all_their_layers(pipeline):
         assert np.abs(joint.layered.layers.astype(int) - alone.layered.layers).max() <= 1
 
 
+@pytest.mark.full
 def test_two_samples_of_two_pictures(pipeline):
     requests = [ask(picture(96, 96, seed=i), 2, seed=5, samples=2) for i in range(2)]
     results = pipeline.decompose(requests, SETTINGS)
@@ -55,6 +57,7 @@ def test_two_samples_of_two_pictures(pipeline):
     assert all(np.abs(flat[i] - flat[j]).max() > 0.01 for i in range(4) for j in range(i))
 
 
+@pytest.mark.full
 def test_pictures_keep_their_own_sizes(pipeline):
     requests = [ask(picture(*size), 1) for size in ((200, 100), (100, 200))]
     wide, high = pipeline.decompose(requests, SETTINGS)
@@ -62,6 +65,7 @@ def test_pictures_keep_their_own_sizes(pipeline):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P"])
+@pytest.mark.full
 def test_pictures_without_alpha_are_opaque(pipeline, mode):
     plain = picture(96, 96, "RGB").convert(mode)
     results = [pipeline.decompose([ask(image, 1)], SETTINGS)[0] for image in (plain, plain.convert("RGBA"))]
@@ -69,6 +73,7 @@ def test_pictures_without_alpha_are_opaque(pipeline, mode):
     assert results[0].input[..., 3].min() == 255
 
 
+@pytest.mark.full
 def test_latents_come_with_the_layers(pipeline):
     result = pipeline.decompose([ask(picture(96, 96), 2)], SETTINGS)[0]
     assert result.latents.shape == (3, 12, 12, 16)
@@ -81,6 +86,7 @@ def test_an_empty_prompt_is_a_prompt(pipeline):
     assert np.abs(results[0].latents - results[1].latents).max() > 0
 
 
+@pytest.mark.full
 def test_a_latent_of_four_channels_is_not_mistaken_for_a_picture(tmp_path, monkeypatch):
     """With z_dim 4 the reference takes the RGBA picture for latents and never encodes it."""
     configs = copy.deepcopy(demo.CONFIGS)

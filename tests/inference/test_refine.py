@@ -43,6 +43,7 @@ def blend_of(folder: Path) -> np.ndarray:
     return canvas[200 : 200 + high, 200 : 200 + wide]
 
 
+@pytest.mark.full
 def test_a_tree_from_the_command_line_returns_the_picture(tmp_path, capsys):
     words = [str(SCENE), "--out", str(tmp_path), "--layers", "auto", "--max-layers", "3", "--steps", "1"]
     words += ["--depth", "2", "--split", "largest", "--exact", "--output-size", "input", "--batch", "2"]
@@ -61,6 +62,7 @@ def test_a_tree_from_the_command_line_returns_the_picture(tmp_path, capsys):
     assert "exact" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_descriptions_from_the_command_line(tmp_path):
     said = [{"text": "ground"}, {"text": "ball", "box": [0, 0, 20, 20]}]
     (tmp_path / "layers.json").write_text(json.dumps(said))

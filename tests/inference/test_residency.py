@@ -51,6 +51,7 @@ def live_bytes() -> int:
     return sum({part.unsafe_buffer_pointer(): part.nbytes for part in parts}.values())
 
 
+@pytest.mark.full
 def test_phases_give_the_same_layers_and_load_each_component_once(loaded):
     kept = Pipeline.load()
     assert sum(loaded.values()) == 4
@@ -67,6 +68,7 @@ def test_phases_give_the_same_layers_and_load_each_component_once(loaded):
     assert set(loaded.values()) == {1} and len(loaded) == 4
 
 
+@pytest.mark.full
 def test_what_a_phase_does_not_need_leaves_the_devices():
     size = Checkpoint.open().size
     before = live_bytes()

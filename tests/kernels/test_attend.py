@@ -51,6 +51,7 @@ def alone() -> list[np.ndarray]:
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.full
 def test_devices_change_nothing(kind, spread, mesh):
     if kind is AttentionKind.SPLASH and spread is Spread.RING and "context" in mesh:
         pytest.skip("it has no gradient: refused below")
@@ -69,6 +70,7 @@ def test_splash_on_one_device():
         assert error(found, wanted) <= 2e-5
 
 
+@pytest.mark.full
 def test_splash_in_a_ring_has_values_but_no_gradient():
     mesh = make_mesh(MeshShape(context=8))
     attend = attend_for(AttentionKind.SPLASH, Spread.RING, heads=HEADS, mesh=mesh, rules=INFERENCE_RULES)
@@ -81,6 +83,7 @@ def test_splash_in_a_ring_has_values_but_no_gradient():
         attend_for(AttentionKind.SPLASH, Spread.RING, heads=HEADS, mesh=mesh, rules=INFERENCE_RULES, backward=True)
 
 
+@pytest.mark.full
 def test_padding_is_never_attended():
     """Whatever padding holds, no token sees it, on any device."""
     q, k, v, segments = inputs()

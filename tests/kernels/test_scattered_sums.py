@@ -46,6 +46,7 @@ def backbone() -> Backbone:
 
 
 @pytest.mark.parametrize("text", ["tensor=4,data=2", "cfg=2,tensor=4", "context=2,fsdp=2,tensor=2"])
+@pytest.mark.full
 def test_the_velocity_is_that_of_one_device(text):
     mesh, model = make_mesh(MeshShape.parse(text)), backbone()
     image, words, layout, table = inputs()

@@ -56,6 +56,7 @@ def test_grouping_changes_no_pixel_of_the_composite(layers):
 
 @settings(max_examples=300)
 @given(stacks(most=40), st.integers(1, 8))
+@pytest.mark.full
 def test_merging_neighbours_keeps_the_composite(layers, count):
     groups = cheapest_merges(np.array([layer.pixels[..., 3].mean() for layer in layers]), count)
     assert len(groups) == min(count, len(layers)) and [i for group in groups for i in group] == list(range(len(layers)))

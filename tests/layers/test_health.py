@@ -97,6 +97,7 @@ def second_health(layers):
 
 
 @pytest.mark.parametrize("seed", range(2))
+@pytest.mark.full
 def test_it_equals_the_second_implementation(seed):
     rng = np.random.default_rng(seed)
     layers = [GROUND]

@@ -39,6 +39,7 @@ def planted(true: LayeredImage, seed: int) -> LayeredImage:
 
 
 @pytest.mark.parametrize("first", range(0, 100, 25))
+@pytest.mark.full
 def test_exactly_what_was_planted_goes(first):
     for seed in range(first, first + 25):
         true = true_scene(seed)

@@ -60,6 +60,7 @@ def test_a_task_gets_its_images(source, task, images, indices, targets, number):
 
 
 @pytest.mark.parametrize("workers", [Workers(threads=6, ahead=3), Workers(processes=1)])
+@pytest.mark.full
 def test_threads_and_workers_change_nothing(source, workers):
     expected = list(Loader(source, CONFIG))
     with Loader(source, CONFIG, workers=workers) as loader:

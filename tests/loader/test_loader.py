@@ -67,6 +67,7 @@ def whole(source) -> list[Batch]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.full
 def test_processes_share_every_record_exactly_once_an_epoch(source, whole, count):
     loaders = [Loader.of_records(source, CONFIG, processes=Processes(index=i, count=count)) for i in range(count)]
     seen: collections.Counter[int] = collections.Counter()
@@ -78,6 +79,7 @@ def test_processes_share_every_record_exactly_once_an_epoch(source, whole, count
     assert seen == dict.fromkeys(range(len(LAYERS)), 2) and step + 1 == 2 * loaders[0].plan.steps_per_epoch
 
 
+@pytest.mark.full
 def test_processes_of_the_system_agree(folder, whole, tmp_path):
     """Three real processes, each with its share, hash their batches."""
     code = (
@@ -115,6 +117,7 @@ def test_a_restored_loader_goes_on_bit_for_bit(source, whole, before, after):
 
 
 @pytest.mark.parametrize("workers", [Workers(processes=2, threads=1, ahead=1), Workers(threads=5, ahead=9)])
+@pytest.mark.full
 def test_workers_change_nothing(source, whole, workers):
     with Loader.of_records(source, CONFIG, workers=workers) as loader:
         first = [next(loader) for _ in range(5)]
@@ -199,6 +202,7 @@ def test_single_pictures_fill_the_rows(source):
     assert sum(int(b.targets.sum()) for b in batches) == len(LAYERS)
 
 
+@pytest.mark.full
 def test_tasks_are_drawn_per_row_by_weight(source):
     mix = ((Task.TEXT_TO_RGB, 3.0), (Task.TEXT_TO_RGBA, 1.0))
     buckets = BucketConfig(resolutions=(16,), multiple=16, row_tokens=1, aspect_ratios=((1, 1),))
@@ -249,6 +253,7 @@ def test_a_state_of_other_records_or_settings_is_refused(source):
 
 
 @pytest.mark.parametrize("workers", [Workers(), Workers(processes=1)])
+@pytest.mark.full
 def test_a_record_that_cannot_be_read_is_named(folder, tmp_path, workers):
     for i in range(3):
         LayeredImage.load(folder / "001").save(tmp_path / str(i))

@@ -1,5 +1,6 @@
 """The tool that shows a first batch, and what it refuses."""
 
+import pytest
 from PIL import Image
 
 from qil_jax.layers.sheets import GAP
@@ -7,6 +8,7 @@ from qil_jax.programs import ended
 from tools import batch_sheet, make_scenes, show_batch
 
 
+@pytest.mark.full
 def test_a_first_batch_is_shown(tmp_path, capsys):
     scenes, out = tmp_path / "scenes", tmp_path / "batch.png"
     assert make_scenes.main(["--count", "6", "--side", "64", "--format", "folders", "--out", str(scenes)]) == 0

@@ -29,6 +29,7 @@ def sample_of(task: Task, record: Record, seed: int = 0, **config):
 
 @pytest.mark.parametrize("task", [Task.TEXT_TO_LAYERS, Task.IMAGE_TO_LAYERS])
 @given(stacks())
+@pytest.mark.full
 def test_layers_and_their_composite(task, layers):
     record = Record(layers=tuple(layers), size=SIZE, caption="c")
     sample = sample_of(task, record)
@@ -66,6 +67,7 @@ def test_single_layers_have_their_names_as_captions():
     assert np.flatnonzero(seen["another"][..., 3].any(axis=1)).tolist() == [4, 5]
 
 
+@pytest.mark.full
 def test_reconstruction_draws_every_picture_and_flattens_as_many_as_told():
     record = a_record(ground_alpha=0)
     count, opaque, colours = 3000, 0, set()

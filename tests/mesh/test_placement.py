@@ -94,6 +94,7 @@ def described(table: str) -> dict[str, int]:
 
 @ON_EVERY_MESH
 @WITH_BOTH_PRESETS
+@pytest.mark.full
 def test_placement_splits_bytes_and_keeps_values(text, rules):
     mesh, model = mesh_of(text), small_model()
     before = {name: np.asarray(value) for name, value in parameters(model).items()}
@@ -141,6 +142,7 @@ def test_describe_shows_axes_and_partition():
 @pytest.mark.parametrize("text", [*MESHES, "tensor=8"])
 @WITH_BOTH_PRESETS
 @pytest.mark.parametrize("name", RELEASED)
+@pytest.mark.full
 def test_released_networks_fit_every_mesh(text, rules, name):
     model, count = released(name), RELEASED[name][1]
     shapes = {"/".join(map(str, p)): v.shape for p, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
@@ -236,6 +238,7 @@ def alone() -> np.ndarray:
 @pytest.mark.parametrize(
     ("text", "rules"), [*((text, INFERENCE_RULES) for text in MESHES), ("fsdp=2,context=2,tensor=2", TRAINING_RULES)]
 )
+@pytest.mark.full
 def test_a_mesh_does_not_change_the_result(text, rules):
     mesh, model = mesh_of(text), small_model()
     place(model, mesh, rules)

@@ -166,6 +166,7 @@ COUNT_QUICK = """() => {
 }"""
 
 
+@pytest.mark.full
 def test_large_layers_are_quick_first_and_exact_in_the_end(view):
     rng = np.random.default_rng(2)
     layers = np.repeat(np.repeat(rng.integers(0, 256, (6, 60, 80, 4), np.uint8), 12, 1), 12, 2)
