@@ -12,7 +12,7 @@ import torch
 from checkpoints import VAE, assert_same_layers, build_tiny_text_to_image, layers_of
 from diffusers import QwenImageLayeredPipeline
 from PIL import Image
-from runs import ROOT, World, command
+from runs import ROOT, World, command, on_one_device
 from transformers import Qwen2VLProcessor
 
 import train
@@ -29,6 +29,8 @@ pytestmark = pytest.mark.full
 torch.set_grad_enabled(False)
 PICTURE = Image.open(ROOT / "examples" / "chelsea.png").convert("RGBA").resize((300, 210))
 LAST = Stage.IMAGE_TO_LAYERS
+SPREAD = (Stage.RGBA_VAE, LAST)
+"""Stages that run on eight devices; the others differ from the last in tasks alone, and run on one."""
 NEW = {
     Stage.RGBA_VAE: {
         "input_channels": 4,
@@ -45,7 +47,7 @@ NEW = {
 
 
 class Chain:
-    """The run of each stage on eight devices, and what it printed.
+    """The run of each stage, and what it printed. Each of the two networks is trained on eight devices once.
 
     A stage starts from the last one's checkpoint, and the last stage from what tools/convert.py exports of the run.
     """
@@ -56,9 +58,13 @@ class Chain:
         build_tiny_text_to_image(self.qwen_image)
         start = self.qwen_image
         for stage in Stage:
-            changes = {"steps": 2, "checkpoints.every": 1, "data.loader.rows": 4, "mesh.fsdp": 4, "mesh.tensor": 2}
-            settings = world.settings(stage, changes | {"start.checkpoint": start, "unroll": False})
-            with redirect_stdout(StringIO()) as printed:
+            changes = {"steps": 2, "checkpoints.every": 1, "start.checkpoint": start, "unroll": False}
+            if stage in SPREAD:
+                changes |= {"data.loader.rows": 4, "mesh.fsdp": 4, "mesh.tensor": 2}
+            settings = world.settings(stage, changes)
+            with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
+                if stage not in SPREAD:
+                    on_one_device(patch)
                 assert train.main(command(stage, self.run(stage), settings)[2:]) == 0
             self.printed[stage] = printed.getvalue()
             assert self.export(self.run(stage), self.exported(stage)) == 0
