@@ -160,7 +160,6 @@ def test_bf16_stays_bf16(tmp_path):
     same_layers(source, orbax)
 
 
-@pytest.mark.full
 def test_nothing_is_overwritten_unasked(tiny, tmp_path):
     source, orbax, _ = tiny
     with pytest.raises(ConversionError, match="exists; give another folder, or --overwrite"):
