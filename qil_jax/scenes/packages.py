@@ -1,52 +1,24 @@
-"""Packages of public registries with pictures and fonts: their addresses, hashes, and the files that are used.
+"""Packages of public registries with pictures and fonts: their versions, hashes, and the files that are used.
 
 Only files whose licence puts no conditions on derived works are used, unless more licences are given: see FREE.
 """
 
 import dataclasses
 import fnmatch
-import hashlib
-import io
 import json
 import re
-import tarfile
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from qil_jax.errors import QilError
 from qil_jax.files import whole_folder
 from qil_jax.scenes.assets import LIST, Kind, Stored, write_list
+from qil_jax.scenes.registries import Archive, Client, FetchError, download, unpacked
 
 PUBLIC_DOMAIN = "LicenseRef-public-domain"
 FREE = frozenset({"MIT", "Apache-2.0", "CC0-1.0", "OFL-1.1", PUBLIC_DOMAIN})
-NPM = "https://registry.npmjs.org"
-DEBIAN = "https://deb.debian.org/debian/pool/main"
-SECONDS = 120.0
-"""Time limit of a download without progress."""
 
 Members = Mapping[str, bytes]
 """The files of an archive by their paths."""
-
-
-class FetchError(QilError):
-    """A package cannot be fetched. The message names the package, the reason and the fix."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Archive:
-    """An archive file of a package registry.
-
-    Attributes:
-      url: address of the archive.
-      sha256: expected SHA-256 of the archive, in hexadecimal digits.
-      keep: regular expression that the paths of the used members match.
-    """
-
-    url: str
-    sha256: str
-    keep: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +28,7 @@ class Package:
     Attributes:
       name: name of the package and of its folder.
       licence: licence that listings show.
-      archives: archives to download.
+      archives: archives to fetch.
       select: function that returns the assets among the members of all archives, each with its path.
     """
 
@@ -67,7 +39,7 @@ class Package:
 
 
 def fetch(package: Package, out: Path, licences: frozenset[str] = FREE) -> Path:
-    """Download and check a package, and write the assets under allowed licences into its folder, which is returned.
+    """Fetch and check a package, and write the assets under allowed licences into its folder, which is returned.
 
     A folder that exists is not changed.
 
@@ -79,7 +51,10 @@ def fetch(package: Package, out: Path, licences: frozenset[str] = FREE) -> Path:
         return folder
     members: dict[str, bytes] = {}
     for archive in package.archives:
-        members |= unpacked(download(archive, package.name), archive.keep)
+        try:
+            members |= unpacked(download(archive), archive.keep)
+        except FetchError as error:
+            raise FetchError(f"{package.name}: {error}") from error
     chosen = [(path, stored) for path, stored in package.select(members) if stored.licence in licences]
     if not chosen:
         raise FetchError(f"{package.name}: nothing of it is under {', '.join(sorted(licences))}: leave it out")
@@ -91,49 +66,6 @@ def fetch(package: Package, out: Path, licences: frozenset[str] = FREE) -> Path:
                 (draft / path.strip("./").replace("/", "_")).write_bytes(members[path])
         write_list(draft / LIST, [stored for _, stored in chosen])
     return folder
-
-
-def download(archive: Archive, name: str) -> bytes:
-    """The bytes of an archive, checked against its hash.
-
-    Raises:
-      FetchError: if it cannot be fetched or has another hash.
-    """
-    try:
-        with urllib.request.urlopen(archive.url, timeout=SECONDS) as response:
-            data = response.read()
-    except (urllib.error.URLError, OSError) as error:
-        raise FetchError(
-            f"{name}: {archive.url} cannot be had ({error}): see to the network, or make scenes without it"
-        ) from error
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != archive.sha256:
-        raise FetchError(
-            f"{name}: {archive.url} is another file than the one that is known (sha256 {digest}, {archive.sha256} "
-            f"expected): nothing of it was kept"
-        )
-    return data
-
-
-def unpacked(data: bytes, keep: str) -> dict[str, bytes]:
-    """The members of a .tgz of npm or a .deb of Debian whose paths match a regular expression."""
-    if data.startswith(b"!<arch>\n"):
-        data = _data_of_deb(data)
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        wanted = [member for member in tar if member.isfile() and re.search(keep, member.name)]
-        files = {member.name: tar.extractfile(member) for member in wanted}
-        return {name: file.read() for name, file in files.items() if file is not None}
-
-
-def _data_of_deb(data: bytes) -> bytes:
-    """The tar file in a Debian package: an `ar` archive, each member after a 60-byte header, padded to even length."""
-    at = 8
-    while at + 60 <= len(data):
-        name, size = data[at : at + 16].decode().strip().rstrip("/"), int(data[at + 48 : at + 58])
-        if name.startswith("data.tar"):
-            return data[at + 60 : at + 60 + size]
-        at += 60 + size + size % 2
-    raise FetchError("the Debian package has no data.tar in it")
 
 
 def select_emoji(members: Members) -> list[tuple[str, Stored]]:
@@ -207,9 +139,13 @@ def _with_article(name: str) -> str:
 
 
 def _font(name: str, version: str, sha256: str) -> Package:
-    url = f"{NPM}/@expo-google-fonts/{name}/-/{name}-{version}.tgz"
-    keep = r"(400Regular|700Bold)/.*\.ttf$|LICENSE"
-    archive = Archive(url=url, sha256=sha256, keep=keep)
+    archive = Archive(
+        client=Client.NPM,
+        name=f"@expo-google-fonts/{name}",
+        version=version,
+        sha256=sha256,
+        keep=r"(400Regular|700Bold)/.*\.ttf$|LICENSE",
+    )
     return Package(name=f"font-{name}-{version}", licence="OFL-1.1", archives=(archive,), select=select_fonts)
 
 
@@ -219,12 +155,16 @@ PACKAGES: Sequence[Package] = (
         licence="MIT",
         archives=(
             Archive(
-                url=f"{NPM}/@lobehub/fluent-emoji-3d/-/fluent-emoji-3d-1.1.0.tgz",
+                client=Client.NPM,
+                name="@lobehub/fluent-emoji-3d",
+                version="1.1.0",
                 sha256="c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
                 keep=r"\.webp$|LICENSE|package\.json$",
             ),
             Archive(
-                url=f"{NPM}/unicode-emoji-json/-/unicode-emoji-json-0.9.0.tgz",
+                client=Client.NPM,
+                name="unicode-emoji-json",
+                version="0.9.0",
                 sha256="ae7efacb55533385bf8767d613dbd36c71226669759d95919a6e9059f5e4c401",
                 keep=r"data-by-emoji\.json$|LICENSE",
             ),
@@ -236,7 +176,9 @@ PACKAGES: Sequence[Package] = (
         licence="public domain (the share-alike part is left out)",
         archives=(
             Archive(
-                url=f"{DEBIAN}/e/endless-sky/endless-sky-data_0.9.8-1.2_all.deb",
+                client=Client.APT,
+                name="endless-sky-data",
+                version="0.9.8-1.2",
                 sha256="e45835e05a11e84bb1a890a0ded390246a53b8318f21a25925aa70fa54f80c13",
                 keep=r"images/land/[^/]*\.jpg$|copyright$",
             ),

@@ -1,24 +1,21 @@
 """Packages are checked, unpacked and split by asset; only free licences are used; scenes name their assets."""
 
 import dataclasses
-import functools
-import hashlib
-import http.server
 import io
 import itertools
 import json
-import tarfile
-import threading
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
+from registry import Registry, tgz
 
 from qil_jax.programs import ended
 from qil_jax.records.sources import open_source
 from qil_jax.scenes import packages
 from qil_jax.scenes.assets import LIST, Kind, load_assets, read_list
-from qil_jax.scenes.packages import PUBLIC_DOMAIN, Archive, FetchError, Package, debian_licences, fetch
+from qil_jax.scenes.packages import PUBLIC_DOMAIN, FetchError, Package, debian_licences, fetch
+from qil_jax.scenes.registries import Client, unpacked
 from qil_jax.scenes.scene import SceneConfig, make_scene
 from tools import fetch_assets, make_scenes
 
@@ -49,60 +46,29 @@ def picture(seed: int, form: str, *, opaque: bool) -> bytes:
     return stream.getvalue()
 
 
-def tgz(files: dict[str, bytes], mode: str = "w:gz") -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode=mode) as tar:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return stream.getvalue()
-
-
-def deb(files: dict[str, bytes]) -> bytes:
-    members = {"debian-binary": b"2.0", "control.tar.xz": b"123", "data.tar.xz": tgz(files, "w:xz")}
-    chunks = [b"!<arch>\n"]
-    for name, data in members.items():
-        header = f"{name + '/':<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(data):<10}`\n"
-        chunks.append(header.encode() + data + b"\n" * (len(data) % 2))
-    return b"".join(chunks)
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 EMOJI = [0x1F418 + i for i in range(60)]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A registry with one package of each kind; its address."""
-    root = tmp_path_factory.mktemp("registry")
-    names = {chr(code): {"name": f"creature {code:x}", "group": "Animals & Nature"} for code in EMOJI}
-    names["\U0001f3c1"] = {"name": "flag", "group": "Flags"}
-    pictures = {f"package/assets/{code:x}.webp": picture(code, "webp", opaque=False) for code in [*EMOJI, 0x1F3C1]}
-    (root / "emoji.tgz").write_bytes(tgz({**pictures, "package/LICENSE": b"MIT", "package/assets/odd.webp": b""}))
-    (root / "names.tgz").write_bytes(tgz({"package/data-by-emoji.json": json.dumps(names).encode()}))
-    land = {f"./usr/share/images/land/{n}.jpg": picture(7, "jpeg", opaque=True) for n in ("beach1", "sea2", "sky-him")}
-    (root / "land.deb").write_bytes(deb({**land, "./usr/share/doc/x/copyright": COPYRIGHT.encode()}))
-    handler = functools.partial(Quiet, directory=str(root))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield root, f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-
-
-def archive(server, file: str, keep: str) -> Archive:
-    root, address = server
-    return Archive(url=f"{address}/{file}", sha256=hashlib.sha256((root / file).read_bytes()).hexdigest(), keep=keep)
+def registry(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        yield Registry(tmp_path_factory.mktemp("registry"), patch)
 
 
 @pytest.fixture(scope="module")
-def known(server) -> dict[str, Package]:
-    emoji = archive(server, "emoji.tgz", r"\.webp$|LICENSE"), archive(server, "names.tgz", "json$")
-    land = (archive(server, "land.deb", r"\.jpg$|copyright$"),)
+def known(registry) -> dict[str, Package]:
+    """A package of pictures and one of landscapes."""
+    names = {chr(code): {"name": f"creature {code:x}", "group": "Animals & Nature"} for code in EMOJI}
+    names["\U0001f3c1"] = {"name": "flag", "group": "Flags"}
+    pictures = {f"package/assets/{code:x}.webp": picture(code, "webp", opaque=False) for code in [*EMOJI, 0x1F3C1]}
+    pictures |= {"package/LICENSE": b"MIT", "package/assets/odd.webp": b""}
+    files = {f"./usr/share/images/land/{n}.jpg": picture(7, "jpeg", opaque=True) for n in ("beach1", "sea2", "sky-him")}
+    files["./usr/share/doc/x/copyright"] = COPYRIGHT.encode()
+    emoji = (
+        registry.add(Client.NPM, "@free/emoji", tgz(pictures), r"\.webp$|LICENSE"),
+        registry.add(Client.NPM, "names", tgz({"package/data-by-emoji.json": json.dumps(names).encode()}), "json$"),
+    )
+    land = (registry.add(Client.APT, "land", tgz(files), r"\.jpg$|copyright$"),)
     return {
         "emoji": Package(name="emoji", licence="MIT", archives=emoji, select=packages.select_emoji),
         "land": Package(name="land", licence="mixed", archives=land, select=packages.select_landscapes),
@@ -139,11 +105,11 @@ def test_more_licences_only_when_asked_for(known, tmp_path):
 def test_another_file_is_refused_and_nothing_is_kept(known, tmp_path):
     (first, second) = known["emoji"].archives
     bad = dataclasses.replace(known["emoji"], archives=(first, dataclasses.replace(second, sha256="0" * 64)))
-    with pytest.raises(FetchError, match="is another file than the one that is known"):
+    with pytest.raises(FetchError, match=r"emoji: names 1\.0 \(npm\): this is another file than the one that is known"):
         fetch(bad, tmp_path)
+    with pytest.raises(FetchError, match="npm failed"):
+        fetch(dataclasses.replace(bad, archives=(dataclasses.replace(first, version="2.0"),)), tmp_path)
     assert not [*tmp_path.iterdir()]
-    with pytest.raises(FetchError, match="cannot be had"):
-        fetch(dataclasses.replace(bad, archives=(dataclasses.replace(first, url=first.url + "x"),)), tmp_path)
 
 
 def test_what_is_there_is_not_fetched_again(known, filled):
@@ -182,7 +148,7 @@ def test_fonts_are_named_with_their_licence(tmp_path):
     font = ImageFont.load_default(20)
     assert isinstance(font, ImageFont.FreeTypeFont)
     files = {"package/400Regular/Plain.ttf": font.font_bytes, "package/LICENSE_FONT": b"OFL"}
-    members = packages.unpacked(tgz(files), r"\.ttf$")
+    members = unpacked(tgz(files), r"\.ttf$")
     ((path, stored),) = packages.select_fonts(members)
     assert (path, stored.kind, stored.licence) == ("package/400Regular/Plain.ttf", Kind.FONT, "OFL-1.1")
     (tmp_path / "font-plain").mkdir()
@@ -218,4 +184,4 @@ def test_every_known_package_is_free_and_pinned():
     assert len({package.name for package in packages.PACKAGES}) == len(packages.PACKAGES) >= 10
     for package in packages.PACKAGES:
         for one in package.archives:
-            assert one.url.startswith("https://") and len(one.sha256) == 64
+            assert one.version[0].isdigit() and len(one.sha256) == 64
