@@ -80,7 +80,7 @@ def things(members: Mapping[str, bytes]) -> Iterator[tuple[str, str, UInt8[np.nd
 
 
 def select_drawings(members: Mapping[str, bytes], licence: str) -> list[tuple[bytes, Stored]]:
-    """The drawings of things among the members of an archive as assets in PNG, each under the path that it had.
+    """The drawings of things among the members of an archive as assets in PNG, each named by its path below `svg/`.
 
     Raises:
       FetchError: if resvg-py is not installed.
@@ -89,7 +89,7 @@ def select_drawings(members: Mapping[str, bytes], licence: str) -> list[tuple[by
     for path, name, pixels in things(members):
         stream = io.BytesIO()
         Image.fromarray(pixels).save(stream, "png")
-        file = "_".join(PurePosixPath(path).with_suffix(".png").parts[-2:])
+        file = "_".join(PurePosixPath(path.split("/svg/")[-1]).with_suffix(".png").parts)
         chosen.append((stream.getvalue(), Stored(file=file, name=name, kind=Kind.OBJECT, licence=licence)))
     return chosen
 
