@@ -15,6 +15,7 @@ from qil_jax.scenes.assets import LIST, Kind, Stored, write_list
 from qil_jax.shipped import shipped_checkpoint
 from qil_jax.training.config_file import load_experiment
 from qil_jax.training.experiment import Inputs
+from qil_jax.training.optimiser import OptimiserKind
 from qil_jax.training.stages.kinds import Stage
 from tools import demo_training
 
@@ -73,6 +74,7 @@ def test_stage_3_at_128_pixels(name):
     experiment = EXPERIMENTS[name]
     loader, optimiser = experiment.data.loader, experiment.optimiser
     assert loader.buckets.resolutions == (128,) and (loader.rows, loader.buckets.row_tokens) == (16, 768)
+    assert optimiser.kind is OptimiserKind.MUON
     assert (optimiser.accumulate, optimiser.warmup_steps, optimiser.ema_decay) == (4, 20, 0.995)
     assert (experiment.flow_loss.shift, experiment.flow_loss.caption_dropout) == (3.0, 0.5)
 

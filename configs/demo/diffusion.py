@@ -4,7 +4,7 @@ from configs.demo.common import DATA, PRECISION, RUNS, SIDE, SIDE_128, WORKERS, 
 from qil_jax.flow.loss import FlowLoss
 from qil_jax.loader.tasks import Task
 from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, Inputs, Start, ValidationConfig
-from qil_jax.training.optimiser import LRSchedule, OptimiserConfig
+from qil_jax.training.optimiser import LRSchedule, OptimiserConfig, OptimiserKind
 from qil_jax.training.stages.kinds import Stage
 
 Mix = tuple[tuple[Task, float], ...]
@@ -64,10 +64,12 @@ def image_to_layers(
     return stage3(run, steps=steps, optimiser=adamw(learning_rate, final_fraction=final_fraction), side=SIDE)
 
 
-def image_to_layers_128(run: str, *, steps: int, learning_rate: float) -> Experiment:
-    """A run of stage 3 at 128 pixels, in microbatches of 4 rows, with which it takes below 6 GB of memory."""
+def image_to_layers_128(run: str, *, steps: int, learning_rate: float, adamw_learning_rate: float) -> Experiment:
+    """A run of stage 3 at 128 pixels by Muon, in microbatches of 4 rows, with which it takes below 6 GB of memory."""
     optimiser = OptimiserConfig(
+        kind=OptimiserKind.MUON,
         learning_rate=learning_rate,
+        adamw_learning_rate=adamw_learning_rate,
         schedule=LRSchedule.COSINE,
         warmup_steps=20,
         final_fraction=0.02,

@@ -6,4 +6,6 @@ from qil_jax.training.experiment import Experiment
 
 def config() -> Experiment:
     """The run starts from what ships, with the decoder that was trained on at 128 pixels."""
-    return image_to_layers_128("stage3_image_to_layers_design", steps=4000, learning_rate=8e-4)
+    return image_to_layers_128(
+        "stage3_image_to_layers_design", steps=4000, learning_rate=1.5e-3, adamw_learning_rate=4e-4
+    )
