@@ -109,7 +109,8 @@ class Recipe:
             folder = self.out / f"scenes_{name}"
             if not list(folder.glob("layered_dataset/*/dataset_info.json")):
                 wanted = str(max(LEAST_SCENES, round(data.count * self.share)))
-                call("make_scenes", "--count", wanted, "--preset", data.preset, "--assets", assets, "--out", folder)
+                what = ("--count", wanted, "--preset", data.preset, "--seed", data.seed)
+                call("make_scenes", *what, "--assets", assets, "--out", folder)
 
     def datasets(self) -> dict[str, Any]:
         """Name and definition of each dataset that the runs read."""
