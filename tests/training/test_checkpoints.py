@@ -13,11 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 from runs import World, assert_same_bits, command, environment, saved
 from waiting import HANGS
 
-from qil_jax.mesh import single_device_mesh
+from qil_jax.mesh import make_mesh, single_device_mesh
 from qil_jax.training import checkpoints, disk
 from qil_jax.training.checkpoints import CheckpointError, Checkpoints, of_all
 from qil_jax.training.experiment import CheckpointConfig, ExperimentError
@@ -27,10 +29,10 @@ from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.step import TrainState, fresh_state
 
 
-def go(experiment, run: Path, until: int = 10**9) -> RunStatus:
-    status, _, _ = train(
-        experiment, run, single_device_mesh(), stop=lambda step: step >= until, show=lambda step, line: None
-    )
+def go(experiment, run: Path, until: int = 10**9, mesh: Mesh | None = None) -> RunStatus:
+    """Train, on one device unless there is a mesh."""
+    mesh = mesh or single_device_mesh()
+    status, _, _ = train(experiment, run, mesh, stop=lambda step: step >= until, show=lambda step, line: None)
     return status
 
 
@@ -149,6 +151,24 @@ def test_a_run_goes_on_with_its_own_settings_only(world: World, uncut, tmp_path)
     with pytest.raises(ExperimentError, match="holds something that is no run"):
         go(world.experiment(Stage.TEXT_TO_RGBA, {}), tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.full
+def test_another_mesh_takes_a_run_over(world: World, tmp_path):
+    changes = {"data.loader.rows": 4, "steps": 12, "checkpoints.every": 4, "unroll": False}
+    one, many = (
+        world.experiment(Stage.IMAGE_TO_LAYERS, changes | mesh) for mesh in ({}, {"mesh.fsdp": 4, "mesh.tensor": 2})
+    )
+    alone, moved = tmp_path / "alone", tmp_path / "moved"
+    assert go(one, alone) is RunStatus.FINISHED
+    assert go(one, moved, until=4) is RunStatus.STOPPED
+    assert go(many, moved, mesh=make_mesh(many.mesh)) is RunStatus.FINISHED
+    found, wanted = saved(moved, 12), saved(alone, 12)
+    assert str(found["/position"]) == str(wanted["/position"])
+    for path in wanted:
+        if path.startswith(("/params", "/ema_params")):
+            scale = np.abs(wanted[path]).max() or 1.0
+            assert np.abs(found[path] - wanted[path]).max() / scale <= 1e-5, path
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

@@ -141,16 +141,10 @@ def test_gradients_of_the_frozen_kernels_are_not_computed(given):
     assert lora < 0.8 * whole and lora < 0.75 * both
 
 
-def steps(run: Run, count: int) -> list[float]:
-    found = [run.take()[0] for _ in range(count)]
-    run.prepared.loader.close()
-    return found
-
-
 @pytest.fixture(scope="module")
 def alone(world):
     run = Run(world, None, **LORA, **{"lora.dropout": 0.25})
-    return steps(run, 6), jax.device_get(run.state.params)
+    return run.losses(6), jax.device_get(run.state.params)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +159,7 @@ def alone(world):
 def test_meshes_and_accumulation_change_nothing(world, alone, mesh, changes):
     run = Run(world, MeshShape.parse(mesh) if mesh else None, **LORA, **{"lora.dropout": 0.25}, **changes)
     wanted, params = alone
-    for found, loss in zip(steps(run, len(wanted)), wanted, strict=True):
+    for found, loss in zip(run.losses(len(wanted)), wanted, strict=True):
         assert abs(found - loss) <= 2e-5 * loss
     for path, value in params.items():
         assert error(run.state.params[path], value) <= 2e-5, path

@@ -8,6 +8,7 @@ from runs import World
 
 from qil_jax.mesh import MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.stack import Remat
+from qil_jax.training.batches import FlowBatch
 from qil_jax.training.experiment import Precision
 from qil_jax.training.setup import TrainingRun, prepare
 from qil_jax.training.stages.kinds import Stage
@@ -20,7 +21,7 @@ SETTINGS = {"data.loader.rows": 8, "optimiser.epsilon": 1e-4, "steps": STEPS}
 
 
 class Run:
-    """A run by hand: the batch's gradients by themselves, then the step."""
+    """A run by hand: gradients by themselves, and steps. What is not called is not compiled."""
 
     def __init__(self, world: World, shape: MeshShape | None, **changes):
         mesh = single_device_mesh() if shape is None else make_mesh(shape)
@@ -31,24 +32,39 @@ class Run:
         self.step: StepFunction = make_step(
             objective, experiment.optimiser, steps=STEPS, seed=experiment.seed, like=self.state
         )
-        self.gradients = jax.jit(jax.grad(lambda *given: objective(*given)[0]))
+        self.differentiate = jax.jit(jax.value_and_grad(lambda *given: objective(*given)[0]))
 
-    def take(self) -> tuple[float, dict[str, np.ndarray], int]:
-        """Loss, gradients, and how many counts of pictures the rows' samples have."""
+    def batch(self) -> tuple[FlowBatch, int]:
+        """The next batch, and how many counts of pictures its rows' samples have."""
         batch = next(self.prepared.loader)
-        inputs = self.prepared.stage.inputs(batch)
-        key = jax.random.key(0)
-        gradients = jax.device_get(self.gradients(self.state.params, self.prepared.frozen, inputs, key))
-        self.state, metrics = self.step(self.state, self.prepared.frozen, inputs)
         counts = {tuple(np.bincount(row[row > 0]).tolist()) for row in batch.segments}
-        return float(metrics.loss), gradients, len(counts)
+        return self.prepared.stage.inputs(batch), len(counts)
+
+    def gradients(self, inputs: FlowBatch) -> tuple[float, dict[str, np.ndarray]]:
+        """The objective of a batch and its gradients."""
+        loss, gradients = self.differentiate(self.state.params, self.prepared.frozen, inputs, jax.random.key(0))
+        return float(loss), jax.device_get(gradients)
+
+    def take(self, inputs: FlowBatch) -> float:
+        """The loss of a step."""
+        self.state, metrics = self.step(self.state, self.prepared.frozen, inputs)
+        return float(metrics.loss)
+
+    def losses(self, count: int) -> list[float]:
+        """Of so many steps, the last ones."""
+        with self.prepared.loader:
+            return [self.take(self.batch()[0]) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
 def alone(world):
-    run = Run(world, None)
-    found = [run.take() for _ in range(STEPS)]
-    assert max(mixed for *_, mixed in found) > 2
+    """The objective, its gradients and the step's loss of each batch, and the parameters at the end."""
+    run, found, most = Run(world, None), [], 0
+    for _ in range(STEPS):
+        inputs, mixed = run.batch()
+        found.append((*run.gradients(inputs), run.take(inputs)))
+        most = max(most, mixed)
+    assert most > 2
     run.prepared.loader.close()
     return found, jax.device_get(run.state.params)
 
@@ -57,9 +73,10 @@ def alone(world):
 def test_meshes(world, alone, mesh):
     run = Run(world, MeshShape.parse(mesh))
     wanted, params = alone
-    for loss, gradients, _ in wanted:
-        found_loss, found, _ = run.take()
-        assert abs(found_loss - loss) <= 2e-5 * abs(loss)
+    for _, gradients, loss in wanted:
+        inputs, _ = run.batch()
+        _, found = run.gradients(inputs)
+        assert abs(run.take(inputs) - loss) <= 2e-5 * abs(loss)
         for path, value in gradients.items():
             assert error(found[path], value) <= 2e-5, path
     run.prepared.loader.close()
@@ -73,7 +90,7 @@ def test_meshes(world, alone, mesh):
 def in_bf16(world, alone):
     """How far one device's gradients of the first batch are from those in fp32, relative, by path."""
     run = Run(world, None, precision=Precision.BF16)
-    _, found, _ = run.take()
+    _, found = run.gradients(run.batch()[0])
     run.prepared.loader.close()
     return far(found, alone[0][0][1])
 
@@ -87,7 +104,7 @@ def far(found: dict[str, np.ndarray], exact: dict[str, np.ndarray]) -> float:
 def test_meshes_in_bf16(world, alone, in_bf16, mesh):
     """Devices change the order of roundings, but not how much is lost by them."""
     run = Run(world, MeshShape.parse(mesh), precision=Precision.BF16)
-    loss, found, _ = run.take()
+    loss, found = run.gradients(run.batch()[0])
     run.prepared.loader.close()
     exact_loss, exact, _ = alone[0][0]
     assert abs(loss - exact_loss) <= 0.01 * exact_loss
@@ -100,8 +117,7 @@ def test_meshes_in_bf16(world, alone, in_bf16, mesh):
 def test_accumulation_remat_and_unrolling_change_nothing(world, alone, changes):
     run = Run(world, None, **changes)
     wanted, params = alone
-    for loss, *_ in wanted:
-        assert abs(run.take()[0] - loss) <= 2e-5 * abs(loss)
-    run.prepared.loader.close()
+    for found, (*_, loss) in zip(run.losses(STEPS), wanted, strict=True):
+        assert abs(found - loss) <= 2e-5 * abs(loss)
     for path, value in params.items():
         assert error(run.state.params[path], value) <= 2e-5, path
