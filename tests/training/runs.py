@@ -146,6 +146,17 @@ def mean_square(wait: Callable[[], object] | None = None) -> Objective:
     return objective
 
 
+def on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give train.py's `main`, in this process, the first device alone, whatever the mesh."""
+    monkeypatch.setattr(mesh, "make_mesh", lambda shape: mesh.single_device_mesh())
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same."""
+    on_one_device(monkeypatch)
+
+
 class QuickRuns:
     """train.py's `main` in this process: on one device, minimising something that compiles at once.
 
@@ -157,7 +168,7 @@ class QuickRuns:
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch):
         self.world = world
         self.slowly: Callable[[], object] | None = None
-        monkeypatch.setattr(mesh, "make_mesh", lambda shape: mesh.single_device_mesh())
+        on_one_device(monkeypatch)
         monkeypatch.setattr(loop, "prepare", self.prepare)
 
     def prepare(self, experiment: Experiment, devices: Any) -> TrainingRun:

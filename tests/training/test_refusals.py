@@ -363,7 +363,7 @@ def call(world: World, argv: list[str], folder: Path) -> subprocess.CompletedPro
     return subprocess.run(argv, env=env, cwd=folder, capture_output=True, text=True, timeout=HANGS, check=False)
 
 
-def test_a_wrong_path_corrected_trains(given: Given, tmp_path, capsys):
+def test_a_wrong_path_corrected_trains(given: Given, one_device, tmp_path, capsys):
     """As a user meets it: a refusal, then the same folder with the right path, then another experiment in it."""
     run, world = tmp_path / "run", given.world
     few = {"steps": 1, "optimiser.warmup_steps": 0, "unroll": "false"}
@@ -372,8 +372,7 @@ def test_a_wrong_path_corrected_trains(given: Given, tmp_path, capsys):
     assert ended.returncode == 2 and not run.exists()
     assert ended.stderr.startswith("error: ") and str(given.folder / "nothing") in ended.stderr
     assert "Traceback" not in ended.stderr
-    ended = call(world, command(ONE, run, world.settings(ONE, few)), tmp_path)
-    assert ended.returncode == 0, ended.stderr
+    assert train.main(arguments(ONE, run, world.settings(ONE, few))) == 0
     assert (run / "checkpoint" / "training.json").is_file()
     kept = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     err = refused(capsys, arguments(TWO, run, world.settings(TWO, few | MESH)), run)
@@ -381,14 +380,14 @@ def test_a_wrong_path_corrected_trains(given: Given, tmp_path, capsys):
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == kept
 
 
-def test_the_shipped_config_without_its_files(given: Given, tmp_path):
+def test_the_shipped_config_without_its_files(one_device, tmp_path, capsys, monkeypatch):
     """The demonstration's third stage before its second: the message names what is missing."""
-    argv = [*command(THREE, tmp_path / "run", []), "--set", f"start.checkpoint={tmp_path}/stage2/checkpoint"]
-    ended = call(given.world, argv, tmp_path)
-    assert ended.returncode == 2 and not (tmp_path / "run").exists()
-    missing, made, *_ = ended.stderr.splitlines()
+    run = tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    err = refused(capsys, arguments(THREE, run, [f"start.checkpoint={tmp_path}/stage2/checkpoint"]), run)
+    assert not run.exists()
+    missing, made, *_ = err.splitlines()
     assert missing == f"error: {tmp_path}/stage2/checkpoint: there is no such folder"
     assert made.startswith(
         "build/demo_training/latents_grouped and build/demo_training/rgba_vae/checkpoint must be made"
     )
-    assert "Traceback" not in ended.stderr
