@@ -40,8 +40,9 @@ docs: $(VENV)/.docs
 	npm ci --silent --prefix docs/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
-# A twentieth of the scenes and steps of every run that made the shipped model; SHARE=1 runs all of it.
-SHARE ?= 0.05
+# A twenty-fifth of the scenes and steps of every run of the demonstration model, and less of those at 128 pixels;
+# SHARE=1 runs all of it.
+SHARE ?= 0.04
 demo-training: $(VENV)/.data
 	$(BIN)/python tools/demo_training.py --share $(SHARE)
 

@@ -1,8 +1,9 @@
 """Train the demonstration model from nothing: data, base, and every run of configs/demo/ in order (docs/demo.md).
 
-python tools/demo_training.py [--share 0.05] [--out build/demo_training]
+python tools/demo_training.py [--share 0.04] [--out build/demo_training] [--from-shipped]
 
---share 1 runs everything to its end; a smaller share takes that part of all scenes and steps.
+--share 1 runs everything to its end; a smaller share takes that part of all scenes and steps, and less of the runs at
+128 pixels. --from-shipped makes only these, which go on from the checkpoint that ships.
 Existing results are kept, so an interrupted run continues.
 """
 
@@ -13,7 +14,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +23,7 @@ from qil_jax.command_line import Parser
 from qil_jax.errors import QilError
 from qil_jax.extras import require
 from qil_jax.programs import run_main
+from qil_jax.shipped import shipped_checkpoint
 from tools import make_scenes
 
 if TYPE_CHECKING:
@@ -41,10 +43,13 @@ class Run:
     Attributes:
       name: name of the config file without its extension.
       shipped: step whose EMA weights are shipped; None is the last. A run of a smaller share trains this share of it.
+      appended: whether the run goes on, at 128 pixels, from what ships. A smaller share trains a tenth of that share of
+        its steps, as each takes five times as long.
     """
 
     name: str
     shipped: int | None = None
+    appended: bool = False
 
     @property
     def config(self) -> Path:
@@ -53,7 +58,9 @@ class Run:
 
     def steps(self, whole: int, share: float) -> int:
         """Number of steps of a run that takes a share of the `whole` steps of its config."""
-        return whole if share == 1 else max(LEAST_STEPS, round((self.shipped or whole) * share))
+        if share == 1:
+            return whole
+        return max(LEAST_STEPS, round((self.shipped or whole) * share / (10 if self.appended else 1)))
 
 
 RUNS = (
@@ -64,6 +71,9 @@ RUNS = (
     Run(name="stage3_image_to_layers_ordered"),
     Run(name="stage3_image_to_layers_long", shipped=3000),
     Run(name="stage3_image_to_layers_varied"),
+    Run(name="rgba_vae_128", appended=True),
+    Run(name="stage3_image_to_layers_design", appended=True),
+    Run(name="stage3_image_to_layers_photo", appended=True),
 )
 LEAST_SCENES = 640
 ENVIRONMENT = {
@@ -77,24 +87,38 @@ ENVIRONMENT = {
 """Two devices use both cores where convolutions are small; retained memory is faster than newly mapped memory."""
 
 
-def datasets() -> dict[str, tuple[str, int]]:
-    """Name of each dataset, with its preset of tools/make_scenes.py and its number of scenes."""
-    return runpy.run_path(str(CONFIGS / "common.py"))["DATA"]
+def recipe_module() -> dict[str, Any]:
+    """The names of configs/demo/common.py."""
+    return runpy.run_path(str(CONFIGS / "common.py"))
 
 
 class Recipe:
-    """The stages of the demonstration in a folder; `share` is the share of all scenes and training steps to run."""
+    """The stages of the demonstration in a folder.
 
-    def __init__(self, out: Path, share: float):
-        self.out, self.share = out, share
+    Attributes:
+      out: folder of everything that is made.
+      share: share of all scenes and training steps to run, above 0 and at most 1.
+      from_shipped: whether the first run goes on from the checkpoint that ships, so that only appended runs are made.
+    """
+
+    def __init__(self, out: Path, share: float, *, from_shipped: bool = False):
+        self.out, self.share, self.from_shipped = out, share, from_shipped
+        self.runs = [run for run in RUNS if run.appended or not from_shipped]
 
     def scenes(self, assets: Path) -> None:
-        """Make all datasets."""
-        for data, (preset, count) in datasets().items():
-            folder = self.out / f"scenes_{data}"
+        """Make all datasets that the runs read."""
+        for name, data in self.datasets().items():
+            folder = self.out / f"scenes_{name}"
             if not list(folder.glob("layered_dataset/*/dataset_info.json")):
-                wanted = str(max(LEAST_SCENES, round(count * self.share)))
-                call("make_scenes", "--count", wanted, "--preset", preset, "--assets", assets, "--out", folder)
+                wanted = str(max(LEAST_SCENES, round(data.count * self.share)))
+                what = ("--count", wanted, "--preset", data.preset, "--seed", data.seed)
+                call("make_scenes", *what, "--assets", assets, "--out", folder)
+
+    def datasets(self) -> dict[str, Any]:
+        """Name and definition of each dataset that the runs read."""
+        common = recipe_module()
+        read = {common["RUNS"][run.name][1] for run in self.runs if run.name in common["RUNS"]}
+        return {name: data for name, data in common["DATA"].items() if name in read}
 
     def base(self) -> Path:
         """Make the checkpoint that training begins with, and return its folder."""
@@ -107,9 +131,10 @@ class Recipe:
         """Encode the latents that a run reads; existing ones are kept."""
         (source,) = experiment.data.sources
         name = Path(source).name.removeprefix("latents_")
-        vae = self.out / "rgba_vae" / "checkpoint"
-        where = ("--vae", vae, "--out", self.out / f"latents_{name}", "--config", config, "--mesh", "data=2")
-        call("cache_latents", self.out / f"scenes_{name}", "--checkpoint", self.out / "base", *where)
+        assert experiment.start.vae is not None
+        where = ("--vae", self.moved(experiment.start.vae), "--out", self.out / f"latents_{name}", "--config", config)
+        base = self.moved(recipe_module()["BASE"])
+        call("cache_latents", self.out / f"scenes_{name}", "--checkpoint", base, *where, "--mesh", "data=2")
 
     def train(self, run: Run) -> list[float]:
         """Train a run for its share of steps, and return its logged losses."""
@@ -136,7 +161,10 @@ class Recipe:
         return [line["loss"] for line in lines if "loss" in line]
 
     def moved(self, path: str) -> str:
-        """A path that the configs name, relocated to the folder of this demonstration."""
+        """A path that the configs name, in the folder of this demonstration, or that of the checkpoint that ships."""
+        common = recipe_module()
+        if self.from_shipped and path in (common["BASE"], common["SHIPPED"]):
+            return str(shipped_checkpoint())
         return str(self.out / Path(path).relative_to(WRITTEN_FOR))
 
 
@@ -153,26 +181,34 @@ def python(*arguments: object) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Train all runs and print their losses; returns 1 if a loss did not fall."""
+    """Train all runs and print their losses.
+
+    Returns:
+      1 if the loss of a run did not fall that made what ships; those that go on begin with a low one. Otherwise 0.
+    """
     parser = Parser(description=__doc__)
-    parser.add_argument("--share", type=float, default=0.05, help="share of all scenes and steps (default 0.05)")
+    parser.add_argument("--share", type=float, default=0.04, help="share of all scenes and steps (default 0.04)")
     parser.add_argument(
         "--out", type=Path, default=Path(WRITTEN_FOR), help="folder of everything (default %(default)s)"
+    )
+    parser.add_argument(
+        "--from-shipped", action="store_true", help="only the runs at 128 pixels, from the checkpoint that ships"
     )
     arguments = parser.parse_args(argv)
     require("demo_training.py", *make_scenes.NEEDS)
     if not 0 < arguments.share <= 1:
         parser.error(f"--share must be above 0 and at most 1, got {arguments.share}")
-    recipe, assets = Recipe(arguments.out.resolve(), arguments.share), arguments.out / "assets"
+    recipe = Recipe(arguments.out.resolve(), arguments.share, from_shipped=arguments.from_shipped)
+    assets = arguments.out / "assets"
     table, fell = Table("run", "lines", "first loss", "last loss"), True
     try:
-        if not assets.is_dir():
-            call("fetch_assets", "--out", assets)
+        call("fetch_assets", "--out", assets)
         recipe.scenes(assets)
-        recipe.base()
-        for run in RUNS:
+        if not recipe.from_shipped:
+            recipe.base()
+        for run in recipe.runs:
             losses = recipe.train(run)
-            fell = fell and losses[-1] < losses[0]
+            fell = fell and (losses[-1] < losses[0] or run.appended)
             table.add_row(run.name, str(len(losses)), f"{losses[0]:.4f}", f"{losses[-1]:.4f}")
     except subprocess.CalledProcessError as error:
         raise QilError(f"{' '.join(error.cmd)} gave {error.returncode}; say the same again to go on") from error

@@ -1,7 +1,8 @@
 """Make layered scenes from seeds: a dataset of records, Photoshop documents, or folders of PNGs (docs/data.md).
 
-python tools/make_scenes.py --count 10000 --out FOLDER [--preset rich|simple|grouped|varied] [--side 128]
-                            [--seed 0] [--format records|psd|folders] [--assets FOLDER] [-- Apache Beam's own options]
+python tools/make_scenes.py --count 10000 --out FOLDER [--preset rich|simple|grouped|varied|design|photo]
+                            [--side 128] [--seed 0] [--format records|psd|folders] [--assets FOLDER]
+                            [-- Apache Beam's own options]
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ from qil_jax.programs import run_main
 from qil_jax.records.splits import SPLITS
 
 NEEDS = ("tensorflow_datasets", "apache_beam")
-PRESETS = ("rich", "simple", "grouped", "varied")
+PRESETS = ("rich", "simple", "grouped", "varied", "design", "photo")
 
 
 def parser() -> Parser:
@@ -23,7 +24,10 @@ def parser() -> Parser:
     add = parse.add_argument
     add("--count", type=int, required=True, help="number of scenes, all splits together")
     add("--out", type=Path, required=True, help="folder to write")
-    few = "simple: few large opaque things; grouped: the same, merged; varied: in many forms (default %(default)s)"
+    few = (
+        "simple: few large opaque things; grouped: the same, merged; varied: in many forms; design: with text, shadows "
+        "and some photographs; photo: mostly on photographs (default %(default)s)"
+    )
     add("--preset", choices=PRESETS, default="rich", help=few)
     add("--side", type=int, help="side of the canvas in pixels, 32 at least (default: the preset's)")
     add("--seed", type=int, default=0, help="seed of the first scene, counted up from there (default 0)")

@@ -18,9 +18,16 @@ from qil_jax.files import whole_folder
 from qil_jax.records.record import Record, encode
 from qil_jax.records.splits import SPLITS
 from qil_jax.scenes.assets import Assets, licences_in, load_assets
-from qil_jax.scenes.scene import GROUPED, SIMPLE, VARIED, SceneConfig, make_scene
+from qil_jax.scenes.scene import DESIGN, GROUPED, PHOTO, SIMPLE, VARIED, SceneConfig, make_scene
 
-PRESETS = {"rich": SceneConfig(), "simple": SIMPLE, "grouped": GROUPED, "varied": VARIED}
+PRESETS = {
+    "rich": SceneConfig(),
+    "simple": SIMPLE,
+    "grouped": GROUPED,
+    "varied": VARIED,
+    "design": DESIGN,
+    "photo": PHOTO,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,6 @@
-"""Constants and helpers shared by the demonstration model's configs: 64-pixel scenes, two CPU cores (docs/demo.md)."""
+"""Constants and helpers shared by the demonstration model's configs: small scenes, two CPU cores (docs/demo.md)."""
+
+import dataclasses
 
 from qil_jax.loader.buckets import BucketConfig
 from qil_jax.loader.config import LoaderConfig, Workers
@@ -8,7 +10,8 @@ from qil_jax.training.experiment import Made, Precision
 FOLDER = "build/demo_training"
 BASE = f"{FOLDER}/base"
 VAE = f"{FOLDER}/rgba_vae/checkpoint"
-SIDE, TOKEN = 64, 16
+VAE_128 = f"{FOLDER}/rgba_vae_128/checkpoint"
+SIDE, SIDE_128, TOKEN = 64, 128, 16
 PRECISION = Precision.FP32  # a CPU is slow in bf16
 
 
@@ -27,13 +30,35 @@ def run_of(name: str) -> str:
     return f"{FOLDER}/{name}/checkpoint"
 
 
+SHIPPED = run_of("stage3_image_to_layers_varied")
+"""The checkpoint that ships, before its weights are rounded to bf16; the runs at 128 pixels go on from it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """A dataset of scenes and of their latents.
+
+    Attributes:
+      preset: preset of tools/make_scenes.py.
+      count: number of scenes.
+      seed: seed of the first scene. Equal seeds of different presets give similar scenes.
+      vae: checkpoint folder of the RGBA-VAE that encodes them.
+    """
+
+    preset: str
+    count: int
+    seed: int = 0
+    vae: str = VAE
+
+
 DATA = {
-    "grouped": ("grouped", 60_000),
-    "ordered_8000": ("simple", 8_000),
-    "ordered": ("simple", 60_000),
-    "varied": ("varied", 50_000),
+    "grouped": Data(preset="grouped", count=60_000),
+    "ordered_8000": Data(preset="simple", count=8_000),
+    "ordered": Data(preset="simple", count=60_000),
+    "varied": Data(preset="varied", count=50_000),
+    "design": Data(preset="design", count=30_000, vae=VAE_128),
+    "photo": Data(preset="photo", count=15_000, seed=1_000_000, vae=VAE_128),
 }
-"""The preset of tools/make_scenes.py and the number of scenes of each dataset."""
 RUNS = {
     "stage1_text_to_rgba": (BASE, "grouped"),
     "stage2_text_to_layers": (run_of("stage1_text_to_rgba"), "grouped"),
@@ -41,6 +66,8 @@ RUNS = {
     "stage3_image_to_layers_ordered": (run_of("stage3_image_to_layers"), "ordered_8000"),
     "stage3_image_to_layers_long": (run_of("stage3_image_to_layers_ordered"), "ordered"),
     "stage3_image_to_layers_varied": (run_of("stage3_image_to_layers_long"), "varied"),
+    "stage3_image_to_layers_design": (SHIPPED, "design"),
+    "stage3_image_to_layers_photo": (run_of("stage3_image_to_layers_design"), "photo"),
 }
 """The initial checkpoint of each diffusion run, and the dataset whose cached latents it reads."""
 
@@ -57,33 +84,35 @@ def made_by() -> tuple[Made, ...]:
         made(assets, f"tools/fetch_assets.py --out {assets}"),
         made(BASE, f"tools/make_demo_checkpoint.py {BASE} {base}", scenes_of("grouped")),
         made(VAE, f"train.py configs/demo/rgba_vae.py --out {FOLDER}/rgba_vae", scenes_of("grouped"), BASE),
+        made(
+            VAE_128, f"train.py configs/demo/rgba_vae_128.py --out {FOLDER}/rgba_vae_128", scenes_of("design"), SHIPPED
+        ),
     ]
-    for data, (preset, count) in DATA.items():
+    for data, what in DATA.items():
         scenes, latents = scenes_of(data), latents_of(data)
         first = next(run for run, (_, read) in RUNS.items() if read == data)
-        options = f"--checkpoint {BASE} --vae {VAE} --out {latents} --config configs/demo/{first}.py"
+        options = f"--checkpoint {BASE} --vae {what.vae} --out {latents} --config configs/demo/{first}.py"
+        wanted = f"--count {what.count} --preset {what.preset} --seed {what.seed} --assets {assets}"
         makers += [
-            made(
-                scenes,
-                f"tools/make_scenes.py --count {count} --preset {preset} --assets {assets} --out {scenes}",
-                assets,
-            ),
-            made(latents, f"tools/cache_latents.py {scenes} {options}", scenes, BASE, VAE),
+            made(scenes, f"tools/make_scenes.py {wanted} --out {scenes}", assets),
+            made(latents, f"tools/cache_latents.py {scenes} {options}", scenes, BASE, what.vae),
         ]
     for run, (start, data) in RUNS.items():
         command = f"train.py configs/demo/{run}.py --out {FOLDER}/{run}"
-        makers.append(made(run_of(run), command, start, VAE, latents_of(data)))
+        makers.append(made(run_of(run), command, start, DATA[data].vae, latents_of(data)))
     return tuple(makers)
 
 
-def loader(rows: int, mix: tuple[tuple[Task, float], ...], *, pictures: int, flatten: float = 0.3) -> LoaderConfig:
-    """A loader config whose rows hold `pictures` pictures each."""
+def loader(
+    rows: int, mix: tuple[tuple[Task, float], ...], *, pictures: int, flatten: float = 0.3, side: int = SIDE
+) -> LoaderConfig:
+    """A loader config whose rows hold `pictures` pictures of `side` pixels each."""
     buckets = BucketConfig(
-        resolutions=(SIDE,),
+        resolutions=(side,),
         aspect_ratios=((1, 1),),
         multiple=32,
         token_pixels=TOKEN,
-        row_tokens=pictures * (SIDE // TOKEN) ** 2,
+        row_tokens=pictures * (side // TOKEN) ** 2,
     )
     return LoaderConfig(rows=rows, max_layers=5, tasks=TaskConfig(mix=mix, flatten=flatten), buckets=buckets)
 

@@ -1,27 +1,35 @@
 """Configs shared by the diffusion runs of the demonstration model."""
 
-from configs.demo.common import PRECISION, RUNS, VAE, WORKERS, latents_of, loader, made_by
+from configs.demo.common import DATA, PRECISION, RUNS, SIDE, SIDE_128, WORKERS, latents_of, loader, made_by
 from qil_jax.flow.loss import FlowLoss
 from qil_jax.loader.tasks import Task
 from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, Inputs, Start, ValidationConfig
-from qil_jax.training.optimiser import LRSchedule, OptimiserConfig
+from qil_jax.training.optimiser import LRSchedule, OptimiserConfig, OptimiserKind
 from qil_jax.training.stages.kinds import Stage
 
 Mix = tuple[tuple[Task, float], ...]
 
 
 def diffusion(
-    run: str, stage: Stage, mix: Mix, *, rows: int, steps: int, loss: FlowLoss, optimiser: OptimiserConfig
+    run: str,
+    stage: Stage,
+    mix: Mix,
+    *,
+    rows: int,
+    steps: int,
+    loss: FlowLoss,
+    optimiser: OptimiserConfig,
+    side: int = SIDE,
 ) -> Experiment:
     """A run of `common.RUNS`, in rows of twelve pictures: two or three samples of layers, or twelve single pictures."""
     start, data = RUNS[run]
     return Experiment(
         stage=stage,
-        start=Start(checkpoint=start, vae=VAE),
+        start=Start(checkpoint=start, vae=DATA[data].vae),
         data=DataConfig(
             sources=(latents_of(data),),
             inputs=Inputs.LATENTS,
-            loader=loader(rows, mix, pictures=12),
+            loader=loader(rows, mix, pictures=12, side=side),
             text_tokens=28,
             workers=WORKERS,
         ),
@@ -52,6 +60,27 @@ def adamw(learning_rate: float, *, final_fraction: float | None = None) -> Optim
 def image_to_layers(
     run: str, *, steps: int, learning_rate: float = 8e-4, final_fraction: float | None = None
 ) -> Experiment:
+    """A run of stage 3 at 64 pixels."""
+    return stage3(run, steps=steps, optimiser=adamw(learning_rate, final_fraction=final_fraction), side=SIDE)
+
+
+def image_to_layers_128(run: str, *, steps: int, learning_rate: float, adamw_learning_rate: float) -> Experiment:
+    """A run of stage 3 at 128 pixels by Muon, in microbatches of 4 rows, with which it takes below 6 GB of memory."""
+    optimiser = OptimiserConfig(
+        kind=OptimiserKind.MUON,
+        learning_rate=learning_rate,
+        adamw_learning_rate=adamw_learning_rate,
+        schedule=LRSchedule.COSINE,
+        warmup_steps=20,
+        final_fraction=0.02,
+        beta2=0.99,
+        accumulate=4,
+        ema_decay=0.995,
+    )
+    return stage3(run, steps=steps, optimiser=optimiser, side=SIDE_128)
+
+
+def stage3(run: str, *, steps: int, optimiser: OptimiserConfig, side: int) -> Experiment:
     """A run of stage 3. High noise levels decide the decomposition, and inference mostly has an empty prompt."""
     return diffusion(
         run,
@@ -60,5 +89,6 @@ def image_to_layers(
         rows=16,
         steps=steps,
         loss=FlowLoss(shift=3.0, caption_dropout=0.5),
-        optimiser=adamw(learning_rate, final_fraction=final_fraction),
+        optimiser=optimiser,
+        side=side,
     )

@@ -5,6 +5,7 @@ Only files whose licence puts no conditions on derived works are used, unless mo
 
 import dataclasses
 import fnmatch
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from qil_jax.files import whole_folder
 from qil_jax.scenes.assets import LIST, Kind, Stored, write_list
+from qil_jax.scenes.drawings import select_drawings
 from qil_jax.scenes.registries import Archive, Client, FetchError, download, unpacked
 
 PUBLIC_DOMAIN = "LicenseRef-public-domain"
@@ -29,13 +31,13 @@ class Package:
       name: name of the package and of its folder.
       licence: licence that listings show.
       archives: archives to fetch.
-      select: function that returns the assets among the members of all archives, each with its path.
+      select: function that returns the assets that the members of all archives give, each with its file's content.
     """
 
     name: str
     licence: str
     archives: tuple[Archive, ...]
-    select: Callable[[Members], list[tuple[str, Stored]]]
+    select: Callable[[Members], list[tuple[bytes, Stored]]]
 
 
 def fetch(package: Package, out: Path, licences: frozenset[str] = FREE) -> Path:
@@ -55,12 +57,12 @@ def fetch(package: Package, out: Path, licences: frozenset[str] = FREE) -> Path:
             members |= unpacked(download(archive), archive.keep)
         except FetchError as error:
             raise FetchError(f"{package.name}: {error}") from error
-    chosen = [(path, stored) for path, stored in package.select(members) if stored.licence in licences]
+    chosen = [(data, stored) for data, stored in package.select(members) if stored.licence in licences]
     if not chosen:
         raise FetchError(f"{package.name}: nothing of it is under {', '.join(sorted(licences))}: leave it out")
     with whole_folder(folder) as draft:
-        for path, stored in chosen:
-            (draft / stored.file).write_bytes(members[path])
+        for data, stored in chosen:
+            (draft / stored.file).write_bytes(data)
         for path in members:
             if PurePosixPath(path).name.lower().startswith(("license", "licence", "copyright")):
                 (draft / path.strip("./").replace("/", "_")).write_bytes(members[path])
@@ -68,7 +70,7 @@ def fetch(package: Package, out: Path, licences: frozenset[str] = FREE) -> Path:
     return folder
 
 
-def select_emoji(members: Members) -> list[tuple[str, Stored]]:
+def select_emoji(members: Members) -> list[tuple[bytes, Stored]]:
     """Fluent emoji by their Unicode names: objects, animals, food and faces, but no symbols or flags.
 
     Each emoji of people is used in one variant: variants of skin, hair or sex would otherwise be in several splits.
@@ -86,7 +88,7 @@ def select_emoji(members: Members) -> list[tuple[str, Stored]]:
         if entry["group"] == "People & Body" and "200d" in stem:
             continue
         name = _with_article(entry["name"].lower())
-        chosen.append((path, Stored(file=f"{stem}.webp", name=name, kind=Kind.OBJECT, licence="MIT")))
+        chosen.append((members[path], Stored(file=f"{stem}.webp", name=name, kind=Kind.OBJECT, licence="MIT")))
     return chosen
 
 
@@ -98,7 +100,7 @@ PLACES = {
 }  # fmt: skip
 
 
-def select_landscapes(members: Members) -> list[tuple[str, Stored]]:
+def select_landscapes(members: Members) -> list[tuple[bytes, Stored]]:
     """Endless Sky's photographs of landscapes, with the licence that Debian's copyright file gives for each."""
     copyright_file = next(data.decode() for path, data in members.items() if path.endswith("copyright"))
     rules = debian_licences(copyright_file)
@@ -110,7 +112,7 @@ def select_landscapes(members: Members) -> list[tuple[str, Stored]]:
         matching = [licence for rule, licence in rules if fnmatch.fnmatchcase(f"images/land/{file.name}", rule)]
         licence = matching[-1] if matching else "unknown"
         name = PLACES.get(re.sub(r"[\d-].*", "", file.stem), "a landscape")
-        chosen.append((path, Stored(file=file.name, name=name, kind=Kind.BACKGROUND, licence=licence)))
+        chosen.append((members[path], Stored(file=file.name, name=name, kind=Kind.BACKGROUND, licence=licence)))
     return chosen
 
 
@@ -126,10 +128,10 @@ def debian_licences(text: str) -> list[tuple[str, str]]:
     return rules
 
 
-def select_fonts(members: Members, licence: str = "OFL-1.1") -> list[tuple[str, Stored]]:
+def select_fonts(members: Members, licence: str = "OFL-1.1") -> list[tuple[bytes, Stored]]:
     """The TrueType fonts among the members of an archive."""
     files = [PurePosixPath(path) for path in sorted(members) if path.endswith(".ttf")]
-    return [(str(f), Stored(file=f.name, name=f.stem, kind=Kind.FONT, licence=licence)) for f in files]
+    return [(members[str(f)], Stored(file=f.name, name=f.stem, kind=Kind.FONT, licence=licence)) for f in files]
 
 
 def _with_article(name: str) -> str:
@@ -184,6 +186,20 @@ PACKAGES: Sequence[Package] = (
             ),
         ),
         select=select_landscapes,
+    ),
+    Package(
+        name="openclipart-svg-0.18",
+        licence="public domain",
+        archives=(
+            Archive(
+                client=Client.APT,
+                name="openclipart-svg",
+                version="1:0.18+dfsg-19",
+                sha256="989712d90d57dfa3230049f553bb43b76c30ee4d4b8c5f6e106e33f7db5cbdc5",
+                keep=r"svg/(?!signs_and_symbols).*\.svg$|copyright$",
+            ),
+        ),
+        select=functools.partial(select_drawings, licence=PUBLIC_DOMAIN),
     ),
     _font("lobster", "0.4.1", "4e7e547d76af49b554c23565bbf965f0757196da6ac3f755a3be89c37179d4be"),
     _font("comfortaa", "0.4.2", "1c50ab7ef7635d3e4c5e8133a61d95e2aba58dd62374ad2fcf817506d830466d"),

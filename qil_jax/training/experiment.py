@@ -17,7 +17,8 @@ from qil_jax.mesh import MeshShape
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.stack import Remat
 from qil_jax.training.lora import LoRAConfig
-from qil_jax.training.optimiser import OptimiserConfig
+from qil_jax.training.muon import KERNELS
+from qil_jax.training.optimiser import OptimiserConfig, OptimiserKind
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.vae_loss import VAELoss
 from qil_jax.weights.tables.entries import Component
@@ -138,7 +139,7 @@ class Experiment:
       loss: settings of the loss: a VAELoss for the stage rgba_vae, otherwise a FlowLoss.
       steps: number of optimiser steps of the run, 1 or more.
       seed: seed of all noise, from 0 to 2^32 - 1.
-      optimiser: settings of AdamW, its learning rate and the EMA.
+      optimiser: settings of AdamW or Muon, the learning rates and the EMA.
       precision: dtype of compute; parameters, optimiser state and EMA are always fp32.
       attention: implementation of attention on each device.
       spread: how queries meet the keys of other devices where `mesh.context` splits sequences; otherwise unused.
@@ -195,15 +196,9 @@ class Experiment:
             re.compile(self.trainable)
         except re.error as error:
             problems.append(f"trainable '{self.trainable}' is no regular expression: {error}")
-        if self.lora is not None and self.stage is Stage.RGBA_VAE:
-            problems.append(f"lora changes the transformer, and {self.stage} trains the VAE: set lora=none")
-        if self.lora is None and self.start.lora is not None:
-            problems.append(f"start.lora is {self.start.lora}, and lora is none: set lora.rank to that of the file")
-        if self.lora is not None and self.trainable:
-            problems.append(
-                f"trainable '{self.trainable}' selects parameters, and lora freezes all of them: set lora=none, or "
-                f"select linear maps by lora.targets"
-            )
+        else:
+            problems += _muon_problems(self)
+        problems += _lora_problems(self)
         if self.data.loader.rows % self.optimiser.accumulate:
             problems.append(
                 f"data.loader.rows {self.data.loader.rows} is no multiple of optimiser.accumulate "
@@ -228,6 +223,37 @@ class Experiment:
         """The loss settings of the stage that trains the RGBA-VAE."""
         assert isinstance(self.loss, VAELoss)
         return self.loss
+
+
+def _lora_problems(experiment: Experiment) -> list[str]:
+    """What in an experiment does not go together with its LoRA, or with training without one."""
+    stage, lora, trainable, start = experiment.stage, experiment.lora, experiment.trainable, experiment.start.lora
+    if lora is None:
+        return [] if start is None else [f"start.lora is {start}, and lora is none: set lora.rank to that of the file"]
+    problems = []
+    if stage is Stage.RGBA_VAE:
+        problems.append(f"lora changes the transformer, and {stage} trains the VAE: set lora=none")
+    if trainable:
+        problems.append(
+            f"trainable '{trainable}' selects parameters, and lora freezes all of them: set lora=none, or "
+            f"select linear maps by lora.targets"
+        )
+    return problems
+
+
+def _muon_problems(experiment: Experiment) -> list[str]:
+    """Why Muon, if it is the optimiser, would change no parameter of an experiment."""
+    if experiment.optimiser.kind is not OptimiserKind.MUON:
+        return []
+    if experiment.stage is Stage.RGBA_VAE:
+        why = f"{experiment.stage} trains the VAE, which has no such kernels"
+    elif experiment.lora is not None:
+        why = "lora freezes them, and its factors are no matrices by themselves"
+    elif not any(re.search(experiment.trainable, path) for path in KERNELS):
+        why = f"trainable '{experiment.trainable}' fits none of them, such as {min(KERNELS)}"
+    else:
+        return []
+    return [f"optimiser.kind is muon, for the kernels of the transformer's blocks, and {why}: set optimiser.kind=adamw"]
 
 
 class ExperimentError(QilError):

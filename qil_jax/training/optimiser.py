@@ -1,6 +1,7 @@
-"""AdamW by optax, with a learning rate schedule, clipping of the gradient's global norm, and the EMA's decay."""
+"""AdamW or Muon by optax, with learning rate schedules, clipping of the gradient's global norm, and the EMA's decay."""
 
 import dataclasses
+import math
 from enum import StrEnum
 from typing import Any
 
@@ -10,9 +11,17 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from qil_jax.errors import QilError
+from qil_jax.training.muon import KERNELS, Layout, scale_by_muon
 
 DECAYED = ("/kernel", "/lora/a", "/lora/b")
 """Ends of the paths of parameters that have weight decay."""
+
+
+class OptimiserKind(StrEnum):
+    """The rule by which gradients change parameters."""
+
+    ADAMW = "adamw"
+    MUON = "muon"  # of the kernels of blocks (`muon.KERNELS`), AdamW of all other parameters
 
 
 class LRSchedule(StrEnum):
@@ -24,13 +33,16 @@ class LRSchedule(StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
-    """Hyperparameters of AdamW and of the EMA.
+    """Hyperparameters of the optimiser and of the EMA.
 
     The defaults are the paper's (Adam, 1e-5: arXiv 2512.15603, section 4.2), and common values where it gives none.
 
     Attributes:
-      learning_rate: peak learning rate, above 0.
-      schedule: schedule of the learning rate after the warm-up.
+      kind: rule of the kernels of blocks, adamw or muon; all other parameters have AdamW.
+      learning_rate: peak learning rate, above 0; with muon that of the kernels of blocks.
+      adamw_learning_rate: with muon the peak learning rate of the parameters that have AdamW, above 0; None:
+        `learning_rate`.
+      schedule: schedule of the learning rates after the warm-up.
       warmup_steps: number of steps over which the learning rate rises linearly from near 0; 0: no warm-up.
       final_fraction: learning rate at the end of a cosine, as a fraction of the peak.
       beta1: decay rate of Adam's first moment.
@@ -43,7 +55,9 @@ class OptimiserConfig:
       ema_decay: decay of the exponential moving average (EMA) of parameters after its warm-up, in [0, 1).
     """
 
+    kind: OptimiserKind = OptimiserKind.ADAMW
     learning_rate: float = 1e-5
+    adamw_learning_rate: float | None = None
     schedule: LRSchedule = LRSchedule.CONSTANT
     warmup_steps: int = 0
     final_fraction: float = 0.0
@@ -60,35 +74,64 @@ class OptimiserConfig:
             raise QilError("OptimiserConfig: accumulate, learning_rate and clip_norm must be positive")
         if not 0 <= self.ema_decay < 1:
             raise QilError(f"OptimiserConfig: ema_decay {self.ema_decay} must be at least 0 and below 1")
+        if self.adamw_learning_rate is None:
+            return
+        if not 0 < self.adamw_learning_rate < math.inf:
+            raise QilError(
+                f"OptimiserConfig: adamw_learning_rate {self.adamw_learning_rate} must be above 0 and finite"
+            )
+        if self.kind is OptimiserKind.ADAMW:
+            raise QilError(
+                "OptimiserConfig: adamw_learning_rate is that of the parameters that muon leaves to AdamW, and kind is "
+                "adamw: set learning_rate alone, or kind=muon"
+            )
 
 
-def learning_rate(config: OptimiserConfig, steps: int) -> optax.Schedule:
-    """The learning rate of each step of a run of `steps` steps."""
+def learning_rate(config: OptimiserConfig, steps: int, peak: float | None = None) -> optax.Schedule:
+    """The learning rate of each step of a run of `steps` steps, whose peak is `config.learning_rate` or another."""
+    peak = config.learning_rate if peak is None else peak
     rest = max(1, steps - config.warmup_steps)
     after = (
-        optax.cosine_decay_schedule(config.learning_rate, rest, alpha=config.final_fraction)
+        optax.cosine_decay_schedule(peak, rest, alpha=config.final_fraction)
         if config.schedule is LRSchedule.COSINE
-        else optax.constant_schedule(config.learning_rate)
+        else optax.constant_schedule(peak)
     )
     if not config.warmup_steps:
         return after
-    rise = optax.linear_schedule(config.learning_rate / config.warmup_steps, config.learning_rate, config.warmup_steps)
+    rise = optax.linear_schedule(peak / config.warmup_steps, peak, config.warmup_steps)
     return optax.join_schedules([rise, after], [config.warmup_steps])
 
 
-def make_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransformation:
-    """Gradient clipping followed by AdamW, for a dictionary of parameters by path."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate(config, steps),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=_decays,
-        ),
+def make_optimiser(config: OptimiserConfig, steps: int, layout: Layout | None = None) -> optax.GradientTransformation:
+    """Gradient clipping followed by AdamW or Muon, for a dictionary of parameters by path.
+
+    Args:
+      config: hyperparameters.
+      steps: number of steps of the whole run.
+      layout: shardings of the parameters, by which Muon divides its work; None: it is not divided.
+    """
+    adamw = optax.adamw(
+        learning_rate(config, steps, config.adamw_learning_rate),
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=_decays,
     )
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    if config.kind is OptimiserKind.ADAMW:
+        return optax.chain(clip, adamw)
+    muon = optax.chain(
+        scale_by_muon(layout),
+        optax.add_decayed_weights(config.weight_decay, _decays),
+        optax.scale_by_learning_rate(learning_rate(config, steps)),
+    )
+    rules: dict[Any, Any] = {OptimiserKind.MUON: muon, OptimiserKind.ADAMW: adamw}
+    return optax.chain(clip, optax.partition(rules, _kinds))
+
+
+def _kinds(params: Any) -> dict[str, OptimiserKind]:
+    return {path: OptimiserKind.MUON if path in KERNELS else OptimiserKind.ADAMW for path in params}
 
 
 def _decays(params: Any) -> dict[str, bool]:

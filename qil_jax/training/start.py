@@ -6,17 +6,20 @@ from pathlib import Path
 
 import jax
 from etils import epath
+from flax import nnx
 
 from qil_jax.errors import ProblemsError
 from qil_jax.files import is_remote
 from qil_jax.models.lora import linear_maps
+from qil_jax.models.paths import slashed
 from qil_jax.records.sources import dataset_in
 from qil_jax.training.experiment import Experiment, ExperimentError
 from qil_jax.training.lora import differences
 from qil_jax.training.stages.kinds import Stage
+from qil_jax.training.stages.vae import trains_encoder
 from qil_jax.weights import Component, abstract, component_config, require_sound
 from qil_jax.weights.export import ORIGIN
-from qil_jax.weights.extension import new_parts
+from qil_jax.weights.extension import layered_config, new_parts
 from qil_jax.weights.lora import read_lora
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.quantised import quantisation_of
@@ -76,13 +79,22 @@ def check_start(experiment: Experiment) -> None:
             continue
         _require_full_precision(folder, component)
         origin = origin_of(folder)
-        if origin is not None and origin not in stage.predecessors:
+        if origin is not None and origin not in stage.predecessors and not _decoder_alone(experiment, folder):
             allowed = ", ".join(stage.predecessors)
             raise ExperimentError(
                 f"{folder}: its {component} was trained by {origin}, and {stage} starts from {allowed}, or from a "
                 f"checkpoint that no stage wrote: set start.checkpoint to one of these"
             )
     _require_channels(experiment)
+
+
+def _decoder_alone(experiment: Experiment, folder: Path) -> bool:
+    """Whether the run trains a VAE's decoder alone, which may follow every stage: all that knows the latents stays."""
+    if experiment.stage is not Stage.RGBA_VAE:
+        return False
+    config = layered_config(Component.VAE, component_config(folder, Component.VAE))
+    paths = [slashed(path) for path, _ in nnx.to_flat_state(nnx.state(abstract(Component.VAE, config), nnx.Param))]
+    return not trains_encoder(paths, experiment.trainable)
 
 
 def _require_full_precision(folder: Path, component: Component) -> None:

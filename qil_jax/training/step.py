@@ -1,4 +1,4 @@
-"""The compiled training step: gradients of microbatches, AdamW and the EMA."""
+"""The compiled training step: gradients of microbatches, the optimiser and the EMA."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ class TrainState:
     Attributes:
       params: trained parameters by path, fp32.
       ema_params: exponential moving average (EMA) of the trained parameters, which is exported.
-      opt_state: state of AdamW in optax.
+      opt_state: state of the optimiser in optax.
       step: number of steps taken.
       skipped: number of steps without a finite loss and gradient, which left the parameters unchanged.
       failing: number of most recent successive steps without a finite loss and gradient.
@@ -128,7 +128,7 @@ def make_step(
       like: state whose shardings the result has.
       dropout: dropout rate of the input features of low-rank changes.
     """
-    optimiser = make_optimiser(config, steps)
+    optimiser = make_optimiser(config, steps, {path: leaf.sharding for path, leaf in like.params.items()})
     layout = [leaf.sharding for leaf in jax.tree.leaves(like)]
     everywhere = like.step.sharding  # every process reads all metrics
 

@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +45,29 @@ def source(tmp_path_factory) -> Path:
 def count(folder: Path) -> int:
     """Files below a folder that another program is writing."""
     return sum(len(files) for _, _, files in os.walk(folder))
+
+
+BUILDS = """
+import os, sys, time
+from pathlib import Path
+from tools import build_documents
+from tools.build_dataset import main
+out, said = Path(sys.argv[1]), os.fdopen(os.dup(1), "w")
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+for enough in sys.stdin:
+    build = os.fork()
+    if not build:
+        os._exit(main(sys.argv[2:]))
+    ended = 0
+    while not ended and sum(len(files) for _, _, files in os.walk(out)) < int(enough):
+        time.sleep(0.01)
+        ended, _ = os.waitpid(build, os.WNOHANG)
+    if not ended:
+        os.kill(build, 9)
+        os.waitpid(build, 0)
+    print("ended" if ended else "killed", file=said, flush=True)
+"""
+"""Builds that are killed once there are as many files as a line says; what a build imports is imported once."""
 
 
 def shards(out: Path) -> dict[str, str]:
@@ -118,16 +140,18 @@ def test_kills_cost_nothing(source, built, tmp_path):
     """Four kills after random numbers of files, then a run to the end: the same bytes, and nothing half-written."""
     out = tmp_path / "out"
     command = [sys.executable, str(TOOL), str(source), "--out", str(out), "--licence", "MIT"]
-    rng = random.Random(0)
-    for _ in range(4):
-        enough = count(out) + rng.randrange(1, 8)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and count(out) < enough:
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-        if (out / "layered_dataset" / "1.0.0").exists():
-            assert shards(out).items() >= shards(built).items()
+    rng, outcomes = random.Random(0), []
+    starting = [sys.executable, "-c", BUILDS, str(out), *command[2:]]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(starting, cwd=TOOL.parents[1], text=True, **pipes) as builds:
+        for _ in range(4):
+            builds.stdin.write(f"{count(out) + rng.randrange(1, 8)}\n")
+            builds.stdin.flush()
+            outcomes.append(builds.stdout.readline())
+            if (out / "layered_dataset" / "1.0.0").exists():
+                assert shards(out).items() >= shards(built).items()
+        builds.stdin.close()
+    assert len(outcomes) == 4 and "killed\n" in outcomes
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert shards(out) == shards(built)
     assert done.stderr == "" and "ownload" not in done.stdout  # what libraries print is not the program's
@@ -208,15 +232,23 @@ def test_options_of_beam_are_passed_on(source, built, tmp_path):
     assert shards(tmp_path / "out") == shards(built)
 
 
-@pytest.mark.parametrize("runner", [[], ["--runner", "none"]], ids=["Beam", "loop"])
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (build_dataset.main, ["a.psd"]),
+        (build_dataset.main, ["a.psd", "--runner", "none"]),
+        (make_scenes.main, ["--count", "1", "--side", "32"]),
+    ],
+    ids=["Beam", "loop", "scenes"],
+)
 @pytest.mark.full
-def test_nothing_is_downloaded_to_run_beam(tmp_path, monkeypatch, runner):
+def test_nothing_is_downloaded_to_run_beam(tmp_path, monkeypatch, main, words):
     """Beam's default runner would first fetch a program, and run the pipeline there if it could."""
     started = []
     monkeypatch.setattr(PrismRunner, "run_pipeline", lambda *_: started.append("Prism"))
     (tmp_path / "a.psd").write_bytes(psd_files.design())
-    assert build_dataset.main([str(tmp_path / "a.psd"), "--out", str(tmp_path / "out"), *runner]) == 0
-    assert make_scenes.main(["--count", "1", "--side", "32", "--out", str(tmp_path / "scenes")]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--out", "out"]) == 0
     assert not started
 
 

@@ -14,9 +14,11 @@ from safetensors.numpy import load_file, save_file
 
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.models.config import ConfigError
+from qil_jax.programs import ended
 from qil_jax.weights import StructureError, checkpoint_problems, require_sound
 from qil_jax.weights.convert import to_diffusers, to_orbax
 from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan
+from tools import validate
 from tools.make_demo_checkpoint import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -219,31 +221,27 @@ def test_damaged_orbax_folders(checkpoint):
         to_diffusers(orbax, checkpoint.with_name("back"))
 
 
-def validate(*words) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "tools" / "validate.py", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 @pytest.mark.full
-def test_validate_says_so_with_its_exit_status(checkpoint):
-    good = validate(checkpoint)
-    assert good.returncode == 0, good.stderr
-    assert "is sound" in good.stdout and "340,608" in good.stdout
+def test_validate_says_so_with_its_exit_status(checkpoint, capsys):
+    assert ended(validate.main, [str(checkpoint)]) == 0
+    good = capsys.readouterr().out
+    assert "is sound" in good and "340,608" in good
     edit(checkpoint / "transformer" / "config.json", num_layers=3)
-    bad = validate(checkpoint)
+    command = [sys.executable, ROOT / "tools" / "validate.py", checkpoint]
+    bad = subprocess.run(command, capture_output=True, text=True)
     assert bad.returncode == 1
     assert "is missing" in bad.stderr and "is sound" not in bad.stdout
     assert "Traceback" not in bad.stderr
 
 
 @pytest.mark.full
-def test_numerics_find_every_wrong_block(checkpoint):
+def test_numerics_find_every_wrong_block(checkpoint, capsys):
     pytest.importorskip("torch", reason="needs torch: pip install -e '.[parity]'")
     orbax = checkpoint.with_name("orbax")
     to_orbax(checkpoint, orbax)
-    good = validate(orbax, "--numerics", "--reference", checkpoint)
-    assert good.returncode == 0, good.stderr
-    assert good.stdout.count(" max ") == 2 + 4 + 4 + 6
+    compare = [str(orbax), "--numerics", "--reference", str(checkpoint)]
+    assert ended(validate.main, compare) == 0
+    assert capsys.readouterr().out.count(" max ") == 2 + 4 + 4 + 6
     for array, part in (
         ("transformer/params/backbone.blocks.text.mlp_in.kernel", "1.*"),
         ("text_encoder/params/visual.blocks.up.kernel", "0.*"),
@@ -253,9 +251,8 @@ def test_numerics_find_every_wrong_block(checkpoint):
         values = np.fromfile(chunk, np.float32)
         values[17] += 0.5
         values.tofile(chunk)
-    bad = validate(orbax, "--numerics", "--reference", checkpoint)
-    assert bad.returncode == 1
-    failed = [line for line in bad.stdout.splitlines() if "FAILED" in line]
+    assert ended(validate.main, compare) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if "FAILED" in line]
     found = zip(failed, ("output head", "vision 0", "block 1"), strict=True)
     assert all(name in line for line, name in found), failed
-    assert validate(orbax, "--numerics").returncode == 2
+    assert ended(validate.main, compare[:2]) == 2

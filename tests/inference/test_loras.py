@@ -71,10 +71,14 @@ def test_bad_options_are_told_together(folder, capsys):
     assert f"--lora {folder / 'second.safetensors'}: the scale must be a finite number, got inf" in said
 
 
-def infer(folder, picture, out, *loras, capsys, **options) -> tuple[int, str]:
-    words = [picture, "--checkpoint", options.get("checkpoint", folder / "checkpoint"), "--out", out]
-    words += ["--layers", 2, "--steps", 2, "--resolution", 64, *(word for lora in loras for word in ("--lora", lora))]
-    status = main([str(word) for word in words])
+def words(folder, picture, out, *loras) -> list[str]:
+    given = [picture, "--checkpoint", folder / "checkpoint", "--out", out, "--layers", 2, "--steps", 2]
+    given += ["--resolution", 64, *(word for lora in loras for word in ("--lora", lora))]
+    return [str(word) for word in given]
+
+
+def infer(folder, picture, out, *loras, capsys) -> tuple[int, str]:
+    status = main(words(folder, picture, out, *loras))
     said = capsys.readouterr()
     return status, said.out + said.err
 
@@ -83,63 +87,72 @@ def layers(out: Path) -> np.ndarray:
     return np.stack([np.asarray(Image.open(file)) for file in sorted((out / "b").glob("0*.png"))]).astype(int)
 
 
-@pytest.mark.full
-def test_the_program(folder, pictures, tmp_path, capsys):
-    picture, first, second = pictures / "b.png", folder / "a:b.safetensors", folder / "second.safetensors"
-    runs = {
+def loras_of(folder: Path) -> dict[str, list[str]]:
+    first, second = folder / "a:b.safetensors", folder / "second.safetensors"
+    return {
         "plain": [],
         "zero": [f"{first}:0", f"{second}:0"],
-        "both": [f"{first}:0.5", second],
-        "more": [f"{first}:1.0", second],
+        "both": [f"{first}:0.5", str(second)],
+        "more": [f"{first}:1.0", str(second)],
         "one": [f"{first}:0.5"],
     }
-    for name, loras in runs.items():
-        status, said = infer(folder, picture, tmp_path / name, *loras, capsys=capsys)
-        assert status == 0, said
-    made = {name: layers(tmp_path / name) for name in runs}
+
+
+@pytest.fixture(scope="module")
+def results(folder) -> Path:
+    """The results of one picture with different LoRAs, in folders of their names."""
+    picture = folder / "b.png"
+    Image.new("RGB", (64, 48), "red").save(picture)
+    for name, loras in loras_of(folder).items():
+        assert main(words(folder, picture, folder / "results" / name, *loras)) == 0
+    return folder / "results"
+
+
+@pytest.mark.full
+def test_the_program(folder, results, capsys):
+    picture, runs = folder / "b.png", loras_of(folder)
+    made = {name: layers(results / name) for name in runs}
     np.testing.assert_array_equal(made["plain"], made["zero"])
     for name, other in (("plain", "both"), ("both", "more"), ("both", "one"), ("plain", "one")):
         assert np.abs(made[name] - made[other]).mean() > 0.5, (name, other)
 
-    record = json.loads((tmp_path / "both" / "b" / "result.json").read_text())
+    record = json.loads((results / "both" / "b" / "result.json").read_text())
     assert [(lora["file"], lora["scale"]) for lora in record["loras"]] == [
         ("a:b.safetensors", 0.5),
         ("second.safetensors", 1.0),
     ]
     assert all(len(lora["sha256"]) == 64 for lora in record["loras"])
-    assert "loras" not in json.loads((tmp_path / "plain" / "b" / "result.json").read_text())
+    assert "loras" not in json.loads((results / "plain" / "b" / "result.json").read_text())
 
-    status, said = infer(folder, picture, tmp_path / "both", *runs["both"], capsys=capsys)
+    status, said = infer(folder, picture, results / "both", *runs["both"], capsys=capsys)
     assert status == 0 and said.count("already finished") == 1
     for there, now in (("both", "more"), ("both", "plain"), ("plain", "one")):
-        status, said = infer(folder, picture, tmp_path / there, *runs[now], capsys=capsys)
+        status, said = infer(folder, picture, results / there, *runs[now], capsys=capsys)
         assert status == 2 and "was made with LoRAs of sha256 and scale" in said, (there, now, said)
 
 
 @pytest.mark.full
-def test_a_renamed_lora_is_the_same_and_a_changed_one_another(folder, pictures, tmp_path, capsys):
-    lora = tmp_path / "lora.safetensors"
-    shutil.copyfile(folder / "second.safetensors", lora)
-    assert infer(folder, pictures / "b.png", tmp_path / "out", lora, capsys=capsys)[0] == 0
-    lora.rename(tmp_path / "renamed.safetensors")
-    status, said = infer(folder, pictures / "b.png", tmp_path / "out", tmp_path / "renamed.safetensors", capsys=capsys)
+def test_a_renamed_lora_is_the_same_and_a_changed_one_another(folder, results, tmp_path, capsys):
+    renamed, changed = tmp_path / "renamed.safetensors", tmp_path / "a:b.safetensors"
+    shutil.copyfile(folder / "a:b.safetensors", renamed)
+    shutil.copyfile(folder / "second.safetensors", changed)
+    status, said = infer(folder, folder / "b.png", results / "one", f"{renamed}:0.5", capsys=capsys)
     assert status == 0 and "already finished" in said
-    shutil.copyfile(folder / "a:b.safetensors", lora)
-    status, said = infer(folder, pictures / "b.png", tmp_path / "out", lora, capsys=capsys)
+    status, said = infer(folder, folder / "b.png", results / "one", f"{changed}:0.5", capsys=capsys)
     assert status == 2 and "was made with LoRAs" in said
 
 
 @pytest.mark.full
-def test_a_result_that_names_no_loras_has_none(folder, pictures, tmp_path, capsys):
+def test_a_result_that_names_no_loras_has_none(folder, results):
     """As all results of earlier versions; what they are compared by is what it was."""
-    assert infer(folder, pictures / "b.png", tmp_path / "out", capsys=capsys)[0] == 0
-    record = json.loads((tmp_path / "out" / "b" / "result.json").read_text())
+    out = results / "plain"
+    record = json.loads((out / "b" / "result.json").read_text())
     made_from = {"checkpoint": record["checkpoint"], "settings": record["settings"]}
-    found = find_pictures([pictures / "b.png"]).pictures
-    (planned,) = plan_results(found, tmp_path / "out", JobOptions(layers=2), **made_from)
+    found = find_pictures([folder / "b.png"]).pictures
+    (planned,) = plan_results(found, out, JobOptions(layers=2), **made_from)
     assert is_finished(planned)
     lora = {"file": "a", "sha256": "0", "scale": 1.0}
-    (planned,) = plan_results(found, tmp_path / "out", JobOptions(layers=2), loras=[lora], **made_from)
+    (planned,) = plan_results(found, out, JobOptions(layers=2), loras=[lora], **made_from)
     with pytest.raises(ResultError, match=r"LoRAs of sha256 and scale \[\], now \[\['0', 1.0\]\]"):
         is_finished(planned)
 

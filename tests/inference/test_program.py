@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qil_jax.inference.__main__ import main
 from qil_jax.inference.cli import parse_arguments
 from qil_jax.inference.request import Request, Settings
 from tools.make_demo_checkpoint import write_checkpoint
@@ -44,7 +45,7 @@ def test_arguments_are_refused(words, message, tmp_path, capsys):
 def test_more_layers_with_an_override(tmp_path):
     words = ["a.png", "--checkpoint", str(tmp_path), "--out", "x", "--layers", "25", "--max-layers", "30"]
     arguments = parse_arguments(words)
-    assert arguments.options.layers == 25
+    assert arguments.options.layers == 25 and arguments.options.resolution == 640
     request = Request(image=Image.new("RGB", (64, 64)), layers=25, max_layers=30)
     assert request.problems() == []
     assert Request(image=request.image, layers=21).problems() and Request(image=request.image, layers=0).problems()
@@ -58,24 +59,32 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
-def infer(*words) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, ROOT / "infer.py", *map(str, words)], capture_output=True, text=True)
+def command(*words) -> list[str]:
+    return [sys.executable, str(ROOT / "infer.py"), *map(str, words)]
+
+
+def infer(*words) -> int:
+    """The exit status that infer.py would have, by its `main` in this process."""
+    return main([*map(str, words)])
+
+
+SMALL = ("--layers", 2, "--resolution", 128)
 
 
 @pytest.mark.full
-def test_the_program(checkpoint, pictures, tmp_path):
-    words = [pictures, "--checkpoint", checkpoint, "--out", tmp_path / "out", "--layers", 2, "--steps", 2, "--batch", 2]
-    done = infer(*words)
+def test_the_program(checkpoint, pictures, tmp_path, capsys):
+    words = [pictures, "--checkpoint", checkpoint, "--out", tmp_path / "out", *SMALL, "--batch", 2, "--steps"]
+    done = subprocess.run(command(*words, 2), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for expected in ("an empty prompt is used", "loading ", "compiling batch 1/2", "step 2/2", "batch's seconds"):
         assert expected in done.stdout
-    assert "b.png: 64x48 pixels, the model sees 736x544" in done.stdout
+    assert "b.png: 64x48 pixels, the model sees 160x96" in done.stdout
     for name in "abc":
         folder = tmp_path / "out" / name
         files = sorted(p.name for p in folder.iterdir())
         assert files == ["01_Layer_1.png", "02_Layer_2.png", "layers.psd", "result.json", "sheet.png"]
         record = json.loads((folder / "result.json").read_text())
-        assert record["size"] == record["model_size"] == [736, 544] and record["settings"]["steps"] == 2
+        assert record["size"] == record["model_size"] == [160, 96] and record["settings"]["steps"] == 2
         assert record["recomposition_psnr_db"] > 0 and set(record["batch_seconds"]) == {
             "text",
             "encode",
@@ -83,17 +92,16 @@ def test_the_program(checkpoint, pictures, tmp_path):
             "decode",
         }
         with Image.open(folder / "01_Layer_1.png") as layer:
-            assert layer.size == (736, 544) and layer.mode == "RGBA"
-    again = infer(*words)
-    assert again.returncode == 0 and again.stdout.count("already finished") == 3
-    refused = infer(*words[:-4], "--steps", 3)
-    assert refused.returncode == 2 and "was made with" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    assert "steps 2, now 3" in refused.stderr
+            assert layer.size == (160, 96) and layer.mode == "RGBA"
+    assert infer(*words, 2) == 0 and capsys.readouterr().out.count("already finished") == 3
+    assert infer(*words, 3) == 2
+    refused = capsys.readouterr().err
+    assert "was made with" in refused and "steps 2, now 3" in refused
+    assert "Traceback" not in refused
 
 
 @pytest.mark.full
-def test_the_program_refuses_before_compute(checkpoint, pictures, tmp_path):
+def test_the_program_refuses_before_compute(checkpoint, pictures, tmp_path, capsys):
     words = [pictures / "b.png", "--checkpoint", checkpoint, "--out", tmp_path / "out"]
     for extra, message in (
         (["--mesh", "data=3"], "devices"),
@@ -101,21 +109,20 @@ def test_the_program_refuses_before_compute(checkpoint, pictures, tmp_path):
         (["--checkpoint", pictures], "model_index.json"),
         (["--resolution", 1_000_000], "GB of memory"),
     ):
-        refused = infer(*words, *extra)
-        assert refused.returncode == 2, refused.stdout
-        assert message in refused.stderr and "Traceback" not in refused.stderr
+        assert infer(*words, *extra) == 2
+        refused = capsys.readouterr().err
+        assert message in refused and "Traceback" not in refused
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.full
-def test_bad_pictures_are_skipped_when_told(checkpoint, pictures, tmp_path):
+def test_bad_pictures_are_skipped_when_told(checkpoint, pictures, tmp_path, capsys):
     (pictures / "broken.png").write_bytes(b"x")
-    words = [pictures, "--checkpoint", checkpoint, "--out", tmp_path / "out", "--steps", 1, "--batch", 3]
-    words += ["--resolution", 64]
-    refused = infer(*words)
-    assert refused.returncode == 2 and "--skip-bad" in refused.stderr and not (tmp_path / "out").exists()
-    done = infer(*words, "--skip-bad")
-    assert done.returncode == 3 and "skipped: " in done.stdout and "broken.png" in done.stdout
+    words = [pictures, "--checkpoint", checkpoint, "--out", tmp_path / "out", *SMALL, "--steps", 1]
+    assert infer(*words) == 2 and "--skip-bad" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert infer(*words, "--skip-bad") == 3
+    said = capsys.readouterr().out
+    assert "skipped: " in said and "broken.png" in said
     assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["a", "b", "c"]
 
 
@@ -123,10 +130,9 @@ def test_bad_pictures_are_skipped_when_told(checkpoint, pictures, tmp_path):
 def test_what_an_interrupt_leaves(checkpoint, pictures, tmp_path):
     """Ctrl-C in the compiled loop ends at once, in two lines; the command that they name goes on."""
     words = [pictures, "--checkpoint", checkpoint, "--out", tmp_path / "out", "--resolution", 64, "--steps", 5000]
-    command = [sys.executable, ROOT / "infer.py", *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     own_cache = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
-    with subprocess.Popen(command, env=own_cache, **pipes) as process:
+    with subprocess.Popen(command(*words), env=own_cache, **pipes) as process:
         assert process.stdout is not None and process.stderr is not None
         for line in process.stdout:
             if "step 500/" in line:
@@ -142,21 +148,20 @@ def test_what_an_interrupt_leaves(checkpoint, pictures, tmp_path):
 @pytest.mark.full
 def test_a_full_disk_is_told(checkpoint, pictures, tmp_path, monkeypatch, capsys):
     from qil_jax.export import result
-    from qil_jax.inference.__main__ import main
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "out" / "b" / "sheet.png"))
 
-    words = [pictures, "--checkpoint", checkpoint, "--out", tmp_path / "out", "--steps", 1, "--resolution", 64]
+    words = [pictures, "--checkpoint", checkpoint, "--out", tmp_path / "out", *SMALL, "--steps", 1]
     write = result.write_sheet
     monkeypatch.setattr(result, "write_sheet", lambda *a: full() if (tmp_path / "out" / "a").exists() else write(*a))
-    assert main([str(word) for word in words]) == 2
+    assert infer(*words) == 2
     said = capsys.readouterr().err
     assert "No space left on device" in said and "sheet.png" in said
     assert "1 of 3 results are finished; to go on: " in said
     assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["a"]
     monkeypatch.undo()
-    assert main([str(word) for word in words]) == 0
+    assert infer(*words) == 0
     assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["a", "b", "c"]
 
 

@@ -17,13 +17,13 @@ from transformers.generation.logits_process import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from vision_language import padded, written
 
 from qil_jax.encoders.captioner import Captioner
 from qil_jax.encoders.generation import Generation
 from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
-from qil_jax.models.decoding import Prompts, filtered, penalised, prefill, read_token
-from qil_jax.models.qwen2_5_vl import ON_ONE_CPU, VisionLanguage, prompt_positions
-from qil_jax.models.stack import scan_blocks_in_place
+from qil_jax.models.decoding import filtered, penalised, prefill, read_token
+from qil_jax.models.qwen2_5_vl import prompt_positions
 
 torch.set_grad_enabled(False)
 
@@ -35,34 +35,14 @@ NEVER = (VOCABULARY, VOCABULARY + 1)
 PENALTIES = (1.0, 1.2)
 
 
-def padded(inputs, model: VisionLanguage, *, extra: int) -> Prompts:
-    """All rows in one batch, with `extra` columns and patches of padding beyond the longest."""
-    rows = [reference_inputs(inputs, i) for i in range(len(inputs[0]))]
-    ids, patches = ([row[key].numpy() for row in rows] for key in ("input_ids", "pixel_values"))
-    longest = max(row.shape[1] for row in ids) + extra
-    most = max(map(len, patches)) + 4 * extra
-    return Prompts(
-        ids=jnp.asarray([np.pad(row[0], (0, longest - row.shape[1]), constant_values=5) for row in ids]),
-        lengths=jnp.asarray([row.shape[1] for row in ids]),
-        patches=jnp.asarray([np.pad(row, ((0, most - len(row)), (0, 0))) for row in patches]),
-        grids=jnp.asarray(inputs[2]),
-    )
-
-
-def written(reference, inputs, row: int, **options):
-    """What transformers writes for one row alone: ids and logits."""
-    given = reference_inputs(inputs, row)
-    options = {"max_new_tokens": COUNT, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, **options}
-    out = reference.generate(**given, **options, output_logits=True, return_dict_in_generate=True)
-    return out.sequences[0, given["input_ids"].shape[1] :].tolist(), torch.stack(out.logits, dim=1)[0]
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     reference = tiny_writer()
     model = our_vision_language(reference, tmp_path_factory.mktemp("tiny"))
     inputs = pictures(GRIDS, model.config.vision.patch_width)
-    texts = {p: [written(reference, inputs, i, repetition_penalty=p) for i in range(len(GRIDS))] for p in PENALTIES}
+    texts = {
+        p: [written(reference, inputs, i, COUNT, repetition_penalty=p) for i in range(len(GRIDS))] for p in PENALTIES
+    }
     captioner = Captioner(model, mesh=single_device_mesh(), rules=INFERENCE_RULES)
     return SimpleNamespace(reference=reference, model=model, inputs=inputs, texts=texts, captioner=captioner)
 
@@ -70,7 +50,8 @@ def tiny(tmp_path_factory):
 @pytest.mark.full
 def test_positions(tiny):
     batch = padded(tiny.inputs, tiny.model, extra=5)
-    found = np.asarray(prompt_positions(batch.ids, batch.mask, batch.grids, tiny.model.config))
+    positions = jax.jit(lambda ids, mask, grids: prompt_positions(ids, mask, grids, tiny.model.config))
+    found = np.asarray(positions(batch.ids, batch.mask, batch.grids))
     for i, length in enumerate(batch.lengths):
         given = reference_inputs(tiny.inputs, i)
         keys = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
@@ -78,7 +59,7 @@ def test_positions(tiny):
         np.testing.assert_array_equal(found[i, :length], expected[:, 0].T)
         assert not found[i, length:].any()
     text = jnp.arange(6)[None]
-    plain = prompt_positions(text, text < 4, jnp.zeros((1, 2), jnp.int32), tiny.model.config)
+    plain = positions(text, text < 4, jnp.zeros((1, 2), jnp.int32))
     np.testing.assert_array_equal(plain[0, :, 1], [0, 1, 2, 3, 0, 0])
 
 
@@ -130,7 +111,9 @@ def test_ids_that_end_a_text(tiny):
     generation = Generation(max_new_tokens=COUNT, repetition_penalty=PENALTIES[1], eos_token_id=tuple(stops))
     found = tiny.captioner.generate(*tiny.inputs, generation)
     for i, ids in enumerate(found):
-        expected, _ = written(tiny.reference, tiny.inputs, i, repetition_penalty=PENALTIES[1], eos_token_id=stops)
+        expected, _ = written(
+            tiny.reference, tiny.inputs, i, COUNT, repetition_penalty=PENALTIES[1], eos_token_id=stops
+        )
         assert ids == (expected[:-1] if expected[-1] in stops else expected)
     assert len(found[2]) == COUNT and max(len(found[0]), len(found[1])) < COUNT
     shorter = dataclasses.replace(generation, max_new_tokens=COUNT - 10, eos_token_id=NEVER)
@@ -163,23 +146,3 @@ def test_penalty_of_repeated_ids():
     for row, penalty in enumerate([1.3, 0.7]):
         expected = RepetitionPenaltyLogitsProcessor(penalty)(ids[row : row + 1], scores[row : row + 1])
         np.testing.assert_allclose(found[row], expected[0], rtol=1e-6)
-
-
-def test_released_width(tmp_path):
-    """One language layer: a prompt with a picture, and a token that is read after it, with kernels in place."""
-    sizes = {"hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944}
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
-    reference = tiny_writer(**sizes, num_hidden_layers=1, rope_parameters=rope)
-    model = our_vision_language(reference, tmp_path)
-    inputs = pictures([(8, 12)], model.config.vision.patch_width)
-    _, expected = written(reference, inputs, 0, max_new_tokens=2)
-    assert model.config.head_dim == 128
-    graph, state = nnx.split(model)
-
-    @jax.jit
-    def run(state, batch):
-        model = nnx.merge(graph, state)
-        first, cache = prefill(model, batch, room=1, how=ON_ONE_CPU)
-        return first, read_token(model, jnp.argmax(first, axis=-1), cache, fold=scan_blocks_in_place)[0]
-
-    assert error(np.concatenate(run(state, padded(inputs, model, extra=2))), expected) <= 5e-5

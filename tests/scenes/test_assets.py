@@ -150,10 +150,10 @@ def test_fonts_are_named_with_their_licence(tmp_path):
     assert isinstance(font, ImageFont.FreeTypeFont)
     files = {"package/400Regular/Plain.ttf": font.font_bytes, "package/LICENSE_FONT": b"OFL"}
     members = unpacked(tgz(files), r"\.ttf$")
-    ((path, stored),) = packages.select_fonts(members)
-    assert (path, stored.kind, stored.licence) == ("package/400Regular/Plain.ttf", Kind.FONT, "OFL-1.1")
+    ((data, stored),) = packages.select_fonts(members)
+    assert (data, stored.kind, stored.licence) == (font.font_bytes, Kind.FONT, "OFL-1.1")
     (tmp_path / "font-plain").mkdir()
-    (tmp_path / "font-plain" / "Plain.ttf").write_bytes(members[path])
+    (tmp_path / "font-plain" / "Plain.ttf").write_bytes(data)
     packages.write_list(tmp_path / "font-plain" / LIST, [stored])
     assets = load_assets(tmp_path)
     scenes = [make_scene(seed, SceneConfig(side=64, text=1.0), assets) for seed in range(3)]

@@ -16,7 +16,7 @@ from qil_jax.layers.visibility import contributing, visible_pixels
 from qil_jax.programs import ended
 from qil_jax.records.record import decode
 from qil_jax.scenes.assets import Asset, Assets
-from qil_jax.scenes.scene import GROUPED, SIMPLE, VARIED, SceneConfig, make_scene
+from qil_jax.scenes.scene import DESIGN, GROUPED, PHOTO, SIMPLE, VARIED, SceneConfig, make_scene
 from qil_jax.scenes.shapes import vary
 from tools import make_scenes
 
@@ -66,6 +66,23 @@ def test_the_picture_tells_the_order(seed):
     shown = visible_pixels(scene.layers, scene.size)[1:]
     assert (shown > 0.4 * own).all() and (shown > 0.03 * 64**2).all()
     assert all(layer.name.lower() in scene.caption.lower() for layer in scene.layers[1:])
+
+
+@pytest.mark.parametrize("preset", [DESIGN, PHOTO], ids=["design", "photo"])
+def test_scenes_at_128_pixels(preset):
+    """The same for a seed, ordered by lower edges, mostly of one or two things, and on photographs as often as said."""
+    scenes = [make_scene(seed, preset, ASSETS) for seed in range(150)]
+    assert [to_bytes(make_scene(seed, preset, ASSETS)) for seed in (0, 149)] == [to_bytes(scenes[i]) for i in (0, 149)]
+    for scene in scenes:
+        ends = [layer.box[3] for layer in scene.layers[1:]]
+        assert scene.size == (128, 128) and ends == sorted(ends) and 1 <= len(ends) <= preset.most
+    counts = np.bincount([len(scene.layers) - 1 for scene in scenes])
+    assert counts[1:3].sum() > 0.6 * len(scenes) and (counts[1 : preset.most + 1] > 0).all()
+    pictured = np.mean([scene.layers[0].name == "a field" for scene in scenes])
+    assert abs(pictured - preset.pictured) < 0.13
+    names = [layer.name for scene in scenes for layer in scene.layers[1:]]
+    assert "a ball" in names and any(name.startswith("the text") for name in names)
+    assert not any("glass" in name for name in names)
 
 
 def test_grouped_scenes_merge_what_never_touches():

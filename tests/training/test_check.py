@@ -39,6 +39,7 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*"))
 
 
+@pytest.mark.full
 def test_eight_devices(world: World, tmp_path):
     stage, run = Stage.IMAGE_TO_LAYERS, tmp_path / "run"
     changes = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "data.loader.rows": 4}
@@ -71,6 +72,7 @@ def test_eight_devices(world: World, tmp_path):
     assert said["the run"] == f"{run} holds no checkpoint: it would begin with step 1 of 6"
 
 
+@pytest.mark.full
 def test_the_vae_before_and_after_its_run(world: World, tmp_path):
     stage, run = Stage.RGBA_VAE, tmp_path / "run"
     settings, env = world.settings(stage, {"loss.perceptual": 0.5, "steps": 2}), environment(world.folder)
@@ -112,6 +114,7 @@ def test_what_does_not_fit_on_the_devices_is_refused(quick: QuickRuns, tmp_path,
     assert "mesh.fsdp" in said and "stack" not in said
 
 
+@pytest.mark.full
 def test_what_train_refuses_is_refused(world: World, tmp_path):
     stage = Stage.IMAGE_TO_LAYERS
     call = command(stage, tmp_path / "run", world.settings(stage, {"mesh.data": 3}), "--check")

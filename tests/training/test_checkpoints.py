@@ -124,6 +124,7 @@ def test_no_room_stops_the_run_before_it_writes(world: World, tmp_path, monkeypa
     assert go(experiment, run) is RunStatus.FINISHED
 
 
+@pytest.mark.full
 def test_a_disk_that_fills_while_writing(world: World, uncut, tmp_path):
     """Files may grow no further, as on a disk that others fill: the save fails, the run stops, nothing is lost."""
     run = tmp_path / "run"

@@ -120,6 +120,7 @@ def config():
 """
 
 
+@pytest.mark.full
 def test_a_second_ctrl_c_ends_at_once(world: World, tmp_path):
     """While no line of Python runs, so that Python could not hear of either."""
     run, file = tmp_path / "run", tmp_path / "stuck.py"

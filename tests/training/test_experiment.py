@@ -206,7 +206,7 @@ def test_help_of_a_config_lists_every_setting(capsys):
     said = capsys.readouterr().out
     assert "--set NAME=VALUE" in said
     for part in (
-        "\n  optimiser.learning_rate (float) = 0.5\n      peak learning rate, above 0.\n",
+        "\n  optimiser.learning_rate (float) = 0.5\n      peak learning rate, above 0; with muon that of",
         "\n  start.vae (text or none) = build/demo_training/rgba_vae/checkpoint\n      folder of the RGBA-VAE",
         "\n  precision (float32 or bfloat16) = float32\n",
         '\n  data.sources (list of text) = ["build/demo_training/latents_grouped"]\n',

@@ -210,6 +210,7 @@ convert.main(sys.argv[1:])
 """
 
 
+@pytest.mark.full
 def test_a_killed_export_leaves_nothing_that_stays(run: Path, tmp_path):
     call = [sys.executable, "-c", SLOW, "export", str(run), str(tmp_path / "out")]
     with subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:

@@ -230,6 +230,7 @@ def blocked(folder: Path, settings: list[str], index: int) -> tuple[Path, Path]:
     return file, marker
 
 
+@pytest.mark.full
 def test_a_blocked_run_ends_and_goes_on(world: World, tmp_path):
     """The main thread is in compiled code, where Python hears nothing."""
     settings = world.settings(Stage.TEXT_TO_RGBA, {"trainable": "image_out"})
@@ -255,6 +256,7 @@ def test_a_blocked_run_ends_and_goes_on(world: World, tmp_path):
     assert (run / "checkpoint" / "training.json").is_file()
 
 
+@pytest.mark.full
 def test_two_processes_say_what_both_wait_for(world: World, tmp_path):
     settings = world.settings(Stage.TEXT_TO_RGBA, {"trainable": "image_out", "mesh.fsdp": 2})
     file, marker = blocked(tmp_path, settings, index=1)

@@ -69,6 +69,7 @@ QUICK = ("stage2_text_to_layers", "finetune_lora")
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SLICES]
 )
+@pytest.mark.full
 def test_check_of_a_tiny_checkpoint_of_the_same_structure(world: World, tmp_path, name):
     """train.py --check on eight devices, through the program: only sizes, folders and the mesh are changed."""
     vae = name == "rgba_vae"

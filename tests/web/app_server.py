@@ -5,10 +5,8 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,11 +16,39 @@ from typing import Any
 import httpx
 import numpy as np
 from PIL import Image
+from waiting import HANGS, free_port, until
 
 ROOT = Path(__file__).resolve().parents[2]
-START, ANSWER = 120.0, 120.0
-"""Seconds that the start of the app, and an answer of it, may take."""
 STEPS = 2
+HOLD = ".hold"
+HELD = """
+import runpy, sys, time
+from pathlib import Path
+from qil_jax.app import server
+from qil_jax.app.engine import Engine
+
+hold, *sys.argv = sys.argv[1:]
+decompose, serve = Engine.decompose, server.serve
+
+def held(self, *args, on_step, is_wanted, **how):
+    def step(done, steps):
+        on_step(done, steps)
+        while Path(hold).exists() and is_wanted():
+            time.sleep(0.01)
+
+    return decompose(self, *args, on_step=step, is_wanted=is_wanted, **how)
+
+def often(*args, **how):
+    from gradio import utils
+
+    utils.get_heartbeat_rate = lambda: 0.1
+    return serve(*args, **how)
+
+Engine.decompose, server.serve = held, often
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""tools/app.py, whose decompositions stay at their first step while a file exists and somebody waits for them, and
+which often tells those who wait that it is there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +65,16 @@ class Server:
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith(name)).split()[1]) >> 10
 
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """No decomposition ends within the block."""
+        hold = self.log.with_suffix(HOLD)
+        hold.touch()
+        try:
+            yield
+        finally:
+            hold.unlink()
+
     def results(self) -> list[Path]:
         """The records of all results that lie in the folder of work."""
         return sorted(self.work.rglob("result.json"))
@@ -47,24 +83,20 @@ class Server:
 @contextmanager
 def served(folder: Path, *words: str) -> Iterator[Server]:
     """An app of the shipped model, ended as a service manager ends it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    work, log = folder / "work", folder / "log.txt"
-    call = [sys.executable, str(ROOT / "tools" / "app.py"), "--port", str(port), "--work", str(work), *words]
+    port, work, log = free_port(), folder / "work", folder / "log.txt"
+    call = [sys.executable, "-c", HELD, str(log.with_suffix(HOLD)), str(ROOT / "tools" / "app.py")]
+    call += ["--port", str(port), "--work", str(work), *words]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with log.open("wb") as stream:
         process = subprocess.Popen(call, stdout=stream, stderr=subprocess.STDOUT, cwd=folder, env=env)
     try:
-        end = time.monotonic() + START
-        while "serving " not in log.read_text():
-            assert process.poll() is None and time.monotonic() < end, log.read_text()
-            time.sleep(0.1)
+        until(lambda: "serving " in log.read_text() or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
         yield Server(f"http://127.0.0.1:{port}", process, work, log)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(30)
+            process.wait(HANGS)
         finally:
             process.kill()
 
@@ -85,11 +117,11 @@ class Client:
 
     def get(self, path: str) -> httpx.Response:
         """What lies at a path of the app."""
-        return httpx.get(self.url + path, timeout=ANSWER)
+        return httpx.get(self.url + path, timeout=HANGS)
 
     def post(self, call: str, **body: Any) -> httpx.Response:
         """The answer to a call of gradio's."""
-        return httpx.post(f"{self.url}/gradio_api/{call}", timeout=ANSWER, **body)
+        return httpx.post(f"{self.url}/gradio_api/{call}", timeout=HANGS, **body)
 
     def upload(self, data: bytes, name: str = "picture.png") -> str:
         """Upload a file; its path on the server."""
@@ -121,9 +153,9 @@ class Client:
         return Answer(error="the stream ended")
 
     def leave(self, call: str) -> None:
-        """Listen to a call, and go away before its answer."""
-        with self._stream(call):
-            time.sleep(0.5)
+        """Listen to a call until the server says that it is there, and go away before its answer."""
+        with self._stream(call) as lines:
+            assert next(lines.iter_lines()) == "event: heartbeat"
 
     def decompose(self, data: bytes, name: str = "picture.png", **values: Any) -> Answer:
         """Upload, start and wait; a refusal at any of them is the answer."""
@@ -135,10 +167,10 @@ class Client:
     def layers(self, answer: Answer) -> np.ndarray:
         """The layers of an answer, bottom to top, from its ZIP."""
         (url,) = [file["url"] for file in answer.outputs[2] if file["path"].endswith(".zip")]
-        return layers_in(httpx.get(url, timeout=ANSWER).content)
+        return layers_in(httpx.get(url, timeout=HANGS).content)
 
     def _stream(self, call: str) -> AbstractContextManager[httpx.Response]:
-        return httpx.stream("GET", f"{self.url}/gradio_api/call/decompose/{call}", timeout=ANSWER)
+        return httpx.stream("GET", f"{self.url}/gradio_api/call/decompose/{call}", timeout=HANGS)
 
 
 def layers_in(data: bytes) -> np.ndarray:

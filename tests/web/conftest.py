@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from app_server import served
 from viewing import View
+from waiting import HANGS
 
 HERE = Path(__file__).resolve().parent
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -19,7 +20,7 @@ def browser():
     if program is None:
         pytest.skip("needs Chromium: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        running = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=1000 * HANGS)
         yield running
         running.close()
 
@@ -29,7 +30,7 @@ def view(browser, tmp_path):
     """A window of the browser; at the end, nothing was fetched and nothing is on the console."""
     with browser.new_context(viewport={"width": 1200, "height": 800}, accept_downloads=True) as context:
         page = context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(1000 * HANGS)
         seen = View(page, tmp_path)
         yield seen
         assert seen.fetched == []

@@ -1,7 +1,6 @@
 """The app and its HTTP API: layers as the pipeline makes them, and a clear answer for everybody."""
 
 import dataclasses
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from app_server import STEPS, Client, RefusedError, encoded, layers_in, noise, served
 from PIL import Image
+from waiting import until
 
 from qil_jax import Pipeline, Request, Settings
 
@@ -140,8 +140,10 @@ def test_calls_past_the_queue_are_refused(server):
     assert answer.status_code == 404 and "join the queue" in answer.text
 
 
-LONG = {"steps": 100, "depth": 3}
-"""A decomposition that takes longer than all others here together."""
+def steps_of(job: gradio_client.client.Job) -> int | None:
+    """The number of steps, once the first is done."""
+    progress = job.status().progress_data
+    return progress[0].length if progress and progress[0].index is not None else None
 
 
 def test_calls_end_when_nobody_waits_a_full_queue_says_so_and_the_end_leaves_nothing(tmp_path):
@@ -150,18 +152,17 @@ def test_calls_end_when_nobody_waits_a_full_queue_says_so_and_the_end_leaves_not
     with served(tmp_path, "--queue", "2") as small:
         client, calls = Client(small), []
         path = client.upload(picture)
-        with pytest.raises(RefusedError, match=r"503.*Queue is full"):
-            for _ in range(9):
-                calls.append(client.start(path, **LONG))
-        for call in calls:
-            client.leave(call)
-        other = gradio_client.Client(small.url, verbose=False)
-        job = other.submit(picture=gradio_client.handle_file(file), **LONG, api_name="/decompose")
-        while (progress := job.status().progress_data) is None or progress[0].index is None:
-            assert not job.done()
-            time.sleep(0.02)
-        assert progress[0].length == 100
-        job.cancel()
+        with small.holding():
+            with pytest.raises(RefusedError, match=r"503.*Queue is full"):
+                for _ in range(9):
+                    calls.append(client.start(path, steps=100))
+            for call in calls:
+                client.leave(call)
+            other = gradio_client.Client(small.url, verbose=False)
+            job = other.submit(picture=gradio_client.handle_file(file), steps=100, api_name="/decompose")
+            until(lambda: job.done() or steps_of(job))
+            assert not job.done() and steps_of(job) == 100
+            job.cancel()
         assert client.decompose(picture, seed=1).error is None
         other.close()
         assert len(small.results()) == 1, "what nobody waits for was finished"

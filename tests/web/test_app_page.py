@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from app_server import encoded, layers_in, noise
+from waiting import HANGS
 
 from qil_jax.export.formats import read
 
@@ -25,7 +26,7 @@ def page(browser, server, by_gradio):
     """A window on the app; at the end, all that was fetched came from the app, and nothing else was printed."""
     with browser.new_context(viewport={"width": 1360, "height": 1000}, accept_downloads=True) as context:
         window = context.new_page()
-        window.set_default_timeout(120_000)
+        window.set_default_timeout(1000 * HANGS)
         fetched, printed = [], []
         window.on("request", lambda request: fetched.append(request.url))
         window.on("console", lambda message: printed.append(message.text))
@@ -102,14 +103,15 @@ def test_a_picture_becomes_layers_in_the_viewer_and_in_files(page, tmp_path):
     assert Path(download.value.suggested_filename).suffix == ".png"
 
 
-def test_examples_settings_and_cancelling(page):
+def test_examples_settings_and_cancelling(page, server):
     page.get_by_role("button", name="Example 3").click()
     page.get_by_role("button", name="Remove Image").wait_for()
     set_steps(page, 100)
-    decompose(page)
-    page.get_by_text("Step ").first.wait_for()
-    page.get_by_role("button", name="Cancel").click()
-    page.get_by_text("Stopped.").wait_for()
+    with server.holding():
+        decompose(page)
+        page.get_by_text("Step ").first.wait_for()
+        page.get_by_role("button", name="Cancel").click()
+        page.get_by_text("Stopped.").wait_for()
     assert page.locator("iframe.viewer").count() == 0
     page.get_by_role("spinbutton", name="Steps").fill("2")
     decompose(page)

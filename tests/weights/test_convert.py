@@ -1,6 +1,7 @@
 """Checkpoints to orbax and back: bit for bit, at the released widths, and readable by everybody else's loaders."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import torch
-from checkpoints import build_tiny_checkpoint
+from checkpoints import tiny_text_encoder, tiny_transformer, tiny_vae
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from PIL import Image
 from safetensors.numpy import load_file, save_file
@@ -25,16 +26,25 @@ from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component, targets
 from tools import convert
 from tools.bench.convert import shallow, unlike, write_noise
+from tools.make_demo_checkpoint import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def build_source(folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """A tiny checkpoint whose components the reference classes wrote; of few words, or most of it were embeddings."""
+    write_checkpoint(folder)
+    modules = (tiny_transformer(), tiny_vae(), tiny_text_encoder(vocab_size=600))
+    for component, module in zip(("transformer", "vae", "text_encoder"), modules, strict=True):
+        shutil.rmtree(folder / component)
+        module.to(dtype).save_pretrained(folder / component)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> tuple[Path, Path, Path]:
     """Released layout, orbax, and back again."""
     folders = tuple(tmp_path_factory.mktemp("tiny") / part for part in ("source", "orbax", "back"))
-    folders[0].mkdir()
-    build_tiny_checkpoint(folders[0])
+    build_source(folders[0])
     (folders[0] / "README.md").write_text("kept")
     (folders[0] / "transformer" / "pytorch_model.bin").write_bytes(b"never copied")
     to_orbax(*folders[:2])
@@ -140,10 +150,7 @@ def same_layers(*folders: Path) -> None:
 def test_bf16_stays_bf16(tmp_path):
     """A checkpoint in the released precision: no bit changes on the way there and back, nor does a layer."""
     source, orbax, back = (tmp_path / name for name in ("source", "orbax", "back"))
-    source.mkdir()
-    pipeline = build_tiny_checkpoint(source)
-    for component in Component:
-        getattr(pipeline, component).to(torch.bfloat16).save_pretrained(source / component)
+    build_source(source, torch.bfloat16)
     to_orbax(source, orbax)
     to_diffusers(orbax, back)
     for component in Component:
@@ -153,7 +160,6 @@ def test_bf16_stays_bf16(tmp_path):
     same_layers(source, orbax)
 
 
-@pytest.mark.full
 def test_nothing_is_overwritten_unasked(tiny, tmp_path):
     source, orbax, _ = tiny
     with pytest.raises(ConversionError, match="exists; give another folder, or --overwrite"):
@@ -240,11 +246,9 @@ def test_folders_of_other_names_are_nobodys_left_overs(tiny, tmp_path):
 
 
 @pytest.mark.full
-def test_the_rows_of_a_cut_tensor_meet(tmp_path, monkeypatch):
+def test_the_rows_of_a_cut_tensor_meet(tiny, tmp_path, monkeypatch):
     """Pieces far smaller than a tensor, so that every transform is cut between rows."""
-    source = tmp_path / "source"
-    source.mkdir()
-    build_tiny_checkpoint(source)
+    source = tiny[0]
     monkeypatch.setattr("qil_jax.weights.pieces.PIECE_BYTES", 1 << 12)
     to_orbax(source, tmp_path / "orbax")
     require_sound(tmp_path / "orbax")
@@ -271,9 +275,7 @@ def test_wrong_pieces_are_refused(tmp_path):
 
 @pytest.mark.full
 def test_wan_names_and_a_prefix_convert_to_released_names(tiny, tmp_path):
-    source = tmp_path / "source"
-    source.mkdir()
-    build_tiny_checkpoint(source)
+    source = shutil.copytree(tiny[0], tmp_path / "source")
     file = source / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
     save_file({f"model.diffusion_model.{name}": x for name, x in tensors.items()}, file)
@@ -285,18 +287,13 @@ def test_wan_names_and_a_prefix_convert_to_released_names(tiny, tmp_path):
 
 
 @pytest.mark.full
-def test_command_line(tiny, tmp_path):
+def test_command_line(tiny, tmp_path, capsys):
     source, orbax, _ = tiny
-
-    def run(*words: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, ROOT / "tools" / "convert.py", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    done = run("to-orbax", source, tmp_path / "orbax")
-    assert done.returncode == 0, done.stderr
-    assert "MB in" in done.stdout
-    refused = run("to-orbax", source, orbax)
+    assert convert.main(["to-orbax", str(source), str(tmp_path / "orbax")]) == 0
+    assert "MB in" in capsys.readouterr().out
+    command = [sys.executable, ROOT / "tools" / "convert.py", "to-orbax", source, orbax]
+    refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: ") and "--overwrite" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
-    assert run("to-orbax", tmp_path / "nowhere", tmp_path / "x").returncode == 2
+    assert ended(convert.main, ["to-orbax", str(tmp_path / "nowhere"), str(tmp_path / "x")]) == 2

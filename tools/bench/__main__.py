@@ -2,6 +2,7 @@
 
 python tools/bench models [--case NAME]... [--write docs/benchmarks.md]     the models, against diffusers on torch
 python tools/bench train [--write docs/benchmarks.md]                       a training step, against one of torch
+python tools/bench optimisers CONFIG [--set NAME=VALUE]...                  Muon against AdamW: loss, rate, memory
 python tools/bench caption [--write docs/benchmarks.md]                     captions, against transformers on torch
 python tools/bench data [--write docs/benchmarks.md]                        the loader
 python tools/bench convert                                                  conversion of weights, against cp
@@ -46,6 +47,8 @@ def parser() -> Parser:
     train.add_argument("--repeats", type=int, default=12, help="steps of each side (default %(default)s)")
     add_write(train)
 
+    add_optimisers(benchmarks)
+
     caption = benchmarks.add_parser("caption", help="descriptions of pictures, against transformers on torch")
     caption.add_argument("--case", action="append", choices=CAPTION_CASES, help="measure this one (default: all)")
     caption.add_argument("--tokens", type=int, default=64, help="ids to write (default %(default)s)")
@@ -87,6 +90,18 @@ def parser() -> Parser:
 
     add_layers(benchmarks)
     return parse
+
+
+def add_optimisers(benchmarks: "argparse._SubParsersAction[Parser]") -> None:
+    """Add the comparison of optimisers."""
+    parse = benchmarks.add_parser("optimisers", help="Muon against AdamW: validation loss, samples/s, memory")
+    parse.add_argument("config", type=Path, help="config file of the runs, such as one of configs/demo")
+    parse.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as for train.py")
+    parse.add_argument("--steps", type=int, default=150, help="steps of each run (default %(default)s)")
+    parse.add_argument("--adamw", type=float, default=8e-4, help="peak learning rate of AdamW (default %(default)s)")
+    parse.add_argument("--muon", type=float, default=2e-3, help="peak learning rate of Muon (default %(default)s)")
+    parse.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    add_write(parse)
 
 
 def add_layers(benchmarks: "argparse._SubParsersAction[Parser]") -> None:

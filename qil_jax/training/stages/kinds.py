@@ -39,7 +39,7 @@ class Stage(StrEnum):
     def predecessors(self) -> tuple["Stage", ...]:
         """The stages from whose checkpoints this one may start, besides checkpoints that no stage wrote.
 
-        A checkpoint of the RGBA-VAE has a transformer that no stage trained.
+        A checkpoint of the RGBA-VAE has a transformer that no stage trained, unless its decoder alone was trained on.
         """
         order = [Stage.TEXT_TO_RGBA, Stage.TEXT_TO_LAYERS, Stage.IMAGE_TO_LAYERS]
         if self is Stage.RGBA_VAE:

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from qil_jax.weights.lpips import load_lpips
 
 ACROSS = 8
 """Number of pictures per line of the validation sheet."""
+ENCODER = re.compile(r"^(encoder|quant_conv)/")
+"""The paths of the parameters on which latents depend."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,6 +46,7 @@ class VAEStage:
       placement: rows of a batch that this process reads, and their sharding.
       scale: number of pixels along the side of a latent.
       flops_per_pixel: FLOPs of a step per pixel.
+      new_latents: whether the encoder is trained; if not, a transformer trained with its latents remains valid.
     """
 
     network: Network[RGBAVAE]
@@ -50,6 +54,7 @@ class VAEStage:
     placement: RowPlacement
     scale: int
     flops_per_pixel: float
+    new_latents: bool
 
     def inputs(self, batch: Batch) -> PictureBatch:
         """A batch of all pictures of all rows."""
@@ -74,7 +79,9 @@ class VAEStage:
         return [list(pictures[i : i + ACROSS]) for i in starts for pictures in (pixels, made)]
 
     def export_config(self, params: Params, examples: Iterator[PictureBatch]) -> dict[str, Any]:
-        """Config entries for mean and standard deviation of each latent channel."""
+        """Config entries for mean and standard deviation of each latent channel; none if latents stay as they are."""
+        if not self.new_latents:
+            return {}
         return latent_statistics(self.network, params, examples)
 
 
@@ -99,8 +106,14 @@ def vae_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sourc
         placement=placement,
         scale=vae.config.scale_factor,
         flops_per_pixel=vae_flops_per_pixel(vae),
+        new_latents=trains_encoder(params, experiment.trainable),
     )
     return stage, params
+
+
+def trains_encoder(paths: Iterable[str], trainable: str) -> bool:
+    """Whether a run trains parameters on which latents depend, among the paths of a VAE's parameters."""
+    return any(ENCODER.search(path) and re.search(trainable, path) for path in paths)
 
 
 def load_perceptual_loss(loss: VAELoss) -> PerceptualLoss | None:
