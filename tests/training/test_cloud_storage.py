@@ -9,8 +9,9 @@ from pathlib import Path
 import fsspec
 import pytest
 from etils import epath
-from runs import World, assert_same_bits, command, environment, finish, saved, two_of
+from runs import World, assert_same_bits, command, environment, finish, saved, says, two_of
 from storage_server import storage_server
+from waiting import HANGS
 
 from qil_jax.errors import QilError
 from qil_jax.files import is_remote, uploaded_folder, write_whole
@@ -50,19 +51,19 @@ def losses(text: str) -> list[tuple[int, float]]:
 
 def test_a_killed_run_goes_on_bit_for_bit_and_is_exported(world: World, storage, tmp_path):
     stage, steps = Stage.TEXT_TO_RGBA, 12
-    settings = world.settings(stage, {"steps": steps, "trainable": "image_out"})
+    held = world.held(tmp_path, stage, {"steps": steps, "trainable": "image_out"}, 7)
     env, local = environment(world.folder) | storage, tmp_path / "local"
     run = run_folder(f"{BUCKET}/runs/killed")
-    finish(command(stage, local, settings), env)
-    call = [str(run) if word == "RUN" else word for word in command(stage, Path("RUN"), settings)]
+    finish(held.command(local), env)
+    call = [str(run) if word == "RUN" else word for word in held.command(Path("RUN"))]
     assert "would begin with step 1 of 12" in finish([*call, "--check"], env) and newest_step(run) is None
 
+    held.hold.touch()
     child = subprocess.Popen(call, env=env, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    while not child.stdout.readline().startswith("step 7 "):
-        assert child.poll() is None
+    says(child.stdout, "step 7 ")
     child.kill()
     child.communicate()
+    held.hold.unlink()
     assert child.returncode == -signal.SIGKILL
     newest = newest_step(run)
     assert newest in (2, 4, 6) and not (run / "checkpoint").exists()
@@ -88,7 +89,7 @@ def test_validation_two_processes_and_a_damaged_checkpoint(world: World, storage
     for attempt in range(2):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         children = [subprocess.Popen(one, env=env, **pipes) for one in two_of(call)]
-        outs = [child.communicate(timeout=300)[0] for child in children]
+        outs = [child.communicate(timeout=HANGS)[0] for child in children]
         assert [child.returncode for child in children] == [0, 0], "\n".join(outs)
         if attempt == 0:
             (run / "checkpoints" / "4" / "position" / "metadata").unlink()
