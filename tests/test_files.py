@@ -74,6 +74,7 @@ def test_what_another_program_made_meanwhile_stays(tmp_path):
     assert tree(tmp_path) == {"a/x": "theirs"}
 
 
+@pytest.mark.full
 def test_a_kill_at_any_call_loses_nothing(tmp_path):
     endings = []
     for stop in range(100):

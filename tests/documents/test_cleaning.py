@@ -39,6 +39,7 @@ def test_what_is_dropped_does_not_change_the_composite(layers):
 
 
 @given(stacks(most=40), st.integers(1, 20))
+@pytest.mark.full
 def test_clean_keeps_the_composite(layers, most):
     config = CleaningConfig(min_side=1, min_layers=0, min_deviation=0.0, max_layers=most)
     cleaned = clean(layers, SIZE, config)

@@ -65,6 +65,7 @@ def read(data: bytes) -> PSDDocument:
 
 
 @pytest.mark.parametrize("name", sorted(KEPT))
+@pytest.mark.full
 def test_carried_documents_are_kept(name):
     assert len(read((CARRIED / name).read_bytes()).layers) == KEPT[name]
 

@@ -81,6 +81,7 @@ def test_a_mesh_writes_what_one_device_writes(checkpoint, inputs, expected, shap
     assert found == expected and len(found) == 3 and len(set(expected[0])) > 10
 
 
+@pytest.mark.full
 def test_what_changes_and_compiles_nothing(captioner, inputs, expected):
     """Other pictures of similar size, one row more, longer prompts, other choices and seeds, a lower limit."""
     width = captioner.config.vision.patch_width

@@ -59,6 +59,7 @@ def test_a_campaign_fails_where_bytes_are_lost_or_a_program_breaks(monkeypatch, 
         (drop, "why", Reason.TOO_FLAT, "why"),
     ],
 )
+@pytest.mark.full
 def test_a_bomb_costs_one_document(function, argument, reason, says):
     with Sandbox(PATIENT) as sandbox:
         with pytest.raises(Dropped) as dropped:

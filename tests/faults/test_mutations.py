@@ -141,6 +141,7 @@ def test_indexes(tmp_path):
 
 @ANYWHERE
 @given(index=JSON | st.fixed_dictionaries({"weight_map": JSON}, optional={"metadata": JSON}))
+@pytest.mark.full
 def test_any_index(tmp_path, index):
     write_shards(tmp_path)
     assert not indexed(tmp_path, json.dumps(index).encode())

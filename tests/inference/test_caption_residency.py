@@ -70,6 +70,7 @@ def test_all_share_the_language_model(captioning, loaded):
     assert loaded["vision_language"] == loaded["text_encoder"] == 1
 
 
+@pytest.mark.full
 def test_memory_of_captions_is_planned(captioning):
     checkpoint = Checkpoint.open(captioning)
     size = checkpoint.size

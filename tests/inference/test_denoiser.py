@@ -38,6 +38,7 @@ def test_one_program_serves_any_number_of_steps(single, compiled):
     assert compiled == [] and steps == [(i, 7) for i in range(1, 8)]
 
 
+@pytest.mark.full
 def test_tokens_between_steps_are_those_of_fewer_steps_and_the_batch_stays(single):
     batch, seen = batch_on(single.mesh), []
     before = batch.tokens.copy()
@@ -86,6 +87,7 @@ def test_meshes_give_the_single_device_result(single, shape, spread):
         assert error(many[:length], one[:length]) <= 2e-5
 
 
+@pytest.mark.full
 def test_the_passes_meet_in_one_all_gather():
     step = denoiser_on(mesh_of("cfg=2")).lower(batch_on(mesh_of("cfg=2")), Rescale.NORM)[1]
     text = str(step.compile().as_text())

@@ -189,6 +189,7 @@ for call in (
 """
 
 
+@pytest.mark.full
 def test_what_is_no_request_is_told_at_once():
     """In a process of its own, because in these tests constructors check types, and for users they do not."""
     done = subprocess.run([sys.executable, "-c", WRONG_REQUESTS], capture_output=True, text=True, cwd=ROOT)
@@ -212,6 +213,7 @@ def test_what_is_no_request_is_told_at_once():
         assert words in done.stdout, (words, done.stdout)
 
 
+@pytest.mark.full
 def test_samples_have_noise_of_their_own():
     from qil_jax.inference.pipeline import Pipeline
 

@@ -81,6 +81,7 @@ def test_latents_come_with_the_layers(pipeline):
     np.testing.assert_array_equal(again, np.concatenate([result.composite[None], result.layered.layers]))
 
 
+@pytest.mark.full
 def test_an_empty_prompt_is_a_prompt(pipeline):
     results = [pipeline.decompose([ask(picture(96, 96), 1, prompt=p)], SETTINGS)[0] for p in ("", "x")]
     assert np.abs(results[0].latents - results[1].latents).max() > 0
@@ -102,6 +103,7 @@ def test_a_latent_of_four_channels_is_not_mistaken_for_a_picture(tmp_path, monke
     assert np.abs(black.latents - noisy.latents).max() > 1e-3
 
 
+@pytest.mark.full
 def test_the_composite_and_the_condition_act_on_the_layers(pipeline):
     """Composite first, condition at index -1: layers see both."""
     start = np.random.default_rng(0).standard_normal((1, 3, 12, 12, 16)).astype(np.float32)

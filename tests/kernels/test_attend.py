@@ -62,6 +62,7 @@ def test_devices_change_nothing(kind, spread, mesh):
         assert error(found, wanted) <= 2e-5
 
 
+@pytest.mark.full
 def test_splash_on_one_device():
     attend = attend_for(
         AttentionKind.SPLASH, Spread.NONE, heads=HEADS, mesh=single_device_mesh(), rules=INFERENCE_RULES
@@ -101,6 +102,7 @@ def test_padding_is_never_attended():
 
 
 @pytest.mark.parametrize("kind", [AttentionKind.XLA, AttentionKind.XLA_CHUNKED, AttentionKind.XLA_BY_HEAD])
+@pytest.mark.full
 def test_parts_are_merged_to_the_whole(kind):
     (q, _), (k, k2), (v, v2), (ids, ids2) = inputs()
     parts = [attention_part(q, a, b, segments=(ids, i), kind=kind) for a, b, i in ((k, v, ids), (k2, v2, ids2))]

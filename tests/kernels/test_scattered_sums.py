@@ -63,6 +63,7 @@ def test_the_velocity_is_that_of_one_device(text):
     assert program.count("= reduce_scatter[") == 4  # attention and MLP of both streams
 
 
+@pytest.mark.full
 def test_one_device_and_low_ranks_keep_their_products():
     model = backbone()
     assert with_scattered_sums(model, single_device_mesh(), INFERENCE_RULES) is model

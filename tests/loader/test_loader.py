@@ -98,6 +98,7 @@ def test_processes_of_the_system_agree(folder, whole, tmp_path):
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (2, 1), (1, 3), (3, 2)])
+@pytest.mark.full
 def test_a_restored_loader_goes_on_bit_for_bit(source, whole, before, after):
     rng = np.random.default_rng(before * 10 + after)
     for stop in rng.integers(0, len(whole), 3).tolist():

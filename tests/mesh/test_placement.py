@@ -111,6 +111,7 @@ def test_placement_splits_bytes_and_keeps_values(text, rules):
 
 @ON_EVERY_MESH
 @WITH_BOTH_PRESETS
+@pytest.mark.full
 def test_describe_gives_the_bytes_that_devices_hold(text, rules):
     mesh, model = mesh_of(text), small_model()
     place(model, mesh, rules)

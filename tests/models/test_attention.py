@@ -27,6 +27,7 @@ def inputs(t: int, s: int):
 
 @pytest.mark.parametrize("kind", XLA_KINDS)
 @pytest.mark.parametrize("scores", [1 << 23, 300, 7])
+@pytest.mark.full
 def test_segments(kind, scores, monkeypatch):
     monkeypatch.setattr(door, "SCORES_PER_CHUNK", scores)
     monkeypatch.setattr(door, "LEAST_QUERIES", 1)
@@ -41,6 +42,7 @@ def test_segments(kind, scores, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", XLA_KINDS)
+@pytest.mark.full
 def test_unlike_lengths(kind, monkeypatch):
     monkeypatch.setattr(door, "SCORES_PER_CHUNK", 200)
     monkeypatch.setattr(door, "LEAST_QUERIES", 1)
@@ -61,6 +63,7 @@ def test_causal():
 
 
 @pytest.mark.parametrize("kind", XLA_KINDS)
+@pytest.mark.full
 def test_large_scores_and_gradients_stay_finite(kind, monkeypatch):
     monkeypatch.setattr(door, "SCORES_PER_CHUNK", 100)
     monkeypatch.setattr(door, "LEAST_QUERIES", 1)
@@ -89,6 +92,7 @@ for kind in AttentionKind.XLA_BY_HEAD, AttentionKind.XLA_CHUNKED, AttentionKind.
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
 @pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.full
 def test_memory_of_chunks_is_bounded(backward):
     """Measured on the process: the compiler's own figure leaves out what its kernels allocate."""
     program = f"BACKWARD = {backward}{MEASURE}"

@@ -22,6 +22,7 @@ def choice(rows: int, **changes) -> Choice:
     return Choice(**arrays, seeds=jnp.arange(rows, dtype=jnp.uint32))
 
 
+@pytest.mark.full
 def test_drawn_ids_have_the_probabilities_of_the_filtered_scores():
     scores = jnp.broadcast_to(jnp.asarray([2.0, -1.0, 0.5, 0.0, 1.5, -3.0]), (ROWS, 6))
     how = choice(ROWS, temperature=1.5, top_k=5, top_p=0.9)
@@ -33,6 +34,7 @@ def test_drawn_ids_have_the_probabilities_of_the_filtered_scores():
     assert not counts[expected == 0].any()
 
 
+@pytest.mark.full
 def test_a_row_is_drawn_by_its_own_seed_and_place_alone():
     """Not by its neighbours, of which some are not drawn at all."""
     rng = np.random.default_rng(0)
@@ -51,6 +53,7 @@ def test_a_row_is_drawn_by_its_own_seed_and_place_alone():
     ("shape", "rows"), [((3, 96, 70), 4), ((2, 35, 64), 1), ((41, 81), 3), ((2, 35, 600), 20), ((41, 512), 9)]
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.full
 def test_products_in_place(shape, rows, dtype):
     """Of a kernel or of the second in a stack; eight rows of it at a time, five, or one; for many rows by columns."""
     rng = np.random.default_rng(1)

@@ -118,6 +118,7 @@ def precisions(program: str) -> tuple[int, int]:
     return len(products), sum("Precision.HIGHEST" in part or "HIGHEST" in part for part in products)
 
 
+@pytest.mark.full
 def test_training_on_cpus_chooses_the_gradient_by_rows(transformer):
     network = training_network(transformer)
     state = {path: leaf[...] for path, leaf in zip(network.paths, jax.tree.leaves(nnx.state(transformer)), strict=True)}

@@ -64,6 +64,7 @@ def test_a_quantised_map_is_its_dequantised_kernel(how, dtype):
 
 
 @pytest.mark.parametrize("how", HOWS)
+@pytest.mark.full
 def test_the_stacked_modulation_is_its_dequantised_kernel(how):
     plain = Modulation(CONFIG, rngs=nnx.Rngs(0))
     model = nnx.clone(plain)
@@ -80,6 +81,7 @@ def test_the_stacked_modulation_is_its_dequantised_kernel(how):
 
 
 @pytest.mark.parametrize("how", HOWS)
+@pytest.mark.full
 def test_all_maps_in_blocks_are_quantised_and_the_others_named(how):
     model = VLDMMDiT(CONFIG, rngs=nnx.Rngs(0))
     before = kernels(model)

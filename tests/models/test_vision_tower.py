@@ -51,6 +51,7 @@ def test_patches_lie_token_by_token():
         assert ids[0, :24].all() and not ids[0, 24:].any() and not ids[1].any()
 
 
+@pytest.mark.full
 def test_memory_does_not_grow_with_the_square_of_a_picture():
     """A picture of 1024 x 1024 in the release: 16 heads of 5476 patches each."""
     config = VisionConfig(depth=1, hidden_size=64, intermediate_size=8, out_hidden_size=8)

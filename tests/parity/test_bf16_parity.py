@@ -87,8 +87,11 @@ def transformer_errors(reference, folder, grid, layers, words) -> tuple[float, f
     return mean_error(found, exact), mean_error(velocity(rounded, torch.bfloat16), exact)
 
 
+FURTHER = [(1, (8, 6), 7), (20, (3, 4), 9), (3, (1, 2), 40), (2, (9, 9), 6)]
+
+
 @pytest.mark.parametrize(
-    ("count", "grid", "words"), [(1, (8, 6), 7), (3, (5, 7), 5), (20, (3, 4), 9), (3, (1, 2), 40), (2, (9, 9), 6)]
+    ("count", "grid", "words"), [(3, (5, 7), 5), *(pytest.param(*sizes, marks=pytest.mark.full) for sizes in FURTHER)]
 )
 def test_transformer(tmp_path, count, grid, words):
     found, theirs = transformer_errors(tiny_transformer(), tmp_path, grid, layered(count), words)

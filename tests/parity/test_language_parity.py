@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from checkpoints import tiny_text_encoder
 from reference import error, ours
@@ -10,6 +11,7 @@ from vision_language import hidden_states, prompt_ids
 torch.set_grad_enabled(False)
 
 
+@pytest.mark.full
 def test_tiny(tmp_path):
     reference = tiny_text_encoder(num_key_value_heads=1)
     ids, mask = prompt_ids([39, 17, 40], 500)

@@ -33,6 +33,7 @@ def released(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("size", [(64, 96), (72, 40)])
+@pytest.mark.full
 def test_released_width(released, size):
     reference, vae = released
     x = pixels(*size, reference.config.input_channels)

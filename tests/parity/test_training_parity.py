@@ -21,7 +21,7 @@ from qil_jax.training.vae_loss import Reconstruction, VAELoss, kl_between
 SEED = 5
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("microbatches", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_flow_loss_gradients_and_a_step_of_adamw(tmp_path, microbatches):
     reference = tiny_transformer()
     model = ours(reference, "transformer", tmp_path / "before")

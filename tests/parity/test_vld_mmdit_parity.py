@@ -61,6 +61,7 @@ def test_layered(tiny, count, grid, words):
     assert compare(*tiny, grid, layered(count), words) <= 2e-5
 
 
+@pytest.mark.full
 def test_text_to_image_transformer(tmp_path):
     """Qwen-Image's own transformer: plain rotary positions, no target kinds, one picture."""
     reference = tiny_transformer(use_additional_t_cond=False, use_layer3d_rope=False)

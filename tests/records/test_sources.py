@@ -60,6 +60,7 @@ def test_datasets(scenes, inner):
     assert len(open_source(scenes / "records", "validation")) == 2
 
 
+@pytest.mark.full
 def test_folders_and_crello(scenes):
     plain, crello = open_source(scenes / "folders"), open_source(scenes / "crello")
     assert len(plain) == len(crello) == COUNT

@@ -57,6 +57,7 @@ def test_a_seed_is_a_scene(seed):
 
 
 @given(st.integers(0, 10_000))
+@pytest.mark.full
 def test_the_picture_tells_the_order(seed):
     """In simple scenes things with lower edges are in front, and each is a layer that is visible enough."""
     scene = make_scene(seed, SIMPLE)

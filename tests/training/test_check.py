@@ -96,12 +96,14 @@ def test_a_disk_without_room_is_said(tmp_path):
     assert full.startswith(f"a checkpoint does not fit on the disk of {tmp_path}: make room")
 
 
+@pytest.mark.full
 def test_the_folder_of_another_run_is_refused(quick: QuickRuns, tmp_path, capsys):
     (tmp_path / "letter.txt").write_text("dear")
     assert quick.main(tmp_path, {}, "--check") == 2
     assert "holds something that is no run of train.py" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_what_does_not_fit_on_the_devices_is_refused(quick: QuickRuns, tmp_path, capsys, monkeypatch):
     def full(*_: object) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes\nstack")

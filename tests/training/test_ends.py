@@ -58,6 +58,7 @@ EARLY = {
 
 
 @pytest.mark.parametrize("where", EARLY.values(), ids=EARLY)
+@pytest.mark.full
 def test_ctrl_c_before_the_first_step_ends(quick: QuickRuns, tmp_path, monkeypatch, capsys, where):
     run = tmp_path / "run"
     monkeypatch.setattr(quick.world, "prepared", {})  # what an earlier test prepared would not be opened again
@@ -175,6 +176,7 @@ def assert_disk_error_said(capsys: pytest.CaptureFixture[str], file: Path, step:
 
 
 @pytest.mark.parametrize("room", [10, -10], ids=["for no line more", "not for those that are there"])
+@pytest.mark.full
 def test_no_room_for_metrics(quick: QuickRuns, tmp_path, monkeypatch, capsys, room):
     run = tmp_path / "run"
     metrics = run / "metrics.jsonl"
@@ -191,6 +193,7 @@ def test_no_room_for_metrics(quick: QuickRuns, tmp_path, monkeypatch, capsys, ro
     assert quick.main(run) == 0
 
 
+@pytest.mark.full
 def test_no_room_for_the_exported_checkpoint(quick: QuickRuns, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -207,6 +210,7 @@ def test_no_room_for_the_exported_checkpoint(quick: QuickRuns, tmp_path, monkeyp
     assert (run / "checkpoint" / "training.json").is_file()
 
 
+@pytest.mark.full
 def test_no_room_for_the_state(quick: QuickRuns, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     stopped_after_two(quick, run, monkeypatch)
@@ -244,6 +248,7 @@ def test_an_error_of_ours_shows_its_traceback(quick: QuickRuns, tmp_path, monkey
     assert "error: " not in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_a_record_that_cannot_be_read_is_named(quick: QuickRuns, tmp_path, capsys):
     folder = tmp_path / "records"
     for i in range(4):
@@ -256,6 +261,7 @@ def test_a_record_that_cannot_be_read_is_named(quick: QuickRuns, tmp_path, capsy
     assert "Traceback" not in err
 
 
+@pytest.mark.full
 def test_time_goes_to_what_is_slow(quick: QuickRuns, tmp_path, monkeypatch):
     """A slow loader and a slow step, with no line of metrics in between at which the host waits for the devices."""
     changes = {"steps": 6, "log_every": 6, "checkpoints.every": 6}

@@ -169,6 +169,7 @@ def test_a_timeout_that_is_none(text, capsys):
     assert ended.value.code == 2 and f"{text} is no number of seconds" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_no_false_alarm_in_a_run_longer_than_its_timeout(quick: QuickRuns, tmp_path, clock):
     quick.slowly = lambda: clock.passes(0.09)
     assert quick.main(tmp_path / "run", {"steps": 16, "checkpoints.every": 4}, "--hang-timeout", "0.1") == 0

@@ -49,6 +49,7 @@ def traced() -> dict[str, dict[str, int]]:
 
 
 @pytest.mark.parametrize("name", SLICES)
+@pytest.mark.full
 def test_the_step_at_full_size_is_traced(traced, name):
     """No parameter is allocated, the state keeps its shapes, and of the transformer every large array is split."""
     found = traced[name]

@@ -56,6 +56,7 @@ def rounded(logged: list[tuple[int, dict[str, float]]]) -> list[tuple[int, dict[
     return [(step, {name: round(value, 8) for name, value in values.items()}) for step, values in logged]
 
 
+@pytest.mark.full
 def test_the_same_numbers_go_there_and_a_run_goes_on_as_itself(quick: QuickRuns, wandb: Wandb, tmp_path, capsys):
     run = tmp_path / "run"
     changes = {"steps": 4, "checkpoints.every": 2}
@@ -78,6 +79,7 @@ def test_the_same_numbers_go_there_and_a_run_goes_on_as_itself(quick: QuickRuns,
     }
 
 
+@pytest.mark.full
 def test_without_the_option_nothing_goes_there(quick: QuickRuns, wandb: Wandb, tmp_path):
     assert quick.main(tmp_path / "run") == 0
     assert wandb.opened == [] and not (tmp_path / "run" / "wandb.json").exists()

@@ -59,6 +59,7 @@ def test_schedules_of_the_learning_rate():
     assert [float(flat(i)) for i in (0, 5)] == pytest.approx([0.3, 0.3])
 
 
+@pytest.mark.full
 def test_a_run_gives_up_and_names_the_records(world: World, tmp_path):
     """A learning rate beyond all reason breaks a run."""
     changes = {"optimiser.learning_rate": 1e30, "optimiser.warmup_steps": 0, "optimiser.clip_norm": 1e30, "give_up": 2}

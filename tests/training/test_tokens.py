@@ -87,6 +87,7 @@ def alone(batch: Batch, row: int, place: int) -> Batch:
     return Batch(**cut, **rest, segments=segments, records=records, captions=(("",),), step=batch.step)
 
 
+@pytest.mark.full
 def test_packed_samples_are_worth_what_they_are_alone(model, batch):
     packed = losses(model, batch, noisy(batch), text_of(batch)[1])
     for row in range(len(packed)):

@@ -38,6 +38,7 @@ def test_layers_are_hidden_and_shown(view):
     same(view)
 
 
+@pytest.mark.full
 def test_solo_shows_one_layer(view):
     view.show(entry(scene()))
     view.press("Only noise")
@@ -48,6 +49,7 @@ def test_solo_shows_one_layer(view):
     same(view)
 
 
+@pytest.mark.full
 def test_dragging_moves_the_layer_under_the_pointer(view):
     view.show(entry(scene()))
     view.drag((40.5, 12.5), (49.5, 35.5))
@@ -61,6 +63,7 @@ def test_dragging_moves_the_layer_under_the_pointer(view):
     same(view, {"op": "move", "layer": "box", "dx": 9, "dy": 23})
 
 
+@pytest.mark.full
 def test_a_click_selects_and_moves_nothing(view):
     view.show(entry(scene()))
     view.drag((21.5, 24.5), (21.6, 24.6))
@@ -68,6 +71,7 @@ def test_a_click_selects_and_moves_nothing(view):
     assert view.page.get_by_role("button", name="Undo").is_disabled()
 
 
+@pytest.mark.full
 def test_arrow_keys_move_the_selected_layer(view):
     view.show(entry(scene()))
     view.select("noise")
@@ -80,6 +84,7 @@ def test_arrow_keys_move_the_selected_layer(view):
     same(view)
 
 
+@pytest.mark.full
 def test_layers_are_reordered_by_buttons_keys_and_dragging(view):
     view.show(entry(scene()))
     view.select("disc")
@@ -101,6 +106,7 @@ def test_layers_are_reordered_by_buttons_keys_and_dragging(view):
     same(view, {"op": "reorder", "layer": "noise", "below": "disc"})
 
 
+@pytest.mark.full
 def test_opacity_is_rounded_as_editing_rounds_it(view):
     view.show(entry(scene()))
     view.select("noise")
@@ -112,6 +118,7 @@ def test_opacity_is_rounded_as_editing_rounds_it(view):
     same(view, {"op": "opacity", "layer": "noise", "opacity": 0.01})
 
 
+@pytest.mark.full
 def test_undo_redo_and_reset(view):
     view.show(entry(scene()))
     view.select("box")
@@ -134,6 +141,7 @@ def test_undo_redo_and_reset(view):
 ACTIONS = ["Bring forward", "Send backward", "Show", "Opacity", "Arrow", "Delete", "Undo", "Redo"]
 
 
+@pytest.mark.full
 def test_any_sequence_of_changes_shows_what_its_script_makes(view):
     """Random clicks and keys; the script of the viewer, replayed by qil_jax, gives the pixels on the canvas."""
     view.show(entry(scene()))
@@ -190,6 +198,7 @@ def test_large_layers_are_quick_first_and_exact_in_the_end(view):
     same(view, *view.page.evaluate("() => viewer.script()"), layered=layered)
 
 
+@pytest.mark.full
 def test_groups_are_headings_that_act_on_their_layers(view):
     stack = tree()
     view.show(entry(stack))
@@ -208,6 +217,7 @@ def test_groups_are_headings_that_act_on_their_layers(view):
     assert "groups" in view.page.locator("#no-script").text_content()
 
 
+@pytest.mark.full
 def test_comparison_with_the_input(view):
     view.show(entry(scene(), original=scene(seed=1).layers[0]))
     compare = view.page.get_by_role("button", name="Compare")
@@ -222,11 +232,13 @@ def test_comparison_with_the_input(view):
     assert view.page.locator(".comparison").is_hidden()
 
 
+@pytest.mark.full
 def test_without_an_input_there_is_no_comparison(view):
     view.show(entry(scene()))
     assert view.page.locator(".compare").is_hidden()
 
 
+@pytest.mark.full
 def test_exploded_view_has_a_plane_for_each_layer_that_shows(view):
     view.show(entry(scene()))
     view.press("Show box")
@@ -240,6 +252,7 @@ def test_exploded_view_has_a_plane_for_each_layer_that_shows(view):
     same(view, {"op": "opacity", "layer": "box", "opacity": 0})
 
 
+@pytest.mark.full
 def test_background_and_zoom(view):
     view.show(entry(scene()))
     view.page.get_by_role("radio", name="Black").check()
@@ -258,6 +271,7 @@ ELEMENTS = """() => [...document.querySelectorAll("*")]
   .map((element) => element.tagName + [...element.attributes].map((attribute) => attribute.name).sort())"""
 
 
+@pytest.mark.full
 def test_a_thousand_hostile_names_create_no_elements(view):
     """In the list, in facts and in messages there are the same elements as for two tame layers, row by row."""
     kinds, counts = [], []
@@ -271,6 +285,7 @@ def test_a_thousand_hostile_names_create_no_elements(view):
     assert view.names()[-1] == HOSTILE[0] == view.page.locator("h1").text_content()
 
 
+@pytest.mark.full
 def test_hostile_names_in_the_exploded_view_and_on_cards(view):
     tame, wild = entry(named(["x"] * len(HOSTILE))), entry(named(HOSTILE))
     found = []
@@ -284,6 +299,7 @@ def test_hostile_names_in_the_exploded_view_and_on_cards(view):
     assert view.page.locator(".card .name").first.text_content() == HOSTILE[0]
 
 
+@pytest.mark.full
 def test_a_gallery_opens_its_viewers_and_comes_back(view):
     second = scene(seed=1)
     one = entry(scene(), title="one", original=scene().layers[0])
@@ -301,6 +317,7 @@ def test_a_gallery_opens_its_viewers_and_comes_back(view):
     assert view.page.evaluate("() => window.viewer === undefined")
 
 
+@pytest.mark.full
 def test_it_works_in_a_sandboxed_frame(view):
     inner = html.escape(viewer_html([entry(scene())]))
     view.go(f'<iframe sandbox="allow-scripts allow-downloads" width="1100" height="700" srcdoc="{inner}"></iframe>')

@@ -112,6 +112,7 @@ def test_no_block_stays_as_it_was(made):
         (Component.TEXT_ENCODER, TextEncoderPart.VISION_LANGUAGE, TEXT_ENCODER),
     ],
 )
+@pytest.mark.full
 def test_what_is_read_is_what_was_written(made, plain, component, part, file):
     """Every tensor is in the loaded module, bit by bit."""
     how, folder = made

@@ -147,6 +147,7 @@ def test_each_of_two_processes_reads_half(released, mesh):
         assert said["read"] < 0.6 * size
 
 
+@pytest.mark.full
 def test_memory_stays_near_one_block(tmp_path):
     """Two blocks of the released width on eight devices, beside which the file's 1.4 GB are not held."""
     write_component_noise(tmp_path, Component.TRANSFORMER, shallow(2)[Component.TRANSFORMER], mask=0xBFFF)
@@ -186,6 +187,7 @@ def shards(released, tmp_path) -> list[Path]:
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 @pytest.mark.parametrize("cut", [1, 1000, None])
+@pytest.mark.full
 def test_a_truncated_shard_is_refused(shards, number, cut):
     file = shards[number]
     size = file.stat().st_size

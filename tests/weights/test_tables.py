@@ -67,6 +67,7 @@ def test_names_and_shapes_of_the_specification(component):
 
 
 @pytest.mark.parametrize("part", [*PARTS, TextEncoderPart.VISION_LANGUAGE])
+@pytest.mark.full
 def test_the_table_fills_the_model_exactly(part):
     component = Component.TEXT_ENCODER if isinstance(part, TextEncoderPart) else part
     state = nnx.to_flat_state(nnx.state(abstract(part, dict(CONFIGS[component])), nnx.Param))

@@ -46,6 +46,7 @@ def orbax(released) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_zeros_and_constants_are_listed_and_sound(released, orbax, capsys):
     for folder in (released, orbax):
         assert validate.main([str(folder), "--values"]) == 0
@@ -62,6 +63,7 @@ def test_the_first_form_reads_no_value(tmp_path, released):
     assert validate.main([str(copy)]) == 0
 
 
+@pytest.mark.full
 def test_nan_and_infinities_are_unsound_in_either_layout(tmp_path, released, capsys):
     copy = Path(shutil.copytree(released, tmp_path / "copy"))
     taps = load_file(copy / FILES["vae"])["encoder.conv_in.weight"]
@@ -83,6 +85,7 @@ def test_nan_and_infinities_are_unsound_in_either_layout(tmp_path, released, cap
         assert "4 of them with NaN" in said.out and "is sound" not in said.out
 
 
+@pytest.mark.full
 def test_checksums_outlast_conversion(tmp_path, released, orbax, monkeypatch, capsys):
     """Also where tensors are read in many pieces."""
     back = tmp_path / "back"
