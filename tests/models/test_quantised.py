@@ -97,6 +97,7 @@ def test_all_maps_in_blocks_are_quantised_and_the_others_named(how):
         quantise(model, how)
 
 
+@pytest.mark.full
 def test_an_abstract_model_has_the_same_parameters():
     model = VLDMMDiT(CONFIG, rngs=nnx.Rngs(0))
     shapes = nnx.eval_shape(lambda: VLDMMDiT(CONFIG, rngs=nnx.Rngs(0)))

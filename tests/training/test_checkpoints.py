@@ -36,7 +36,7 @@ def go(experiment, run: Path, until: int = 10**9, mesh: Mesh | None = None) -> R
     return status
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,6 @@ MORE_DAMAGE = [pytest.param(damage, marks=pytest.mark.slow) for damage in (flip_
 
 
 @pytest.mark.parametrize("damage", [cut_short, lose_a_file, *MORE_DAMAGE])
-@pytest.mark.full
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(world: World, uncut, tmp_path, damage):
     run = tmp_path / "run"
     experiment = world.experiment(Stage.TEXT_TO_RGBA, {})
@@ -93,7 +92,6 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(world: World, u
     assert_same_bits(saved(run, 6), saved(uncut, 6))
 
 
-@pytest.mark.full
 def test_no_sound_checkpoint_is_an_error_not_a_new_start(world: World, tmp_path):
     run = tmp_path / "run"
     experiment = world.experiment(Stage.TEXT_TO_RGBA, {"checkpoints.every": 4})
@@ -106,14 +104,12 @@ def test_no_sound_checkpoint_is_an_error_not_a_new_start(world: World, tmp_path)
         go(experiment, run)
 
 
-@pytest.mark.full
 def test_keep_last_and_keep_every(world: World, tmp_path):
     changes = {"checkpoints.every": 1, "checkpoints.keep_last": 2, "checkpoints.keep_every": 3}
     go(world.experiment(Stage.TEXT_TO_RGBA, changes), tmp_path / "run")
     assert sorted(int(f.name) for f in (tmp_path / "run" / "checkpoints").iterdir()) == [3, 5, 6]
 
 
-@pytest.mark.full
 def test_no_room_stops_the_run_before_it_writes(world: World, tmp_path, monkeypatch):
     run = tmp_path / "run"
     experiment = world.experiment(Stage.TEXT_TO_RGBA, {})
@@ -128,7 +124,6 @@ def test_no_room_stops_the_run_before_it_writes(world: World, tmp_path, monkeypa
     assert go(experiment, run) is RunStatus.FINISHED
 
 
-@pytest.mark.full
 def test_a_disk_that_fills_while_writing(world: World, uncut, tmp_path):
     """Files may grow no further, as on a disk that others fill: the save fails, the run stops, nothing is lost."""
     run = tmp_path / "run"
@@ -157,7 +152,6 @@ def test_a_run_goes_on_with_its_own_settings_only(world: World, uncut, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
-@pytest.mark.full
 def test_another_mesh_takes_a_run_over(world: World, tmp_path):
     changes = {"data.loader.rows": 4, "steps": 12, "checkpoints.every": 4, "unroll": False}
     one, many = (
@@ -179,7 +173,6 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.full
 def test_metrics_of_an_attempt_that_was_lost_are_taken_out(world: World, uncut, tmp_path):
     """An attempt wrote lines after its last checkpoint, the last of them half: each step still has its one line."""
     run = tmp_path / "run"
@@ -218,7 +211,6 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("error", OTHERS.values(), ids=OTHERS)
-@pytest.mark.full
 def test_what_is_no_damage_sets_nothing_aside(tmp_path, monkeypatch, error):
     kept, like = two_checkpoints(tmp_path)
 
@@ -250,7 +242,6 @@ READ = ("position/metadata", "state/_METADATA", "state/manifest.ocdbt", "state/d
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax leaves reads that others failed
 @pytest.mark.parametrize("how", DAMAGE.values(), ids=DAMAGE)
 @pytest.mark.parametrize("files", READ)
-@pytest.mark.full
 def test_damage_of_any_file_is_noticed(tmp_path, files, how):
     kept, like = two_checkpoints(tmp_path)
     newest = tmp_path / "checkpoints" / "4"
@@ -294,7 +285,6 @@ def test_a_checksum_that_fails_elsewhere_counts_for_all(tmp_path):
 
 
 @pytest.mark.parametrize("other", [2, -1])
-@pytest.mark.full
 def test_processes_that_see_different_checkpoints_do_not_begin(tmp_path, other):
     kept, like = two_checkpoints(tmp_path, beside(other))
     with pytest.raises(CheckpointError, match="not the same for all processes"):

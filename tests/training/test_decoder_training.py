@@ -31,6 +31,7 @@ def test_what_trains_the_encoder():
 
 
 @pytest.mark.parametrize("trainable", [DECODER, pytest.param("", marks=pytest.mark.full)], ids=["decoder", "all"])
+@pytest.mark.full
 def test_latents_stay_where_the_encoder_is_frozen(world: World, tmp_path, monkeypatch, capsys, trainable):
     """The decoder alone is trained from a checkpoint of stage 3; the whole VAE is not, and has new latents."""
     monkeypatch.setattr(mesh, "make_mesh", lambda shape: mesh.single_device_mesh())

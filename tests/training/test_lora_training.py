@@ -35,6 +35,8 @@ from qil_jax.weights.lora import read_lora
 from qil_jax.weights.tables import table_of
 from tools import convert, validate
 
+pytestmark = pytest.mark.full
+
 RANK, ALPHA = 4, 6.0
 LORA = {"lora.rank": RANK, "lora.alpha": ALPHA, "optimiser.learning_rate": 1e-2}
 KEY = jax.random.key(5)
@@ -100,7 +102,6 @@ def given(world: World) -> Given:
     return Given(run=run, inputs=inputs, objective=objective, base=base, network=network)
 
 
-@pytest.mark.full
 def test_the_factors_are_trained_and_the_base_is_frozen(given):
     assert set(given.run.params) == {f"{path}/lora/{factor}" for path in MAPS for factor in "ab"}
     assert given.run.frozen.keys() == given.base.keys()
@@ -113,14 +114,12 @@ def test_the_factors_are_trained_and_the_base_is_frozen(given):
             assert 0.95 * bound < np.abs(a).max() <= bound and abs(np.std(a) * 3**0.5 / bound - 1) < 0.1
 
 
-@pytest.mark.full
 def test_the_first_loss_is_that_of_the_base(given):
     found, _ = jax.jit(given.run.stage.objective)(given.run.params, given.run.frozen, given.inputs, KEY)
     wanted, _ = jax.jit(given.objective)(given.base, {}, given.inputs, KEY)
     assert abs(found - wanted) <= 1e-6 * wanted
 
 
-@pytest.mark.full
 def test_gradients_are_those_of_the_merged_kernels(given):
     factors = with_random_b(given.run.params)
     by_hand = lambda factors: given.objective(merged(given.base, factors), {}, given.inputs, KEY)[0]
@@ -134,7 +133,6 @@ def test_gradients_are_those_of_the_merged_kernels(given):
         assert error(found[path], value) <= 2e-5, path
 
 
-@pytest.mark.full
 def test_gradients_of_the_frozen_kernels_are_not_computed(given):
     """A third of a step's products gives gradients of kernels."""
     objective, base, factors = given.run.stage.objective, given.run.frozen, given.run.params
@@ -160,7 +158,6 @@ def alone(world):
         ("context=2,data=4", {"unroll": False}),
     ],
 )
-@pytest.mark.full
 def test_meshes_and_accumulation_change_nothing(world, alone, mesh, changes):
     run = Run(world, MeshShape.parse(mesh) if mesh else None, **LORA, **{"lora.dropout": 0.25}, **changes)
     wanted, params = alone
@@ -170,7 +167,6 @@ def test_meshes_and_accumulation_change_nothing(world, alone, mesh, changes):
         assert error(run.state.params[path], value) <= 2e-5, path
 
 
-@pytest.mark.full
 def test_initial_factors_depend_on_seed_and_path_alone(world, given):
     config = component_config(world.base, Component.TRANSFORMER)
     model = abstract(Component.TRANSFORMER, config)
@@ -204,7 +200,6 @@ def test_dropout_omits_whole_features_and_keeps_the_mean(given):
     assert np.all(np.abs(np.asarray(draws[path], np.float64).mean(0) - a) <= 6 * deviation)
 
 
-@pytest.mark.full
 def test_dropout_acts_in_steps_alone(given):
     """The loss of a step differs by it, the stage's own loss, which validation uses, does not know it."""
     factors, optimiser = with_random_b(given.run.params), OptimiserConfig()
@@ -221,7 +216,6 @@ def test_dropout_acts_in_steps_alone(given):
     assert abs(losses[0.5] - dropped) <= 1e-6 * dropped
 
 
-@pytest.mark.full
 def test_weight_decay_shrinks_both_factors():
     factors = {"q/lora/a": jnp.ones((2, 3)), "q/lora/b": jnp.ones((3, 2)), "q/bias": jnp.ones(2)}
     optimiser = make_optimiser(OptimiserConfig(learning_rate=0.5, weight_decay=0.1), 3)
@@ -256,7 +250,6 @@ def trained(world: World, tmp_path_factory, request) -> Trained:
     return Trained(world, tmp_path_factory.mktemp("trained") / "run", request.param)
 
 
-@pytest.mark.full
 def test_only_the_factors_change(world, trained, given):
     _, base, _ = base_of(world)
     dtype = jnp.dtype(trained.run.experiment.precision)

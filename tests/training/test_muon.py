@@ -79,6 +79,7 @@ def test_muon_changes_the_matrices_of_blocks(shapes):
     assert matrices == KERNELS and len(shapes) > 2 * len(KERNELS)
 
 
+@pytest.mark.full
 def test_every_parameter_has_its_rule(shapes):
     """Kernels of blocks have optax's Muon of each matrix by itself, all others AdamW with a rate of its own."""
     params, gradients = normal(shapes, 0, 0.05), [normal(shapes, seed) for seed in (1, 2)]
@@ -125,6 +126,7 @@ def alone(model, shapes) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.full
 def test_devices_change_nothing_and_state_lies_with_the_parameters(model, shapes, alone, mesh):
     """Three blocks are orthogonalised by eight devices, one each at most."""
     state, step, batch = on(make_mesh(MeshShape.parse(mesh)), model, normal(shapes, 0, 0.05))
@@ -144,6 +146,7 @@ def test_devices_change_nothing_and_state_lies_with_the_parameters(model, shapes
         assert error(state.params[path], value) <= 2e-5, path
 
 
+@pytest.mark.full
 def test_a_run_that_was_cut_ends_with_the_same_bits(world: World, quick: QuickRuns, tmp_path):
     """And it goes on with no other optimiser."""
     changes = RATES | {"trainable": "blocks/image", "steps": 4}

@@ -363,6 +363,7 @@ def call(world: World, argv: list[str], folder: Path) -> subprocess.CompletedPro
     return subprocess.run(argv, env=env, cwd=folder, capture_output=True, text=True, timeout=HANGS, check=False)
 
 
+@pytest.mark.full
 def test_a_wrong_path_corrected_trains(given: Given, one_device, tmp_path, capsys):
     """As a user meets it: a refusal, then the same folder with the right path, then another experiment in it."""
     run, world = tmp_path / "run", given.world
