@@ -146,7 +146,6 @@ def test_devices_change_nothing_and_state_lies_with_the_parameters(model, shapes
         assert error(state.params[path], value) <= 2e-5, path
 
 
-@pytest.mark.full
 def test_a_run_that_was_cut_ends_with_the_same_bits(world: World, quick: QuickRuns, tmp_path):
     """And it goes on with no other optimiser."""
     changes = RATES | {"trainable": "blocks/image", "steps": 4}
