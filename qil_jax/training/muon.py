@@ -22,8 +22,8 @@ RMS = 0.2
 """Root mean square of an update before the learning rate: that of AdamW's, so that both take similar rates."""
 MATRICES = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 
-Layout = Mapping[str, NamedSharding]
-"""Shardings of parameters by path."""
+Layout = Mapping[str, Any]
+"""The NamedSharding of each parameter by path."""
 Kernels = dict[str, Any]
 """Stacked kernels by path, [blocks, in, out]; other parameters are optax's MaskedNode."""
 
@@ -39,7 +39,7 @@ def scale_by_muon(layout: Layout | None = None) -> optax.GradientTransformation:
     each = lambda kernels: jax.tree.map(lambda _: MATRICES, kernels)
     inner = optax.contrib.scale_by_muon(weight_dimension_numbers=each)
 
-    def update(updates: Kernels, state: Any, params: Any = None) -> tuple[Kernels, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         given = updates
         if layout is not None:
             updates, state = _by_block(updates, layout), state._replace(mu=_by_block(state.mu, layout))
@@ -53,25 +53,41 @@ def scale_by_muon(layout: Layout | None = None) -> optax.GradientTransformation:
     return optax.GradientTransformation(inner.init, update)
 
 
-def _everywhere(layout: Layout) -> NamedSharding:
-    """Blocks over all devices."""
-    mesh = next(iter(layout.values())).mesh
-    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-
-
 def _by_block(kernels: Kernels, layout: Layout) -> Kernels:
     """Kernels with zero blocks up to a multiple of the devices' number, divided among them."""
-    where = _everywhere(layout)
-    padded = lambda x: jnp.pad(x, ((0, -len(x) % where.mesh.size), (0, 0), (0, 0)))
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(padded(x), where), kernels)
+
+    def divided(path: tuple[Any, ...], x: Array) -> Array:
+        where = layout[path[0].key]
+        x = jnp.pad(x, ((0, -len(x) % where.mesh.size), (0, 0), (0, 0)))
+        for stage in _stages(where):
+            x = jax.lax.with_sharding_constraint(x, stage)
+        return x
+
+    return jax.tree_util.tree_map_with_path(divided, kernels)
 
 
 def _by_parameter(kernels: Kernels, layout: Layout, like: Kernels) -> Kernels:
     """The inverse of `_by_block`: sharded like the parameters, with as many blocks as `like` has."""
-    where = _everywhere(layout)
 
-    def laid_out(path: tuple[Any, ...], x: Array) -> Array:
-        whole = jax.lax.with_sharding_constraint(x, where)  # the matrices stay whole until here
-        return jax.lax.with_sharding_constraint(whole, layout[path[0].key])[: len(like[path[0].key])]
+    def united(path: tuple[Any, ...], x: Array) -> Array:
+        for stage in reversed(_stages(layout[path[0].key])):
+            x = jax.lax.with_sharding_constraint(x, stage)
+        return x[: len(like[path[0].key])]
 
-    return jax.tree_util.tree_map_with_path(laid_out, kernels)
+    return jax.tree_util.tree_map_with_path(united, kernels)
+
+
+def _stages(where: NamedSharding) -> list[NamedSharding]:
+    """Shardings on the way from a kernel's own to blocks that are divided among all devices.
+
+    The mesh axes of one dimension after the other move to the blocks, each by an all-to-all. All at once, the compiler
+    gathers the whole array on every device instead.
+    """
+    _, rows, columns = (*map(_mesh_axes, where.spec), (), (), ())[:3]
+    others = tuple(axis for axis in where.mesh.axis_names if axis not in rows + columns)
+    specs = ((), rows, columns), (rows, (), columns), (rows + columns, (), ()), (rows + columns + others, (), ())
+    return [NamedSharding(where.mesh, PartitionSpec(*spec)) for spec in specs]
+
+
+def _mesh_axes(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if part is None else (part,) if isinstance(part, str) else part

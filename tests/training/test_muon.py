@@ -19,10 +19,10 @@ from qil_jax.training.batches import PictureBatch
 from qil_jax.training.config_file import load_experiment
 from qil_jax.training.experiment import ExperimentError
 from qil_jax.training.loop import RunStatus
-from qil_jax.training.muon import KERNELS
+from qil_jax.training.muon import KERNELS, scale_by_muon
 from qil_jax.training.optimiser import OptimiserConfig, OptimiserKind, make_optimiser
 from qil_jax.training.stages.kinds import Stage
-from qil_jax.training.step import TrainState, fresh_state, make_step
+from qil_jax.training.step import TrainState, fresh_state, make_step, state_shardings
 
 SMALL = MMDiTConfig(
     num_layers=3,
@@ -144,6 +144,20 @@ def test_devices_change_nothing_and_state_lies_with_the_parameters(model, shapes
         state, _ = step(state, {}, batch)
     for path, value in alone.items():
         assert error(state.params[path], value) <= 2e-5, path
+
+
+@pytest.mark.parametrize("mesh", ["fsdp=8", "tensor=2,fsdp=4"])
+def test_no_matrix_is_gathered(model, shapes, mesh):
+    """Blocks move between devices, there and back; each matrix is on one device only."""
+    where = shardings(model, make_mesh(MeshShape.parse(mesh)), TRAINING_RULES)
+    paths = [path for path in SOME if path in KERNELS]
+    kernels = {path: jax.ShapeDtypeStruct(shapes[path], jnp.float32, sharding=where[path]) for path in paths}
+    optimiser = scale_by_muon(where)
+    state = jax.eval_shape(optimiser.init, kernels)
+    laid = lambda leaf, like: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=like)
+    state = jax.tree.map(laid, state, state_shardings(state, kernels))
+    program = jax.jit(optimiser.update).lower(kernels, state).compile().as_text()
+    assert "all-to-all" in program and "all-gather" not in program
 
 
 def test_a_run_that_was_cut_ends_with_the_same_bits(world: World, quick: QuickRuns, tmp_path):

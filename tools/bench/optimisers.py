@@ -47,7 +47,7 @@ def trained(config: Path, out: Path, overrides: Sequence[str]) -> tuple[list[dic
     """
     sets = [part for override in overrides for part in ("--set", override)]
     command = [sys.executable, str(harness.ROOT / "train.py"), str(config), "--out", str(out), *sets]
-    child = subprocess.Popen(command, env=os.environ | ENVIRONMENT)
+    child = subprocess.Popen(command, env=os.environ | ENVIRONMENT | {"JAX_PLATFORMS": "cpu"})
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode != 0:
