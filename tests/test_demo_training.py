@@ -94,7 +94,7 @@ def write_assets(folder: Path) -> None:
     write_list(folder / LIST, stored)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_the_runs_from_what_ships_train_and_go_on(tmp_path, monkeypatch):
     """A hundredth of each run, terminated after its first line and said again. The encoder keeps its bits."""
     calls: list[str] = []
