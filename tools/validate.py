@@ -34,8 +34,6 @@ def parsed(argv: list[str]) -> argparse.Namespace:
         "--tolerance", type=float, default=1e-4, help="largest relative error of a block (default %(default)g)"
     )
     arguments = parser.parse_args(argv)
-    if arguments.numerics:
-        require("validate.py --numerics", "torch", "diffusers", "transformers", "accelerate")
     if arguments.checksums is not None and os.path.lexists(arguments.checksums):
         parser.error(f"{arguments.checksums} exists: give another file, or remove it")
     if arguments.checkpoint.is_dir() and arguments.base is not None:
@@ -44,6 +42,8 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     said = [f"--{name}" for name in of_checkpoints if getattr(arguments, name)]
     if is_lora(arguments) and said:
         parser.error(f"{', '.join(said)}: for checkpoints; a LoRA file is always read whole")
+    if arguments.numerics:
+        require("validate.py --numerics", "torch", "diffusers", "transformers", "accelerate")
     return arguments
 
 

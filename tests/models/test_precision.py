@@ -45,8 +45,11 @@ def carried(jaxpr: Any, length: int) -> set[Any]:
     """What the scan over so many blocks hands from block to block."""
     scans = [e for e in equations(jaxpr) if e.primitive.name == "scan" and e.params["length"] == length]
     assert len(scans) == 1
-    first, count = scans[0].params["num_consts"], scans[0].params["num_carry"]
-    return {v.aval.dtype for v in scans[0].invars[first : first + count]}
+    body = getattr(scans[0].params["jaxpr"], "jaxpr", scans[0].params["jaxpr"])
+    pairs = zip(scans[0].outvars, body.outvars, strict=True)  # what is collected from block to block has an axis more
+    found = {whole.aval.dtype for whole, one in pairs if whole.aval.shape == one.aval.shape}
+    assert found
+    return found
 
 
 def traced(component: Component | TextEncoderPart, config: dict, call: Any, *arguments: Any) -> tuple[Any, set[Any]]:
