@@ -65,6 +65,10 @@ class Server:
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith(name)).split()[1]) >> 10
 
+    def forget_peak(self) -> None:
+        """Let VmHWM begin anew at what the process holds now."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
     @contextmanager
     def holding(self) -> Iterator[None]:
         """No decomposition ends within the block."""
