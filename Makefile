@@ -50,7 +50,7 @@ bench: $(VENV)/.test
 	$(BIN)/python tools/bench models --write docs/benchmarks.md
 	$(BIN)/python tools/bench data --write docs/benchmarks.md
 
-# uv takes a tenth of pip's time. It does not read what pip is configured with: where it finds nothing, pip may.
+# uv takes a fifth of pip's time. It does not read what pip is configured with: where it finds nothing, pip may.
 install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) $(2) || \
 	$(BIN)/python -m pip install --quiet $(2)
 
