@@ -10,6 +10,7 @@ EXTRA_OF = {
     "imagehash": "data",
     "scipy": "data",
     "openai": "data",
+    "resvg_py": "data",
     "rapidocr": "ocr",
     "onnxruntime": "ocr",
     "matplotlib": "ocr",

@@ -37,12 +37,15 @@ REFUSALS = {
     "tools/cache_latents.py {records} --checkpoint missing --out x --config {config}": (
         "{records} needs tensorflow_datasets: pip install 'qil_jax[data]'"
     ),
-    "tools/demo_training.py": "demo_training.py needs tensorflow_datasets, apache_beam: pip install 'qil_jax[data]'",
+    "tools/demo_training.py": (
+        "demo_training.py needs tensorflow_datasets, apache_beam, resvg_py: pip install 'qil_jax[data]'"
+    ),
     "tools/evaluate.py layers missing --out x": "evaluate.py needs scipy: pip install 'qil_jax[data]'",
     "tools/evaluate.py reconstruction missing --out x": "evaluate.py needs scipy: pip install 'qil_jax[data]'",
     "tools/export.py missing --to pptx --native-text": (
         "export.py --native-text needs rapidocr, onnxruntime, matplotlib: pip install 'qil_jax[ocr]'"
     ),
+    "tools/fetch_assets.py --out x": "openclipart-svg-0.18 needs resvg_py: pip install 'qil_jax[data]'",
     "tools/fuzz commands": "tools/fuzz commands needs tensorflow_datasets, apache_beam: pip install 'qil_jax[data]'",
     "tools/fuzz documents": f"tools/fuzz documents needs {BUILD}: pip install 'qil_jax[data]'",
     "tools/fuzz kills": f"tools/fuzz kills needs {BUILD}: pip install 'qil_jax[data]'",

@@ -195,7 +195,7 @@ def main(argv: list[str]) -> int:
         "--from-shipped", action="store_true", help="only the runs at 128 pixels, from the checkpoint that ships"
     )
     arguments = parser.parse_args(argv)
-    require("demo_training.py", *make_scenes.NEEDS)
+    require("demo_training.py", *make_scenes.NEEDS, "resvg_py")
     if not 0 < arguments.share <= 1:
         parser.error(f"--share must be above 0 and at most 1, got {arguments.share}")
     recipe = Recipe(arguments.out.resolve(), arguments.share, from_shipped=arguments.from_shipped)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from qil_jax.command_line import Parser
 from qil_jax.errors import QilError
+from qil_jax.extras import require
 from qil_jax.programs import run_main
 from qil_jax.scenes.assets import LIST, read_list
 from qil_jax.scenes.packages import FREE, PACKAGES, FetchError, fetch
@@ -42,8 +43,11 @@ def main(argv: list[str]) -> int:
         raise QilError(
             f"no package {', '.join(unknown)}: --list names them all" if unknown else "--out must name a folder"
         )
+    names = args.names or [*known]
+    for name in names:
+        require(name, *known[name].needs)
     console, failed = Console(), 0
-    for name in args.names or known:
+    for name in names:
         try:
             with console.status(name):
                 folder = fetch(known[name], args.out, FREE | set(args.also))

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from qil_jax.extras import require
 from qil_jax.layers.visibility import visible_box
 from qil_jax.scenes.assets import Kind, Stored
-from qil_jax.scenes.registries import FetchError
 
 SIDE, LEAST_SIDE = 200, 64
 """Side length in pixels of the square into which a drawing is fitted, and of the least that it must show there."""
@@ -33,12 +33,11 @@ def rendered(svg: str) -> UInt8[np.ndarray, "y x 4"] | None:
     System fonts are not used, so the result is the same on all machines; text is drawn only where it is made of paths.
 
     Raises:
-      FetchError: if resvg-py is not installed.
+      QilError: if resvg-py is not installed.
     """
-    try:
-        import resvg_py
-    except ImportError as error:
-        raise FetchError("resvg-py renders clip art and is not installed: pip install 'qil_jax[data]'") from error
+    require("clip art", "resvg_py")
+    import resvg_py
+
     try:
         png = resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE, dpi=96.0, skip_system_fonts=True)
     except ValueError:
@@ -63,7 +62,7 @@ def things(members: Mapping[str, bytes]) -> Iterator[tuple[str, str, UInt8[np.nd
     """Path, name and pixels of the drawings of things among the members of an archive, each once, in order of paths.
 
     Raises:
-      FetchError: if resvg-py is not installed.
+      QilError: if resvg-py is not installed.
     """
     seen = set()
     for path in sorted(members):
@@ -83,7 +82,7 @@ def select_drawings(members: Mapping[str, bytes], licence: str) -> list[tuple[by
     """The drawings of things among the members of an archive as assets in PNG, each named by its path below `svg/`.
 
     Raises:
-      FetchError: if resvg-py is not installed.
+      QilError: if resvg-py is not installed.
     """
     chosen = []
     for path, name, pixels in things(members):

@@ -32,12 +32,14 @@ class Package:
       licence: licence that listings show.
       archives: archives to fetch.
       select: function that returns the assets that the members of all archives give, each with its file's content.
+      needs: optional modules that `select` uses, as in `qil_jax.extras`.
     """
 
     name: str
     licence: str
     archives: tuple[Archive, ...]
     select: Callable[[Members], list[tuple[bytes, Stored]]]
+    needs: tuple[str, ...] = ()
 
 
 def fetch(package: Package, out: Path, licences: frozenset[str] = FREE) -> Path:
@@ -200,6 +202,7 @@ PACKAGES: Sequence[Package] = (
             ),
         ),
         select=functools.partial(select_drawings, licence=PUBLIC_DOMAIN),
+        needs=("resvg_py",),
     ),
     _font("lobster", "0.4.1", "4e7e547d76af49b554c23565bbf965f0757196da6ac3f755a3be89c37179d4be"),
     _font("comfortaa", "0.4.2", "1c50ab7ef7635d3e4c5e8133a61d95e2aba58dd62374ad2fcf817506d830466d"),

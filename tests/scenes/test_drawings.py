@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qil_jax.errors import QilError
 from qil_jax.scenes.assets import Kind
 from qil_jax.scenes.drawings import SIDE, is_thing, name_of, rendered, select_drawings
-from qil_jax.scenes.registries import FetchError
 
 
 def svg(shapes: str, title: str = "A red fox", size: str = 'width="50" height="50"') -> bytes:
@@ -75,6 +75,6 @@ def test_drawings_without_a_title_have_a_name():
 
 def test_a_missing_renderer_is_said_with_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "resvg_py", None)
-    with pytest.raises(FetchError) as raised:
+    with pytest.raises(QilError) as raised:
         rendered(DISC.decode())
-    assert str(raised.value) == "resvg-py renders clip art and is not installed: pip install 'qil_jax[data]'"
+    assert str(raised.value) == "clip art needs resvg_py: pip install 'qil_jax[data]'"

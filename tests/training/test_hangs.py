@@ -185,6 +185,7 @@ import jax
 from qil_jax.loader.loader import Loader
 from qil_jax.training import watchdog
 from qil_jax.training.config_file import load_experiment
+from qil_jax.training.disk import newest_step
 
 marker = Path({marker!r})
 hangs = False
@@ -192,6 +193,8 @@ hangs = False
 def blocked_in_c():
     global hangs
     hangs = True
+    while newest_step(Path({run!r})) != 4:
+        time.sleep(0.01)
     marker.write_text("blocked")
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 
@@ -218,15 +221,15 @@ def config():
     watchdog.time = SimpleNamespace(monotonic=monotonic, sleep=time.sleep)
     return load_experiment(Path({config!r}), {settings!r})
 """
-"""No time passes until a process is blocked: then the timeout is over, in it and where step 5 waits for it."""
+"""No time passes until step 4 is saved and a process blocked: then the timeout is over, here and where step 5 waits."""
 TIMEOUT = ["--hang-timeout", str(HANGS)]
 
 
 def blocked(folder: Path, settings: list[str], index: int) -> tuple[Path, Path]:
     """A config whose run blocks in a process before the fifth step, and the file whose presence makes it do so."""
     marker, file = folder / "marker", folder / "blocked.py"
-    config = str(config_of(Stage.TEXT_TO_RGBA))
-    file.write_text(BLOCKED.format(index=index, marker=str(marker), config=config, settings=settings, timeout=HANGS))
+    places = {"marker": str(marker), "run": str(folder / "run"), "config": str(config_of(Stage.TEXT_TO_RGBA))}
+    file.write_text(BLOCKED.format(index=index, settings=settings, timeout=HANGS, **places))
     marker.touch()
     return file, marker
 
