@@ -43,10 +43,11 @@ def checksum(x: Shaped[np.ndarray, "n *rest"]) -> int:
 
 @jax.jit
 def _sums(arrays: list[Array]) -> Array:
-    return jnp.stack([_sum(x) for x in arrays])
+    return jnp.stack([_piece_sum(x, 0) for x in arrays])
 
 
-def _sum(x: Array, first: Array | int = 0) -> Array:
+@jax.jit  # within `_sums`, too: what has one shape is traced once
+def _piece_sum(x: Array, first: Array | int) -> Array:
     """The sum over the rows of an array that begin at index `first`."""
     bits = x.astype(jnp.uint32) if jnp.issubdtype(x.dtype, jnp.integer) else jax.lax.bitcast_convert_type(x, jnp.uint32)
     # Weights by position are odd, so exchanged elements change the sum; computed per axis, they need no communication.
@@ -56,9 +57,6 @@ def _sum(x: Array, first: Array | int = 0) -> Array:
         place = place + jnp.uint32(first) if axis == 0 else place
         weight = weight * (2 * place + 1) + place
     return jnp.sum(bits * (2 * weight + 1), dtype=jnp.uint32)
-
-
-_piece_sum = jax.jit(_sum)
 
 
 def state_tree(state: TrainState) -> dict[str, Any]:
