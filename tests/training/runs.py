@@ -19,7 +19,7 @@ import train
 from qil_jax import mesh
 from qil_jax.loader.loader import Loader
 from qil_jax.programs import ended
-from qil_jax.training import loop, setup
+from qil_jax.training import check, loop, setup
 from qil_jax.training.config_file import load_experiment
 from qil_jax.training.experiment import Experiment
 from qil_jax.training.objectives import LossMetrics, Objective
@@ -60,6 +60,7 @@ class World:
             "validation.every": 0,
             "log_every": 1,
             "optimiser.warmup_steps": 2,
+            "unroll": False,  # blocks are scanned, which compiles sooner
         }
         return [f"{name}={value}" for name, value in (values | changes).items()]
 
@@ -169,7 +170,8 @@ class QuickRuns:
         self.world = world
         self.slowly: Callable[[], object] | None = None
         on_one_device(monkeypatch)
-        monkeypatch.setattr(loop, "prepare", self.prepare)
+        for module in (loop, check):
+            monkeypatch.setattr(module, "prepare", self.prepare)
 
     def prepare(self, experiment: Experiment, devices: Any) -> TrainingRun:
         key = experiment.data, experiment.start, experiment.trainable, experiment.lora

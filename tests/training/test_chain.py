@@ -58,7 +58,8 @@ class Chain:
         build_tiny_text_to_image(self.qwen_image)
         start = self.qwen_image
         for stage in Stage:
-            changes = {"steps": 2, "checkpoints.every": 1, "start.checkpoint": start, "unroll": False}
+            changes = {"steps": 2, "start.checkpoint": start}
+            changes["checkpoints.every"] = 1 if stage is LAST else 2
             if stage in SPREAD:
                 changes |= {"data.loader.rows": 4, "mesh.fsdp": 4, "mesh.tensor": 2}
             settings = world.settings(stage, changes)

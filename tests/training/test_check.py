@@ -8,7 +8,8 @@ import jax
 import pytest
 from runs import QuickRuns, World, command, config_of, environment, finish
 
-from qil_jax.training import check, setup
+import train
+from qil_jax.training import setup
 from qil_jax.training.check import folder_lines, size_text
 from qil_jax.training.config_file import load_experiment
 from qil_jax.training.stages.kinds import Stage
@@ -73,17 +74,24 @@ def test_eight_devices(world: World, tmp_path):
 
 
 @pytest.mark.full
-def test_the_vae_before_and_after_its_run(world: World, tmp_path):
+def test_the_vae(world: World, tmp_path, capsys, one_device):
     stage, run = Stage.RGBA_VAE, tmp_path / "run"
-    settings, env = world.settings(stage, {"loss.perceptual": 0.5, "steps": 2}), environment(world.folder)
-    said = entries(finish(command(stage, run, settings, "--check"), env))
+    settings = world.settings(stage, {"loss.perceptual": 0.5, "steps": 2})
+    assert train.main(command(stage, run, settings, "--check")[2:]) == 0
+    said = entries(capsys.readouterr().out)
     assert "pictures; padded: " in said["first batch"] and "frozen in the same network" in said
     assert said["missing"].startswith("the perceptual term is off")
     assert said["validation data"] == "none, validation.every is 0" and not run.exists()
-    finish(command(stage, run, settings), env)
+
+
+@pytest.mark.full
+def test_a_run_that_is_there_is_said_and_left_alone(quick: QuickRuns, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert quick.main(run, {"steps": 2}) == 0
     before = files_below(run)
-    said = entries(finish(command(stage, run, settings, "--check"), env))
-    assert said["the run"] == f"{run} holds this run: it would go on from step 2 of 2"
+    capsys.readouterr()
+    assert quick.main(run, {"steps": 2}, "--check") == 0
+    assert entries(capsys.readouterr().out)["the run"] == f"{run} holds this run: it would go on from step 2 of 2"
     assert files_below(run) == before
 
 
@@ -108,7 +116,6 @@ def test_what_does_not_fit_on_the_devices_is_refused(quick: QuickRuns, tmp_path,
     def full(*_: object) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes\nstack")
 
-    monkeypatch.setattr(check, "prepare", quick.prepare)
     monkeypatch.setattr(setup, "fresh_state", full)
     assert quick.main(tmp_path / "run", {}, "--check") == 2
     said = capsys.readouterr().err

@@ -16,24 +16,38 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from runs import World, assert_same_bits, command, environment, saved
+from runs import QuickRuns, World, assert_same_bits, command, environment, saved
 from waiting import HANGS
 
 from qil_jax.mesh import make_mesh, single_device_mesh
 from qil_jax.training import checkpoints, disk
 from qil_jax.training.checkpoints import CheckpointError, Checkpoints, of_all
-from qil_jax.training.experiment import CheckpointConfig, ExperimentError
+from qil_jax.training.experiment import CheckpointConfig, Experiment, ExperimentError
 from qil_jax.training.loop import RunStatus, train
 from qil_jax.training.optimiser import OptimiserConfig
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.step import TrainState, fresh_state
 
+CHANGES = {"trainable": "image_out"}
 
-def go(experiment, run: Path, until: int = 10**9, mesh: Mesh | None = None) -> RunStatus:
+
+def go(experiment: Experiment, run: Path, until: int = 10**9, mesh: Mesh | None = None) -> RunStatus:
     """Train, on one device unless there is a mesh."""
     mesh = mesh or single_device_mesh()
     status, _, _ = train(experiment, run, mesh, stop=lambda step: step >= until, show=lambda step, line: None)
     return status
+
+
+class Runs:
+    """Runs of one experiment whose objective compiles at once: what is tested is what lies on the disk."""
+
+    def __init__(self, world: World):
+        self.world = world
+
+    def __call__(self, run: Path, until: int = 10**9, **changes) -> RunStatus:
+        with pytest.MonkeyPatch.context() as patch:
+            QuickRuns(self.world, patch)
+            return go(self.world.experiment(Stage.TEXT_TO_RGBA, CHANGES | changes), run, until)
 
 
 pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
@@ -47,9 +61,14 @@ def no_unfinished_reads():
 
 
 @pytest.fixture(scope="module")
-def uncut(world: World, tmp_path_factory) -> Path:
+def quickly(world: World) -> Runs:
+    return Runs(world)
+
+
+@pytest.fixture(scope="module")
+def uncut(quickly: Runs, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("uncut") / "run"
-    assert go(world.experiment(Stage.TEXT_TO_RGBA, {}), run) is RunStatus.FINISHED
+    assert quickly(run) is RunStatus.FINISHED
     return run
 
 
@@ -81,56 +100,52 @@ MORE_DAMAGE = [pytest.param(damage, marks=pytest.mark.slow) for damage in (flip_
 
 
 @pytest.mark.parametrize("damage", [cut_short, lose_a_file, *MORE_DAMAGE])
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(world: World, uncut, tmp_path, damage):
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(quickly: Runs, uncut, tmp_path, damage):
     run = tmp_path / "run"
-    experiment = world.experiment(Stage.TEXT_TO_RGBA, {})
-    assert go(experiment, run, until=4) is RunStatus.STOPPED
+    assert quickly(run, until=4) is RunStatus.STOPPED
     damage(run / "checkpoints" / "4")
     with pytest.warns(UserWarning, match=r"checkpoint 4 is damaged and now lies in .*damaged/4"):
-        assert go(experiment, run) is RunStatus.FINISHED
+        assert quickly(run) is RunStatus.FINISHED
     assert (run / "damaged" / "4").is_dir()
     assert_same_bits(saved(run, 6), saved(uncut, 6))
 
 
-def test_no_sound_checkpoint_is_an_error_not_a_new_start(world: World, tmp_path):
-    run = tmp_path / "run"
-    experiment = world.experiment(Stage.TEXT_TO_RGBA, {"checkpoints.every": 4})
-    assert go(experiment, run, until=4) is RunStatus.STOPPED
+def test_no_sound_checkpoint_is_an_error_not_a_new_start(quickly: Runs, tmp_path):
+    run, changes = tmp_path / "run", {"checkpoints.every": 4}
+    assert quickly(run, until=4, **changes) is RunStatus.STOPPED
     cut_short(run / "checkpoints" / "4")
     with (
         pytest.warns(UserWarning, match="damaged"),
         pytest.raises(CheckpointError, match=r"no checkpoint of steps \[4\] can be read"),
     ):
-        go(experiment, run)
+        quickly(run, **changes)
 
 
-def test_keep_last_and_keep_every(world: World, tmp_path):
+def test_keep_last_and_keep_every(quickly: Runs, tmp_path):
     changes = {"checkpoints.every": 1, "checkpoints.keep_last": 2, "checkpoints.keep_every": 3}
-    go(world.experiment(Stage.TEXT_TO_RGBA, changes), tmp_path / "run")
+    quickly(tmp_path / "run", **changes)
     assert sorted(int(f.name) for f in (tmp_path / "run" / "checkpoints").iterdir()) == [3, 5, 6]
 
 
-def test_no_room_stops_the_run_before_it_writes(world: World, tmp_path, monkeypatch):
+def test_no_room_stops_the_run_before_it_writes(quickly: Runs, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    experiment = world.experiment(Stage.TEXT_TO_RGBA, {})
-    assert go(experiment, run, until=2) is RunStatus.STOPPED
+    assert quickly(run, until=2) is RunStatus.STOPPED
     before = saved(run, 2)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(CheckpointError, match=r"needs .* GB, 0.00 GB are free: make room"):
-        go(experiment, run)
+        quickly(run)
     monkeypatch.undo()
     assert_same_bits(saved(run, 2), before)
-    assert go(experiment, run) is RunStatus.FINISHED
+    assert quickly(run) is RunStatus.FINISHED
 
 
-def test_a_disk_that_fills_while_writing(world: World, uncut, tmp_path):
+def test_a_disk_that_fills_while_writing(world: World, quickly: Runs, uncut, tmp_path):
     """Files may grow no further, as on a disk that others fill: the save fails, the run stops, nothing is lost."""
     run = tmp_path / "run"
-    experiment = world.experiment(Stage.TEXT_TO_RGBA, {})
-    assert go(experiment, run, until=2) is RunStatus.STOPPED
+    assert quickly(run, until=2) is RunStatus.STOPPED
     before = saved(run, 2)
-    call = command(Stage.TEXT_TO_RGBA, run, world.settings(Stage.TEXT_TO_RGBA, {}))
+    call = command(Stage.TEXT_TO_RGBA, run, world.settings(Stage.TEXT_TO_RGBA, CHANGES))
     limited = ["bash", "-c", 'ulimit -f 20; exec "$@"', "-", *call]
     bounded = {**environment(world.folder), "PYTHONDONTWRITEBYTECODE": "1"}  # else it would leave bytecode cut short
     ended = subprocess.run(limited, env=bounded, capture_output=True, text=True, timeout=HANGS, check=False)
@@ -139,21 +154,21 @@ def test_a_disk_that_fills_while_writing(world: World, uncut, tmp_path):
     assert re.search(r"^step 2 is saved; to go on: python train.py ", ended.stderr, re.MULTILINE)
     assert "Traceback" not in ended.stdout + ended.stderr
     assert_same_bits(saved(run, 2), before)
-    assert go(experiment, run) is RunStatus.FINISHED
+    assert quickly(run) is RunStatus.FINISHED
     assert_same_bits(saved(run, 6), saved(uncut, 6))
 
 
-def test_a_run_goes_on_with_its_own_settings_only(world: World, uncut, tmp_path):
+def test_a_run_goes_on_with_its_own_settings_only(quickly: Runs, uncut, tmp_path):
     with pytest.raises(ExperimentError, match=r"run with other settings \(steps, optimiser differ"):
-        go(world.experiment(Stage.TEXT_TO_RGBA, {"steps": 8, "optimiser.learning_rate": 0.1}), uncut)
+        quickly(uncut, **{"steps": 8, "optimiser.learning_rate": 0.1})
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ExperimentError, match="holds something that is no run"):
-        go(world.experiment(Stage.TEXT_TO_RGBA, {}), tmp_path)
+        quickly(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
 def test_another_mesh_takes_a_run_over(world: World, tmp_path):
-    changes = {"data.loader.rows": 4, "steps": 12, "checkpoints.every": 4, "unroll": False}
+    changes = {"data.loader.rows": 4, "steps": 8, "checkpoints.every": 4}
     one, many = (
         world.experiment(Stage.IMAGE_TO_LAYERS, changes | mesh) for mesh in ({}, {"mesh.fsdp": 4, "mesh.tensor": 2})
     )
@@ -161,7 +176,7 @@ def test_another_mesh_takes_a_run_over(world: World, tmp_path):
     assert go(one, alone) is RunStatus.FINISHED
     assert go(one, moved, until=4) is RunStatus.STOPPED
     assert go(many, moved, mesh=make_mesh(many.mesh)) is RunStatus.FINISHED
-    found, wanted = saved(moved, 12), saved(alone, 12)
+    found, wanted = saved(moved, 8), saved(alone, 8)
     assert str(found["/position"]) == str(wanted["/position"])
     for path in wanted:
         if path.startswith(("/params", "/ema_params")):
@@ -173,14 +188,13 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_metrics_of_an_attempt_that_was_lost_are_taken_out(world: World, uncut, tmp_path):
+def test_metrics_of_an_attempt_that_was_lost_are_taken_out(quickly: Runs, uncut, tmp_path):
     """An attempt wrote lines after its last checkpoint, the last of them half: each step still has its one line."""
     run = tmp_path / "run"
-    experiment = world.experiment(Stage.TEXT_TO_RGBA, {})
-    assert go(experiment, run, until=4) is RunStatus.STOPPED
+    assert quickly(run, until=4) is RunStatus.STOPPED
     with (run / "metrics.jsonl").open("a") as stream:
         stream.write(json.dumps({"step": 5, "loss": 1e9}) + '\n{"step": 6, "lo')
-    assert go(experiment, run) is RunStatus.FINISHED
+    assert quickly(run) is RunStatus.FINISHED
     wanted = lines(uncut)
     assert [line["step"] for line in wanted] == [1, 2, 3, 4, 5, 6]
     assert [(line["step"], line["loss"]) for line in lines(run)] == [(line["step"], line["loss"]) for line in wanted]

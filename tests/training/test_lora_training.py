@@ -152,10 +152,11 @@ def alone(world):
 @pytest.mark.parametrize(
     ("mesh", "changes"),
     [
-        ("", {"optimiser.accumulate": 4}),
-        ("", {"remat": "block", "unroll": False}),
-        ("fsdp=4,tensor=2", {"optimiser.accumulate": 2}),
-        ("context=2,data=4", {"unroll": False}),
+        ("context=2,fsdp=2,tensor=2", {"optimiser.accumulate": 2}),
+        pytest.param("", {"remat": "block", "unroll": True}, marks=pytest.mark.slow),
+        pytest.param("", {"optimiser.accumulate": 4}, marks=pytest.mark.slow),
+        pytest.param("fsdp=4,tensor=2", {"optimiser.accumulate": 2}, marks=pytest.mark.slow),
+        pytest.param("context=2,data=4", {}, marks=pytest.mark.slow),
     ],
 )
 def test_meshes_and_accumulation_change_nothing(world, alone, mesh, changes):
@@ -245,7 +246,7 @@ class Trained:
         self.table = table_of(Component.TRANSFORMER, component_config(world.base, Component.TRANSFORMER))
 
 
-@pytest.fixture(scope="module", params=list(Precision))
+@pytest.fixture(scope="module", params=[pytest.param(Precision.FP32, marks=pytest.mark.slow), Precision.BF16])
 def trained(world: World, tmp_path_factory, request) -> Trained:
     return Trained(world, tmp_path_factory.mktemp("trained") / "run", request.param)
 

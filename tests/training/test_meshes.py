@@ -18,6 +18,8 @@ pytestmark = pytest.mark.full
 
 STEPS = 10
 SETTINGS = {"data.loader.rows": 8, "optimiser.epsilon": 1e-4, "steps": STEPS}
+MORE = ["fsdp=8", "tensor=2,fsdp=4", "context=2,data=4"]
+MESHES = ["context=2,fsdp=2,tensor=2", *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in MORE)]
 
 
 class Run:
@@ -69,7 +71,7 @@ def alone(world):
     return found, jax.device_get(run.state.params)
 
 
-@pytest.mark.parametrize("mesh", ["fsdp=8", "tensor=2,fsdp=4", "context=2,data=4"])
+@pytest.mark.parametrize("mesh", MESHES)
 def test_meshes(world, alone, mesh):
     run = Run(world, MeshShape.parse(mesh))
     wanted, params = alone
@@ -100,7 +102,7 @@ def far(found: dict[str, np.ndarray], exact: dict[str, np.ndarray]) -> float:
     return float(np.mean([mean_error(found[path], x) / np.abs(x).mean() for path, x in exact.items() if x.any()]))
 
 
-@pytest.mark.parametrize("mesh", ["fsdp=8", "tensor=2,fsdp=4", "context=2,data=4"])
+@pytest.mark.parametrize("mesh", MESHES)
 def test_meshes_in_bf16(world, alone, in_bf16, mesh):
     """Devices change the order of roundings, but not how much is lost by them."""
     run = Run(world, MeshShape.parse(mesh), precision=Precision.BF16)

@@ -64,11 +64,12 @@ def test_the_step_at_full_size_is_traced(traced, name):
     assert name == "rgba_vae" or found["whole large arrays"] == 0
 
 
-QUICK = ("stage2_text_to_layers", "finetune_lora")
+ALWAYS = "finetune_lora"
+"""A transformer with everything that the others have, and factors besides."""
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SLICES]
+    "name", [name if name == ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in SLICES]
 )
 @pytest.mark.full
 def test_check_of_a_tiny_checkpoint_of_the_same_structure(world: World, tmp_path, name):
