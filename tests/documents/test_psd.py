@@ -156,6 +156,7 @@ def test_the_canvas_is_limited_before_pixels_are_read():
         read_psd(psd_files.design(), PSDLimits(pixels=2000))
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of real documents is not here")
 def test_real_documents():
     """Each is kept at 40 dB or dropped for a reason, and most that hold layers are kept."""

@@ -1,4 +1,4 @@
-"""Two blocks of the released transformer's width against diffusers: in fp32, in bf16, and quantised.
+"""A block of the released transformer's width against diffusers: in fp32, in bf16, and quantised.
 
 All have the same weights, rounded to bf16, and the same inputs, which bf16 holds exactly.
 """
@@ -26,10 +26,10 @@ from qil_jax.weights.quantise import quantise_checkpoint
 pytestmark = pytest.mark.full
 
 torch.set_grad_enabled(False)
-RELEASED = {"num_layers": 2, "num_attention_heads": 24, "attention_head_dim": 128, "axes_dims_rope": (16, 56, 56)}
+RELEASED = {"num_layers": 1, "num_attention_heads": 24, "attention_head_dim": 128, "axes_dims_rope": (16, 56, 56)}
 GRID, LAYERS, WORDS, SIGMA, KIND = (3, 4), layered(2), 6, [0.7, 0.31], [0, 1]
-BLOCK_BYTES = 2 * 2 * (4 + 8 + 6) * 3072**2
-"""Bytes of the quantised kernels of two blocks and their modulation."""
+BLOCK_BYTES = 2 * (4 + 8 + 6) * 3072**2
+"""Bytes of the quantised kernels of the block's two streams and their modulation."""
 FILE = "transformer/diffusion_pytorch_model.safetensors"
 
 
@@ -56,7 +56,7 @@ class Wide:
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """Two blocks, saved in bf16, and their velocities.
+    """A block, saved in bf16, and its velocities.
 
     Weights have a standard deviation of one over the root of their inputs (0.018 in most maps), and the embedding of
     the target kind one of 0.02, with which shifts, scales and gates have 0.23.
