@@ -2,13 +2,13 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import pytest
-from runs import QuickRuns, World, command, config_of, environment, finish
+from runs import ROOT, QuickRuns, World, command, config_of, environment, finish
 
-import train
 from qil_jax.training import setup
 from qil_jax.training.check import folder_lines, size_text
 from qil_jax.training.config_file import load_experiment
@@ -74,24 +74,23 @@ def test_eight_devices(world: World, tmp_path):
 
 
 @pytest.mark.full
-def test_the_vae(world: World, tmp_path, capsys, one_device):
+def test_the_vae(world: World, tmp_path):
     stage, run = Stage.RGBA_VAE, tmp_path / "run"
     settings = world.settings(stage, {"loss.perceptual": 0.5, "steps": 2})
-    assert train.main(command(stage, run, settings, "--check")[2:]) == 0
-    said = entries(capsys.readouterr().out)
+    said = entries(finish(command(stage, run, settings, "--check"), environment(world.folder)))
     assert "pictures; padded: " in said["first batch"] and "frozen in the same network" in said
     assert said["missing"].startswith("the perceptual term is off")
     assert said["validation data"] == "none, validation.every is 0" and not run.exists()
 
 
 @pytest.mark.full
-def test_a_run_that_is_there_is_said_and_left_alone(quick: QuickRuns, tmp_path, capsys):
+def test_a_run_that_is_there_is_said_and_left_alone(quick: QuickRuns, tmp_path):
     run = tmp_path / "run"
     assert quick.main(run, {"steps": 2}) == 0
     before = files_below(run)
-    capsys.readouterr()
-    assert quick.main(run, {"steps": 2}, "--check") == 0
-    assert entries(capsys.readouterr().out)["the run"] == f"{run} holds this run: it would go on from step 2 of 2"
+    call = [sys.executable, str(ROOT / "train.py"), *quick.argv(run, {"steps": 2}, "--check")]
+    said = entries(finish(call, environment(quick.world.folder)))
+    assert said["the run"] == f"{run} holds this run: it would go on from step 2 of 2"
     assert files_below(run) == before
 
 
