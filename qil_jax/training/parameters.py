@@ -3,6 +3,7 @@
 from typing import Any, Generic, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
@@ -50,4 +51,4 @@ def params_of(model: nnx.Module) -> Params:
 
 def copied(tree: Tree) -> Tree:
     """A copy in separate buffers, so that either may be donated."""
-    return jax.device_put(tree, may_alias=False)
+    return jax.tree.map(jnp.copy, tree)
