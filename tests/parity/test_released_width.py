@@ -108,7 +108,7 @@ def test_quantised(how, wide: Wide, tmp_path):
     folder = tmp_path / "quantised"
     quantise_checkpoint(wide.folder, folder, how, components=[Component.TRANSFORMER])
     before, after = ((each / FILE).stat().st_size for each in (wide.folder, folder))
-    assert BLOCK_BYTES < after < 0.54 * before, "biases, norms and both ends stay in bf16, and each row has a scale"
+    assert 0.99 * BLOCK_BYTES < before - after < BLOCK_BYTES, "one byte of two is saved, but each row has a scale"
     place = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
     stored = jax.tree.leaves(nnx.state(load_component(folder, Component.TRANSFORMER, **place, dtype=jnp.float32)))
     assert sum(array.nbytes for array in stored if array.dtype == how.dtype) == BLOCK_BYTES

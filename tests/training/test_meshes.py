@@ -114,7 +114,13 @@ def test_meshes_in_bf16(world, alone, in_bf16, mesh):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"optimiser.accumulate": 4}, {"remat": Remat.BLOCK}, {"remat": Remat.DOTS}, {"unroll": True}]
+    "changes",
+    [
+        {"optimiser.accumulate": 4},
+        {"remat": Remat.BLOCK},
+        pytest.param({"remat": Remat.DOTS}, marks=pytest.mark.slow),
+        {"unroll": True},
+    ],
 )
 def test_accumulation_remat_and_unrolling_change_nothing(world, alone, changes):
     run = Run(world, None, **changes)

@@ -117,13 +117,13 @@ def on(mesh: Mesh, rules: Rules, spread: Spread, kind: AttentionKind) -> tuple[n
 @pytest.mark.parametrize(
     ("mesh", "spread", "kind"),
     [
-        ("data=8", Spread.NONE, AttentionKind.XLA),
+        pytest.param("data=8", Spread.NONE, AttentionKind.XLA, marks=pytest.mark.slow),
         ("fsdp=8", Spread.NONE, AttentionKind.XLA_CHUNKED),
         ("data=2,tensor=4", Spread.NONE, AttentionKind.XLA_BY_HEAD),
         ("context=8", Spread.ULYSSES, AttentionKind.XLA),
         ("context=8", Spread.RING, AttentionKind.XLA),
         ("fsdp=2,context=2,tensor=2", Spread.GATHER, AttentionKind.SPLASH),
-        ("cfg=2,tensor=4", Spread.NONE, AttentionKind.XLA),
+        pytest.param("cfg=2,tensor=4", Spread.NONE, AttentionKind.XLA, marks=pytest.mark.slow),
     ],
 )
 def test_devices_change_nothing(mesh, spread, kind):
