@@ -42,6 +42,7 @@ def runs(process: Path) -> bool:
         return False
 
 
+@pytest.mark.full
 def test_the_status_is_that_of_pytest_and_the_loops_end(tmp_path):
     process, children = started(tmp_path, waits=False)
     assert process.wait() == 7

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tools.test_times import table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,6 +19,7 @@ def test_nothing(): pass
 """
 
 
+@pytest.mark.full
 def test_the_plugin_notes_cpu_time_here_and_in_programs(tmp_path):
     (tmp_path / "test_busy.py").write_text(BUSY)
     plugin = ["-p", "tests.times", "--times", str(tmp_path / "times.json"), "-p", "no:cacheprovider"]

@@ -50,6 +50,7 @@ def test_prefix_and_suffix(tokenizer):
     assert len(tokenizer.ids(" ")) - tokenizer.drop == 6
 
 
+@pytest.mark.full
 def test_tokenizer_json_reads_the_same(tokenizer, tmp_path):
     (tmp_path / "processor").mkdir()
     reference_tokenizer().backend_tokenizer.save(str(tmp_path / "processor" / "tokenizer.json"))

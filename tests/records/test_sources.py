@@ -85,6 +85,7 @@ def test_more_than_a_hundred_layers_keep_their_order(tmp_path):
     assert [int(layer.pixels[0, 0, 0]) for layer in record.layers] == list(range(105))
 
 
+@pytest.mark.full
 def test_unions(scenes):
     opened = [open_source(scenes / "records", split) for split in ("validation", "train", "test")]
     union = UnionSource(opened)

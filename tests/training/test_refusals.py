@@ -343,6 +343,7 @@ FAILED = ("no checkpoint to start from", "nothing to train", "fewer records to v
 
 
 @pytest.mark.parametrize("wrong", FAILED)
+@pytest.mark.full
 def test_a_failed_start_claims_nothing(given: Given, tmp_path, capsys, monkeypatch, wrong):
     """The corrected command is not refused because the folder is of another experiment."""
     run = tmp_path / "run"

@@ -98,6 +98,7 @@ def test_packed_samples_are_worth_what_they_are_alone(model, batch):
         assert packed[row] == pytest.approx(total, rel=2e-5) and total >= len(places)
 
 
+@pytest.mark.full
 def test_what_lies_in_the_padding_never_reaches_the_loss(model, batch):
     lengths, text = text_of(batch)
     where = batch_tokens(batch, lengths, width=WIDTH)
