@@ -3,7 +3,7 @@
 import sys
 
 from qil_jax.compilation_cache import use_compilation_cache
-from qil_jax.errors import QilError
+from qil_jax.errors import QilError, message
 from qil_jax.launch import connected
 from qil_jax.programs import INTERRUPTED, UNUSABLE, leave
 from qil_jax.training.cli import Arguments, parse_arguments
@@ -37,9 +37,9 @@ def run(arguments: Arguments, watch: Watchdog) -> int:
             print(work(arguments, watch), flush=True)
         return 0
     except (SaveError, OSError) as error:
-        print(f"error: {error}\n{arguments.standing()}", file=sys.stderr)
+        print(message(f"error: {error}\n{arguments.standing()}"), file=sys.stderr)
     except QilError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(message(f"error: {error}"), file=sys.stderr)
     return UNUSABLE
 
 

@@ -9,16 +9,24 @@ from argparse import ArgumentTypeError
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from qil_jax.errors import cut
+
+MOST = 2**32 - 1
+"""The largest number of an option, which is the largest seed: counts beyond it would only fill the memory."""
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that keeps the line breaks of its description and suggests the nearest known option.
 
-    `elsewhere` is appended to the message about unknown options, and says where other options belong.
+    Options of the types int and float take what `integer` and `number` take. `elsewhere` is appended to the message
+    about unknown options, and says where other options belong.
     """
 
     def __init__(self, *, elsewhere: str = "", **options: Any):
         defaults = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
         super().__init__(**{**defaults, **options})
+        self.register("type", int, integer)
+        self.register("type", float, number)
         self.elsewhere = elsewhere
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -45,6 +53,36 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {found[0]}?)" if found else ""
 
 
+def integer(text: str) -> int:
+    """The value of an option that is an integer of at most `MOST`, or minus that.
+
+    Raises:
+      ArgumentTypeError: if `text` is something else.
+    """
+    try:
+        value = int(text)
+    except ValueError:  # or more digits than Python converts
+        value = MOST + 1
+    if not -MOST <= value <= MOST:
+        raise ArgumentTypeError(f"{cut(text)} is no integer of at most {MOST}")
+    return value
+
+
+def number(text: str) -> float:
+    """The value of an option that is a number from minus `MOST` to `MOST`.
+
+    Raises:
+      ArgumentTypeError: if `text` is something else.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not -MOST <= value <= MOST:
+        raise ArgumentTypeError(f"{cut(text)} is no number of at most {MOST}")
+    return value
+
+
 def seconds(text: str) -> float:
     """The value of an option in seconds, 0 or more.
 
@@ -56,7 +94,7 @@ def seconds(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value <= threading.TIMEOUT_MAX:
-        raise ArgumentTypeError(f"{text} is no number of seconds: give 0 or more")
+        raise ArgumentTypeError(f"{cut(text)} is no number of seconds: give 0 or more")
     return value
 
 

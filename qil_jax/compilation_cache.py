@@ -22,7 +22,11 @@ def use_compilation_cache() -> Path | None:
     """
     if ELSEWHERE in os.environ:
         return None
-    folder = cache_folder()
+    try:
+        folder = cache_folder()
+    except RuntimeError:  # no HOME, and no entry of this user among the system's
+        print(f"warning: no home folder; compiled programs are not kept: set {ELSEWHERE} to a folder", file=sys.stderr)
+        return None
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         usable, reason = os.access(folder, os.W_OK | os.X_OK), "not writable"
@@ -44,7 +48,11 @@ def use_compilation_cache() -> Path | None:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for programs that this machine compiles; a home may be shared by unlike CPUs."""
+    """The user's cache folder for programs that this machine compiles; a home may be shared by unlike CPUs.
+
+    Raises:
+      RuntimeError: if the user has no home.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
     lines = CPU.read_text(errors="replace").splitlines() if CPU.is_file() else []

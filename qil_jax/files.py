@@ -41,6 +41,16 @@ def is_remote(path: AnyPath | str) -> bool:
     return "://" in str(path)
 
 
+def no_folder(path: Path) -> str:
+    """Why a path is no folder of a checkpoint, and what to give instead: for files, and for names of repositories."""
+    if path.is_file():
+        return f"{path}: is a file; give the folder that holds model_index.json"
+    if len(path.parts) == 2 and not path.is_absolute() and not path.parent.exists():
+        get = f"hf download {path} --local-dir FOLDER"
+        return f"{path}: no such folder; if it is a repository's name, download it ({get}) and give the folder"
+    return f"{path}: no such folder; give the one that holds model_index.json"
+
+
 def write_whole(file: epath.Path, data: bytes) -> None:
     """Write a file atomically, and make its folder if needed."""
     if is_remote(file):
@@ -107,7 +117,8 @@ def _whole(destination: Path, name: str, *, overwrite: bool) -> Iterator[Path]:
         mark.flush()
         content = draft / name
         try:
-            yield content
+            with _naming(destination):
+                yield content
             if overwrite and os.path.lexists(destination):
                 destination.rename(draft / REPLACED)
             if os.path.lexists(destination):
@@ -115,6 +126,17 @@ def _whole(destination: Path, name: str, *, overwrite: bool) -> Iterator[Path]:
             content.rename(destination)
         finally:
             _settle(draft, destination)
+
+
+@contextmanager
+def _naming(destination: Path) -> Iterator[None]:
+    """Give errors of a write, such as that of a full disk, the path that was to be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(destination)) from error
 
 
 @contextmanager

@@ -7,16 +7,19 @@ other processes at once when one has ended, however it ended. JAX by itself woul
 
 import dataclasses
 import os
+import re
 import socket
+import sys
 import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from qil_jax.errors import ProblemsError, QilError
+from qil_jax.accelerators import DEV, find_devices
+from qil_jax.errors import SHOWN, ProblemsError, QilError, cut
 from qil_jax.links import Connection, Word, background, carry, free_address, tunnel
 from qil_jax.programs import HUNG
 
@@ -29,6 +32,8 @@ DISTRIBUTED_HELP = (
 """The help of the option --distributed of all programs."""
 WAIT_HELP = f"seconds to wait for the other processes at the start (default {WAIT:.0f})"
 """The help of the option --wait of all programs."""
+MOST = 1 << 16
+"""The largest number of processes: process 0 has a connection and a thread for each."""
 BEAT = 5.0
 """Seconds between two signs of life."""
 SILENCE = 60.0
@@ -82,11 +87,13 @@ def parse_place(text: str) -> Place:
     """
     address, *numbers = text.split(",")
     host, _, port = address.rpartition(":")
-    if not host or len(numbers) != 2 or not all(n.isdecimal() for n in (port, *numbers)):
-        raise LaunchError([f"--distributed {text}: give auto, or HOST:PORT,COUNT,INDEX such as 10.0.0.1:8476,4,0"])
+    if not host or len(numbers) != 2 or not all(re.fullmatch(r"\d{1,9}", n, re.ASCII) for n in (port, *numbers)):
+        raise LaunchError([f"--distributed {cut(text)}: give auto, or HOST:PORT,COUNT,INDEX such as 10.0.0.1:8476,4,0"])
     count, index = map(int, numbers)
     if not 0 < int(port) < 1 << 16:
         raise LaunchError([f"--distributed {text}: the port must be from 1 to 65535"])
+    if count > MOST:
+        raise LaunchError([f"--distributed {text}: the number of processes must be at most {MOST}"])
     if index >= count:
         raise LaunchError([f"--distributed {text}: of {count} processes, the index must be from 0 to {count - 1}"])
     return Place(host=host.strip("[]"), port=int(port), count=count, index=index)
@@ -110,12 +117,25 @@ def cluster_place(wait: float) -> Place:
     if address is None or count is None or index is None:
         raise LaunchError([f"--distributed auto: found no TPU pod, GKE, SLURM or Open MPI; {hint}"])
     place = parse_place(f"{address},{count},{index}")
+    warn_of_idle(devices)
     return dataclasses.replace(place, devices=None if devices is None else tuple(devices))
+
+
+def warn_of_idle(devices: Sequence[int] | None) -> None:
+    """Say so if this process was given one GPU of a host whose others no process of this program has, as by SLURM."""
+    gpus = len(list(DEV.glob("nvidia[0-9]*")))
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    if devices is not None and re.match(r"1\b", tasks) and len(devices) < gpus:
+        print(
+            f"warning: SLURM runs one process on each host, which uses {len(devices)} of its {gpus} GPUs: start one "
+            f"for each GPU, with srun --ntasks-per-node={gpus} --gpus-per-node={gpus}",
+            file=sys.stderr,
+        )
 
 
 @contextmanager
 def connected(where: str | None, *, wait: float = WAIT) -> Iterator[None]:
-    """Connect to the other processes for the time of the block, which must be before any device is used.
+    """Connect to the other processes for the time of the block, and start the devices; none may be used before.
 
     If another process ends before its own block does, this process ends with the status `HUNG` and one line on standard
     error. An unforeseen exception within the block ends the process with status 1, after its traceback.
@@ -126,14 +146,17 @@ def connected(where: str | None, *, wait: float = WAIT) -> Iterator[None]:
 
     Raises:
       LaunchError: if `where` is none of these, or not every process has joined in time, or one by other numbers.
+      QilError: if jax finds no devices.
     """
     if where is None:
+        find_devices()
         yield
         return
     place = cluster_place(wait) if where == "auto" else parse_place(where)
     member = _Coordinator(place, wait) if place.index == 0 else _Follower(place, wait)
     member.join()
     try:
+        find_devices()
         yield
     except (QilError, OSError, KeyboardInterrupt, SystemExit):
         member.close()
@@ -254,9 +277,10 @@ class _Coordinator(_Member):
             self._begun = True
             missing = [str(index) for index in range(1, place.count) if index not in self._links]
         if missing and not self._problems:
+            more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
             self._problems = [
-                f"of {place.count} processes, {', '.join(missing)} did not come to {place.address} within "
-                f"{self.wait:g} s: start each with this address, {place.count} and its own index"
+                f"of {place.count} processes, {', '.join(missing[:SHOWN])}{more} did not come to {place.address} "
+                f"within {self.wait:g} s: start each with this address, {place.count} and its own index"
             ]
         if self._problems:
             self._tell(Word.REFUSED, self._problems)

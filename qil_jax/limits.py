@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+from qil_jax.errors import shown
+
 RESOLUTION = 640
 """The default bucket: pictures are resized to about this many pixels squared. The release also supports 1024."""
 MULTIPLE = 32
@@ -38,12 +40,14 @@ class Split(StrEnum):
 def integer_problems(name: str, value: object, *, least: int, most: int | None = None) -> list[str]:
     """The reasons why a value is not an integer within the bounds; empty if it is one."""
     if not isinstance(value, int) or isinstance(value, bool):
-        return [f"{name} must be an integer, got {value!r}"]
+        return [f"{name} must be an integer, got {shown(value)}"]
     bounds = f"at least {least}" if most is None else f"from {least} to {most}"
-    return [] if least <= value and (most is None or value <= most) else [f"{name} must be {bounds}, got {value}"]
+    return (
+        [] if least <= value and (most is None or value <= most) else [f"{name} must be {bounds}, got {shown(value)}"]
+    )
 
 
 def resolution_problems(name: str, value: object) -> list[str]:
     """The reasons why a value is not the side of a size bucket; empty if it is one."""
     fits = isinstance(value, int) and not isinstance(value, bool) and value >= MULTIPLE and value % MULTIPLE == 0
-    return [] if fits else [f"{name} must be a multiple of {MULTIPLE}, got {value!r}"]
+    return [] if fits else [f"{name} must be a multiple of {MULTIPLE}, got {shown(value)}"]

@@ -9,7 +9,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from qil_jax.errors import QilError
+from qil_jax.accelerators import quieten_libtpu
+from qil_jax.errors import QilError, message
 
 UNUSABLE = 2
 """Exit status after unusable input or an operating-system error."""
@@ -48,15 +49,16 @@ def ended(main: Callable[[list[str]], int], argv: list[str]) -> int:
         print(f"\nstopped; to go on: {command(argv)}", file=sys.stderr)
         return INTERRUPTED
     except QilError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(message(f"error: {error}"), file=sys.stderr)
         return UNUSABLE
     except OSError as error:
-        print(f"error: {error}; to go on: {command(argv)}", file=sys.stderr)
+        print(message(f"error: {error}; to go on: {command(argv)}"), file=sys.stderr)
         return UNUSABLE
 
 
 def run_main(main: Callable[[list[str]], int]) -> NoReturn:
     """Run `main` on the command line's arguments and exit with its status."""
+    quieten_libtpu()
     leave(ended(main, sys.argv[1:]))
 
 

@@ -25,6 +25,16 @@ SPELLINGS = {
     "bare": ("{dotted}", ".lora_A.weight", ".lora_B.weight"),
 }
 """Layout to the names of its tensors; diffusers' own may lack the prefix."""
+VARIANTS = {
+    "peft alone": ("base_model.model.{dotted}", ".lora_A.weight", ".lora_B.weight"),
+    "peft by name": ("base_model.model.{dotted}", ".lora_A.default.weight", ".lora_B.default.weight"),
+    "onetrainer": ("lora_transformer_{flat}", ".lora_down.weight", ".lora_up.weight"),
+    "old diffusers": ("transformer.{dotted}", ".lora.down.weight", ".lora.up.weight"),
+    "older diffusers": ("unet.{dotted}", ".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+    "comfyui's whole model": ("model.diffusion_model.{dotted}", ".lora_A.weight", ".lora_B.weight"),
+    "diffsynth": ("pipe.dit.{dotted}", ".lora_A.default.weight", ".lora_B.default.weight"),
+}
+"""Other names for the same numbers, not all of which diffusers reads."""
 
 
 def block_modules(block: int) -> list[str]:
@@ -46,7 +56,7 @@ def random_lora(table, modules, *, ranks=(4,), scale: float = 1.0, seed: int = 0
 
 def tensors_of(lora: LoRA, layout: str, *, alphas: bool) -> dict[str, Any]:
     """The tensors of a file of one layout; alphas as numbers beside the factors."""
-    name, down, up = SPELLINGS[layout]
+    name, down, up = (SPELLINGS | VARIANTS)[layout]
     tensors = {}
     for module, change in lora.changes.items():
         stem = name.format(dotted=module, flat=module.replace(".", "_"))

@@ -1,11 +1,16 @@
 """Every program answers --help at once, and explains every option; unknown ones are refused by name."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from qil_jax.inference.__main__ import main as infer
+from qil_jax.programs import ended
+from tools import validate
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("apache_beam", "flax", "jax", "orbax", "psd_tools", "scipy", "tensorflow", "torch", "transformers")
@@ -57,6 +62,46 @@ def test_help_explains_every_option_and_imports_nothing_heavy(name):
     found = json.loads(done.stdout)
     assert found["unexplained"] == [[]]
     assert [module for module in found["modules"] if module in HEAVY] == []
+
+
+MANY = "9" * 5000
+NUMBERS = {
+    "infer.py a.png --out o --batch": f"{'9' * 60}... is no integer of at most 4294967295",
+    "infer.py a.png --out o --steps": f"{'9' * 60}... is no integer of at most 4294967295",
+    "infer.py a.png --out o --guidance": f"{'9' * 60}... is no number of at most 4294967295",
+    "infer.py a.png --out o --layers": f"{'9' * 60}... is no integer of at most 4294967295",
+    "infer.py a.png --out o --distributed a:1,2,": "error: the processes do not come together",
+    "infer.py a.png --out o --wait": f"{'9' * 60}... is no number of seconds: give 0 or more",
+    "tools/validate.py a --tolerance": f"{'9' * 60}... is no number of at most 4294967295",
+    "tools/evaluate.py layers d --out o --layers": f"--layers must be 'true' or from 2 to 20, got {'9' * 60}...",
+    "tools/evaluate.py layers d --out o --mesh data=": f"'data={'9' * 55}...': the size must be a positive integer",
+}
+
+
+@pytest.mark.parametrize("call", NUMBERS)
+def test_numbers_of_thousands_of_digits_are_refused_in_a_sentence(call, capsys):
+    program, *words = f"{call}{'' if call.endswith(('=', ',')) else ' '}{MANY}".split()
+    found = runpy.run_path(str(ROOT / program))
+    main = found["main"] if program != "infer.py" else infer
+    status = refused(main, words)
+    said = capsys.readouterr().err
+    assert status == 2 and NUMBERS[call] in said, said
+    assert len(said) < 3000
+
+
+def refused(main, words: list[str]) -> object:
+    """The exit status, of a parser or of a program."""
+    try:
+        return ended(main, words)
+    except SystemExit as end:
+        return end.code
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400", "x"])
+def test_options_that_are_numbers_are_finite(value, capsys):
+    with pytest.raises(SystemExit):
+        validate.main(["a", f"--tolerance={value}"])
+    assert f"argument --tolerance: {value} is no number of at most 4294967295" in capsys.readouterr().err
 
 
 def test_programs_find_one_another_from_any_folder(tmp_path):

@@ -57,6 +57,22 @@ def test_the_users_folder_is_used_unless_the_environment_names_another(tmp_path,
 
 
 @pytest.mark.usefixtures("undone")
+def test_a_user_without_a_home_is_a_warning(monkeypatch, capsys):
+    """As in a container whose user is a number that its system does not know."""
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in (ELSEWHERE, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert use_compilation_cache() is None
+    assert capsys.readouterr().err == (
+        f"warning: no home folder; compiled programs are not kept: set {ELSEWHERE} to a folder\n"
+    )
+
+
+@pytest.mark.usefixtures("undone")
 def test_a_folder_that_cannot_be_used_is_a_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv(ELSEWHERE)
     (tmp_path / "file").write_text("no folder")

@@ -1,5 +1,6 @@
 """Folders that are written atomically, and what a killed program leaves of them."""
 
+import errno
 import json
 import os
 import signal
@@ -8,9 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from qil_jax.export import formats
+from qil_jax.export.format import Format
 from qil_jax.files import CONTENT, DRAFT, MARK, REPLACED, recover, whole_folder
+from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.programs import ended
+from qil_jax.viewer import page
+from tools import export, view
 
 KILLED_AT_EVERY_STEP = """
 import os, pathlib, sys
@@ -31,6 +39,28 @@ with whole_folder(pathlib.Path(sys.argv[1]), overwrite=True) as draft:
     (draft / "a").write_text("new")
 print("done", calls)
 """
+
+
+@pytest.mark.parametrize("program", ["export", "view"])
+def test_a_full_disk_is_named(program, tmp_path, monkeypatch, capsys):
+    """A write that fails has no name; what was to be written has."""
+    layers = np.zeros((1, 4, 4, 4), np.uint8)
+    LayeredImage(layers=layers, names=("a",)).save(tmp_path / "layers")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if program == "export":
+        monkeypatch.setitem(formats.WRITERS, Format.ORA, full)
+        call, out = export.main, tmp_path / "a.ora"
+        words = [str(tmp_path / "layers"), "--to", "ora", "--out", str(out)]
+    else:
+        monkeypatch.setattr(page, "pieces", full)
+        call, out = view.main, tmp_path / "a.html"
+        words = [str(tmp_path / "layers"), "--out", str(out)]
+    assert ended(call, words) == 2
+    assert f"No space left on device: '{out}'" in capsys.readouterr().err
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["layers"]
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from waiting import HANGS, free_port
 
-from qil_jax.launch import LaunchError, parse_place
+from qil_jax import launch
+from qil_jax.launch import LaunchError, cluster_place, parse_place
 
 pytestmark = pytest.mark.full
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,11 +123,33 @@ def places(*texts: str) -> list[str]:
         ("a:99999,2,1", "the port must be from 1 to 65535"),
         ("a:8476,2,2", "of 2 processes, the index must be from 0 to 1"),
         ("a:8476,0,0", "the index must be from 0"),
+        ("a:8476,400000000,0", "the number of processes must be at most 65536"),
+        (f"a:8476,2,{'9' * 5000}", "99999\\.\\.\\.: give auto, or HOST:PORT,COUNT,INDEX"),
     ],
 )
 def test_places_are_refused(text, message):
     with pytest.raises(LaunchError, match=message):
         parse_place(text)
+
+
+@pytest.mark.parametrize(("tasks", "gpus", "warns"), [("1(x2)", 8, True), ("8(x2)", 8, False), ("1", 1, False)])
+def test_gpus_that_slurm_leaves_idle_are_named(tasks, gpus, warns, tmp_path, monkeypatch, capsys):
+    for name in ("nvidiactl", *(f"nvidia{i}" for i in range(gpus))):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(launch, "DEV", tmp_path)
+    job = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[01-02]", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}
+    job |= {"SLURM_STEP_NUM_NODES": "2", "SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": tasks}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    place = cluster_place(1.0)
+    assert (place.host, place.count, place.index, place.devices) == ("node01", 2, 1, (0,))
+    said = capsys.readouterr().err
+    assert said == (
+        "warning: SLURM runs one process on each host, which uses 1 of its 8 GPUs: start one for each GPU, with srun "
+        "--ntasks-per-node=8 --gpus-per-node=8\n"
+        if warns
+        else ""
+    )
 
 
 def test_an_address_of_ip_version_6():

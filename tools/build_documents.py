@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from etils import epath
 from rich.console import Console
-from rich.table import Table
 
 from qil_jax.documents.build import WORK, Workplace, caption_all, contents_of, prepare_all
 from qil_jax.documents.captions import Captioner, EndpointCaptioner, EndpointConfig, ModelCaptioner, SidecarCaptioner
@@ -27,6 +26,7 @@ from qil_jax.documents.sandbox import ProcessLimits
 from qil_jax.errors import QilError
 from qil_jax.files import write_whole
 from qil_jax.identity import to_json
+from qil_jax.terminal import Table
 
 if TYPE_CHECKING:
     from tools.model_captions import DocumentCaptions

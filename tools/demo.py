@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from qil_jax.command_line import Parser
 from qil_jax.programs import run_main
+from qil_jax.terminal import Table
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PICTURES = {

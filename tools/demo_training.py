@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from qil_jax.command_line import Parser
 from qil_jax.errors import QilError
 from qil_jax.extras import require
 from qil_jax.programs import run_main
 from qil_jax.shipped import shipped_checkpoint
+from qil_jax.terminal import Table
 from tools import make_scenes
 
 if TYPE_CHECKING:

@@ -111,15 +111,14 @@ def write(out: Path, source: Path, layered: "LayeredImage", items: list[dict[str
 
 def show(stack: "Stack") -> None:
     """Print the layers from the top down: number, name, box and opacity."""
-    from rich.console import Console
-    from rich.table import Table
+    from qil_jax.terminal import Table, console
 
     table = Table("layer", "name", "left, top", "size", "opacity", title=f"canvas {stack.size[0]}x{stack.size[1]}")
     for layer in reversed(stack.layers):
         left, top, right, bottom = layer.visible or (0, 0, 0, 0)
         place = (f"{left}, {top}", f"{right - left}x{bottom - top}") if layer.visible else ("", "empty")
         table.add_row(str(layer.number), layer.name, *place, f"{layer.opacity:g}")
-    Console(highlight=False).print(table)
+    console().print(table)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from qil_jax.command_line import Parser
-from qil_jax.errors import ProblemsError, QilError
+from qil_jax.errors import ProblemsError, QilError, cut
 from qil_jax.extras import require
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.options import add_options, flag, options_of
@@ -103,8 +103,8 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
     if getattr(arguments, "size", None) is not None:
         found += resolution_problems("--size", arguments.size)
     layers = getattr(arguments, "layers", "true")
-    if layers != "true" and not (layers.isdecimal() and 2 <= int(layers) <= MAX_LAYERS):
-        found.append(f"--layers must be 'true' or from 2 to {MAX_LAYERS}, got {layers}")
+    if layers != "true" and layers not in map(str, range(2, MAX_LAYERS + 1)):
+        found.append(f"--layers must be 'true' or from 2 to {MAX_LAYERS}, got {cut(layers)}")
     for name in ("checkpoint", "results"):
         folder = getattr(arguments, name, None)
         if folder is not None and not folder.is_dir():
@@ -112,7 +112,7 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
     try:
         MeshShape.parse(arguments.mesh)
     except QilError as error:
-        found.append(f"--mesh {arguments.mesh}: {error}")
+        found.append(f"--mesh {cut(arguments.mesh)}: {error}")
     return found
 
 

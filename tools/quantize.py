@@ -1,7 +1,6 @@
 """Implementation of the commands quantize and dequantize of convert.py: command lines, and tables of errors."""
 
 import argparse
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -12,8 +11,7 @@ from qil_jax.errors import QilError
 from tools.progress import byte_progress
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from qil_jax.terminal import Table
     from qil_jax.weights.quantise import QuantisationReport
 
 QUANTIZE, DEQUANTIZE = "quantize", "dequantize"
@@ -51,9 +49,8 @@ def quantize(arguments: argparse.Namespace) -> int:
     if wrong or not arguments.components:
         raise QilError(f"--components: {', '.join(wrong)}: give one or several of {','.join(COMPONENTS)}")
     # Heavy imports are deferred until the arguments are valid.
-    from rich.console import Console
-
     from qil_jax.models.quantised import Quantisation
+    from qil_jax.terminal import console
     from qil_jax.weights import Component
     from qil_jax.weights.quantise import REPORT, quantise_checkpoint
 
@@ -68,11 +65,11 @@ def quantize(arguments: argparse.Namespace) -> int:
             components=components,
             on_bytes=lambda done: progress.advance(bar, done),
         )
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    screen = console()
     for component, report in reports.items():
-        console.print(errors_by_block(component, report))
-        console.print(f"{component}: {report.elements / 1e6:,.1f} MB quantised; left as stored: {left(report)}")
-        console.print(f"{component}: {report.before / 1e6:,.1f} MB before, {report.after / 1e6:,.1f} MB after")
+        screen.print(errors_by_block(component, report))
+        screen.print(f"{component}: {report.elements / 1e6:,.1f} MB quantised; left as stored: {left(report)}")
+        screen.print(f"{component}: {report.before / 1e6:,.1f} MB before, {report.after / 1e6:,.1f} MB after")
     seconds = time.perf_counter() - began
     print(f"verified and written in {seconds:.1f} s to {arguments.destination}; errors of all maps: COMPONENT/{REPORT}")
     return 0
@@ -80,7 +77,7 @@ def quantize(arguments: argparse.Namespace) -> int:
 
 def errors_by_block(component: str, report: "QuantisationReport") -> "Table":
     """A row per block with the root mean square error of all of its maps, and the worst map."""
-    from rich.table import Table
+    from qil_jax.terminal import Table
 
     table = Table("block", "lowest rms error", "highest", "of the map", "largest error", "of the map", title=component)
     blocks = defaultdict(list)

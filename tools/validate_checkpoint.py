@@ -9,8 +9,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
 
+from qil_jax.errors import message
+from qil_jax.inference.checkpoint import unlayered
+from qil_jax.terminal import Table, console
 from qil_jax.weights import (
     Component,
     StructureError,
@@ -97,16 +99,16 @@ def compared(found: Mapping[str, TensorValues], file: Path, sums: Mapping[str, M
 def validate(arguments: argparse.Namespace) -> int:
     """Check as the command line says; returns 0 for a sound checkpoint, 1 for one that is not."""
     reference = arguments.reference or arguments.checkpoint
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    screen = console()
     try:
         sums = None if arguments.against is None else read_checksums(arguments.against)
         for folder in dict.fromkeys((arguments.checkpoint, reference)):
             require_sound(folder)
         if arguments.numerics and not _is_released(reference):
             raise WeightsError([f"PyTorch cannot read {reference}: give the released folder with --reference"])
-        return checked(arguments, reference, sums, console)
+        return checked(arguments, reference, sums, screen)
     except StructureError as error:
-        print(error, file=sys.stderr)
+        print(message(error), file=sys.stderr)
         return 1
 
 
@@ -122,7 +124,7 @@ def checked(arguments: argparse.Namespace, reference: Path, sums: Mapping[str, A
     console.print(structure(arguments.checkpoint))
     training = arguments.checkpoint / "training.json"
     if training.is_file():
-        console.print(made_by(read_json(training, fix="remove it if no stage made this checkpoint")))
+        console.print(message(made_by(read_json(training, fix="remove it if no stage made this checkpoint"))))
     failed = 0
     if arguments.values or arguments.checksums is not None or sums is not None:
         found, failed = values(arguments.checkpoint, console)
@@ -136,5 +138,8 @@ def checked(arguments: argparse.Namespace, reference: Path, sums: Mapping[str, A
         failed += wrong
     if failed:
         return 1
-    console.print(f"{arguments.checkpoint} is sound")
+    console.print(message(f"{arguments.checkpoint} is sound"))
+    problem = unlayered(arguments.checkpoint)
+    if problem is not None:
+        console.print(f"but it decomposes nothing: {message(problem)}")
     return 0

@@ -5,9 +5,8 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
+from qil_jax.errors import message
+from qil_jax.terminal import Table, console
 from qil_jax.weights import Component, LoRAError, component_config, read_lora
 from qil_jax.weights.lora_header import LoRAHeader, read_lora_header
 from qil_jax.weights.released import CONFIGS
@@ -29,12 +28,12 @@ def validate_lora(file: Path, base: Path | None) -> int:
         read_lora(file, entries)
     except LoRAError as error:
         hint = "" if base else "\n(checked against the released structure; --base CHECKPOINT checks against another)"
-        print(f"{error}{hint}", file=sys.stderr)
+        print(message(f"{error}{hint}"), file=sys.stderr)
         return 1
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(contents(header))
-    console.print(made_by(header.origin))
-    console.print(f"{file} is sound and fits {base or 'the released transformer'}")
+    shown = console()
+    shown.print(contents(header))
+    shown.print(message(made_by(header.origin)))
+    shown.print(message(f"{file} is sound and fits {base or 'the released transformer'}"))
     return 0
 
 

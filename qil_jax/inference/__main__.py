@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from qil_jax.errors import ProblemsError, QilError
+from qil_jax.errors import ProblemsError, QilError, message
 from qil_jax.inference.cli import (
     Arguments,
     Ledger,
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         interruptible(lambda: decompose(arguments, ledger))
     except (KeyboardInterrupt, QilError, OSError) as error:
         stopped = isinstance(error, KeyboardInterrupt)
-        print("\nstopped" if stopped else f"error: {error}", file=sys.stderr)
+        print("\nstopped" if stopped else message(f"error: {error}"), file=sys.stderr)
         if stopped or ledger.left:
             print(f"{ledger.summary()}; to go on: {command(argv)}", file=sys.stderr)
         return INTERRUPTED if stopped else 2

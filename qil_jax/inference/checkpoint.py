@@ -4,13 +4,14 @@ import collections
 import dataclasses
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
-from qil_jax.errors import QilError
+from qil_jax.errors import QilError, shown
 from qil_jax.flow import Schedule
 from qil_jax.inference.defaults import Defaults
 from qil_jax.models.config import ConfigError
@@ -130,10 +131,14 @@ class Checkpoint:
           StructureError: if the checkpoint is not sound; the message lists every problem.
           LoRAError: if LoRA files cannot be read or do not fit the transformer; the message lists every problem.
           ConfigError: if the checkpoint's model does not decompose pictures.
-          QilError: if `dtype` or qil.json cannot be used.
+          QilError: if an argument is of another type, or `dtype` or qil.json cannot be used.
         """
         if dtype not in (None, *DTYPES):
             raise QilError(f"dtype must be one of {', '.join(DTYPES)}, or None for what is stored; got {dtype!r}")
+        if not isinstance(folder, str | os.PathLike | None):
+            raise QilError(
+                f"the checkpoint must be the path of a folder, or None for the shipped one; got {shown(folder)}"
+            )
         folder = shipped_checkpoint() if folder is None else Path(folder)
         require_sound(folder)
         transformer = MMDiTConfig.from_json(component_config(folder, Component.TRANSFORMER))
@@ -152,6 +157,16 @@ class Checkpoint:
         )
 
 
+def unlayered(folder: Path) -> str | None:
+    """Why a sound checkpoint decomposes nothing, such as one of Qwen-Image; None if it decomposes pictures."""
+    transformer, vae = (component_config(folder, part) for part in (Component.TRANSFORMER, Component.VAE))
+    try:
+        _require_layered(MMDiTConfig.from_json(transformer), VAEConfig.from_json(vae))
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 def _require_layered(transformer: MMDiTConfig, vae: VAEConfig) -> None:
     if not (transformer.use_layer3d_rope and transformer.use_additional_t_cond):
         raise ConfigError(
@@ -168,9 +183,20 @@ def _require_layered(transformer: MMDiTConfig, vae: VAEConfig) -> None:
         )
 
 
+def _is_scaled(given: object) -> bool:
+    """Whether this is a pair of a path and a number."""
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        return False
+    return isinstance(given[0], str | os.PathLike) and isinstance(given[1], int | float)
+
+
 def _read_loras(folder: Path, given: Sequence[tuple[Path | str, float]]) -> tuple[AppliedLoRA, ...]:
     table = table_of(Component.TRANSFORMER, component_config(folder, Component.TRANSFORMER))
     found, problems = [], []
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(map(_is_scaled, given)):
+        raise LoRAError(
+            [f"loras must be pairs of a file and a scale, such as [('a.safetensors', 1.0)]; got {shown(given)}"]
+        )
     for name, scale in given:
         file = Path(name)
         if not math.isfinite(scale):

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -20,11 +19,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
 
-from qil_jax.command_line import Parser, seconds
-from qil_jax.errors import QilError
+from qil_jax.command_line import Parser, integer, seconds
+from qil_jax.errors import QilError, cut, message, printable
 from qil_jax.export.format import Format
+from qil_jax.files import no_folder
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.describe import read_descriptions
 from qil_jax.inference.options import add_options, flag, options_of
@@ -33,6 +32,7 @@ from qil_jax.launch import DISTRIBUTED_HELP, WAIT, WAIT_HELP
 from qil_jax.layers.descriptions import LayerDescription
 from qil_jax.limits import MAX_LAYERS, Passes, integer_problems
 from qil_jax.shipped import shipped_checkpoint
+from qil_jax.terminal import Table, console
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -123,7 +123,7 @@ class Arguments:
             found.append("--out is needed: the folder for the results")
         if self.caption_only and (self.options.prompt is not None or self.compile_only):
             found.append("--caption-only goes with neither --prompt nor --compile-only: leave one of them out")
-        return found + ([] if self.checkpoint.is_dir() else [f"--checkpoint {self.checkpoint}: no such folder"])
+        return found + ([] if self.checkpoint.is_dir() else [f"--checkpoint {no_folder(self.checkpoint)}"])
 
     def require_memory(
         self, left: "Sequence[PlannedResult]", checkpoint: "Checkpoint", mesh: "Mesh", *, captioned: int = 0
@@ -175,7 +175,7 @@ class Ledger:
         for path, picture in list(pictures.items())[:SHOWN]:
             width, height = bucket_size(*picture.size, resolution)
             own = "x".join(map(str, picture.size))
-            print(f"{path.name}: {own} pixels, the model sees {width}x{height}")
+            print(f"{printable(path.name)}: {own} pixels, the model sees {width}x{height}")
         if len(pictures) > SHOWN:
             print(f"and {len(pictures) - SHOWN} more pictures")
         if any(not result.prompt for result in self.left):
@@ -277,8 +277,8 @@ def _parser() -> Parser:
 def _layers(text: str) -> int | str:
     """A number of layers, or `auto`."""
     if text != AUTO and not text.removeprefix("-").isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {AUTO}")
-    return AUTO if text == AUTO else int(text)
+        raise argparse.ArgumentTypeError(f"{cut(text)!r} is neither a number nor {AUTO}")
+    return AUTO if text == AUTO else integer(text)
 
 
 def _formats(text: str) -> tuple[Format, ...]:
@@ -348,7 +348,9 @@ def show_captions(pictures: int, ledger: Ledger) -> Iterator[Callable[[str, str]
         def show(name: str, caption: str) -> None:
             ledger.captions += 1
             progress.update(bar, advance=1)
-            progress.console.print(f"caption of {name}: {caption}", markup=False, highlight=False, soft_wrap=True)
+            progress.console.print(
+                message(f"caption of {name}: {caption}"), markup=False, highlight=False, soft_wrap=True
+            )
 
         yield show
 
@@ -392,6 +394,6 @@ def report(ledger: Ledger) -> None:
             table.add_row(name, "already finished", "", "", folder)
         else:
             table.add_row(name, "done", f"{written.batch_seconds:.1f}", f"{written.psnr:.2f}", folder)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console().print(table)
     for reason in ledger.skipped:
-        print(f"skipped: {reason}")
+        print(message(f"skipped: {reason}"))

@@ -1,5 +1,6 @@
 """Reading of the file of `infer.py --describe`: what single layers show, and where."""
 
+import json
 from pathlib import Path
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -18,9 +19,12 @@ def read_descriptions(file: Path) -> tuple[LayerDescription, ...]:
       ProblemsError: if the file cannot be read, is not of that form, or has a box without area; every problem is named.
     """
     try:
-        found = ADAPTER.validate_json(file.read_bytes())
+        data = file.read_bytes()
+        found = ADAPTER.validate_json(data.decode(json.detect_encoding(data)))  # UTF-8 or 16, with its mark or without
     except OSError as error:
         raise ProblemsError(str(file), [f"cannot be read ({error.strerror}): give {FORM}"]) from error
+    except UnicodeDecodeError as error:
+        raise ProblemsError(str(file), [f"is no text ({error.reason}): give {FORM}"]) from error
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors(include_url=False)]
         raise ProblemsError(str(file), [*problems, f"give {FORM}"]) from error

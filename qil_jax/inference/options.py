@@ -1,14 +1,18 @@
 """Options as dataclass fields: default, bounds and help are defined once, for the API and for command lines."""
 
 import dataclasses
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
+from qil_jax.errors import shown
 from qil_jax.inference.defaults import Defaults
 from qil_jax.limits import integer_problems, resolution_problems
 
+LONGEST_TEXT = 20_000
+"""Maximum number of characters of a text, such as a prompt. The default limit of its tokens is reached much sooner."""
+LARGEST = sys.float_info.max
 KEY = "option"
 """Key of an `Option` in the metadata of its field."""
 Named = Callable[[str], str]
@@ -49,18 +53,20 @@ class Option:
         if self.bucket:
             return resolution_problems(name, value)
         if self.kind is bool:
-            return [] if isinstance(value, bool) else [f"{name} must be True or False, got {value!r}"]
+            return [] if isinstance(value, bool) else [f"{name} must be True or False, got {shown(value)}"]
         if self.kind is int:
             return integer_problems(name, value, least=self.least, most=self.most)
         if self.kind is float:
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            return [] if number else [f"{name} must be a finite number, got {value!r}"]
+            number = isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+            return [] if number else [f"{name} must be a finite number, got {shown(value)}"]
+        if isinstance(value, str) and len(value) > LONGEST_TEXT:
+            return [f"{name} has {len(value)} characters, {LONGEST_TEXT} at most: shorten it"]
         if isinstance(value, self.kind):
             return []
         if issubclass(self.kind, StrEnum):
             where = f"{self.kind.__module__}.{self.kind.__name__}"
-            return [f"{name} must be one of {', '.join(self.kind)} of {where}, got {value!r}"]
-        return [f"{name} must be text{' or None' if self.optional else ''}, got {value!r}"]
+            return [f"{name} must be one of {', '.join(self.kind)} of {where}, got {shown(value)}"]
+        return [f"{name} must be text{' or None' if self.optional else ''}, got {shown(value)}"]
 
 
 def option(default: Any, kind: type, help: str, **says: Any) -> Any:

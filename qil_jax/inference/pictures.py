@@ -12,11 +12,11 @@ from qil_jax.errors import QilError
 from qil_jax.export.names import safe_name
 from qil_jax.files import text_beside
 from qil_jax.inference.images import RESOLUTION, SUFFIXES, decode_image
+from qil_jax.inference.options import LONGEST_TEXT
 from qil_jax.layers.pictures import LARGEST_SIDE, ImageError, read_bytes
 
 PROMPT = ".txt"
 """Suffix of the text file with a picture's name that holds its prompt."""
-LONGEST_PROMPT = 20_000
 KEPT_BYTES = 1 << 30
 """Bytes of decoded pictures that stay in memory; further pictures are decoded again when needed."""
 
@@ -154,6 +154,6 @@ def _prompt_beside(source: Path) -> str | None:
         text = (text_beside(source, PROMPT) or "").strip()
     except QilError as error:
         raise ImageError(f"{file}: the prompt of {source.name} is no UTF-8 text ({error}); mend or move it") from error
-    if len(text) > LONGEST_PROMPT:
-        raise ImageError(f"{file}: {len(text)} characters, a prompt has at most {LONGEST_PROMPT}; shorten or move it")
+    if len(text) > LONGEST_TEXT:
+        raise ImageError(f"{file}: {len(text)} characters, a prompt has at most {LONGEST_TEXT}; shorten or move it")
     return text

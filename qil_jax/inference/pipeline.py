@@ -19,7 +19,7 @@ from qil_jax.encoders.caption_prompts import CaptionLanguage, CaptionStyle
 from qil_jax.encoders.image_encoder import Autoencoder
 from qil_jax.encoders.lengths import row_bucket
 from qil_jax.encoders.text_encoder import PromptEncoder
-from qil_jax.errors import ProblemsError
+from qil_jax.errors import ProblemsError, shown
 from qil_jax.inference.batch import Item, SequenceBatch, build_batch
 from qil_jax.inference.caption_job import captions_of
 from qil_jax.inference.captions import with_captions
@@ -29,7 +29,7 @@ from qil_jax.inference.denoiser import Denoiser, OnStep, OnTokens
 from qil_jax.inference.images import bucket_size, preprocess
 from qil_jax.inference.memory import Drawing, plan_memory, require_memory
 from qil_jax.inference.outline import Outline
-from qil_jax.inference.request import Decomposition, Request, Settings, known
+from qil_jax.inference.request import Decomposition, Request, Settings, known, require_types
 from qil_jax.inference.residency import Residency
 from qil_jax.kernels import Spread, attend_for
 from qil_jax.layers.layered_image import LayeredImage
@@ -86,9 +86,19 @@ class Pipeline:
           LoRAError: if LoRA files cannot be read or do not fit the transformer; the message lists every problem.
           ConfigError: if a config requires a feature that this pipeline does not support.
           MeshError: if the rules do not fit the mesh or the parameters.
-          QilError: if `dtype` is neither float32 nor bfloat16, if the parameters do not fit into memory, or if the
-            mesh splits sequential passes.
+          QilError: if an argument is of another type, if `dtype` is neither float32 nor bfloat16, if the parameters
+            do not fit into memory, or if the mesh splits sequential passes.
         """
+        kinds = {"mesh": Mesh, "rules": Rules, "attention": AttentionKind, "passes": Passes, "residency": Residency}
+        given = {"mesh": mesh, "rules": rules, "attention": attention, "passes": passes, "residency": residency}
+        optional = ("mesh", "attention")
+        problems = [
+            f"{name} must be a {kinds[name].__name__}{' or None' if name in optional else ''}, got {shown(value)}"
+            for name, value in given.items()
+            if not isinstance(value, kinds[name]) and not (value is None and name in optional)
+        ]
+        if problems:
+            raise ProblemsError("cannot load", problems)
         opened = Checkpoint.open(checkpoint, dtype=dtype, loras=loras)
         return cls.of(opened, mesh=mesh, rules=rules, attention=attention, passes=passes, residency=residency)
 
@@ -210,8 +220,8 @@ class Pipeline:
           ProblemsError: if requests or settings are invalid; raised before any compute, listing every problem.
           QilError: if the batch does not fit into memory.
         """
+        requests = [request.filled(self.checkpoint.defaults) for request in require_types(requests, settings)]
         settings = settings.filled(self.checkpoint.defaults)
-        requests = [request.filled(self.checkpoint.defaults) for request in requests]
         self._check(requests, settings)
         timings: dict[str, float] = {}
         if any(request.prompt is None for request in requests):

@@ -1,7 +1,7 @@
 """Requests, settings and results of `Pipeline.decompose`. This module does not import JAX."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from qil_jax.encoders.caption_prompts import CaptionLanguage
+from qil_jax.errors import ProblemsError, shown
 from qil_jax.export.format import Format
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.images import ImageError, check_size
@@ -173,6 +174,33 @@ Asked = TypeVar("Asked", Request, JobOptions, Settings)
 def _filled(asked: Asked, defaults: Defaults) -> Asked:
     unsaid = [f.name for f in dataclasses.fields(asked) if getattr(asked, f.name) is None and hasattr(defaults, f.name)]
     return dataclasses.replace(asked, **{name: getattr(defaults, name) for name in unsaid})
+
+
+def require_types(requests: object, settings: object) -> "list[Request]":
+    """The requests as a list, after a check that they and the settings are what `Pipeline.decompose` takes.
+
+    Raises:
+      ProblemsError: if they are something else; the message says what is taken.
+    """
+    problems = []
+    if not isinstance(settings, Settings):
+        problems.append(f"settings must be Settings(steps=..., guidance=...), got {shown(settings)}")
+    if isinstance(requests, Request):
+        problems.append("requests must be a list: put the request into one, [request]")
+    elif isinstance(requests, str | bytes | Mapping) or not isinstance(requests, Iterable):
+        problems.append(f"requests must be a list of Request(image=...), got {shown(requests)}")
+    if problems:
+        raise ProblemsError("cannot decompose", problems)
+    assert isinstance(requests, Iterable)
+    found: list[Any] = list(requests)
+    problems = [
+        f"request {i}: must be a Request(image=...), got {shown(request)}"
+        for i, request in enumerate(found)
+        if not isinstance(request, Request)
+    ]
+    if problems:
+        raise ProblemsError("cannot decompose", problems)
+    return found
 
 
 def result_settings(options: JobOptions, settings: Settings, dtype: str | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int
 
-from qil_jax.errors import QilError
+from qil_jax.errors import QilError, counted
 from qil_jax.identity import fingerprint
 from qil_jax.loader.batch import Batch, BatchMaker
 from qil_jax.loader.buckets import Bucket, assign
@@ -51,7 +51,7 @@ class Loader:
                 f"rows must be a multiple of the number of processes"
             )
         if len(source) < config.rows:
-            raise QilError(f"{len(source)} records are fewer than the {config.rows} rows of a batch: lower `rows`")
+            raise QilError(f"{counted(len(source), 'record')} for a batch of {config.rows} rows: lower `rows`")
         self.config, self.workers = config, workers
         metadata = source.metadata()
         if not metadata.layers.all():
@@ -144,7 +144,7 @@ def fitted(
       QilError: if a row has no room for the smallest sample.
     """
     layers = np.minimum(metadata.layers, config.max_layers)
-    most = np.array([config.tasks.pictures(count) for count in range(config.max_layers + 1)])
+    most = np.array([config.tasks.pictures(count) for count in range(int(layers.max()) + 1)])
     buckets = assign(metadata.sizes, most[layers], config.buckets, least=int(most[1]))
     pictures = np.minimum(most[layers], [bucket.room for bucket in buckets])
     return buckets, pictures, np.searchsorted(most, pictures, side="right") - 1

@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from qil_jax.accelerators import find_devices
+from qil_jax.errors import cut
 from qil_jax.mesh.compat import auto_mesh
 from qil_jax.mesh.rules import MeshAxis, MeshError
 
@@ -41,11 +44,11 @@ class MeshShape:
         for part in filter(None, (p.strip() for p in text.split(","))):
             name, _, size = part.partition("=")
             if name not in tuple(MeshAxis):
-                problems.append(f"'{name}' is no mesh axis: use {', '.join(MeshAxis)}")
+                problems.append(f"'{cut(name)}' is no mesh axis: use {', '.join(MeshAxis)}")
             elif name in sizes:
                 problems.append(f"'{name}' is given twice")
-            elif not size.isdecimal() or int(size) < 1:
-                problems.append(f"'{part}': the size must be a positive integer, as in '{name}=2'")
+            elif not re.fullmatch(r"0*[1-9]\d{0,5}", size, re.ASCII):
+                problems.append(f"'{cut(part)}': the size must be a positive integer, as in '{name}=2'")
             else:
                 sizes[name] = int(size)
         if problems:
@@ -67,8 +70,9 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
 
     Raises:
       MeshError: if the sizes do not multiply to the number of devices, or guidance has more parts than passes.
+      QilError: if jax finds no devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = find_devices() if devices is None else devices
     if shape.cfg > 2:
         raise MeshError([f"cfg={shape.cfg}: guidance has two passes, so cfg must be 1 or 2"])
     if shape.devices != len(devices):
@@ -85,4 +89,4 @@ def abstract_mesh(shape: MeshShape) -> AbstractMesh:
 
 def single_device_mesh() -> Mesh:
     """A mesh of the first device alone."""
-    return make_mesh(MeshShape(), jax.devices()[:1])
+    return make_mesh(MeshShape(), find_devices()[:1])

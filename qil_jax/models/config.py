@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
-from qil_jax.errors import QilError
+from qil_jax.errors import QilError, shown
 
 T = TypeVar("T")
 
@@ -133,12 +133,6 @@ def _fitted_list(value: Any, inner: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(fitted(v, kind) for v, kind in zip(value, kinds, strict=True))
     except ConfigError as error:
         raise ConfigError(f"a list, each of it {error}") from None
-
-
-def shown(value: Any) -> str:
-    """The representation of a value for an error message, at most 60 characters of it."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _plain(value: Any) -> Any:

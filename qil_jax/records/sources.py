@@ -18,7 +18,7 @@ from jaxtyping import Int
 from PIL import Image
 from rich.progress import track
 
-from qil_jax.errors import QilError
+from qil_jax.errors import QilError, counted
 from qil_jax.extras import require
 from qil_jax.files import write_whole
 from qil_jax.layers.layered_image import CAPTION, LayeredImage
@@ -182,7 +182,9 @@ class DatasetSource:
             with file.open("rb") as stream:
                 rows = np.load(stream, allow_pickle=False)
             if rows.shape != (len(self), 4):
-                raise QilError(f"{file} lists {len(rows)} records, but there are {len(self)}: remove that file")
+                raise QilError(
+                    f"{file} lists {counted(len(rows), 'record')}, but there are {len(self)}: remove that file"
+                )
             return RecordMetadata.from_rows(rows)
         every = _with_progress(examples(self.folder, self.split), f"metadata of {self.split}")
         rows = np.array([_row_of(example) for example in every], np.int64)

@@ -93,7 +93,8 @@ class RowPlacement:
         spans = [index[0].indices(rows)[:2] for index in indices if index is not None]
         first, last = min(start for start, _ in spans), max(end for _, end in spans) - 1
         # On a torus the rows of a process may lie apart: it reads the smallest share of all rows that holds its own.
-        self.count = next(n for n in range(1, rows + 1) if rows % n == 0 and first // n == last // n)
+        here = last - first + 1
+        self.count = next(n for n in range(here, rows + 1) if rows % n == 0 and first // n == last // n)
         self.first = first // self.count * self.count
 
     @property

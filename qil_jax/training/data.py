@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from qil_jax.errors import counted
 from qil_jax.loader.config import LoaderConfig, Processes
 from qil_jax.loader.latents import open_latents
 from qil_jax.loader.loader import Loader
@@ -42,8 +43,8 @@ def _loader(
 ) -> Loader:
     if len(source) < config.rows:
         raise ExperimentError(
-            f"{', '.join(experiment.data.sources)}: {split} has {len(source)} records, fewer than the {config.rows} "
-            f"rows of a batch: lower data.loader.rows, or {instead}"
+            f"{', '.join(experiment.data.sources)}: {split} has {counted(len(source), 'record')}, fewer than the "
+            f"{config.rows} rows of a batch: lower data.loader.rows, or {instead}"
         )
     with refusing():
         return Loader(source, config, processes=processes, workers=experiment.data.workers)

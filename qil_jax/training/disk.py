@@ -101,5 +101,5 @@ def free_bytes(folder: AnyPath) -> int | None:
 
 
 def absolute(path: AnyPath) -> AnyPath:
-    """The path from the root, for libraries that ask for it."""
-    return path if is_remote(path) else Path(path).absolute()
+    """The path from the root and without links and `..`, for libraries that ask for it."""
+    return path if is_remote(path) else Path(path).resolve()

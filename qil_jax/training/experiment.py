@@ -11,11 +11,11 @@ from pydantic import StrictBool, with_config
 from qil_jax.errors import QilError
 from qil_jax.flow.loss import FlowLoss
 from qil_jax.kernels import Spread
-from qil_jax.limits import MAX_SEED
 from qil_jax.loader.config import LoaderConfig, Workers
 from qil_jax.mesh import MeshShape
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.stack import Remat
+from qil_jax.training.bounds import number_problems
 from qil_jax.training.lora import LoRAConfig
 from qil_jax.training.muon import KERNELS
 from qil_jax.training.optimiser import OptimiserConfig, OptimiserKind
@@ -132,6 +132,8 @@ class ValidationConfig:
 class Experiment:
     """Config of a run of one stage: equal experiments give equal runs on equal meshes.
 
+    Every number has bounds, which `training/bounds.py` lists.
+
     Attributes:
       stage: stage of training, which determines the trained component and the possible tasks.
       start: checkpoints from which the components are read.
@@ -181,17 +183,7 @@ class Experiment:
         wanted = VAELoss if self.stage is Stage.RGBA_VAE else FlowLoss
         if not isinstance(self.loss, wanted):
             raise ExperimentError(f"the stage {self.stage} needs a {wanted.__name__}, not {self.loss}")
-        counts = {
-            "steps": self.steps,
-            "log_every": self.log_every,
-            "give_up": self.give_up,
-            "checkpoints.every": self.checkpoints.every,
-            "checkpoints.keep_last": self.checkpoints.keep_last,
-            "validation.batches": self.validation.batches,
-        }
-        problems = [f"{name} is {count} and must be at least 1" for name, count in counts.items() if count < 1]
-        if not 0 <= self.seed <= MAX_SEED:
-            problems.append(f"seed is {self.seed} and must be from 0 to {MAX_SEED}")
+        problems = number_problems(self)
         try:
             re.compile(self.trainable)
         except re.error as error:

@@ -27,7 +27,7 @@ class SavedParams(Mapping[str, np.ndarray]):
           CheckpointError: if there is no such checkpoint, or its checksums cannot be read.
         """
         self._steps = saved_steps(run)
-        folder = run.absolute() / CHECKPOINTS
+        folder = run.resolve() / CHECKPOINTS
         if not self._steps:
             raise CheckpointError(f"{folder}: no checkpoint is there yet: let the run go on")
         self.step = self._steps[-1] if step is None else step

@@ -6,11 +6,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from qil_jax.errors import ProblemsError
 from qil_jax.models.config import shown
-from qil_jax.weights.strict import parse_object
+from qil_jax.weights.strict import parse_object, read_json
 
 CONFIG_KEY = "lora_adapter_metadata"
 """The text of the header that holds the configuration, as JSON."""
@@ -63,6 +64,17 @@ class AdapterConfig:
             raise AdapterConfigError(problems)
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
+
+    @classmethod
+    def beside(cls, file: Path) -> "AdapterConfig | None":
+        """Read adapter_config.json, which PEFT writes beside a file; None if there is none.
+
+        Raises:
+          WeightsError: if it is no JSON object.
+          AdapterConfigError: as `parse`.
+        """
+        config = file.with_name("adapter_config.json")
+        return cls.parse(json.dumps(read_json(config)), where=str(config)) if config.is_file() else None
 
     @classmethod
     def of(cls, ranks: Mapping[str, int], alphas: Mapping[str, int | float]) -> "AdapterConfig":

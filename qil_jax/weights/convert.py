@@ -182,7 +182,7 @@ def _write_skeleton(folder: Path, dtypes: dict[str, np.dtype]) -> None:
         node[name] = np.zeros(1, dtype)
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)
     with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(tree))
+        checkpointer.save(folder.resolve(), args=ocp.args.PyTreeSave(tree))
 
 
 def _create_array(folder: Path, target: Target, dtype: np.dtype) -> ts.TensorStore:

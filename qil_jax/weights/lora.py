@@ -1,4 +1,4 @@
-"""LoRA files: low-rank changes of the transformer's linear maps, read from five layouts and written in diffusers' own.
+"""LoRA files: low-rank changes of the transformer's linear maps, read in many layouts and written as diffusers does.
 
 Only safetensors are read, one module's factors at a time.
 """
@@ -77,8 +77,8 @@ class _StoredChanges(Mapping[str, LowRank]):
 def read_lora(file: Path, table: list[Entry]) -> LoRA:
     """Read a LoRA of the transformer.
 
-    The scale is alpha over rank, from the tensors named alpha or from the configuration that diffusers writes into the
-    header; it is 1 where the file states neither.
+    The scale is alpha over rank, from the tensors named alpha, from the configuration that diffusers writes into the
+    header, or from the one that PEFT writes beside the file; it is 1 where none is stated.
 
     Args:
       file: safetensors file of any layout of `LoRALayout`, stored as bf16, fp16 or fp32.

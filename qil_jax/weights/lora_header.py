@@ -1,6 +1,6 @@
 """Layouts of LoRA files: which stored tensor is which factor of which linear map, and their scales.
 
-Nothing but headers and single numbers is read. Five programs' names are known (`LoRALayout`).
+Nothing but headers and single numbers is read. The names of several programs are known (`LoRALayout`).
 """
 
 import dataclasses
@@ -37,10 +37,10 @@ class LoRALayout(StrEnum):
     """The programs whose names of LoRA tensors are read."""
 
     LIGHTNING = "lightning"  # NAME.lora_down.weight, NAME.lora_up.weight, NAME.alpha
-    KOHYA = "kohya"  # lora_unet_NAME with _ for each dot; also of musubi-tuner
-    COMFYUI = "comfyui"  # diffusion_model.NAME
-    PEFT = "peft"  # NAME.lora_A.default.weight; also of DiffSynth
-    DIFFUSERS = "diffusers"  # transformer.NAME.lora_A.weight, or without the prefix
+    KOHYA = "kohya"  # lora_unet_NAME with _ for each dot; also of musubi-tuner, lora_transformer_NAME of OneTrainer
+    COMFYUI = "comfyui"  # diffusion_model.NAME, model.diffusion_model.NAME
+    PEFT = "peft"  # NAME.lora_A.default.weight, base_model.model.NAME; also of DiffSynth, pipe.dit.NAME
+    DIFFUSERS = "diffusers"  # transformer.NAME.lora_A.weight, or without the prefix; once NAME.lora.down.weight
 
 
 class Part(StrEnum):
@@ -51,9 +51,25 @@ class Part(StrEnum):
     ALPHA = "alpha"  # one number
 
 
-_FLAT = "lora_unet_"
-_PREFIXES = {_FLAT: LoRALayout.KOHYA, "diffusion_model.": LoRALayout.COMFYUI, "transformer.": None, "": None}
+RAW = "base_model.model."
+"""The prefix of names that PEFT itself writes, with the alphas in adapter_config.json beside the file."""
+_FLAT = ("lora_unet_", "lora_transformer_")
+"""Prefixes of names that have _ for each dot."""
+_PREFIXES = {
+    **dict.fromkeys(_FLAT, LoRALayout.KOHYA),
+    "model.diffusion_model.": LoRALayout.COMFYUI,
+    "diffusion_model.": LoRALayout.COMFYUI,
+    RAW: LoRALayout.PEFT,
+    "pipe.dit.": LoRALayout.PEFT,
+    "transformer.": None,
+    "unet.": None,
+    "": None,
+}
 _SUFFIXES = {
+    ".lora.down.weight": (Part.DOWN, LoRALayout.DIFFUSERS),
+    ".lora.up.weight": (Part.UP, LoRALayout.DIFFUSERS),
+    ".lora_linear_layer.down.weight": (Part.DOWN, LoRALayout.DIFFUSERS),
+    ".lora_linear_layer.up.weight": (Part.UP, LoRALayout.DIFFUSERS),
     ".lora_down.weight": (Part.DOWN, LoRALayout.LIGHTNING),
     ".lora_up.weight": (Part.UP, LoRALayout.LIGHTNING),
     ".lora_A.default.weight": (Part.DOWN, LoRALayout.PEFT),
@@ -153,6 +169,8 @@ def read_lora_header(file: Path, table: list[Entry]) -> LoRAHeader:
         metadata = read_metadata(file)
         origin = parse_object(metadata[ORIGIN_KEY].encode(), where=str(file)) if ORIGIN_KEY in metadata else {}
         config = AdapterConfig.parse(metadata[CONFIG_KEY], where=str(file)) if CONFIG_KEY in metadata else None
+        if config is None and any(name.startswith(RAW) for name in tensors):
+            config = AdapterConfig.beside(file)
     except (WeightsError, AdapterConfigError) as error:
         raise LoRAError(list(error.problems)) from error
     maps = linear_maps(table)
@@ -163,6 +181,9 @@ def read_lora_header(file: Path, table: list[Entry]) -> LoRAHeader:
             modules[module] = _stored(parts, reader, maps[module], config)
         except _MisfitError as error:
             problems |= error.reasons
+    other = _other_kind(tensors)
+    if other is not None:
+        raise LoRAError([f"{file}: {other}"])
     if problems:
         raise LoRAError([_listed(file, problems, len(tensors))])
     if not modules:
@@ -195,13 +216,29 @@ def _keys(names: Iterable[str], modules: Iterable[str]) -> tuple[dict[str, list[
         suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
         stem = name.removesuffix(suffix or "")
         prefix = next(prefix for prefix in _PREFIXES if stem.startswith(prefix))
-        module = (by_flat_name if prefix == _FLAT else by_name).get(stem.removeprefix(prefix))
+        module = (by_flat_name if prefix in _FLAT else by_name).get(stem.removeprefix(prefix))
         if suffix is None or module is None:
             problems[name] = _reason(name)
         else:
             part, style = _SUFFIXES[suffix]
             keys.setdefault(module, []).append(_Key(name, module, part, prefix, style))
     return keys, problems
+
+
+OTHER_KINDS = {"lokr_": "LoKr", "hada_": "LoHa", "oft_": "OFT", "boft_": "BOFT", "glora_": "GLoRA"}
+"""Changes that are no product of two factors, by what is in the names of their tensors."""
+
+
+def _other_kind(tensors: Mapping[str, TensorInfo]) -> str | None:
+    """What a file of changes is that are not read, whatever model they are for; None if it is none of these."""
+    kinds = [kind for part, kind in OTHER_KINDS.items() if any(f".{part}" in name for name in tensors)]
+    if kinds:
+        return f"is a {kinds[0]}, which is not read; give a LoRA"
+    if any(name.endswith(".diff") for name in tensors):
+        return "holds whole differences of weights (.diff), which are not read; give a LoRA of factors alone"
+    if any(info.dtype.name.startswith("float8") for info in tensors.values()):
+        return f"is stored in fp8, and {', '.join(FLOATS)} are read; give the LoRA as it was before it was rounded"
+    return None
 
 
 def _reason(name: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import Shaped
 
+from qil_jax.accelerators import host_device
 from qil_jax.models.paths import dotted
 from qil_jax.weights.safetensors_io import TensorReader
 from qil_jax.weights.strict import CONVERT, WeightsError, read_json
@@ -120,7 +121,7 @@ def zarr_spec(folder: Path, path: str) -> dict[str, Any]:
     """The tensorstore spec of a parameter, which orbax stores in a folder with the parameter's dotted path as name."""
     return {
         "driver": "zarr",
-        "kvstore": {"driver": "file", "path": str((folder / dotted(path)).absolute())},
+        "kvstore": {"driver": "file", "path": str((folder / dotted(path)).resolve())},
         "context": {"file_io_sync": False, "cache_pool": {"total_bytes_limit": 0}},
     }
 
@@ -130,4 +131,4 @@ def row_major(x: Shaped[np.ndarray, "*n"]) -> Shaped[np.ndarray, "*n"]:
     if x.flags.c_contiguous:
         return x
     bits = x.view(f"u{x.dtype.itemsize}")
-    return np.asarray(jax.device_put(bits, jax.local_devices(backend="cpu")[0])).view(x.dtype)
+    return np.asarray(jax.device_put(bits, host_device())).view(x.dtype)

@@ -43,6 +43,10 @@ DOWNLOAD = "download it again"
 COPY = "copy it again from the release"
 CONVERT = "convert again"
 """Advice in messages: for large files of the release, for its small files, and for converted files."""
+LFS = b"version https://git-lfs"
+"""The beginning of what Git leaves in place of a large file where Git LFS is not installed."""
+POINTER = "is a pointer of Git LFS, not the file: install git-lfs, then run `git lfs pull` in its folder"
+GGUF = b"GGUF"
 
 
 class WeightsError(ProblemsError):
@@ -111,6 +115,8 @@ def parse_object(data: bytes, *, where: str, fix: str = DOWNLOAD) -> dict[str, A
     Raises:
       WeightsError: if the bytes are anything else; the message names `where`.
     """
+    if data.startswith(LFS):
+        raise WeightsError([f"{where}: {POINTER}"])
     try:
         text = data.decode("utf-8")
         values = json.loads(text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_finite)
@@ -196,6 +202,10 @@ def _header(file: Path) -> tuple[dict[str, Any], int, int]:
             with file.open("rb") as stream:
                 head = stream.read(8)
                 length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+                if head == LFS[:8]:
+                    raise WeightsError([f"{file}: {POINTER}"])
+                if head.startswith(GGUF):
+                    raise WeightsError([f"{file}: is a GGUF file, which is not read: give the released safetensors"])
                 data = stream.read(length) if 2 <= length <= min(size - 8, MOST_JSON_BYTES) else b""
     except OSError as error:
         raise WeightsError([f"{file}: {error.strerror or error}"]) from error

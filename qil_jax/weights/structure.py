@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from qil_jax.errors import ProblemsError
+from qil_jax.files import no_folder
 from qil_jax.flow import Schedule
 from qil_jax.models.config import ConfigError, shown
 from qil_jax.models.paths import dotted
@@ -35,6 +36,8 @@ CLASSES = {
     "tokenizer": ("Qwen2Tokenizer", "Qwen2TokenizerFast"),
 }
 """The classes that model_index.json may name for each component."""
+OTHER = "QwenImage21"
+"""The beginning of the classes of Qwen-Image 2.1, which has another transformer, VAE and text encoder."""
 ORBAX_FILES = ("_METADATA", "_CHECKPOINT_METADATA")
 MOST_CHUNKS = 4
 """Maximum number of damaged chunks of one parameter that are reported."""
@@ -76,7 +79,7 @@ def require_sound(checkpoint: Path) -> None:
 def checkpoint_problems(checkpoint: Path) -> list[str]:
     """All problems of the folder: configs, files, names, shapes, dtypes, and components that do not fit together."""
     if not checkpoint.is_dir():
-        return [f"{checkpoint}: no such folder; give the one that holds model_index.json"]
+        return [no_folder(checkpoint)]
     if not (checkpoint / INDEX).is_file():
         return [f"{checkpoint / INDEX}: missing; give the top folder of the release"]
     problems = _pipeline_problems(checkpoint / INDEX)
@@ -107,6 +110,8 @@ def _pipeline_problems(file: Path) -> list[str]:
         return list(error.problems)
     name = values.get("_class_name")
     problems = []
+    if isinstance(name, str) and name.startswith(OTHER):
+        return [f"{file}: _class_name is {name}: Qwen-Image 2.1 is another model; give Qwen-Image-Layered"]
     if not isinstance(name, str) or not name.startswith("QwenImage"):
         problems.append(f"{file}: _class_name is {shown(name)}, not a pipeline of Qwen-Image; {COPY}")
     for part, classes in CLASSES.items():

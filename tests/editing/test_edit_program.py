@@ -49,6 +49,18 @@ def edit(folder: Path, ops: Path, out: Path, *more: str) -> int:
     return main([str(folder), "--script", str(ops), "--out", str(out), *more])
 
 
+def test_names_are_neither_markup_nor_control_codes(tmp_path, capsys):
+    """It once ended in a traceback after the folder was written, or lost what stood in brackets."""
+    names = ("[red]apple", "[/b]", "a\x1b[31mb")
+    layers = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 4), np.uint8)
+    LayeredImage(layers=layers, names=names).save(tmp_path / "layers")
+    (tmp_path / "ops.json").write_text('[{"op": "move", "layer": 1, "dx": 1}]')
+    assert edit(tmp_path / "layers", tmp_path / "ops.json", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "[red]apple" in said and "[/b]" in said and r"a\x1b[31mb" in said and "\x1b" not in said
+    assert read_tree(tmp_path / "out").layered.names == names
+
+
 def test_a_result_stays_a_result(result, ops, tmp_path, capsys):
     before = {file.name: file.read_bytes() for file in result.iterdir()}
     assert edit(result, ops, tmp_path / "out") == 0

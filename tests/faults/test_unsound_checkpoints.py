@@ -19,6 +19,7 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 MERGES = "tokenizer/merges.txt"
 SCHEDULER = "scheduler/scheduler_config.json"
+LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 40861031488\n"
 DEEP = b"[" * 200_000 + b"]" * 200_000
 
 
@@ -140,6 +141,22 @@ CASES: dict[str, tuple[Damage, tuple[str, ...]]] = {
         edited("model_index.json", transformer=["diffusers", "FluxTransformer2DModel"]),
         ("FluxTransformer2DModel", "supported is QwenImageTransformer2DModel"),
     ),
+    "model_index of Qwen-Image 2.1": (
+        edited("model_index.json", _class_name="QwenImage21Pipeline"),
+        ("_class_name is QwenImage21Pipeline: Qwen-Image 2.1 is another model; give Qwen-Image-Layered",),
+    ),
+    "a pointer of Git LFS in place of tensors": (
+        written("vae/diffusion_pytorch_model.safetensors", LFS),
+        ("is a pointer of Git LFS, not the file: install git-lfs, then run `git lfs pull`",),
+    ),
+    "a pointer of Git LFS in place of JSON": (
+        written("tokenizer/vocab.json", LFS),
+        ("vocab.json: is a pointer of Git LFS, not the file",),
+    ),
+    "GGUF in place of tensors": (
+        written("vae/diffusion_pytorch_model.safetensors", b"GGUF" + bytes(60)),
+        ("is a GGUF file, which is not read: give the released safetensors",),
+    ),
     "an empty scheduler": (written(SCHEDULER, "{}"), ("scheduler_config.json", "empty", "copy it")),
     "a scheduler of wrong types": (
         edited(SCHEDULER, shift="three", use_dynamic_shifting="yes", shift_terminal=[1], num_train_timesteps="1000"),
@@ -243,6 +260,17 @@ CASES: dict[str, tuple[Damage, tuple[str, ...]]] = {
     ),
     "an index that leaves out a tensor": (remapped(lambda m: m.pop(next(iter(m)))), ("is not named; download both",)),
 }
+
+
+@pytest.mark.full
+def test_a_checkpoint_that_decomposes_nothing_says_so(checkpoint, capsys):
+    """Its files fit together, as those of Qwen-Image do, whatever model_index.json calls the pipeline."""
+    assert validate.main([str(checkpoint)]) == 0
+    assert "decomposes nothing" not in capsys.readouterr().out
+    edited("transformer/config.json", use_layer3d_rope=False)(checkpoint)
+    assert validate.main([str(checkpoint)]) == 0
+    said = capsys.readouterr().out
+    assert "is sound\nbut it decomposes nothing: transformer/config.json: use_layer3d_rope and" in said
 
 
 @pytest.mark.parametrize("name", CASES)

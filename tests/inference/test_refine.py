@@ -81,13 +81,21 @@ def test_descriptions_from_the_command_line(tmp_path):
         ('[{"txt": 1}]', "0.txt: Unexpected keyword argument"),
         ('[{}, {"box": [5, 5, 5, 9]}]', r"1.box: \[5, 5, 5, 9\] has no area"),
         ('[{"box": [5, 5]}]', "0.box"),
+        ("\ud800", "is no text"),
         ('{"text": "a"}', "give a list from the bottom layer to the top"),
     ],
 )
 def test_bad_descriptions_are_refused(tmp_path, text, message):
-    (tmp_path / "layers.json").write_text(text)
+    (tmp_path / "layers.json").write_text(text, encoding="utf-8", errors="surrogatepass")
     with pytest.raises(ValueError, match=message):
         read_descriptions(tmp_path / "layers.json")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_descriptions_may_have_any_mark_of_unicode(tmp_path, encoding):
+    """As Windows' editors and PowerShell write it."""
+    (tmp_path / "layers.json").write_bytes('[{"text": "Füchse"}]'.encode(encoding))
+    assert read_descriptions(tmp_path / "layers.json") == (LayerDescription(text="Füchse"),)
 
 
 def test_boxes_follow_the_size_at_which_layers_are_written():

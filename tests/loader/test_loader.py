@@ -221,7 +221,7 @@ def test_tasks_are_drawn_per_row_by_weight(source):
     [
         ({}, Processes(index=0, count=4), "rows must be a multiple of the number of processes"),
         ({}, Processes(index=2, count=2), "process 2 of 2"),
-        ({"rows": 14}, Processes(), "13 records are fewer than the 14 rows of a batch"),
+        ({"rows": 14}, Processes(), "13 records for a batch of 14 rows"),
         ({"buckets": dataclasses.replace(BUCKETS, row_tokens=8)}, Processes(), "one layer has 3: raise row_tokens"),
     ],
 )

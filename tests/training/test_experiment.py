@@ -14,6 +14,7 @@ import pytest
 from runs import ROOT, config_of
 
 from qil_jax.models.attention import AttentionKind
+from qil_jax.training.bounds import BOUNDS, numbers
 from qil_jax.training.cli import parse_arguments
 from qil_jax.training.config_file import load_experiment
 from qil_jax.training.describe import attributes_of, settings
@@ -117,6 +118,49 @@ def test_overrides_are_judged_together():
     """Either of these alone would be refused."""
     experiment = load_experiment(config_of(Stage.IMAGE_TO_LAYERS), ["optimiser.accumulate=3", "data.loader.rows=9"])
     assert (experiment.data.loader.rows, experiment.optimiser.accumulate) == (9, 3)
+
+
+ELSEWHERE = {"loss.pixel", "loss.colour", "loss.perceptual", "loss.kl", "loss.reference_kl"}
+"""Numbers of the other loss."""
+LISTS = {
+    "data.loader.tasks.mix": '[["image-to-layers", {}]]',
+    "data.loader.buckets.resolutions": "[{}]",
+    "data.loader.buckets.aspect_ratios": "[[{}, 1]]",
+}
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "9" * 24, "-1e300"])
+@pytest.mark.parametrize("name", sorted(BOUNDS))
+def test_every_number_has_bounds(name, value):
+    stage = Stage.RGBA_VAE if name in ELSEWHERE else Stage.IMAGE_TO_LAYERS
+    with pytest.raises(ExperimentError, match=name.split(".")[-1]):
+        load_experiment(config_of(stage), [f"{name}={LISTS.get(name, '{}').format(value)}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("optimiser.learning_rate=nan", "optimiser.learning_rate is nan and must be from 0 to 1000"),
+        ("optimiser.learning_rate=inf", "optimiser.learning_rate is inf and must be from 0 to 1000"),
+        ("validation.every=-1", "validation.every is -1 and must be at least 0"),
+        ("checkpoints.every=-1", "checkpoints.every is -1 and must be at least 1"),
+        ("optimiser.beta1=1", "optimiser.beta1 is 1 and must be from 0 to 0.9999999999999999"),
+        ("steps=1000000000000", "steps is 1000000000000 and must be from 1 to 2147483647"),
+    ],
+)
+def test_numbers_outside_their_bounds_are_named_with_them(override, says):
+    with pytest.raises(ExperimentError, match=re.escape(says)):
+        load_experiment(config_of(Stage.IMAGE_TO_LAYERS), [override])
+
+
+def test_no_number_lacks_bounds():
+    """Nor is there a bound of nothing."""
+    names = {name for file in CONFIGS for name, _ in numbers(load_experiment(file))}
+    lora = load_experiment(config_of(Stage.IMAGE_TO_LAYERS), ["lora.rank=2", "loss.shift=2", "data.loader.epochs=1"])
+    muon = load_experiment(
+        config_of(Stage.IMAGE_TO_LAYERS), ["optimiser.kind=muon", "optimiser.adamw_learning_rate=1e-4"]
+    )
+    assert names | {name for experiment in (lora, muon) for name, _ in numbers(experiment)} == {*BOUNDS}
 
 
 def test_a_stage_trains_its_own_tasks_only():

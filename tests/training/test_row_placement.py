@@ -29,6 +29,12 @@ def test_a_process_reads_the_smallest_share_that_holds_its_rows(rows, here, firs
     assert (placement.processes.index, placement.processes.count) == (first // count, rows // count)
 
 
+def test_rows_beyond_all_memory_are_divided_at_once():
+    """A process that has all rows has them by arithmetic: it once counted to their number."""
+    placement = RowPlacement(make_mesh(MeshShape(data=8)), TRAINING_RULES, 8 * 10**15)
+    assert (placement.first, placement.count) == (0, 8 * 10**15)
+
+
 def test_rows_are_put_where_they_belong():
     placement = RowPlacement(make_mesh(MeshShape(data=4, context=2)), TRAINING_RULES, 8)
     local = np.arange(8 * 6, dtype=np.int32).reshape(8, 6)

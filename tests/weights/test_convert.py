@@ -287,6 +287,17 @@ def test_wan_names_and_a_prefix_convert_to_released_names(tiny, tmp_path):
 
 
 @pytest.mark.full
+def test_a_destination_may_lead_through_the_folder_above(tiny, tmp_path, monkeypatch):
+    """The store of arrays takes no path with dots, and once said so in a traceback."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert ended(convert.main, ["to-orbax", str(tiny[0]), "../orbax"]) == 0
+    require_sound(Path("../orbax"))
+    assert ended(convert.main, ["to-diffusers", "../orbax", "../back"]) == 0
+    assert unlike(tiny[0], tmp_path / "back") == []
+
+
+@pytest.mark.full
 def test_command_line(tiny, tmp_path, capsys):
     source, orbax, _ = tiny
     assert convert.main(["to-orbax", str(source), str(tmp_path / "orbax")]) == 0

@@ -13,6 +13,7 @@ from loras import (
     SPELLINGS,
     TIMESTEP,
     TOP,
+    VARIANTS,
     block_modules,
     in_bf16,
     random_lora,
@@ -69,16 +70,26 @@ def test_every_linear_map_may_have_one(table):
     assert {*linear_maps(table)} == {*MODULES}
 
 
-@pytest.mark.parametrize("name", SPELLINGS)
+@pytest.mark.parametrize("name", SPELLINGS | VARIANTS)
 def test_every_layout_is_read(table, tmp_path, name):
     lora = random_lora(table, MODULES, ranks=(2, 4, 8), scale=0.5)
     same(read_lora(write_layout(tmp_path / "a.safetensors", lora, name), table), lora)
 
 
-@pytest.mark.parametrize("name", SPELLINGS)
+@pytest.mark.parametrize("name", SPELLINGS | VARIANTS)
 def test_without_an_alpha_the_scale_is_one(table, tmp_path, name):
     lora = random_lora(table, MODULES, ranks=(2, 4))
     same(read_lora(write_layout(tmp_path / "a.safetensors", lora, name, alphas=False), table), lora)
+
+
+def test_the_alpha_that_peft_writes_beside_its_file(table, tmp_path):
+    lora = random_lora(table, MODULES, ranks=(4,), scale=0.5)
+    file = write_layout(tmp_path / "adapter_model.safetensors", lora, "peft alone", alphas=False)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 2, "rank_pattern": None}))
+    same(read_lora(file, table), lora)
+    (tmp_path / "adapter_config.json").write_text("[]")
+    with pytest.raises(LoRAError, match=r"adapter_config\.json: holds no JSON object"):
+        read_lora(file, table)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])

@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 from loras import block_modules, random_lora, tensors_of, write_layout
@@ -55,9 +56,11 @@ ODD = {
     "transformer.norm_out.norm.lora_A.weight": "belongs to no linear map",
     "txt_norm.lora_A.weight": "belongs to no linear map",
     "time_text_embed.addition_t_embedding.lora_A.weight": "belongs to no linear map",
-    f"base_model.model.{MODULE}.lora_A.weight": "belongs to no linear map",
+    f"base_model.model.{MODULE}.lora_A.weight": "is one of two LoRAs",
     f"{MODULE}.weight": "belongs to no linear map",
-    f"{MODULE}.lokr_w1": "belongs to no linear map",
+    f"lycoris_{MODULE.replace('.', '_')}.lokr_w1": "is a LoKr, which is not read; give a LoRA",
+    f"diffusion_model.{MODULE}.hada_w1_a": "is a LoHa, which is not read; give a LoRA",
+    "diffusion_model.txt_norm.diff": "holds whole differences of weights (.diff), which are not read",
     "": "has no readable name",
 }
 
@@ -66,6 +69,13 @@ ODD = {
 def test_keys_that_are_none_of_a_lora(tmp_path, key):
     tensors = tensors_of(random_lora(TABLE, [MODULE]), "lightning", alphas=True)
     assert ODD[key] in refusal(tmp_path / "a.safetensors", {**tensors, key: np.ones((4, 4), np.float32)})
+
+
+def test_fp8_is_refused_by_its_name(tmp_path):
+    tensors = tensors_of(random_lora(TABLE, [MODULE]), "lightning", alphas=True)
+    rounded = {name: x.astype(ml_dtypes.float8_e4m3fn) if x.ndim == 2 else x for name, x in tensors.items()}
+    message = refusal(tmp_path / "a.safetensors", rounded)
+    assert "is stored in fp8, and bfloat16, float16, float32 are read" in message and "trained for" not in message
 
 
 @pytest.mark.parametrize(

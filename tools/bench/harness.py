@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from qil_jax.errors import QilError
+from qil_jax.terminal import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 Work = Callable[[], Any]

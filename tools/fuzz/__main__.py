@@ -12,11 +12,11 @@ import tempfile
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from qil_jax.command_line import Parser
 from qil_jax.extras import require
 from qil_jax.programs import run_main
+from qil_jax.terminal import Table
 from tools import build_dataset, make_scenes
 
 CAMPAIGNS = {
