@@ -143,7 +143,7 @@ def _stack_problems(stack: Stack, operations: Sequence[Operation | None]) -> Ite
     for number, operation in enumerate(operations, start=1):
         if operation is None:
             continue
-        errors = operation.problems(stack)
+        errors, after = operation.problems(stack), stack
         if not errors:
             after = operation.outlined(stack)
             is_larger = math.prod(after.size) > math.prod(stack.size) or len(after.layers) > len(stack.layers)

@@ -80,7 +80,8 @@ def read_pptx(file: Path) -> LayerTree:
         presentation = Presentation(str(file))
         slides = list(presentation.slides)
         slide = next((s for s in slides if s._element.get("show") == "0"), slides[0])
-        shape, properties = (presentation.slide_width, presentation.slide_height), presentation.core_properties
+        shape = presentation.slide_width or 0, presentation.slide_height or 0
+        properties = presentation.core_properties
         pixel = _recorded_pixel(properties.subject, shape) or _largest_pixel(nodes_of_slide(slide, 1.0))
         size = round(shape[0] / pixel), round(shape[1] / pixel)
         return tree_of(nodes_of_slide(slide, pixel), size, properties.title)

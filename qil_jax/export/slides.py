@@ -114,7 +114,7 @@ def _nodes(shapes: Any, part: Any, axes: tuple[Axis, Axis], depth: int) -> tuple
         if kind == "pic":
             found.append(_picture(shape, name, part, axes))
             continue
-        inner = tuple(axis.inside(shape.grpSpPr.xfrm, along) for axis, along in zip(axes, "xy", strict=True))
+        inner = axes[0].inside(shape.grpSpPr.xfrm, "x"), axes[1].inside(shape.grpSpPr.xfrm, "y")
         found.append(GroupNode(name=name, nodes=_nodes(shape, part, inner, depth + 1)))
     return tuple(found)
 
