@@ -11,9 +11,9 @@ from enum import StrEnum
 import numpy as np
 from jaxtyping import UInt8, UInt32
 
-from qil_jax.editing.filtering import Rectangle, resampled, rotated
 from qil_jax.editing.stack import EditError, Layer, empty
 from qil_jax.layers.boxed_layer import Box, intersection, window
+from qil_jax.layers.filtering import Rectangle, resampled, rotated
 from qil_jax.layers.visibility import words
 
 MOST_PIXELS = 2**26

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
@@ -14,7 +15,7 @@ from pydantic_core import ErrorDetails
 from qil_jax.command_line import nearest
 from qil_jax.editing import layer_operations as of_layers
 from qil_jax.editing import stack_operations as of_stacks
-from qil_jax.editing.operation import Operation
+from qil_jax.editing.operation import Operation, problem_of
 from qil_jax.editing.stack import EditError, Stack
 from qil_jax.errors import ProblemsError
 
@@ -142,10 +143,14 @@ def _stack_problems(stack: Stack, operations: Sequence[Operation | None]) -> Ite
     for number, operation in enumerate(operations, start=1):
         if operation is None:
             continue
-        errors = operation.problems(stack)
+        errors, after = operation.problems(stack), stack
+        if not errors:
+            after = operation.outlined(stack)
+            is_larger = math.prod(after.size) > math.prod(stack.size) or len(after.layers) > len(stack.layers)
+            errors = [problem for problem in [problem_of(after.require_writable)] if problem and is_larger]
         yield from ((number, _about(number, operation.op, e.field, str(e))) for e in errors)
         if not errors:
-            stack = operation.outlined(stack)
+            stack = after
 
 
 def _about(number: int, op: str, field: str, message: str) -> str:

@@ -7,10 +7,18 @@ import numpy as np
 from jaxtyping import UInt8
 
 from qil_jax.errors import QilError
+from qil_jax.host_memory import require_memory
 from qil_jax.layers.boxed_layer import Box, BoxedLayer
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.visibility import visible_box, words
+
+MOST_LAYERS = 256
+"""The number of layers up to which operations add some."""
+COMPOSITE_BYTES = 144
+"""Bytes a pixel that blending takes for a while: `LayeredImage.composite` computes in double precision."""
+RGBA = 4
+"""Bytes of a pixel."""
 
 
 class EditError(QilError):
@@ -95,6 +103,21 @@ class Stack:
     def composite_8bit(self) -> UInt8[np.ndarray, "y x 4"]:
         """What the canvas shows: straight 8-bit RGBA."""
         return composite_8bit([layer.shown() for layer in self.layers], self.size)
+
+    def require_writable(self) -> None:
+        """Check that this host's memory holds what `to_layered_image` makes of the stack, and its composite.
+
+        Raises:
+          EditError: with the required and the available memory.
+        """
+        width, height = self.size
+        needed = width * height * (RGBA * len(self.layers) + COMPOSITE_BYTES)
+        try:
+            require_memory(
+                needed, f"a result of {len(self.layers)} layers of {width}x{height} pixels", "make it smaller"
+            )
+        except QilError as error:
+            raise EditError(str(error)) from error
 
     def index(self, address: int | str, field: str = "layer") -> int:
         """The index from the bottom, from 0, of the layer with this number or this name.

@@ -5,7 +5,7 @@ from typing import Literal
 
 from qil_jax.editing import geometry
 from qil_jax.editing.operation import Address, Distance, Length, Margin, Name, OneLayer, Operation, Place
-from qil_jax.editing.stack import EditError, Stack
+from qil_jax.editing.stack import MOST_LAYERS, EditError, Stack
 from qil_jax.layers.pictures import LARGEST_SIDE
 
 
@@ -65,9 +65,11 @@ class Duplicate(Operation):
         """The stack with the copy.
 
         Raises:
-          EditError: if there is no such layer.
+          EditError: if there is no such layer, or there are `MOST_LAYERS` already.
         """
         index = stack.index(self.layer)
+        if len(stack.layers) >= MOST_LAYERS:
+            raise EditError(f"the stack has {len(stack.layers)} layers, {MOST_LAYERS} at most: delete some before")
         layer = stack.layers[index]
         taken, name, count = {other.name for other in stack.layers}, self.name or f"{layer.name} copy", 1
         while self.name is None and name in taken:

@@ -1,19 +1,20 @@
 """Layered images as ZIP files of PNGs with a manifest, and what every ZIP that is read or written shares."""
 
+import contextlib
+import functools
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 from qil_jax.errors import QilError
-from qil_jax.export.manifest import MANIFEST, manifest, tree_from
+from qil_jax.export.bounds import require_bytes
+from qil_jax.export.manifest import MANIFEST, ReadFile, manifest, tree_from
 from qil_jax.export.png import encoded, pictures
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 
-LARGEST_MEMBER = 1 << 30
-"""Bytes of the largest file that is unpacked."""
 DATE = (1980, 1, 1, 0, 0, 0)
 """Date of all files in an archive, so that equal layers make equal archives."""
 
@@ -38,8 +39,8 @@ def read_zip(file: Path) -> LayerTree:
       QilError: if the file is no such archive.
     """
     try:
-        with zipfile.ZipFile(file) as archive:
-            return tree_from(json.loads(member(archive, MANIFEST)), lambda name: member(archive, name), "its layers")
+        with members(file) as member:
+            return tree_from(json.loads(member(MANIFEST)), member, "its layers")
     except QilError as error:
         raise QilError(f"{file}: {error}") from error
     except Exception as error:  # the unpacker raises arbitrary exceptions on malformed bytes
@@ -53,16 +54,21 @@ def packed(stream: IO[bytes], members: Mapping[str, bytes]) -> None:
             archive.writestr(zipfile.ZipInfo(name, DATE), data)
 
 
-def member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A file of an archive.
+@contextlib.contextmanager
+def members(file: Path) -> Iterator[ReadFile]:
+    """A function from the names of an archive's files to their bytes. Each is unpacked once, however often it is read.
 
     Raises:
-      QilError: if it is missing, or too large to be unpacked.
+      QilError: if the archive is too large to be unpacked, or lacks a file that is read.
     """
-    try:
-        info = archive.getinfo(name)
-    except KeyError as error:
-        raise QilError(f"there is no {name} in it") from error
-    if info.file_size > LARGEST_MEMBER:
-        raise QilError(f"its {name} has {info.file_size} bytes; at most {LARGEST_MEMBER} are unpacked")
-    return archive.read(info)
+    with zipfile.ZipFile(file) as archive:
+        require_bytes(archive)
+
+        @functools.cache
+        def member(name: str) -> bytes:
+            try:
+                return archive.read(name)
+            except KeyError as error:
+                raise QilError(f"there is no {name} in it") from error
+
+        yield member

@@ -1,16 +1,18 @@
 """The JSON that says what a folder of layers holds: names, files, boxes, order and opacity, for programs and for us."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from qil_jax.errors import QilError
+from qil_jax.export.bounds import require_depth, require_pixels
 from qil_jax.export.png import HERE, layer_file
 from qil_jax.layers.layer_tree import Group, LayerTree
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.layers.pictures import decoded
+from qil_jax.layers.pictures import decoded, picture_size
 from qil_jax.layers.visibility import visible_box
 
 MANIFEST = "manifest.json"
@@ -55,9 +57,11 @@ def tree_from(fields: Any, read: ReadFile, where: str, listing: str = MANIFEST) 
       listing: what they call the manifest.
 
     Raises:
-      QilError: if the layers are not listed, or differ in size.
+      QilError: if the layers are not listed, differ in size, or are more than `bounds` allows.
     """
     try:
+        files = _files(fields["layers"])
+        require_pixels(sum(math.prod(picture_size(read(file), f"{where}: {file}")) for file in files))
         return _tree(fields["layers"], read, where, _caption(fields))
     except QilError:
         raise
@@ -69,6 +73,15 @@ def _caption(fields: Mapping[str, Any]) -> str:
     """The caption of a manifest, or what a result was asked for; empty for a result that was edited."""
     settings = fields.get("settings")
     return str(settings.get("prompt", "")) if isinstance(settings, Mapping) else str(fields.get("caption", ""))
+
+
+def _files(entries: Sequence[Mapping[str, Any]], depth: int = 0) -> Iterator[str]:
+    """The file of each layer, those of groups included."""
+    require_depth(depth)
+    for entry in entries:
+        yield _inside(str(entry["file"]))
+        if (inner := entry.get("group")) is not None:
+            yield from _files(inner["layers"], depth + 1)
 
 
 def _tree(entries: Sequence[Mapping[str, Any]], read: ReadFile, where: str, caption: str = "") -> LayerTree:

@@ -1,27 +1,36 @@
 """Layers and groups as documents of other programs hold them: nested, each layer a box somewhere on one canvas."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 
 from qil_jax.errors import QilError
+from qil_jax.export.bounds import require_pixels
+from qil_jax.export.placed import PlacedPicture
 from qil_jax.layers.boxed_layer import BoxedLayer, recut
 from qil_jax.layers.layer_tree import Group, LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.visibility import visible_box, words
 
+Leaf = TypeVar("Leaf", bound=BoxedLayer | PlacedPicture, covariant=True)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class GroupNode:
+class GroupNode(Generic[Leaf]):
     """A group of a document: its name, and what it holds, bottom to top."""
 
     name: str
-    nodes: tuple["Node", ...]
+    nodes: tuple["Leaf | GroupNode[Leaf]", ...]
 
 
-Node = BoxedLayer | GroupNode
+Node = BoxedLayer | GroupNode[BoxedLayer]
+"""A node of a document that is written."""
+ReadNode = BoxedLayer | PlacedPicture | GroupNode[BoxedLayer | PlacedPicture]
+"""A node of a document that is read."""
 
 
 def nodes_of(tree: LayerTree, left: int = 0, top: int = 0, *, has_hidden_colour: bool = False) -> tuple[Node, ...]:
@@ -50,30 +59,53 @@ def tight(pixels: UInt8[np.ndarray, "y x 4"], name: str, *, has_hidden_colour: b
     return BoxedLayer(pixels=np.ascontiguousarray(pixels[top:bottom, left:right]), left=left, top=top, name=name)
 
 
-def boxed_layers(nodes: Sequence[Node]) -> list[BoxedLayer]:
+def leaves(nodes: Sequence["Leaf | GroupNode[Leaf]"]) -> list[Leaf]:
     """All layers, bottom to top."""
-    return [x for node in nodes for x in (boxed_layers(node.nodes) if isinstance(node, GroupNode) else [node])]
+    return [x for node in nodes for x in (leaves(node.nodes) if isinstance(node, GroupNode) else [node])]
 
 
-def tree_of(nodes: Sequence[Node], size: tuple[int, int], caption: str = "") -> LayerTree:
+def tree_of(nodes: Sequence[ReadNode], size: tuple[int, int], caption: str = "") -> LayerTree:
     """The tree of a document whose canvas has `size`, width and height. Groups lie on canvases of that size.
 
     Groups without layers are left out.
 
     Raises:
-      QilError: if there is no layer.
+      QilError: if there is no layer, or there are more than `bounds` allows.
     """
+    nodes = _filled(nodes)
+    require_pixels(_pixels(nodes, math.prod(size)))
+    return _tree(nodes, size, caption)
+
+
+def _filled(nodes: Sequence[ReadNode]) -> list[ReadNode]:
+    """The nodes without groups that hold no layer."""
+    found: list[ReadNode] = []
+    for node in nodes:
+        if not isinstance(node, GroupNode):
+            found.append(node)
+        elif inner := _filled(node.nodes):
+            found.append(GroupNode(name=node.name, nodes=tuple(inner)))
+    return found
+
+
+def _pixels(nodes: Sequence[ReadNode], canvas: int) -> int:
+    """Pixels of all layers and groups, of which each takes a canvas, and of the pictures that are decoded for them."""
+    inner = sum(_pixels(node.nodes, canvas) for node in nodes if isinstance(node, GroupNode))
+    own = sum(math.prod(node.file_size) for node in nodes if isinstance(node, PlacedPicture))
+    return canvas * len(nodes) + own + inner
+
+
+def _tree(nodes: Sequence[ReadNode], size: tuple[int, int], caption: str = "") -> LayerTree:
     layers: list[np.ndarray] = []
     names, groups = [], {}
     for node in nodes:
-        if isinstance(node, BoxedLayer):
-            layers.append(recut(node.pixels, node.box, (0, 0, *size)))
-        elif boxed_layers(node.nodes):
-            inner = tree_of(node.nodes, size)
+        if isinstance(node, GroupNode):
+            inner = _tree(node.nodes, size)
             groups[len(layers)] = Group(tree=inner, left=0, top=0)
             layers.append(inner.leaves().composite_8bit())
         else:
-            continue
+            layer = node.layer(size) if isinstance(node, PlacedPicture) else node
+            layers.append(recut(layer.pixels, layer.box, (0, 0, *size)))
         names.append(node.name)
     if not layers:
         raise QilError("no layers in it")

@@ -1,31 +1,33 @@
 """Layered images as OpenRaster files (openraster.org, version 0.0.3), which Krita, GIMP and MyPaint open."""
 
-import itertools
-import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 
 from qil_jax.errors import QilError
-from qil_jax.export.archive import member, packed
+from qil_jax.export.archive import members, packed
+from qil_jax.export.bounds import require_depth
+from qil_jax.export.manifest import ReadFile
 from qil_jax.export.names import plain_text
-from qil_jax.export.nodes import GroupNode, Node, boxed_layers, nodes_of, tree_of
+from qil_jax.export.nodes import GroupNode, Node, ReadNode, leaves, nodes_of, tree_of
+from qil_jax.export.placed import PlacedPicture
 from qil_jax.export.png import encoded
-from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.layers.pictures import LARGEST_SIDE, decoded
+from qil_jax.layers.pictures import LARGEST_SIDE
 
 MIMETYPE = "image/openraster"
 THUMBNAIL = 256
 """Longest side of the thumbnail in pixels, as the format has it."""
 NORMAL = "svg:src-over"
 """The one blend mode that alpha blending knows."""
+Number = TypeVar("Number", int, float)
 
 
 def write_ora(stack: LayeredImage | LayerTree, file: Path) -> None:
@@ -40,7 +42,7 @@ def write_ora(stack: LayeredImage | LayerTree, file: Path) -> None:
     nodes = nodes_of(tree, has_hidden_colour=True)
     with ThreadPoolExecutor(1) as beside:
         previews = beside.submit(_previews, nodes, tree.layered.size)
-        layers = encoded([layer.pixels for layer in boxed_layers(nodes)])
+        layers = encoded([layer.pixels for layer in leaves(nodes)])
         merged, small = previews.result()
     width, height = tree.layered.size
     image = ElementTree.Element("image", version="0.0.3", w=str(width), h=str(height), xres="72", yres="72")
@@ -60,19 +62,22 @@ def write_ora(stack: LayeredImage | LayerTree, file: Path) -> None:
 def read_ora(file: Path) -> LayerTree:
     """The layers of an OpenRaster file that consists of plain layers and groups.
 
-    Opacity goes into alpha; hidden layers are left out.
+    Opacity goes into alpha; hidden layers are left out, whatever they are.
 
     Raises:
-      QilError: if the file is none, or needs more than alpha blending; the message names the layer and the feature.
+      QilError: if the file is none, needs more than alpha blending, or holds more than `bounds` allows; the message
+        names the layer and the feature.
     """
     try:
-        with zipfile.ZipFile(file) as archive:
-            image = _parsed(member(archive, "stack.xml"))
-            size = int(image.attrib["w"]), int(image.attrib["h"])
+        with members(file) as member:
+            image = _parsed(member("stack.xml"))
+            size = _number(image, "w", 0), _number(image, "h", 0)
             if not 0 < min(size) <= max(size) <= LARGEST_SIDE:
                 raise QilError(f"a canvas of {size[0]}x{size[1]} pixels; sides of 1 to {LARGEST_SIDE} are read")
-            stack = image.find("stack")
-            return tree_of([] if stack is None else _nodes(stack, archive), size)
+            if [element.tag for element in image] != ["stack"]:
+                raise QilError(f"its image holds {', '.join(_said(x) for x in image) or 'nothing'}: it needs one stack")
+            _opacity(image[0])
+            return tree_of(_nodes(image[0], member), size)
     except QilError as error:
         raise QilError(f"{file}: {error}") from error
     except Exception as error:  # the unpacker raises arbitrary exceptions on malformed bytes
@@ -81,7 +86,7 @@ def read_ora(file: Path) -> LayerTree:
 
 def _previews(nodes: tuple[Node, ...], size: tuple[int, int]) -> list[bytes]:
     """The composite and its thumbnail as PNGs, which are written for speed: programs show them until they have more."""
-    composite = composite_8bit(boxed_layers(nodes), size)
+    composite = composite_8bit(leaves(nodes), size)
     thumbnail = Image.fromarray(composite, "RGBA")
     thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     return encoded([composite, np.asarray(thumbnail)], level=2)
@@ -111,23 +116,60 @@ def _parsed(data: bytes) -> ElementTree.Element:
         raise QilError(f"its stack.xml is no XML ({error})") from error
 
 
-def _nodes(stack: ElementTree.Element, archive: zipfile.ZipFile) -> tuple[Node, ...]:
-    found: list[Node] = []
-    for element, number in zip(reversed(stack), itertools.count(1), strict=False):
-        name, opacity = element.get("name", f"Layer {number}"), float(element.get("opacity", 1))
-        mode = element.get("composite-op", NORMAL)
-        if mode != NORMAL:
-            raise QilError(f"layer '{name}' has the blend mode {mode}: merge it in the program that made it")
+def _nodes(stack: ElementTree.Element, member: ReadFile, depth: int = 0) -> tuple[ReadNode, ...]:
+    """What is shown of the elements of a stack, bottom to top."""
+    require_depth(depth)
+    found: list[ReadNode] = []
+    for number, element in enumerate(reversed(stack), start=1):
         if element.get("visibility", "visible") == "hidden":
             continue
+        name, opacity = element.get("name", f"Layer {number}"), _opacity(element)
         if element.tag == "stack":
-            if opacity != 1:
-                raise QilError(f"group '{name}' has an opacity: give it to its layers in the program that made it")
-            found.append(GroupNode(name=name, nodes=_nodes(element, archive)))
-        elif element.tag == "layer":
-            source = element.attrib["src"]
-            pixels = np.array(decoded(member(archive, source), source))
-            pixels[..., 3] = np.rint(pixels[..., 3] * opacity)
-            place = {"left": int(element.get("x", 0)), "top": int(element.get("y", 0))}
-            found.append(BoxedLayer(pixels=pixels, name=name, **place))
+            found.append(GroupNode(name=name, nodes=_nodes(element, member, depth + 1)))
+        else:
+            left, top, data = _number(element, "x", 0), _number(element, "y", 0), member(element.attrib["src"])
+            found.append(PlacedPicture(name=name, data=data, left=left, top=top, opacity=opacity))
     return tuple(found)
+
+
+def _opacity(element: ElementTree.Element) -> float:
+    """The opacity, in [0, 1], of an element that alpha blending can show; 1 of every stack.
+
+    Raises:
+      QilError: naming the element and what of it alpha blending cannot show.
+    """
+    said, fix = _said(element), "in the program that made it"
+    if element.tag not in ("layer", "stack"):
+        raise QilError(f"{said} is no layer of pixels: turn it into one {fix}")
+    if element.tag == "layer" and len(element):
+        raise QilError(f"{said} has more than pixels, {_said(element[0])}: merge it {fix}")
+    mode = element.get("composite-op", NORMAL)
+    if mode != NORMAL:
+        raise QilError(f"{said} has the blend mode {mode}: merge it {fix}")
+    opacity = _number(element, "opacity", 1.0)
+    if not 0 <= opacity <= 1:
+        raise QilError(f"{said} has the opacity {opacity}, OpenRaster knows 0 to 1: set it {fix}")
+    if element.tag == "stack" and opacity != 1:
+        raise QilError(f"{said} has an opacity: give it to its layers {fix}")
+    if element.tag == "stack" and (_number(element, "x", 0) or _number(element, "y", 0)):
+        raise QilError(f"{said} has an offset, which programs read differently: move its layers {fix}")
+    return opacity
+
+
+def _number(element: ElementTree.Element, key: str, default: Number) -> Number:
+    """An attribute as a number of the default's type.
+
+    Raises:
+      QilError: if it is none.
+    """
+    text = element.get(key, str(default))
+    try:
+        return type(default)(text)
+    except ValueError as error:
+        raise QilError(f"{_said(element)} has the {key} {text[:40]!r}, which is no number") from error
+
+
+def _said(element: ElementTree.Element) -> str:
+    """What messages call an element."""
+    kind = "group" if element.tag == "stack" else element.tag
+    return f"{kind} '{element.attrib['name']}'" if "name" in element.attrib else kind

@@ -1,29 +1,35 @@
 """Layered images as PowerPoint presentations: a slide in the canvas's shape, a picture for each layer."""
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pptx import Presentation
-from pptx.enum.shapes import MSO_SHAPE_TYPE
 from pptx.util import Emu
 
 from qil_jax.errors import QilError
+from qil_jax.export.bounds import require_bytes
 from qil_jax.export.names import plain_text
 from qil_jax.export.native_text import TextLayer, add_text, texts_of
-from qil_jax.export.nodes import GroupNode, Node, boxed_layers, nodes_of, tree_of
+from qil_jax.export.nodes import GroupNode, Node, ReadNode, leaves, nodes_of, tree_of
+from qil_jax.export.placed import PlacedPicture
 from qil_jax.export.png import encoded
-from qil_jax.layers.boxed_layer import BoxedLayer
+from qil_jax.export.slides import nodes_of_slide
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.layers.pictures import decoded
 
 PIXEL = 9525
 """Length of a pixel in EMU at 96 pixels an inch, which is 914,400 EMU."""
 SMALLEST_SIDE, LARGEST_SIDE = 914_400, 51_206_400
 """Limits of a slide's sides in EMU: 1 and 56 inches."""
+RECORDED = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4}) pixels")
+"""The canvas's width and height as a presentation's subject says them."""
+SAME_SHAPE = 0.01
+"""Relative difference of a pixel's sides up to which a slide has the canvas's shape: programs round a slide's sides."""
 BLANK = 6
 """Index of the layout without placeholders in python-pptx's own template."""
 
@@ -43,7 +49,7 @@ def write_pptx(stack: LayeredImage | LayerTree, file: Path, *, native_text: bool
     scale = pixel_length(tree.layered.size, str(file))
     presentation = Presentation()
     presentation.slide_width, presentation.slide_height = (Emu(side * scale) for side in tree.layered.size)
-    layers = boxed_layers(nodes)
+    layers = leaves(nodes)
     pictures = dict(zip(map(id, layers), encoded([layer.pixels for layer in layers]), strict=True))
     texts = texts_of(layers) if native_text else {}
     for is_shown in (True, False) if native_text else (True,):
@@ -52,6 +58,7 @@ def write_pptx(stack: LayeredImage | LayerTree, file: Path, *, native_text: bool
         _add(slide.shapes, nodes, pictures, scale, texts if is_shown else {})
     properties = presentation.core_properties
     properties.author, properties.title = "", plain_text(tree.layered.caption)[:255]
+    properties.subject = "{}x{} pixels".format(*tree.layered.size)
     with file.open("xb") as stream:
         presentation.save(stream)
 
@@ -59,22 +66,25 @@ def write_pptx(stack: LayeredImage | LayerTree, file: Path, *, native_text: bool
 def read_pptx(file: Path) -> LayerTree:
     """The layers on a presentation's first hidden slide, or else on its first: its pictures and groups of pictures.
 
-    Pictures may have been moved; they must have the size at which they were written.
+    Place, size, mirroring and opacity of pictures and groups are as the slide shows them; hidden ones are left out. The
+    canvas has the size that `write_pptx` recorded, or, where it does not have the slide's shape, the resolution of the
+    slide's largest picture. A picture that is shown at another resolution is resampled.
 
     Raises:
-      QilError: if the file is no presentation, or has no pictures, or pictures that were resized, cropped or turned.
+      QilError: if the file is no presentation, holds more than `bounds` allows, or shows something else than plain
+        pictures; the message names the shape and what no layer can say of it.
     """
     try:
+        with zipfile.ZipFile(file) as archive:
+            require_bytes(archive)
         presentation = Presentation(str(file))
         slides = list(presentation.slides)
         slide = next((s for s in slides if s._element.get("show") == "0"), slides[0])
-        sizes = [((p.width, p.height), p.image.size) for p in _pictures(slide.shapes)]
-        lengths = {round(length / pixels) for pair in sizes for length, pixels in zip(*pair, strict=True)}
-        if len(lengths) != 1:
-            raise QilError("no pictures on it" if not lengths else "its pictures were resized; export anew")
-        scale = lengths.pop()
-        size = round(presentation.slide_width / scale), round(presentation.slide_height / scale)
-        return tree_of(_nodes(slide.shapes, scale), size, presentation.core_properties.title)
+        shape = presentation.slide_width or 0, presentation.slide_height or 0
+        properties = presentation.core_properties
+        pixel = _recorded_pixel(properties.subject, shape) or _largest_pixel(nodes_of_slide(slide, 1.0))
+        size = round(shape[0] / pixel), round(shape[1] / pixel)
+        return tree_of(nodes_of_slide(slide, pixel), size, properties.title)
     except QilError as error:
         raise QilError(f"{file}: {error}") from error
     except Exception as error:  # the library raises arbitrary exceptions on malformed bytes
@@ -112,23 +122,23 @@ def _add(
         shape.name = plain_text(node.name)
 
 
-def _pictures(shapes: Any) -> Iterator[Any]:
-    for shape in shapes:
-        if shape.shape_type == MSO_SHAPE_TYPE.GROUP:
-            yield from _pictures(shape.shapes)
-        elif shape.shape_type == MSO_SHAPE_TYPE.PICTURE:
-            yield shape
+def _recorded_pixel(subject: str, slide: tuple[int, int]) -> float | None:
+    """Length in EMU of a pixel of the canvas whose size `write_pptx` recorded; None if the slide has another shape."""
+    found = RECORDED.fullmatch(subject)
+    if found is None:
+        return None
+    across, down = (length / int(pixels) for length, pixels in zip(slide, found.groups(), strict=True))
+    return across if math.isclose(across, down, rel_tol=SAME_SHAPE) else None
 
 
-def _nodes(shapes: Any, scale: int) -> tuple[Node, ...]:
-    found: list[Node] = []
-    for shape in shapes:
-        if shape.shape_type == MSO_SHAPE_TYPE.GROUP:
-            found.append(GroupNode(name=shape.name, nodes=_nodes(shape.shapes, scale)))
-        elif shape.shape_type == MSO_SHAPE_TYPE.PICTURE:
-            if shape.rotation or any((shape.crop_left, shape.crop_top, shape.crop_right, shape.crop_bottom)):
-                raise QilError(f"picture '{shape.name}' was turned or cropped; export anew")
-            pixels = np.asarray(decoded(shape.image.blob, shape.name))
-            place = {"left": round(shape.left / scale), "top": round(shape.top / scale)}
-            found.append(BoxedLayer(pixels=pixels, name=shape.name, **place))
-    return tuple(found)
+def _largest_pixel(nodes: Sequence[ReadNode]) -> float:
+    """Length in EMU of a pixel of the picture with the most pixels, along its finer side.
+
+    Args:
+      nodes: what is shown, with lengths in EMU.
+    """
+    found = [node for node in leaves(nodes) if isinstance(node, PlacedPicture)]
+    if not found:
+        raise QilError("no pictures on it")
+    largest = max(found, key=lambda picture: math.prod(picture.file_size))
+    return min(length / pixels for length, pixels in zip(largest.size or (), largest.file_size, strict=True))

@@ -11,8 +11,9 @@ from psd_tools.api.layers import GroupMixin, Layer, PixelLayer
 from psd_tools.constants import BlendMode, Tag
 
 from qil_jax.errors import QilError
+from qil_jax.export.bounds import require_depth
 from qil_jax.export.names import plain_text
-from qil_jax.export.nodes import GroupNode, Node, boxed_layers, nodes_of, tree_of
+from qil_jax.export.nodes import GroupNode, Node, leaves, nodes_of, tree_of
 from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.compositing import composite_8bit, over_white
 from qil_jax.layers.layer_tree import LayerTree
@@ -45,7 +46,7 @@ def write_psd(stack: LayeredImage | LayerTree, file: Path) -> None:
     nodes = nodes_of(tree)
     _add(document, nodes)
     record = document._record  # saving by the document would replace the preview by the library's own composite
-    composite = composite_8bit(boxed_layers(nodes), tree.layered.size)
+    composite = composite_8bit(leaves(nodes), tree.layered.size)
     # The format's convention for a merged picture with transparency: colour over white, alpha beside it.
     preview = np.concatenate([over_white(composite)[..., :3], composite[..., 3:]], axis=-1)
     record.image_data.set_data([preview[..., c].tobytes() for c in range(4)], record.header)
@@ -86,7 +87,8 @@ def _add(parent: GroupMixin, nodes: Sequence[Node]) -> None:
         layer.name = plain_text(node.name)[:LONGEST_NAME]
 
 
-def _nodes(parent: GroupMixin) -> tuple[Node, ...]:
+def _nodes(parent: GroupMixin, depth: int = 0) -> tuple[Node, ...]:
+    require_depth(depth)
     found: list[Node] = []
     for layer in parent:
         problem = _not_plain(layer)
@@ -95,7 +97,7 @@ def _nodes(parent: GroupMixin) -> tuple[Node, ...]:
         if not layer.is_visible():
             continue
         if isinstance(layer, GroupMixin):
-            found.append(GroupNode(name=layer.name, nodes=_nodes(layer)))
+            found.append(GroupNode(name=layer.name, nodes=_nodes(layer, depth + 1)))
             continue
         picture = layer.topil()
         pixels = np.zeros((1, 1, 4), np.uint8) if picture is None else np.array(picture.convert("RGBA"))

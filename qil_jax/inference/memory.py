@@ -2,22 +2,20 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
 from qil_jax.encoders.image_encoder import PLAIN_PIXELS
 from qil_jax.errors import QilError
+from qil_jax.host_memory import gigabytes, host_bytes
 from qil_jax.inference.checkpoint import Checkpoint
 from qil_jax.inference.images import bucket_size
 from qil_jax.inference.request import Settings, known
 from qil_jax.inference.residency import Residency
 from qil_jax.limits import Passes
 
-CGROUP = Path("/sys/fs/cgroup/memory.max")
 STREAMS = 6
 """Simultaneous arrays of the residual stream's width in a block: input, norm, queries, keys, values and sum."""
 MODULATIONS = 12
@@ -109,11 +107,11 @@ def require_memory(plan: MemoryPlan, mesh: Mesh) -> None:
     there = available_bytes(mesh)
     if there is not None and plan.total > there:
         raise QilError(
-            f"needs at least {_gigabytes(plan.total)} of memory: {_gigabytes(plan.parameters)} for the parameters, "
-            f"{_gigabytes(plan.denoise)} to denoise {plan.tokens:,} tokens, {_gigabytes(plan.decode)} to decode, "
-            f"{_gigabytes(plan.before)} before that; "
+            f"needs at least {gigabytes(plan.total)} of memory: {gigabytes(plan.parameters)} for the parameters, "
+            f"{gigabytes(plan.denoise)} to denoise {plan.tokens:,} tokens, {gigabytes(plan.decode)} to decode, "
+            f"{gigabytes(plan.before)} before that; "
             f"{mesh.size} device{'s' if mesh.size > 1 else ''} ({mesh.devices.flat[0].platform}) have "
-            f"{_gigabytes(there)}: ask for a lower resolution, fewer layers, steps or pictures at once, or give "
+            f"{gigabytes(there)}: ask for a lower resolution, fewer layers, steps or pictures at once, or give "
             f"a larger mesh"
         )
 
@@ -125,14 +123,3 @@ def available_bytes(mesh: Mesh) -> int | None:
         return host_bytes() * jax.process_count()
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in mesh.local_devices]
     return min(limits) * len(devices) if limits and min(limits) else None
-
-
-def host_bytes() -> int:
-    """Bytes of memory of this host, or of the container in which the program runs."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = CGROUP.read_text().strip() if CGROUP.is_file() else "max"
-    return min(total, int(limit)) if limit.isdecimal() else total
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB"

@@ -1,8 +1,9 @@
 """Picture files of any kind as 8-bit RGBA, and what is wrong with those that are none."""
 
+import contextlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file") from error
+    except ValueError as error:  # a NUL, or a character that no file name has
+        raise ImageError(f"{str(path)!r}: is no path of a file ({error})") from error
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror}); see to the file or its permissions") from error
 
@@ -50,16 +53,38 @@ def decoded(
     Raises:
       ImageError: if the bytes are no picture, or the picture is animated.
     """
+    with _opened(data, name, formats) as image:
+        pictures = getattr(image, "n_frames", 1)
+        if pictures > 1:
+            raise ImageError(f"{name}: animated or multi-page ({pictures} pictures); save one as PNG")
+        check(image.size)
+        image.load()
+        return to_rgba(ImageOps.exif_transpose(image))
+
+
+def picture_size(data: bytes, name: str, *, formats: tuple[str, ...] | None = None) -> tuple[int, int]:
+    """Width and height of the picture in the bytes of a file, as stored; nothing but its header is decoded.
+
+    Args:
+      data: the file's bytes.
+      name: what the messages call it.
+      formats: as of `decoded`.
+
+    Raises:
+      ImageError: if the bytes are no picture.
+    """
+    with _opened(data, name, formats) as image:
+        return image.size
+
+
+@contextlib.contextmanager
+def _opened(data: bytes, name: str, formats: tuple[str, ...] | None) -> Iterator[Image.Image]:
+    """The picture in the bytes of a file, whose pixels are not decoded yet; what goes wrong within is an ImageError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of large pictures and malformed metadata
             with Image.open(io.BytesIO(data), formats=formats) as image:
-                pictures = getattr(image, "n_frames", 1)
-                if pictures > 1:
-                    raise ImageError(f"{name}: animated or multi-page ({pictures} pictures); save one as PNG")
-                check(image.size)
-                image.load()
-                return to_rgba(ImageOps.exif_transpose(image))
+                yield image
     except ImageError:
         raise
     except Image.DecompressionBombError as error:

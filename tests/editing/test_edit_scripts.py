@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from edits import PICTURE, content, layered
 
+from qil_jax import host_memory
 from qil_jax.editing import geometry, script
 from qil_jax.editing.history import History
 from qil_jax.editing.layer_operations import Move, Replace, Resize
@@ -97,6 +98,28 @@ def test_a_problem_is_said_by_operation_and_field(item, words):
 def test_a_file_that_is_no_script_is_refused(text, words):
     with pytest.raises(ScriptError, match=words):
         script.parse(text, Stack.of(THREE))
+
+
+@pytest.mark.parametrize("picture", ["a\0b.png", "\0", "/\0/x"])
+def test_a_picture_whose_path_is_none_is_refused(picture):
+    (problem,) = problems_of(named("replace", 1, picture=picture))
+    assert "operation 1 (replace), picture: " in problem and "is no path of a file" in problem and "\0" not in problem
+
+
+def test_a_result_beyond_memory_is_refused_before_anything_is_computed(monkeypatch):
+    """By the operations that make it larger, whatever follows."""
+    monkeypatch.setattr(host_memory, "host_bytes", lambda: 10**6)
+    extend = {"op": "extend_canvas", "right": 92, "bottom": 94}
+    (problem,) = problems_of(named("move", 1, dx=1), extend, named("hue", 1, degrees=5))
+    assert "operation 2 (extend_canvas): a result of 3 layers of 100x100 pixels needs at least" in problem
+    monkeypatch.setattr(host_memory, "host_bytes", lambda: 8 * 6 * (144 + 4 * 4))
+    found = problems_of(named("duplicate", 1), named("duplicate", 1), named("delete", 2))
+    assert len(found) == 1 and "operation 2 (duplicate): a result of 5 layers of 8x6 pixels" in found[0]
+
+
+def test_copies_have_an_end():
+    found = problems_of(*[named("duplicate", 1)] * 255)
+    assert len(found) == 2 and "operation 254 (duplicate): the stack has 256 layers, 256 at most" in found[0]
 
 
 def test_all_problems_are_said_at_once_in_order_and_nothing_is_computed(monkeypatch):

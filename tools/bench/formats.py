@@ -15,7 +15,7 @@ from psd_tools import PSDImage
 
 from qil_jax.export.format import Format
 from qil_jax.export.formats import WRITERS
-from qil_jax.export.nodes import boxed_layers, nodes_of
+from qil_jax.export.nodes import leaves, nodes_of
 from qil_jax.layers.exact import exact
 from qil_jax.layers.health import health
 from qil_jax.layers.layer_tree import LayerTree
@@ -38,7 +38,7 @@ def image() -> LayeredImage:
 def by_psd_tools(tree: LayerTree, file: Path) -> None:
     """A PSD of the same boxes as psd-tools makes and saves it by itself."""
     document = PSDImage.new("RGBA", tree.layered.size, depth=8)
-    for layer in boxed_layers(nodes_of(tree)):
+    for layer in leaves(nodes_of(tree)):
         document.create_pixel_layer(Image.fromarray(layer.pixels, "RGBA"), layer.name, layer.top, layer.left)
     document.save(file)
 
