@@ -53,14 +53,21 @@ class Option:
         if self.kind is int:
             return integer_problems(name, value, least=self.least, most=self.most)
         if self.kind is float:
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            return [] if number else [f"{name} must be a finite number, got {value!r}"]
+            return [] if _is_finite(value) else [f"{name} must be a finite number, got {value!r}"]
         if isinstance(value, self.kind):
             return []
         if issubclass(self.kind, StrEnum):
             where = f"{self.kind.__module__}.{self.kind.__name__}"
             return [f"{name} must be one of {', '.join(self.kind)} of {where}, got {value!r}"]
         return [f"{name} must be text{' or None' if self.optional else ''}, got {value!r}"]
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a value is a number that a float can be."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def option(default: Any, kind: type, help: str, **says: Any) -> Any:
