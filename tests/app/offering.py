@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gradio import Blocks
 from waiting import HANGS
 
 from qil_jax.app.limits import Limits
@@ -40,12 +39,6 @@ def offered(folder: Path, decompose: Callable[..., Path] = refused, streams: Str
         storage=storage(folder, LIMITS),
         streams=streams or Streams(),
     )
-
-
-def decompose_of(page: Blocks) -> int:
-    """The number by which the page itself calls for a decomposition."""
-    (number,) = [number for number, function in page.fns.items() if function.api_name == "decompose"]
-    return number
 
 
 class Patient(Streams):

@@ -81,7 +81,7 @@ def test_work_is_what_all_parameters_make_together():
 def test_the_works_limit_can_be_set():
     said = {"steps": 25}
     asked(said, DEFAULTS, Limits(work=3))
-    with pytest.raises(QilError, match=r"2\.1 times .* 1 decomposition of 3 layers with 25 steps"):
+    with pytest.raises(QilError, match=r"2\.1 times .*1 decomposition of 3 layers with 25 steps"):
         asked(said, DEFAULTS, Limits(work=2))
 
 

@@ -2,11 +2,8 @@
 
 import asyncio
 import json
-from pathlib import Path
 
 import pytest
-from gradio import Blocks
-from offering import decompose_of, offered
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.testclient import TestClient
@@ -14,7 +11,8 @@ from starlette.testclient import TestClient
 from qil_jax.app.calls import Calls
 from qil_jax.app.guard import HEADERS, MOST_JSON, Guard
 from qil_jax.app.limits import Limits
-from qil_jax.app.page import build, checked
+from qil_jax.app.start import storage
+from qil_jax.app.streams import Streams
 
 
 async def echo(scope, receive, send) -> None:
@@ -22,18 +20,26 @@ async def echo(scope, receive, send) -> None:
     await JSONResponse({"got": len(body), "path": scope["path"]})(scope, receive, send)
 
 
-@pytest.fixture(scope="module")
-def page() -> Blocks:
-    return build(offered(Path()))
+class AnyCalls(Calls):
+    """Calls of which each is right."""
+
+    def __init__(self):
+        self.streams = Streams()
+
+    def check(self, *_: object) -> None:
+        """Refuse nothing."""
+
+    def abandon(self) -> None:
+        """Drop nothing."""
 
 
 @pytest.fixture
-def guard(tmp_path, page) -> Guard:
+def guard(tmp_path) -> Guard:
     (tmp_path / "work").mkdir()
-    served = offered(tmp_path / "work")
-    check = lambda values: checked(served, values)
-    calls = Calls(page, served.streams)
-    return Guard(echo, limits=Limits(megabytes=1), storage=served.storage, calls=calls, check=check)
+    limits = Limits(megabytes=1)
+    return Guard(
+        echo, limits=limits, storage=storage(tmp_path / "work", limits), calls=AnyCalls(), check=lambda _: None
+    )
 
 
 @pytest.fixture
@@ -49,9 +55,9 @@ def refusal(answer: Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["detail"]
 
 
-def test_calls_with_own_uploads_pass_whole(client, tmp_path, page):
+def test_calls_with_own_uploads_pass_whole(client, tmp_path):
     picture = file_data(str(tmp_path / "work" / "a" / "x.png"))
-    call = {"data": [picture, "auto", 3, 1, 0, "", False, 1, ["zip"]], "fn_index": decompose_of(page)}
+    call = {"data": [picture, "auto", 3, 1, 0, "", False, 1, ["zip"]]}
     answer = client.post("/gradio_api/queue/join", json=call)
     assert answer.json()["got"] == len(answer.request.content)
     assert {name: answer.headers[name] for name in HEADERS} == HEADERS
