@@ -3,28 +3,32 @@
 from collections.abc import Mapping
 from typing import Any
 
-from qil_jax.app.limits import LONGEST_PROMPT, MOST_DEPTH, MOST_STEPS
-from qil_jax.errors import ProblemsError
+from qil_jax.app.limits import LONGEST_PROMPT, MOST_DEPTH, MOST_STEPS, Limits
+from qil_jax.errors import ProblemsError, QilError
 from qil_jax.inference.cli import AUTO
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.options import options_of
-from qil_jax.inference.request import JobOptions, Settings
+from qil_jax.inference.request import JobOptions, Settings, known
 from qil_jax.limits import MAX_LAYERS, integer_problems
 
 OF_PICTURES, OF_BATCHES = ("layers", "prompt", "seed", "exact", "depth"), ("steps", "guidance")
 MOST = {"layers": MAX_LAYERS, "depth": MOST_DEPTH, "steps": MOST_STEPS}
 """Upper bounds for clients."""
+LONGEST_NUMBER = 20
+"""The most digits of a number that is given as text."""
 
 
-def asked(values: Mapping[str, Any], defaults: Defaults) -> tuple[JobOptions, Settings]:
+def asked(values: Mapping[str, Any], defaults: Defaults, limits: Limits) -> tuple[JobOptions, Settings]:
     """The options of a decomposition, with the checkpoint's defaults for those that are None.
 
     Args:
       values: the options OF_PICTURES and OF_BATCHES, of JSON; `layers` may be `auto`, and an empty prompt is none.
       defaults: the checkpoint's.
+      limits: what a client may ask for.
 
     Raises:
       ProblemsError: listing everything that is no option's value, or more than a client may ask for.
+      QilError: if all together is more work than a client may ask for.
     """
     given: dict[str, Any] = {name: _read(name, value) for name, value in values.items() if value is not None}
     is_auto = given.get("layers") == AUTO
@@ -38,15 +42,44 @@ def asked(values: Mapping[str, Any], defaults: Defaults) -> tuple[JobOptions, Se
     given["prompt"] = given.get("prompt", "").strip() or None
     options = JobOptions(auto=is_auto, **{name: given[name] for name in OF_PICTURES if name in given})
     settings = Settings(**{name: given[name] for name in OF_BATCHES if name in given})
-    return options.filled(defaults), settings.filled(defaults)
+    options, settings = options.filled(defaults), settings.filled(defaults)
+    _check_work(options, settings, defaults, limits)
+    return options, settings
+
+
+def work(*, layers: int, steps: int, guidance: float, depth: int = 1) -> int:
+    """The work of a decomposition: Euler steps of one layer, over all levels, and twice that with guidance.
+
+    The sampler's sequence holds the picture and the composite beside the layers. All decompositions of a checkpoint
+    have the same number of pixels, so they do not count here.
+    """
+    return _decompositions(layers, depth) * (layers + 2) * steps * (2 if guidance > 1 else 1)
+
+
+def _decompositions(layers: int, depth: int) -> int:
+    return sum(layers**level for level in range(depth))
+
+
+def _check_work(options: JobOptions, settings: Settings, defaults: Defaults, limits: Limits) -> None:
+    layers, steps = known(options.layers), known(settings.steps)
+    wanted = work(layers=layers, steps=steps, guidance=known(settings.guidance), depth=options.depth)
+    usual = work(layers=defaults.layers, steps=defaults.steps, guidance=defaults.guidance)
+    if wanted <= limits.work * usual:
+        return
+    count = _decompositions(layers, options.depth)
+    parts = "1 decomposition" if count == 1 else f"up to {count} decompositions"
+    raise QilError(
+        f"this is {wanted / usual:.1f} times the work of a usual call ({parts} of {layers} layers with {steps} steps), "
+        f"and {limits.work} times at most is taken here: ask for a smaller depth, fewer layers or fewer steps"
+    )
 
 
 def _read(name: str, value: Any) -> Any:
     """A value as JSON means it: whole numbers are integers, and a number of layers may be text, as a menu gives it."""
-    if name == "layers" and isinstance(value, str) and value.isdecimal():
-        return int(value[:9])
+    if name == "layers" and isinstance(value, str) and value.isdecimal() and len(value) <= LONGEST_NUMBER:
+        return int(value)
     if name == "guidance":
-        return float(value) if type(value) is int else value
+        return float(value) if type(value) is int and abs(value) < 2**53 else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

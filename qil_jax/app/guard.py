@@ -5,16 +5,23 @@ only, so that no file of the server is read, and addresses not at all, so that t
 """
 
 import json
+import math
 import re
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NoReturn
+from urllib.parse import parse_qs
 
+from anyio.to_thread import run_sync
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qil_jax.app.calls import Calls, UnknownCallError
 from qil_jax.app.limits import Limits
+from qil_jax.app.storage import FullError, Storage
 from qil_jax.app.uploads import is_upload
+from qil_jax.errors import QilError
 
 MOST_JSON = 2**20
 """The largest call in bytes, uploads aside."""
@@ -22,10 +29,15 @@ ENVELOPE = 2**16
 """Bytes of an upload beside those of its file."""
 MOST_DRAINED = 2**28
 """Bytes of a refused upload that are read and dropped, since browsers show a refusal only after they have sent all."""
-CALLS = re.compile(r"/gradio_api/(queue/join|(call|run)/[\w/]+|cancel|reset)/?$")
+CALLS = re.compile(r"/gradio_api/(?P<kind>queue/join|call/v2|call|run|cancel|reset)(/(?P<name>[^/]+))?/?$")
 UPLOAD = re.compile(r"/gradio_api/upload/?$")
+ANSWERS = re.compile(r"/gradio_api/(call/(v2/)?[^/]+/(?P<call>[^/]+)|queue/data)/?$")
 FETCHES = re.compile(r"/gradio_api/(file=[a-z]+:/|proxy=|stream/|custom_component/|file/)", re.IGNORECASE)
 """Addresses by which gradio would fetch from elsewhere, or that this app has no use for."""
+HALF = re.compile(r"[\ud800-\udfff]")
+"""Half of a surrogate pair, which JSON can escape and UTF-8 cannot say."""
+LONGEST_LENGTH = 18
+"""Digits of a length that are read, far more than any that is taken has."""
 HEADERS = {
     "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; "
     "base-uri 'self'; object-src 'none'",
@@ -38,97 +50,197 @@ HEADERS = {
 class RefusedError(Exception):
     """A request that is answered with a status and a message."""
 
-    def __init__(self, status: int, detail: str):
+    def __init__(self, status: int, detail: Any):
         super().__init__(detail)
         self.status, self.detail = status, detail
 
 
 class Guard:
-    """ASGI middleware that refuses large bodies, foreign paths and unused routes, and sets the HEADERS."""
+    """ASGI middleware that refuses large bodies, foreign paths, unused routes and calls that are none.
 
-    def __init__(self, app: ASGIApp, *, folder: Path, limits: Limits):
-        self.app, self.folder, self.limits = app, folder, limits
+    It counts the bytes of every body, notes who listens to which answer, and sets the HEADERS.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        limits: Limits,
+        storage: Storage,
+        calls: Calls,
+        check: Callable[[Mapping[str, Any]], Any],
+    ):
+        self.app, self.limits, self.storage, self.calls, self.check = app, limits, storage, calls, check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or hand it on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        has_begun = False
 
         async def send_with_headers(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
+                has_begun = True
                 added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
                 message["headers"] = [*message.get("headers", []), *added]
             await send(message)
 
         try:
-            receive = await self._checked(scope, receive)
+            await self._handed_on(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            return
         except RefusedError as refused:
+            if has_begun:
+                raise
             answer = JSONResponse({"detail": refused.detail}, refused.status, headers={"connection": "close"})
             await answer(scope, receive, send_with_headers)
-            return
-        await self.app(scope, receive, send_with_headers)
 
-    async def _checked(self, scope: Scope, receive: Receive) -> Receive:
-        """The function that gives the request's body; a call's body is read and checked first."""
+    async def _handed_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request on that nothing is wrong with."""
         path = scope["path"]
         if FETCHES.search(path):
             raise RefusedError(403, "this app serves its own files only")
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            return receive
-        is_upload_call = UPLOAD.search(path) is not None
-        if not is_upload_call and not CALLS.search(path):
+            with self._listening(scope):
+                await self.app(scope, receive, send)
+        elif UPLOAD.search(path):
+            await self._upload(scope, receive, send)
+        elif called := CALLS.search(path):
+            length = _length(scope)
+            if length > MOST_JSON:
+                await _too_long(receive, length, "the call is too long")
+            body = await self._call(_counted(receive, MOST_JSON), called)
+            await self.app(scope, _again(body, receive), send)
+        else:
             raise RefusedError(404, "no such call: see docs/app.md")
-        length = _length(scope)
-        most = self.limits.upload_bytes + ENVELOPE if is_upload_call else MOST_JSON
-        if length > most:
-            await _drain(receive)
-            what = f"{self.limits.megabytes} MB at most are taken here" if is_upload_call else "the call is too long"
-            raise RefusedError(413, f"{length / 2**20:.1f} MB: {what}")
-        return receive if is_upload_call else await self._call(receive)
 
-    async def _call(self, receive: Receive) -> Receive:
-        body = b""
-        async for part in _parts(receive):
-            body += part
+    def _listening(self, scope: Scope) -> AbstractContextManager[None]:
+        """The time in which a client listens to an answer, if that is what it asks for."""
+        asked = ANSWERS.search(scope["path"])
+        if asked is None or scope["method"] != "GET":
+            return nullcontext()
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        name = asked["call"] or query.get("session_hash", [""])[-1]
+        try:
+            self.calls.require_answer(name)
+        except UnknownCallError as error:
+            raise RefusedError(404, str(error)) from error
+        return self.calls.streams.opened(name)
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        length, most = _length(scope), self.limits.upload_bytes + ENVELOPE
+        if length > most:
+            await _too_long(receive, length, f"{self.limits.megabytes} MB at most are taken here")
+        try:
+            await run_sync(self.storage.reserve, length)
+        except FullError as error:
+            await _drain(receive)
+            raise RefusedError(507, str(error)) from error
+        try:
+            await self.app(scope, _counted(receive, length), send)
+        except (TypeError, AttributeError, ValueError) as error:  # what gradio makes of a form without a file
+            message = "an upload is multipart/form-data with a file under `files` that has a name: see docs/app.md"
+            raise RefusedError(400, message) from error
+        finally:
+            self.storage.release(length)
+
+    async def _call(self, receive: Receive, called: re.Match[str]) -> bytes:
+        """The body of a call that makes sense."""
+        body = b"".join([part async for part in _parts(receive)])
         try:
             value = json.loads(body or b"null")
         except (ValueError, RecursionError) as error:
-            raise RefusedError(400, "the call is no JSON") from error
-        for path in _paths(value):
-            if not is_upload(path, self.folder):
+            raise RefusedError(400, f"the call is no JSON: {error}") from error
+        for where, member in _members(value):
+            self._check_value(where, member)
+        self.calls.abandon()
+        kind = called["kind"]
+        if kind in ("cancel", "reset"):
+            return body
+        try:
+            self.calls.check(kind, called["name"], value, self.check)
+        except UnknownCallError as error:
+            raise RefusedError(404, str(error)) from error
+        except QilError as error:
+            raise _refusal(kind, str(error)) from error
+        return body
+
+    def _check_value(self, where: str, value: Any) -> None:
+        """Refuse what is no JSON although Python reads it, and paths of what is no upload."""
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RefusedError(400, f"{where!a}: {value} is no number of JSON; give a finite one")
+        if HALF.search(where) or (isinstance(value, str) and HALF.search(value)):
+            raise RefusedError(400, f"{where!a}: {ascii(value)[:80]}: half of a surrogate pair is no character")
+        if where == "path":
+            if not isinstance(value, str) or not is_upload(value, self.storage.folder):
                 raise RefusedError(400, "a picture is given by the path that its upload returned: see docs/app.md")
-        given = False
-
-        async def again() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        return again
+            self.storage.touch(value)
 
 
-def _paths(value: Any) -> Iterator[Any]:
-    """Whatever gradio may take for the path of a file, anywhere in a call's JSON."""
-    left = [value]
+def _refusal(kind: str, message: str) -> RefusedError:
+    """A refusal as the client of a call reads it: gradio's own show what a validator says, and no other message."""
+    if kind != "queue/join":
+        return RefusedError(400, message)
+    said = {"__type__": "validate", "is_valid": False, "parameter_name": "call", "message": message}
+    return RefusedError(422, [said])
+
+
+def _members(value: Any) -> Iterator[tuple[str, Any]]:
+    """All members of a JSON value, however deep, each with the name of the nearest member that has one."""
+    left = [("the call", value)]
     while left:
-        value = left.pop()
+        where, value = left.pop()
+        yield where, value
         if isinstance(value, dict):
-            if "path" in value:
-                yield value["path"]
-            left += value.values()
+            left += value.items()
         elif isinstance(value, list):
-            left += value
+            left += [(where, member) for member in value]
 
 
 def _length(scope: Scope) -> int:
-    """The body's length, which clients must say beforehand; the server holds them to it."""
+    """The body's length, which clients must say beforehand.
+
+    Which of two lengths counts is a question that servers answer in different ways, so there must be one.
+    """
+    headers = [name for name, _ in scope["headers"]]
+    if b"transfer-encoding" in headers and b"content-length" in headers:
+        raise RefusedError(400, "say the length of what you send once: Content-Length without Transfer-Encoding")
     found = dict(scope["headers"]).get(b"content-length", b"")
     if not found.isdigit():
         raise RefusedError(411, "say the length of what you send: Content-Length is missing")
-    return int(found)
+    return int(found[:LONGEST_LENGTH])
+
+
+def _counted(receive: Receive, most: int) -> Receive:
+    """What gives a body that has so many bytes at most, whatever its headers say."""
+    read = 0
+
+    async def counted() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        if read > most:
+            raise RefusedError(413, f"the body has more than {most} bytes, which is what is taken or what it says")
+        return message
+
+    return counted
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """What gives a body that has been read."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return again
+
+
+async def _too_long(receive: Receive, length: int, what: str) -> NoReturn:
+    await _drain(receive)
+    raise RefusedError(413, f"{length / 2**20:.1f} MB: {what}")
 
 
 async def _parts(receive: Receive) -> AsyncIterator[bytes]:

@@ -21,12 +21,16 @@ class Limits:
       megabytes: size of an upload in MiB.
       queue: number of calls that wait; further ones are refused.
       minutes: time for which uploads and results are kept.
+      disk: size of all uploads and results together in MiB.
+      work: work of a call, in calls with the checkpoint's defaults.
     """
 
     pixels: int = 25_000_000
     megabytes: int = 20
     queue: int = 32
     minutes: int = 60
+    disk: int = 2048
+    work: int = 50
 
     @property
     def upload_bytes(self) -> int:
@@ -35,6 +39,7 @@ class Limits:
 
     def problems(self) -> list[str]:
         """One message for each limit that allows nothing."""
-        named = {"--max-pixels": self.pixels, "--max-megabytes": self.megabytes}
+        named = {"--max-pixels": self.pixels, "--max-megabytes": self.megabytes, "--max-work": self.work}
         named |= {"--queue": self.queue, "--keep-minutes": self.minutes}
-        return [problem for name, value in named.items() for problem in integer_problems(name, value, least=1)]
+        found = [problem for name, value in named.items() for problem in integer_problems(name, value, least=1)]
+        return found + integer_problems("--disk-megabytes", self.disk, least=max(1, self.megabytes + 1))

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,26 @@ from gradio.data_classes import ImageData
 from pydantic import ValidationError
 
 from qil_jax.app.asked import asked
+from qil_jax.app.calls import DECOMPOSE, Calls
 from qil_jax.app.limits import MOST_DEPTH, MOST_STEPS, Limits
 from qil_jax.app.look import MENDED, WAITING
 from qil_jax.app.results import FORMATS, downloads, framed_viewer, summary
+from qil_jax.app.storage import Storage
+from qil_jax.app.streams import Streams
 from qil_jax.errors import QilError
 from qil_jax.export.format import Format
 from qil_jax.export.manifest import RECORD
 from qil_jax.inference.cli import AUTO
 from qil_jax.inference.defaults import Defaults
+from qil_jax.inference.request import JobOptions, Settings
 from qil_jax.limits import MAX_LAYERS, MAX_SEED
 
 TITLE = "Pictures into layers"
 FAULT = "The server made a mistake, which is not yours. It is in the server's log; please tell who runs it."
 QUIETLY: dict[str, Any] = {"duration": None, "print_exception": False}
 """How errors of clients are told: until they are closed, and not in the server's log."""
+DOWNLOADS = (Format.ZIP.value, Format.PSD.value)
+"""What is made for download unless a client says otherwise."""
 LOG = logging.getLogger(__name__)
 
 
@@ -42,7 +48,8 @@ class Served:
       defaults: the checkpoint's defaults, and the line that describes it.
       captions: whether the checkpoint writes the prompt where there is none.
       limits: what a client may ask for.
-      folder: folder of uploads and results.
+      storage: the folder of uploads and results.
+      streams: the answers that clients listen to.
       examples: pictures to try.
     """
 
@@ -50,25 +57,9 @@ class Served:
     defaults: Defaults
     captions: bool
     limits: Limits
-    folder: Path
+    storage: Storage
+    streams: Streams = dataclasses.field(default_factory=Streams)
     examples: Sequence[Path] = ()
-
-
-class _Uploaded(ImageData):
-    """An uploaded picture in a call."""
-
-    @classmethod
-    def model_validate(cls, obj: Any, **how: Any) -> "_Uploaded":
-        """Read a call's value.
-
-        Raises:
-          Error: if it is none.
-        """
-        try:
-            return super().model_validate(obj, **how)
-        except ValidationError as error:
-            message = "picture must be what the upload of a file returned: see docs/app.md"
-            raise Error(message, **QUIETLY) from error
 
 
 def build(served: Served) -> gr.Blocks:
@@ -98,7 +89,6 @@ def _question(served: Served) -> tuple[dict[str, Any], gr.Button, gr.Button]:
     given = "the model describes the picture" if served.captions else "an empty prompt, for this model cannot caption"
     taken = f"Drop a picture, or click here:\nat most {limits.megabytes} MB and {limits.pixels / 1e6:g} million pixels"
     picture = gr.Image(label="Picture", placeholder=taken, sources=["upload", "clipboard"], type="filepath", height=300)
-    picture.data_model = _Uploaded
     if served.examples:
         files = [[str(file)] for file in served.examples]
         gr.Examples(files, inputs=[picture], cache_examples=False, api_visibility="private")
@@ -116,7 +106,7 @@ def _question(served: Served) -> tuple[dict[str, Any], gr.Button, gr.Button]:
         guidance = gr.Slider(1, 10, defaults.guidance, step=0.5, label="Guidance", info="1 switches it off")
         depth = gr.Slider(1, MOST_DEPTH, 1, step=1, label="Depth", info="2 decomposes the layers once more")
         exact = gr.Checkbox(False, label="Exact", info="adjust colours so that the layers blend to the picture")
-        formats = gr.CheckboxGroup([*map(str, FORMATS)], value=[Format.ZIP.value, Format.PSD.value], label="Downloads")
+        formats = gr.CheckboxGroup([*map(str, FORMATS)], value=list(DOWNLOADS), label="Downloads")
     names = ("picture", "layers", "steps", "guidance", "seed", "prompt", "exact", "depth", "formats")
     found = (picture, layers, steps, guidance, seed, prompt, exact, depth, formats)
     return dict(zip(names, found, strict=True)), run, cancel
@@ -134,15 +124,17 @@ def _connect(served: Served, asking: tuple[dict[str, Any], gr.Button, gr.Button]
         with answered():
             return _decomposed(served, values, progress)
 
-    def show(made: tuple[str, str]) -> str:
+    def show(made: tuple[str, str] | None) -> str:
         with answered():
+            if made is None:
+                raise QilError("there are no layers to show: decompose a picture first")
             return framed_viewer(*map(Path, made))
 
     started = run.click(
         decompose,
         inputs_kwargs=inputs,
         outputs=outputs,
-        api_name="decompose",
+        api_name=DECOMPOSE,
         preprocess=False,
         show_progress_on=viewer,
         concurrency_limit=1,
@@ -151,13 +143,32 @@ def _connect(served: Served, asking: tuple[dict[str, Any], gr.Button, gr.Button]
     cancel.click(lambda: "Stopped.", None, said, cancels=[started], queue=False, api_visibility="private")
 
 
+def checked(served: Served, values: Mapping[str, Any]) -> tuple[Path, JobOptions, Settings]:
+    """The upload, the options and the settings of a call.
+
+    Args:
+      served: what the page serves.
+      values: values by the names of the call's parameters; defaults stand for those that are missing.
+
+    Raises:
+      QilError: if they are not what a client may ask for.
+    """
+    values = dict(values)
+    picture, formats = values.pop("picture", None), values.pop("formats", DOWNLOADS)
+    if picture is None or (isinstance(picture, dict) and picture.get("path") is None):
+        raise QilError("there is no picture: upload one first, and give what the upload returned as `picture`")
+    try:
+        upload = ImageData.model_validate(picture)
+    except ValidationError as error:
+        message = f"picture must be what the upload of a file returned, got {picture!r:.80}: see docs/app.md"
+        raise QilError(message) from error
+    options, settings = asked(values, served.defaults, served.limits)
+    return Path(upload.path or ""), dataclasses.replace(options, exports=_formats(formats)), settings
+
+
 def _decomposed(served: Served, values: dict[str, Any], progress: gr.Progress) -> tuple[Any, ...]:
     """The outputs of a call."""
-    picture, formats = values.pop("picture"), values.pop("formats")
-    if picture is None or picture["path"] is None:
-        raise QilError("there is no picture: upload one first")
-    options, settings = asked(values, served.defaults)
-    options = dataclasses.replace(options, exports=_formats(formats))
+    upload, options, settings = checked(served, values)
     jobs = 0
 
     def on_step(done: int, steps: int) -> None:
@@ -167,9 +178,11 @@ def _decomposed(served: Served, values: dict[str, Any], progress: gr.Progress) -
         progress((done, steps), desc=f"Step {done} of {steps}{again}")
 
     progress(None, desc="Preparing")
-    folder = served.folder / secrets.token_urlsafe(24)
-    upload = Path(picture["path"])
-    result = served.decompose(upload, folder, options, settings, on_step=on_step, is_wanted=_is_wanted)
+    folder = served.storage.folder / secrets.token_urlsafe(24)
+    with served.storage.holding(folder):
+        result = served.decompose(
+            upload, folder, options, settings, on_step=on_step, is_wanted=lambda: _is_wanted(served.streams)
+        )
     record = json.loads((result / RECORD).read_text(encoding="utf-8"))
     prompt, files = record["settings"]["prompt"], [str(file) for file in downloads(result, options.exports)]
     empty = "" if prompt else " The prompt was empty: this model cannot caption."
@@ -177,18 +190,15 @@ def _decomposed(served: Served, values: dict[str, Any], progress: gr.Progress) -
 
 
 def _formats(asked: Any) -> tuple[Format, ...]:
-    if not isinstance(asked, list) or any(format not in FORMATS for format in asked):
+    if not isinstance(asked, list | tuple) or any(format not in FORMATS for format in asked):
         raise QilError(f"formats must be a list of {', '.join(FORMATS)}, got {asked!r}")
     return tuple(dict.fromkeys(map(Format, asked)))
 
 
-def _is_wanted() -> bool:
-    """Whether a client still waits for the call that this thread works on: it neither cancelled it nor went away."""
+def _is_wanted(streams: Streams) -> bool:
+    """Whether a client waits for the call that this thread works on."""
     page, call = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
-    if page is None or call is None:
-        return True
-    events = [event for events in page._queue.active_jobs for event in events or ()]
-    return any(event._id == call and event.alive for event in events)
+    return page is None or call is None or Calls(page, streams).is_wanted(call)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The app as a server: a folder of its own, the page, the door before it, and an end that leaves nothing behind."""
 
+import errno
 import os
-import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qil_jax.app.limits import Limits
+from qil_jax.errors import QilError
 
 if TYPE_CHECKING:
     import gradio as gr
+
+    from qil_jax.app.page import Served
 
 SWEEP = 30.0
 """Seconds between two looks for uploads and results that are old."""
@@ -33,35 +36,56 @@ def work_folder(parent: Path | None) -> Iterator[Path]:
         yield Path(folder).resolve()
 
 
-def sweep(folder: Path, keep: set[str], seconds: float) -> None:
-    """Remove what is older, but for entries of these names."""
-    for entry in folder.iterdir():
-        try:
-            old = time.time() - entry.stat().st_mtime > seconds
-        except FileNotFoundError:
-            continue
-        if old and entry.name not in keep:
-            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+def require_address(host: str, port: int) -> None:
+    """Check that this machine can serve at an address.
+
+    Raises:
+      QilError: if it cannot; the message names the option to change.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number == errno.EADDRINUSE:
+            raise QilError(f"--port {port}: is in use on {host}; choose another, or end what serves there") from error
+        if number == errno.EACCES:
+            raise QilError(f"--port {port}: is not allowed to this user; choose one above 1023") from error
+        raise QilError(
+            f"--host {host}: is no address of this machine ({error}); 127.0.0.1 serves this machine alone, 0.0.0.0 "
+            "whoever reaches it"
+        ) from error
 
 
-def serve(page: "gr.Blocks", folder: Path, limits: Limits, *, host: str, port: int) -> None:
-    """Serve a page until the program is interrupted.
+def launched(served: "Served", *, host: str, port: int, root_path: str | None = None) -> "gr.Blocks":
+    """A page that is served by a thread of its own, with the door before it.
 
     Raises:
       OSError: if the port is taken.
     """
     from starlette.middleware import Middleware
 
+    from qil_jax.app.calls import Calls
     from qil_jax.app.guard import Guard
     from qil_jax.app.look import CSS, theme
+    from qil_jax.app.page import build, checked
 
-    page.queue(max_size=limits.queue, default_concurrency_limit=1, api_open=False)
+    page = build(served)
+    page.queue(max_size=served.limits.queue, default_concurrency_limit=1, api_open=False)
+    calls = Calls(page, served.streams)
+    served.storage.used = calls.uploads
+    door = Middleware(
+        Guard, limits=served.limits, storage=served.storage, calls=calls, check=lambda values: checked(served, values)
+    )
     page.launch(
         server_name=host,
         server_port=port,
-        max_file_size=limits.upload_bytes,
+        root_path=root_path,
+        max_file_size=served.limits.upload_bytes,
         allowed_paths=[],
-        app_kwargs={"middleware": [Middleware(Guard, folder=folder, limits=limits)]},
+        app_kwargs={"middleware": [door]},
         theme=theme(),
         css=CSS,
         footer_links=["api"],
@@ -72,8 +96,24 @@ def serve(page: "gr.Blocks", folder: Path, limits: Limits, *, host: str, port: i
         run_history=False,
         ssr_mode=False,
     )
+    served.storage.keep()
+    return page
+
+
+def serve(served: "Served", *, host: str, port: int, root_path: str | None = None) -> None:
+    """Serve until the program is interrupted.
+
+    Args:
+      served: what is served.
+      host: address to serve on.
+      port: port to serve on.
+      root_path: path or address at which a proxy shows the app; None: as its requests say.
+
+    Raises:
+      OSError: if the port is taken.
+    """
+    page = launched(served, host=host, port=port, root_path=root_path)
     print(f"serving {page.local_url}", flush=True)
-    keep, seconds = {entry.name for entry in folder.iterdir()}, 60.0 * limits.minutes
     while True:
-        time.sleep(min(SWEEP, seconds))
-        sweep(folder, keep, seconds)
+        time.sleep(min(SWEEP, served.storage.seconds))
+        served.storage.sweep()

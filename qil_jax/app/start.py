@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradio import Blocks
 from gradio.routes import App
 from starlette.testclient import TestClient
 
 from qil_jax.app.limits import Limits
 from qil_jax.app.page import Served, build
+from qil_jax.app.storage import Storage
 from qil_jax.errors import QilError
 from qil_jax.inference.defaults import Defaults
 
 
-def loaded_page(checkpoint: Path | None, limits: Limits, folder: Path, *, examples: Sequence[Path] = ()) -> Blocks:
-    """Load a checkpoint, and build the page that serves it.
+def loaded(checkpoint: Path | None, limits: Limits, folder: Path, *, examples: Sequence[Path] = ()) -> Served:
+    """Load a checkpoint for the page.
 
     Args:
       checkpoint: its folder; None: the demonstration model that the package ships.
@@ -33,20 +33,26 @@ def loaded_page(checkpoint: Path | None, limits: Limits, folder: Path, *, exampl
     use_compilation_cache()
     pipeline = Pipeline.load(checkpoint)
     engine, about = Engine(pipeline, limits), pipeline.checkpoint
-    served = Served(
+    return Served(
         decompose=engine.decompose,
         defaults=about.defaults,
         captions=about.has_vision,
         limits=limits,
-        folder=folder,
+        storage=storage(folder, limits),
         examples=examples,
     )
-    return build(served)
+
+
+def storage(folder: Path, limits: Limits) -> Storage:
+    """A folder of uploads and results within the limits."""
+    return Storage(folder, most=limits.disk * 2**20, seconds=60.0 * limits.minutes)
 
 
 def schema(limits: Limits, folder: Path) -> dict[str, Any]:
     """The OpenAPI description of the app's calls, for a checkpoint that has the release's defaults."""
-    nothing = Served(decompose=_nothing, defaults=Defaults(), captions=True, limits=limits, folder=folder)
+    nothing = Served(
+        decompose=_nothing, defaults=Defaults(), captions=True, limits=limits, storage=storage(folder, limits)
+    )
     with TestClient(App.create_app(build(nothing))) as client:
         return client.get("/gradio_api/openapi.json").json()
 

@@ -3,16 +3,17 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import gradio
 import pytest
+from waiting import free_port
 
 from qil_jax.app.page import FAULT, answered
-from qil_jax.app.server import sweep, work_folder
+from qil_jax.app.server import work_folder
 from qil_jax.errors import ProblemsError, QilError
 from tools import app
 
@@ -28,12 +29,32 @@ def test_bad_limits_are_named_together():
 
 def test_who_serves_everybody_is_warned(monkeypatch, capsys, tmp_path):
     served = []
-    monkeypatch.setattr("qil_jax.app.start.loaded_page", lambda *_, **__: None)
+    monkeypatch.setattr("qil_jax.app.start.loaded", lambda *_, **__: None)
     monkeypatch.setattr("qil_jax.app.server.serve", lambda *_, **how: served.append(how["host"]))
     for host in ("0.0.0.0", "127.0.0.1"):
-        app.main(["--host", host, "--work", str(tmp_path)])
+        app.main(["--host", host, "--port", str(free_port()), "--work", str(tmp_path)])
         assert ("there is no password" in capsys.readouterr().out) == (host == "0.0.0.0")
     assert served == ["0.0.0.0", "127.0.0.1"] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("host", ["999.1.1.1", "203.0.113.7", "a host", "x" * 300])
+def test_an_address_that_is_not_this_machines_is_refused_before_anything_is_loaded(host, tmp_path):
+    with pytest.raises(QilError, match=r"--host .*: is no address of this machine .*127\.0\.0\.1 serves this"):
+        app.main(["--host", host, "--work", str(tmp_path / "work")])
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_port_that_is_in_use_is_refused_before_anything_is_loaded(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(QilError, match=f"--port {port}: is in use on 127"):
+            app.main(["--port", str(port), "--work", str(tmp_path / "work")])
+
+
+@pytest.mark.parametrize("path", ["layers", "/", "/layers/", "/a b", "ftp://x/layers", ""])
+def test_a_root_path_that_is_none_is_named(path):
+    with pytest.raises(ProblemsError, match="--root-path must be a path such as /layers or an http"):
+        app.main(["--root-path", path])
 
 
 @pytest.mark.full
@@ -71,16 +92,6 @@ def test_unusable_input_is_told_and_not_logged(caplog):
     with pytest.raises(gradio.Error) as caught, answered():
         raise QilError("picture is <none>")
     assert caught.value.message == "picture is <none>" and caplog.text == ""
-
-
-def test_old_files_go_and_examples_stay(tmp_path):
-    for name in ("old", "young", "example"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "picture.png").write_bytes(b"")
-    for name in ("old", "example"):
-        os.utime(tmp_path / name, (time.time() - 7200,) * 2)
-    sweep(tmp_path, {"example"}, 3600.0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["example", "young"]
 
 
 def test_the_work_folder_is_gradios_and_goes(monkeypatch, tmp_path):

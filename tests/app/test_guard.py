@@ -1,5 +1,6 @@
 """The door of the app: bodies, paths and routes that never reach gradio."""
 
+import asyncio
 import json
 
 import pytest
@@ -7,8 +8,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.testclient import TestClient
 
+from qil_jax.app.calls import Calls
 from qil_jax.app.guard import HEADERS, MOST_JSON, Guard
 from qil_jax.app.limits import Limits
+from qil_jax.app.start import storage
+from qil_jax.app.streams import Streams
 
 
 async def echo(scope, receive, send) -> None:
@@ -16,10 +20,31 @@ async def echo(scope, receive, send) -> None:
     await JSONResponse({"got": len(body), "path": scope["path"]})(scope, receive, send)
 
 
+class AnyCalls(Calls):
+    """Calls of which each is right."""
+
+    def __init__(self):
+        self.streams = Streams()
+
+    def check(self, *_: object) -> None:
+        """Refuse nothing."""
+
+    def abandon(self) -> None:
+        """Drop nothing."""
+
+
 @pytest.fixture
-def client(tmp_path) -> TestClient:
+def guard(tmp_path) -> Guard:
     (tmp_path / "work").mkdir()
-    return TestClient(Guard(echo, folder=tmp_path / "work", limits=Limits(megabytes=1)))
+    limits = Limits(megabytes=1)
+    return Guard(
+        echo, limits=limits, storage=storage(tmp_path / "work", limits), calls=AnyCalls(), check=lambda _: None
+    )
+
+
+@pytest.fixture
+def client(guard) -> TestClient:
+    return TestClient(guard)
 
 
 def file_data(path: object) -> dict:
@@ -31,7 +56,8 @@ def refusal(answer: Response) -> tuple[int, str]:
 
 
 def test_calls_with_own_uploads_pass_whole(client, tmp_path):
-    call = {"data": [file_data(str(tmp_path / "work" / "a" / "x.png")), "auto", 3]}
+    picture = file_data(str(tmp_path / "work" / "a" / "x.png"))
+    call = {"data": [picture, "auto", 3, 1, 0, "", False, 1, ["zip"]]}
     answer = client.post("/gradio_api/queue/join", json=call)
     assert answer.json()["got"] == len(answer.request.content)
     assert {name: answer.headers[name] for name in HEADERS} == HEADERS
@@ -69,9 +95,40 @@ def test_bodies_without_a_length_are_refused(client):
     assert refusal(client.post("/gradio_api/upload", content=iter([b"x"])))[0] == 411
 
 
+def sent(guard: Guard, path: str, headers: dict[str, str], parts: list[bytes]) -> tuple[int, int, str]:
+    """A body in parts as a server hands it on: the parts that are left, and the answer."""
+    left = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+    answers = []
+
+    async def receive() -> dict:
+        return left.pop() if left else {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict) -> None:
+        answers.append(message)
+
+    said = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": said, "query_string": b""}
+    asyncio.run(guard(scope, receive, send))
+    return len(left), answers[0]["status"], json.loads(answers[1]["body"])["detail"]
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/cancel"])
+def test_a_body_is_counted_whatever_its_headers_say(guard, path):
+    left, status, detail = sent(guard, path, {"content-length": "10"}, [bytes(2**20)] * 40)
+    assert left >= 38 and status == 413 and "more than" in detail
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/cancel"])
+def test_two_lengths_are_refused_unread(guard, path):
+    headers = {"content-length": "10", "transfer-encoding": "chunked"}
+    left, status, detail = sent(guard, path, headers, [bytes(2**20)] * 40)
+    assert left == 40 and status == 400 and "Content-Length without Transfer-Encoding" in detail
+
+
 @pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000])
 def test_what_is_no_json_is_refused(client, body):
-    assert refusal(client.post("/gradio_api/queue/join", content=body)) == (400, "the call is no JSON")
+    status, detail = refusal(client.post("/gradio_api/queue/join", content=body))
+    assert status == 400 and detail.startswith("the call is no JSON: ")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ import runpy, sys, time
 from pathlib import Path
 from qil_jax.app import server
 from qil_jax.app.engine import Engine
+from qil_jax.app.streams import Streams
 
 hold, *sys.argv = sys.argv[1:]
 decompose, serve = Engine.decompose, server.serve
@@ -44,11 +45,11 @@ def often(*args, **how):
     utils.get_heartbeat_rate = lambda: 0.1
     return serve(*args, **how)
 
-Engine.decompose, server.serve = held, often
+Engine.decompose, server.serve, Streams.patience = held, often, 1800.0
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 """tools/app.py, whose decompositions stay at their first step while a file exists and somebody waits for them, and
-which often tells those who wait that it is there."""
+which often tells those who wait that it is there, and waits long for those who do not listen yet."""
 
 
 @dataclasses.dataclass(frozen=True)
