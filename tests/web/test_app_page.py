@@ -13,6 +13,8 @@ from qil_jax.export.formats import read
 pytestmark = pytest.mark.full
 
 SERIOUS = ("serious", "critical")
+LACKING = ".empty[aria-label], .gallery-item:not([aria-label])"
+"""What the app mends in gradio's components once they are there."""
 
 
 @pytest.fixture
@@ -33,6 +35,7 @@ def page(browser, server, by_gradio):
         window.on("pageerror", lambda error: printed.append(str(error)))
         window.goto(server.url)
         window.get_by_role("button", name="Decompose").wait_for()
+        window.wait_for_function(f"document.querySelector('.empty') && !document.querySelector({LACKING!r})")
         yield window
         assert [url for url in fetched if not url.startswith((server.url, "data:", "blob:"))] == []
         assert [text for text in printed if text not in by_gradio] == []
