@@ -42,16 +42,31 @@ def test_libtpu_without_a_tpu_says_nothing():
     assert (done.stdout, done.stderr) == ("1\n", "")
 
 
-def test_a_tpu_is_left_to_speak_for_itself(tmp_path, monkeypatch):
+@pytest.fixture
+def told(monkeypatch):
+    """What libtpu is told by the environment: nothing at first."""
+    for name in ABSENT_TPU:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return lambda: {name: os.environ[name] for name in ABSENT_TPU if name in os.environ}
+
+
+def test_absent_tpus_are_answered_for(tmp_path, monkeypatch, told):
     monkeypatch.setattr(accelerators, "DEV", tmp_path)
-    monkeypatch.setattr(os, "environ", {"HOME": "/"})
     quieten_libtpu()
-    assert os.environ == {"HOME": "/"} | ABSENT_TPU
-    monkeypatch.setattr(os, "environ", {"TPU_WORKER_HOSTNAMES": "a,b"})
-    quieten_libtpu()
-    assert os.environ == {"TPU_WORKER_HOSTNAMES": "a,b"}
+    assert told() == ABSENT_TPU
+
+
+def test_a_tpu_is_left_to_speak_for_itself(tmp_path, monkeypatch, told):
+    monkeypatch.setattr(accelerators, "DEV", tmp_path)
     (tmp_path / "vfio").mkdir()
     (tmp_path / "vfio" / "0").touch()
-    monkeypatch.setattr(os, "environ", {})
     quieten_libtpu()
-    assert os.environ == {}
+    assert told() == {}
+
+
+def test_what_the_environment_answers_stays(tmp_path, monkeypatch, told):
+    monkeypatch.setattr(accelerators, "DEV", tmp_path)
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
+    quieten_libtpu()
+    assert told() == {"TPU_WORKER_HOSTNAMES": "a,b"}

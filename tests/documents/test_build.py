@@ -208,7 +208,8 @@ def test_a_document_without_end_costs_that_document(tmp_path, monkeypatch):
     [
         (["--min-psrn", "30"], "unknown option --min-psrn (did you mean --min-psnr?)"),
         (["--project=x", "--seconds", "9"], "unknown option --project; options of Apache Beam go behind --"),
-        (["--seconds", "-1", "--memory-gib", "nan"], "--seconds must be above 0, got -1.0\n  --memory-gib must be"),
+        (["--seconds", "-1", "--memory-gib", "0"], "--seconds must be above 0, got -1.0\n  --memory-gib must be"),
+        (["--memory-gib", "nan"], "argument --memory-gib: nan is no number of at most"),
         (["--runner", "Flnik"], "--runner Flnik"),
         (["--", "--direct_num_wrkers", "2"], "no option --direct_num_wrkers (did you mean --direct_num_workers?)"),
         (["--runner", "none", "--", "--streaming"], "--runner none takes no options of Apache Beam"),
