@@ -162,10 +162,11 @@ def test_results_that_do_not_match_are_refused_all_at_once(records, tmp_path, ca
 
 def test_bad_command_lines_are_refused_all_at_once(records, tmp_path, capsys):
     run = ["layers", records, "--out", tmp_path / "out"]
-    wrong = ["--count", 0, "--steps", 0, "--layers", 1, "--resolution", 50, "--guidance", "nan", "--batch", 0]
+    wrong = ["--count", 0, "--steps", 0, "--layers", 1, "--resolution", 50, "--batch", 0]
     said = refused(capsys, *run, "--checkpoint", tmp_path / "none", *wrong)
-    for name in ("count", "steps", "layers", "resolution", "guidance", "batch"):
+    for name in ("count", "steps", "layers", "resolution", "batch"):
         assert f"--{name} must be" in said
+    assert "argument --guidance: nan is no number" in refused(capsys, *run, "--guidance", "nan")
     assert "none: no such folder" in said
     verb = ["reconstruction", records, "--out", tmp_path / "out", "--checkpoint", tmp_path]
     assert "--size must be a multiple of 32, got 33" in refused(capsys, *verb, "--size", 33)

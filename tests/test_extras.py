@@ -66,7 +66,7 @@ REFUSALS = {
     ),
 }
 """Command lines, most of them wrong in other ways, too, and all that is printed where nothing optional is installed."""
-WITHIN = {"cv2": "rapidocr", "fsspec": "etils", "pydantic_core": "pydantic", "starlette": "gradio"}
+WITHIN = {"anyio": "gradio", "cv2": "rapidocr", "fsspec": "etils", "pydantic_core": "pydantic", "starlette": "gradio"}
 """Modules that come with another."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SPOKEN = {
