@@ -86,8 +86,9 @@ class Pipeline:
           LoRAError: if LoRA files cannot be read or do not fit the transformer; the message lists every problem.
           ConfigError: if a config requires a feature that this pipeline does not support.
           MeshError: if the rules do not fit the mesh or the parameters.
-          QilError: if an argument is of another type, if `dtype` is neither float32 nor bfloat16, if the parameters
-            do not fit into memory, or if the mesh splits sequential passes.
+          ProblemsError: if arguments are of other types; the message lists all.
+          QilError: if `dtype` is neither float32 nor bfloat16, if the parameters do not fit into memory, or if the
+            mesh splits sequential passes.
         """
         kinds = {"mesh": Mesh, "rules": Rules, "attention": AttentionKind, "passes": Passes, "residency": Residency}
         given = {"mesh": mesh, "rules": rules, "attention": attention, "passes": passes, "residency": residency}
