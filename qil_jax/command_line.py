@@ -74,10 +74,7 @@ def number(text: str) -> float:
     Raises:
       ArgumentTypeError: if `text` is something else.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _float(text)
     if not -MOST <= value <= MOST:
         raise ArgumentTypeError(f"{cut(text)} is no number of at most {MOST}")
     return value
@@ -89,13 +86,18 @@ def seconds(text: str) -> float:
     Raises:
       ArgumentTypeError: if `text` is something else.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _float(text)
     if not 0 <= value <= threading.TIMEOUT_MAX:
         raise ArgumentTypeError(f"{cut(text)} is no number of seconds: give 0 or more")
     return value
+
+
+def _float(text: str) -> float:
+    """The number that a text says; nan, which is within no bounds, if it says none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _options(parser: argparse.ArgumentParser) -> set[str]:

@@ -12,7 +12,7 @@ from gradio.block_function import BlockFunction
 from gradio.queueing import Event
 
 from qil_jax.app.streams import Streams
-from qil_jax.errors import QilError
+from qil_jax.errors import QilError, shown
 
 DECOMPOSE = "decompose"
 """The name of the app's one call."""
@@ -47,19 +47,19 @@ class Calls:
           QilError: if the body does not fit it.
         """
         if not isinstance(body, dict):
-            raise QilError(f"the call must be a JSON object, got {_shown(body)}")
+            raise QilError(f"the call must be a JSON object, got {shown(body)}")
         function = self._function(name, body)
         names = list(function.input_keyword_names)
         if kind == "call/v2":
             unknown = [key for key in body if key not in names]
             if unknown:
-                raise QilError(f"unknown parameter {_shown(unknown[0])}: {name} has {', '.join(names)}")
+                raise QilError(f"unknown parameter {shown(unknown[0])}: {name} has {', '.join(names)}")
             values = body
         else:
             data = body.get("data")
             if not isinstance(data, list) or len(data) != len(function.inputs):
                 wanted = f"{len(function.inputs)} values" + (f" ({', '.join(names)})" if names else "")
-                got = f"{len(data)} values" if isinstance(data, list) else _shown(data)
+                got = f"{len(data)} values" if isinstance(data, list) else shown(data)
                 raise QilError(f"data must be a list of {wanted}, got {got}")
             values = dict(zip(names, data, strict=False))
         if function.api_name == DECOMPOSE and kind != "run":
@@ -70,10 +70,10 @@ class Calls:
         if name in (None, "predict"):
             number = body.get("fn_index")
             found = [function for function in functions if type(number) is int and function._id == number]
-            what = f"fn_index {_shown(number)}"
+            what = f"fn_index {shown(number)}"
         else:
             found = [f for f in functions if f.api_name == name and f.api_visibility == "public"]
-            what = _shown(name)
+            what = shown(name)
         if not found:
             raise UnknownCallError(f"there is no call {what}: this app has {DECOMPOSE} (docs/app.md)")
         return found[0]
@@ -90,7 +90,7 @@ class Calls:
         session = event.session_hash if event is not None else next(iter(sessions), name)
         if session not in queue.pending_messages_per_session:
             raise UnknownCallError(
-                f"there is no call {_shown(name)}: it was never started, its answer has been given, or nobody "
+                f"there is no call {shown(name)}: it was never started, its answer has been given, or nobody "
                 f"listened to it for {self.streams.patience:.0f} seconds"
             )
 
@@ -130,9 +130,3 @@ class Calls:
     def _waiting(self) -> Iterator[Event]:
         queues = list(self._queue.event_queue_per_concurrency_id.values())
         return (event for queue in queues for event in list(queue.queue))
-
-
-def _shown(value: Any) -> str:
-    """A client's value in a message, not longer than a line."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
