@@ -37,6 +37,13 @@ class Split(StrEnum):
     LARGEST = "largest"  # the layer that covers most
 
 
+class Edges(StrEnum):
+    """How layers are brought to the size of a larger picture."""
+
+    REFINED = "refined"  # with edges and colours found in the picture
+    PLAIN = "plain"  # interpolated
+
+
 def integer_problems(name: str, value: object, *, least: int, most: int | None = None) -> list[str]:
     """The reasons why a value is not an integer within the bounds; empty if it is one."""
     if not isinstance(value, int) or isinstance(value, bool):

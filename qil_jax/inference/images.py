@@ -75,10 +75,3 @@ def preprocess(image: Image.Image, resolution: int) -> tuple[UInt8[np.ndarray, "
     size = bucket_size(*image.size, resolution)
     resized = np.asarray(image.resize(size, Image.Resampling.LANCZOS))
     return resized, to_float(resized)
-
-
-def resize_layers(layers: UInt8[np.ndarray, "l y x 4"], size: tuple[int, int]) -> UInt8[np.ndarray, "l Y X 4"]:
-    """Layers resized to (width, height) by LANCZOS on premultiplied colour, so that hidden colours do not bleed."""
-    if layers.shape[2:0:-1] == size:
-        return layers
-    return np.stack([np.asarray(Image.fromarray(x, "RGBA").resize(size, Image.Resampling.LANCZOS)) for x in layers])

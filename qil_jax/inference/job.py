@@ -18,13 +18,11 @@ from qil_jax.errors import ProblemsError
 from qil_jax.export.format import Format
 from qil_jax.export.result import ResultError, read_result, recomposition_psnr, require_replaceable, write_result
 from qil_jax.files import recover
-from qil_jax.inference.images import resize_layers
+from qil_jax.inference.finish import finish
 from qil_jax.inference.pictures import InputImage
-from qil_jax.inference.refine import refine
 from qil_jax.inference.request import Decomposer, Decomposition, JobOptions, OnStep, OutputSize, Request, Settings
 from qil_jax.layers.descriptions import described_prompt
 from qil_jax.layers.layer_tree import LayerTree
-from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.mesh import gathered
 
 
@@ -228,25 +226,21 @@ def run_job(
     for start in range(0, len(planned), batch):
         group = planned[start : start + batch]
         made = decomposer.decompose([result.request() for result in group], settings, on_step=on_step)
-        stacks, originals = zip(*map(_sized, group, made), strict=True)
-        asked = [decomposition.request for decomposition in made]
-        refined = refine(stacks, originals, asked, group[0].options, decomposer, settings, batch=batch)
+        pictures = [_picture(result, decomposition) for result, decomposition in zip(group, made, strict=True)]
+        finished = finish(made, pictures, group[0].options, decomposer, settings, batch=batch)
         psnr = np.full(len(group), -np.inf, np.float32)
         for i, result in enumerate(group):
             if (start + i) % processes == this:
-                details = {**_details(result, made[i], len(group)), **refined[i].report}
-                psnr[i] = _write(result, refined[i].tree, originals[i], details, overwrite)
+                details = {**_details(result, made[i], len(group)), **finished[i].report}
+                psnr[i] = _write(result, finished[i].tree, finished[i].picture, details, overwrite)
         for result, decomposition, decibels in zip(group, made, gathered(psnr).max(0), strict=True):
             seconds = sum(decomposition.timings.values())
             yield WrittenResult(planned=result, batch_seconds=seconds, psnr=float(decibels))
 
 
-def _sized(planned: PlannedResult, made: Decomposition) -> tuple[LayeredImage, np.ndarray]:
-    """The layers, and the picture that they decompose, at the size at which they are written."""
-    if planned.options.output_size is OutputSize.MODEL:
-        return made.layered, made.input
-    layers = resize_layers(made.layered.layers, planned.picture.size)
-    return dataclasses.replace(made.layered, layers=layers), np.asarray(planned.picture.image())
+def _picture(planned: PlannedResult, made: Decomposition) -> np.ndarray:
+    """The picture at the size at which its layers are written."""
+    return np.asarray(planned.picture.image()) if planned.options.output_size is OutputSize.INPUT else made.input
 
 
 def _details(planned: PlannedResult, made: Decomposition, together: int) -> dict[str, Any]:

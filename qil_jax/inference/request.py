@@ -17,7 +17,7 @@ from qil_jax.inference.images import ImageError, check_size
 from qil_jax.inference.options import Named, deciding, option, option_problems
 from qil_jax.layers.descriptions import LayerDescription
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.limits import MAX_DEPTH, MAX_LAYERS, MAX_SEED, Rescale, Split, resolution_problems
+from qil_jax.limits import MAX_DEPTH, MAX_LAYERS, MAX_SEED, Edges, Rescale, Split, resolution_problems
 
 Value = TypeVar("Value")
 OnStep = Callable[[int, int], None]
@@ -113,6 +113,7 @@ class JobOptions(PictureOptions):
     Attributes:
       prompt: prompt of all pictures; None: the text file beside each picture, or else a caption by the model.
       output_size: size at which layers are written.
+      edges: how layers are brought to the size of the input.
       auto: whether layers that are empty, or copies of the picture or of one another, are taken out.
       exact: whether colours are adjusted so that the layers blend to the picture within 1/255.
       depth: number of levels: 2 decomposes the layers once more.
@@ -125,6 +126,7 @@ class JobOptions(PictureOptions):
         None, str, "what each picture shows", unset="what NAME.txt beside NAME.png says, else a caption", decides=False
     )
     output_size: OutputSize = option(OutputSize.MODEL, OutputSize, "size of the layers written")
+    edges: Edges = option(Edges.REFINED, Edges, "layers at the size of the input: with the picture's edges, or blurred")
     auto: bool = option(False, bool, "take out superfluous layers", later=True)
     exact: bool = option(False, bool, "adjust colours so that the layers blend to the picture within 1/255", later=True)
     depth: int = option(1, int, "levels: 2 decomposes the layers once more", least=1, most=MAX_DEPTH, later=True)
@@ -206,7 +208,10 @@ def require_types(requests: object, settings: object) -> "list[Request]":
 def result_settings(options: JobOptions, settings: Settings, dtype: str | None) -> dict[str, Any]:
     """The options and settings that affect a result, except its prompt and its sample, as JSON values."""
     described = {"described": [dataclasses.asdict(said) for said in options.described]} if options.described else {}
-    return {**deciding(options), **described, **deciding(settings), "dtype": dtype}
+    chosen = deciding(options)
+    if options.output_size is OutputSize.MODEL and options.depth == 1:
+        del chosen["edges"]  # nothing is brought to another size
+    return {**chosen, **described, **deciding(settings), "dtype": dtype}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from qil_jax.inference.images import resize_layers
 from qil_jax.inference.request import Decomposer, Decomposition, Request, Settings
 from qil_jax.layers.boxed_layer import Box, recut
 from qil_jax.layers.exact import exact
 from qil_jax.layers.layer_tree import Group, LayerTree
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.refinement import at_size
 from qil_jax.layers.selection import select_layers
 from qil_jax.layers.visibility import visible_box
-from qil_jax.limits import Split
+from qil_jax.limits import Edges, Split
 
 MARGIN = 1 / 16
 """Clear margin around a layer's content, relative to its longer side."""
@@ -42,6 +42,7 @@ def split_layers(
     *,
     depth: int,
     policy: Policy = POLICIES[Split.ALL],
+    edges: Edges = Edges.REFINED,
     batch: int = 1,
 ) -> list[LayerTree]:
     """Decompose the layers of stacks, the layers of these, and so on. All stacks of a level share batches.
@@ -58,6 +59,7 @@ def split_layers(
       settings: sampler settings of all batches.
       depth: number of levels, the stacks themselves included.
       policy: choice of the layers to split.
+      edges: how parts are brought to the size of the layer that they are part of.
       batch: number of decompositions per batch.
 
     Returns:
@@ -71,7 +73,8 @@ def split_layers(
         for start in range(0, len(cuts), batch):
             group = cuts[start : start + batch]
             made = decomposer.decompose([cut.request() for cut in group], settings)
-            nodes += [node for cut, found in zip(group, made, strict=True) if (node := cut.filled(found)) is not None]
+            filled = [cut.filled(found, edges) for cut, found in zip(group, made, strict=True)]
+            nodes += [node for node in filled if node is not None]
     return [root.tree() for root in roots]
 
 
@@ -121,11 +124,10 @@ class _Cut:
         picture = Image.fromarray(self.pixels(), "RGBA")
         return dataclasses.replace(self.node.request, image=picture, prompt=None, latents=None)
 
-    def filled(self, made: Decomposition) -> _Node | None:
+    def filled(self, made: Decomposition, edges: Edges) -> _Node | None:
         """The node of the layer's own stack, put into its place; None if that is one layer only."""
         pixels = self.pixels()
-        layers = resize_layers(made.layered.layers, pixels.shape[1::-1])
-        stack = select_layers(dataclasses.replace(made.layered, layers=layers), pixels)
+        stack = select_layers(at_size(made.layered, pixels, edges)[0], pixels)
         if len(stack.names) < 2:
             return None
         node = _Node(exact(stack, pixels)[0], self.node.request)

@@ -76,6 +76,19 @@ def exact(layered: LayeredImage, picture: UInt8[np.ndarray, "y x 4"]) -> tuple[L
     )
 
 
+def fit_colours(layers: UInt8[np.ndarray, "l y x 4"], picture: UInt8[np.ndarray, "y x 4"]) -> None:
+    """Change colours in place, as little as possible, so that the blend's are those of `picture`; alphas stay."""
+    stack, wanted = layers.reshape(len(layers), -1, 4), picture.reshape(-1, 4)
+
+    def fit(part: slice) -> None:
+        planes = np.ascontiguousarray(np.moveaxis(stack[:, part], 2, 1), np.float32)
+        _fit_colours(planes, np.ascontiguousarray(wanted[part, :3].T, np.float32))
+        stack[:, part] = np.moveaxis(planes, 1, 2)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(fit, [slice(start, start + PART) for start in range(0, len(wanted), PART)]))
+
+
 def _solved(
     stack: UInt8[np.ndarray, "l n 4"], picture: UInt8[np.ndarray, "n 4"]
 ) -> tuple[UInt8[np.ndarray, "l n 4"], UInt8[np.ndarray, "n 4"], UInt8[np.ndarray, "n 4"]]:

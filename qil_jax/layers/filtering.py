@@ -29,6 +29,13 @@ def resampled(
     return _straight([plane.resize(size, kernel, part) for plane in _premultiplied(pixels)])
 
 
+def resize_layers(layers: UInt8[np.ndarray, "l y x 4"], size: tuple[int, int]) -> UInt8[np.ndarray, "l Y X 4"]:
+    """Layers resized to (width, height) by LANCZOS on premultiplied colour, so that hidden colours do not bleed."""
+    if layers.shape[2:0:-1] == size:
+        return layers
+    return np.stack([np.asarray(Image.fromarray(x, "RGBA").resize(size, Image.Resampling.LANCZOS)) for x in layers])
+
+
 def rotated(
     pixels: UInt8[np.ndarray, "y x 4"], degrees: float, about: tuple[float, float]
 ) -> tuple[UInt8[np.ndarray, "Y X 4"], Box]:

@@ -11,6 +11,7 @@ python tools/bench load                                                     load
 python tools/bench export                                                   export of a run's checkpoint, against cp
 python tools/bench quantize                                                 quantisation: sizes, time, memory, errors
 python tools/bench edit [--write docs/benchmarks.md]                        a script of 50 operations on 8 layers
+python tools/bench refine --assets FOLDER [--write docs/layers.md]          layers at their picture's size
 python tools/bench formats [--write docs/benchmarks.md]                     files of 8 layers, against psd-tools, zlib
 """
 
@@ -109,6 +110,13 @@ def add_layers(benchmarks: "argparse._SubParsersAction[Parser]") -> None:
     edit = benchmarks.add_parser("edit", help="a script of 50 operations on 8 layers of 1024 x 1024 pixels")
     edit.add_argument("--repeats", type=int, default=5, help="replays (default %(default)s)")
     add_write(edit)
+
+    refine = benchmarks.add_parser("refine", help="layers at the size of their picture, against interpolated ones")
+    refine.add_argument("--assets", type=Path, help="what fetch_assets.py filled", default=Path("assets"))
+    refine.add_argument("--count", type=int, default=200, help="scenes of the test split (default %(default)s)")
+    refine.add_argument("--results", type=int, default=100, help="decomposed scenes (default %(default)s)")
+    refine.add_argument("--only", help=argparse.SUPPRESS)
+    add_write(refine)
 
     formats = benchmarks.add_parser("formats", help="files of 8 layers of 1024 x 1024, against psd-tools and zlib")
     formats.add_argument("--repeats", type=int, default=5, help="runs of each (default %(default)s)")

@@ -56,9 +56,15 @@ def peak_memory() -> float:
 
 def printed_by(*words: str) -> float:
     """The number that a process of its own prints last, which runs these benchmarks with other words, on CPUs."""
+    return numbers_printed_by(*words)[-1]
+
+
+def numbers_printed_by(*words: str) -> list[float]:
+    """The numbers on the last line of a process of its own, which runs these benchmarks with other words, on CPUs."""
     command = [sys.executable, str(Path(__file__).parent), *words]
     env = os.environ | {"JAX_PLATFORMS": "cpu"}  # libtpu, where it is installed, would be loaded, too
-    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout.split()[-1])
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
+    return [float(number) for number in printed.splitlines()[-1].split()]
 
 
 def median(values: Sequence[float]) -> float:

@@ -12,8 +12,8 @@ from psd_tools import PSDImage
 
 from qil_jax.inference.__main__ import main
 from qil_jax.inference.describe import read_descriptions
-from qil_jax.inference.refine import refine
-from qil_jax.inference.request import JobOptions, Request, Settings
+from qil_jax.inference.finish import finish
+from qil_jax.inference.request import Decomposition, JobOptions, Request, Settings
 from qil_jax.layers.descriptions import LayerDescription
 from qil_jax.layers.layered_image import LayeredImage
 
@@ -105,6 +105,15 @@ def test_boxes_follow_the_size_at_which_layers_are_written():
     request = Request(image=Image.new("RGBA", (400, 300)), prompt="")
     boxes = [(0, 0, 100, 100), (200, 150, 400, 300)]
     options = JobOptions(described=tuple(LayerDescription(text=str(box), box=box) for box in boxes))
-    (found,) = refine([stack], [stack.composite_8bit()], [request], options, Halves(), Settings())
+    made = Decomposition(
+        layered=stack,
+        composite=stack.composite_8bit(),
+        input=stack.composite_8bit(),
+        latents=np.zeros((1, 1, 1, 1), np.float32),
+        timings={},
+        request=request,
+        sample=0,
+    )
+    (found,) = finish([made], [made.input], options, Halves(), Settings())
     assert found.tree.layered.names == tuple(map(str, boxes)) and (found.tree.layered.layers == layers[::-1]).all()
     assert set(found.report) == {"decisions", "health"}

@@ -1,0 +1,181 @@
+"""Layers at the size of their picture: refined against interpolated, on scenes whose true layers are known.
+
+Scenes of 512 pixels with text, glass, shadows and photographs, from assets of the test split. Their layers are reduced,
+brought back to the scene's size, and compared with the true ones where shares differ among neighbours when reduced.
+Then the shipped model's own layers of scenes, by the LayerD protocol; and time and memory for large pictures.
+"""
+
+import argparse
+import dataclasses
+import io
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from unittest import mock
+
+import numpy as np
+import PIL
+from jaxtyping import UInt8
+from PIL import Image
+
+from qil_jax.evaluation.layers import mean_scores, score_stacks
+from qil_jax.inference.images import bucket_size
+from qil_jax.inference.pipeline import Pipeline
+from qil_jax.inference.request import Request
+from qil_jax.layers import refinement
+from qil_jax.layers.boxed_layer import BoxedLayer
+from qil_jax.layers.compositing import composite_8bit
+from qil_jax.layers.filtering import resize_layers
+from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.scenes.assets import load_assets
+from qil_jax.scenes.scene import VARIED, SceneConfig, make_scene
+from tools.bench import harness
+
+SIDE, QUALITY = 512, 80
+Layers = UInt8[np.ndarray, "l y x 4"]
+Way = Callable[[LayeredImage, np.ndarray], Layers]
+
+
+def bicubic(low: LayeredImage, picture: np.ndarray) -> Layers:
+    """Every layer interpolated by itself, colours premultiplied."""
+    size = picture.shape[1::-1]
+    return np.stack([np.asarray(Image.fromarray(x, "RGBA").resize(size, Image.Resampling.BICUBIC)) for x in low.layers])
+
+
+def refined(**constants: float) -> Way:
+    """Refinement with other values of its constants."""
+
+    def way(low: LayeredImage, picture: np.ndarray) -> Layers:
+        with ExitStack() as stack:
+            for name, value in constants.items():
+                stack.enter_context(mock.patch.object(refinement, name, value))
+            return refinement.refine(low, picture)[0].layers
+
+    return way
+
+
+WAYS: Mapping[str, Way] = {
+    "bicubic": bicubic,
+    "guided filter alone, eps 1e-4": refined(CORRECTIONS=0, EPSILON=1e-4),
+    "guided filter alone, eps 1e-6": refined(CORRECTIONS=0, EPSILON=1e-6),
+    "3 corrections": refined(CORRECTIONS=3),
+    "refined": refined(),
+}
+HEAD = ("layers", "way", "shares", "gradient", "colour", "soft alphas", "off by > 1", "s a scene")
+
+
+def measure(arguments: argparse.Namespace) -> int:
+    """The benchmark `refine`; returns 0."""
+    if arguments.only:
+        wide, high, count = map(int, arguments.only.split("x"))
+        print(*large(wide, high, count))
+        return 0
+    write = arguments.write
+    rows = [row for times in (4, 8) for row in restored(arguments, times)]
+    note = f"Means of {arguments.count} scenes; levels of 255. {harness.machine(np, PIL)}"
+    harness.report(HEAD, rows, write=write, mark="bench refine scenes", note=note)
+    head = ("layers of the shipped model", *(f"{name}, {n} merges" for n in (0, 5) for name in ("RGB L1", "IoU")))
+    note = f"Means of {arguments.results} scenes of {SIDE} pixels, by the LayerD protocol."
+    harness.report(head, by_model(arguments), write=write, mark="bench refine model", note=note)
+    rows = []
+    for size in ("2000x1500x4", "2828x2121x4", "4000x3000x4", "4000x3000x8"):
+        wide, high, count = size.split("x")
+        seconds, memory = harness.numbers_printed_by("refine", "--only", size)
+        pixels = f"{int(wide) * int(high) / 1e6:.0f} MP"
+        rows.append((f"{wide} x {high} ({pixels})", count, f"{seconds:.1f} s", f"{memory:.2f} GB"))
+    harness.report(("picture", "layers", "time", "peak memory"), rows, write=write, mark="bench refine size", note="")
+    return 0
+
+
+def restored(arguments: argparse.Namespace, times: int) -> list[tuple[str, ...]]:
+    """Rows for layers that were reduced some times and restored, from the picture and from a JPEG of it."""
+    assets = load_assets(arguments.assets, "test")
+    found: dict[str, list[np.ndarray]] = {}
+    for seed in range(arguments.count):
+        truth = make_scene(seed, SceneConfig(side=SIDE), assets).to_layered_image()
+        low = dataclasses.replace(truth, layers=np.stack([reduced(layer, times) for layer in truth.layers]))
+        picture = truth.composite_8bit()
+        sides = {(name, "the picture"): (way, picture) for name, way in WAYS.items()}
+        sides["refined", f"a JPEG of quality {QUALITY}"] = WAYS["refined"], as_jpeg(picture)
+        for (name, source), (way, shown) in sides.items():
+            key = name if source == "the picture" else f"{name}, {source}"
+            began = time.perf_counter()
+            layers = way(low, shown)
+            seconds = time.perf_counter() - began
+            found.setdefault(key, []).append(np.array([*errors(layers, truth.layers, low.layers, shown), seconds]))
+    rows = []
+    for name, values in found.items():
+        shares, gradient, colour, soft, off, seconds = np.nanmean(values, axis=0)
+        figures = f"{shares:.2f}", f"{gradient:.2f}", f"{colour:.2f}", f"{soft:.2f}", f"{off:.1%}", f"{seconds:.2f}"
+        rows.append((f"reduced {times} times", name, *figures))
+    return rows
+
+
+def reduced(layer: UInt8[np.ndarray, "y x 4"], times: int) -> UInt8[np.ndarray, "h w 4"]:
+    """A layer whose pixels are means of `times` x `times` pixels."""
+    size = layer.shape[1] // times, layer.shape[0] // times
+    return np.asarray(Image.fromarray(layer, "RGBA").resize(size, Image.Resampling.BOX))
+
+
+def errors(layers: Layers, truth: Layers, low: Layers, picture: UInt8[np.ndarray, "y x 4"]) -> tuple[float, ...]:
+    """Errors in levels of 255.
+
+    Of the shares and of their gradients near edges; of colours there, weighted by the true shares; of alphas where the
+    reduced ones are neither 0 nor 255 among neighbours; and the share of pixels whose blend is more than a level off.
+    """
+    ours, true, coarse = (refinement.shares_of(x[..., 3].astype(np.float32) / 255) for x in (layers, truth, low))
+    times = len(picture) // low.shape[1]
+    grown = lambda mask: np.kron(mask, np.ones((times, times), bool))
+    edge = grown(refinement.has_edge(coarse))
+    apart = ours[:-1] - true[:-1]
+    gradient = np.add(*(np.abs(np.diff(apart, axis=axis, append=0))[:, edge] for axis in (1, 2)))
+    colour = np.abs(layers[..., :3].astype(np.float32) - truth[..., :3]).mean(axis=-1)[:, edge]
+    seen = true[:-1, edge]
+    alphas = low[..., 3]
+    least, most = refinement.neighbours(alphas)
+    soft = np.stack([grown(mask) for mask in (least > 8) & (most < 247)])
+    alpha = np.abs(layers[..., 3].astype(np.float32) - truth[..., 3])[soft]
+    blend = composite_8bit([BoxedLayer(pixels=x, left=0, top=0, name="") for x in layers], picture.shape[1::-1])
+    return (
+        255 * float(np.abs(apart[:, edge]).mean()),
+        255 * float(gradient.mean()),
+        float((colour * seen).sum() / seen.sum()),
+        float(alpha.mean()) if alpha.size else np.nan,
+        float((np.abs(blend.astype(int) - picture).max(axis=-1) > 1).mean()),
+    )
+
+
+def as_jpeg(picture: UInt8[np.ndarray, "y x 4"]) -> UInt8[np.ndarray, "y x 4"]:
+    """An opaque picture after compression."""
+    stream = io.BytesIO()
+    Image.fromarray(picture, "RGBA").convert("RGB").save(stream, "JPEG", quality=QUALITY)
+    return np.asarray(Image.open(stream).convert("RGBA"))
+
+
+def by_model(arguments: argparse.Namespace) -> list[tuple[str, ...]]:
+    """Rows for what the shipped model makes of scenes of its own kind."""
+    assets, pipeline = load_assets(arguments.assets, "test"), Pipeline.load()
+    scores: dict[str, list] = {"interpolated": [], "refined": []}
+    for seed in range(arguments.results):
+        truth = make_scene(seed, dataclasses.replace(VARIED, side=SIDE), assets).to_layered_image()
+        picture = truth.composite_8bit()
+        (made,) = pipeline.decompose([Request(image=Image.fromarray(picture), layers=len(truth.names))])
+        plain = resize_layers(made.layered.layers, (SIDE, SIDE))
+        for name, layers in (("interpolated", plain), ("refined", refinement.refine(made.layered, picture)[0].layers)):
+            scores[name].append(score_stacks(list(layers), list(truth.layers)))
+    rows = []
+    for name, found in scores.items():
+        means = mean_scores(found)
+        rows.append((name, *(f"{value:.3f}" for n in (0, 5) for value in (means[n].l1, means[n].iou))))
+    return rows
+
+
+def large(wide: int, high: int, count: int) -> tuple[float, float]:
+    """Seconds and GB of memory for a picture of this size and layers of the released one."""
+    scene = make_scene(3, SceneConfig(side=1024)).to_layered_image().layers
+    upper = [np.roll(scene[1 + i % (len(scene) - 1)], 97 * i, (0, 1)) for i in range(count - 1)]
+    size = bucket_size(wide, high, 640)
+    low = np.stack([np.asarray(Image.fromarray(x, "RGBA").resize(size)) for x in (scene[0], *upper)])
+    layered = LayeredImage(layers=low, names=tuple(map(str, range(count))))
+    picture = np.asarray(Image.fromarray(layered.composite_8bit(), "RGBA").resize((wide, high)))
+    return harness.duration(lambda: refinement.refine(layered, picture)), harness.peak_memory()
