@@ -1,6 +1,6 @@
 """Photoshop documents to a dataset of layered records, with a report of what was dropped and why (docs/data.md).
 
-python tools/build_dataset.py SOURCE --out FOLDER [--min-psnr 40]
+python tools/build_dataset.py SOURCE --out FOLDER [--min-psnr 40] [--min-stored-psnr 30]
 python tools/build_dataset.py SOURCE --out FOLDER --runner DataflowRunner -- --project NAME [Beam's own options]
 """
 
@@ -32,6 +32,8 @@ def parser() -> Parser:
     add("--seconds", type=float, default=seconds, help="seconds of CPU time for a document (default %(default)g)")
     add("--memory-gib", type=float, default=memory, help="GiB of memory for a document (default %(default)g)")
     add("--caption-url", help="an OpenAI-compatible address; else captions are NAME.txt beside NAME.psd")
+    stored = "least PSNR against the picture that a document stores, in dB (default %(default)g)"
+    add("--min-stored-psnr", type=float, default=PSDLimits.stored_psnr, help=stored)
     add("--caption-model", default="Qwen/Qwen2.5-VL-7B-Instruct", help="name of the model there (default %(default)s)")
     add("--caption-prompt", metavar="FILE", help="file with the instruction that is sent with each picture")
     add("--caption-checkpoint", metavar="DIR", help="a checkpoint whose own model captions, on this machine")
@@ -53,8 +55,11 @@ def main(argv: list[str]) -> int:
         for name in ("max_layers", "min_side", "seconds", "memory_gib", "caption_batch")
         if not 0 < getattr(args, name) < math.inf
     ]
-    if not math.isfinite(args.min_psnr):
-        problems.append(f"--min-psnr must be a finite number, got {args.min_psnr}")
+    problems += [
+        f"{name} must be a finite number, got {value}"
+        for name, value in (("--min-psnr", args.min_psnr), ("--min-stored-psnr", args.min_stored_psnr))
+        if not math.isfinite(value)
+    ]
     if for_beam and args.runner == NO_BEAM:
         problems.append(f"--runner {NO_BEAM} takes no options of Apache Beam: leave out {' '.join(for_beam)}")
     if args.caption_checkpoint is not None and (args.caption_url or args.caption_prompt):

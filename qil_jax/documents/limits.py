@@ -13,7 +13,9 @@ class PSDLimits:
       recomposition_psnr: PSNR in dB that the layers' composite must reach against psd-tools' composite or the stored
         image.
       stored_psnr: PSNR in dB that the layers' composite must reach against the stored image, if there is one; below it
-        psd-tools does not render the document correctly.
+        psd-tools does not render the document correctly, or layers or image are damaged.
+      thumbnail_psnr: PSNR in dB against the stored thumbnail, both at 32 pixels, below which a note says that they
+        differ.
       repaired: share of repaired visible pixels, in [0, 1], above which a group is kept as one flat layer instead of
         its repaired layers.
     """
@@ -21,7 +23,8 @@ class PSDLimits:
     pixels: int = 64_000_000
     max_alloc_bytes: int = 2 << 30
     recomposition_psnr: float = 40.0
-    stored_psnr: float = 10.0
+    stored_psnr: float = 30.0
+    thumbnail_psnr: float = 25.0
     repaired: float = 0.2
 
 

@@ -16,7 +16,16 @@ from qil_jax.documents.psd_compositor import composite, get_color_channels, is_p
 from qil_jax.documents.reasons import Dropped, Reason
 from qil_jax.layers.boxed_layer import Box, BoxedLayer
 from qil_jax.layers.compositing import composite_8bit, psnr
-from qil_jax.layers.photoshop import UNDRAWN, Feature, features_of, name_of, psnr_stored, rgba, stored_picture
+from qil_jax.layers.photoshop import (
+    UNDRAWN,
+    Feature,
+    features_of,
+    name_of,
+    psnr_stored,
+    psnr_thumbnail,
+    rgba,
+    stored_picture,
+)
 from qil_jax.layers.visibility import visible_box
 
 NOT_DRAWN = {"dropshadow", "innershadow", "outerglow", "innerglow", "satin", "bevelemboss"}
@@ -34,7 +43,9 @@ class PSDDocument:
       psnr_compositor: PSNR in dB of the layers' composite against psd-tools' composite (`layers.compositing.psnr`).
       psnr_stored: PSNR in dB of the layers' composite against the image that the document stores; None if it stores
         none.
-      notes: content that was merged into other layers, added, or not rendered, one sentence each.
+      psnr_thumbnail: PSNR in dB of the layers' composite against the document's thumbnail; None if it has none.
+      notes: content that was merged into other layers, added, or not rendered, and what the layers' composite does not
+        look like, one sentence each.
     """
 
     layers: tuple[BoxedLayer, ...]
@@ -42,6 +53,7 @@ class PSDDocument:
     mode: str
     psnr_compositor: float
     psnr_stored: float | None
+    psnr_thumbnail: float | None
     notes: tuple[str, ...]
 
 
@@ -52,7 +64,7 @@ def read_psd(data: bytes, limits: PSDLimits) -> PSDDocument:
     separate process with limits (`sandbox.py`).
 
     Raises:
-      Dropped: if the document is unreadable, too large, without layers, or not expressible by alpha blending of layers.
+      Dropped: if the document is unreadable, too large, or without layers.
     """
     logging.getLogger("psd_tools").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
@@ -91,16 +103,32 @@ def _read(psd: PSDImage, limits: PSDLimits) -> PSDDocument:
         mode=f"{psd.color_mode.name} {psd.depth}",
         psnr_compositor=psnr(ours, drawn),
         psnr_stored=None if stored is None else psnr_stored(ours, stored),
+        psnr_thumbnail=psnr_thumbnail(ours, psd),
         notes=tuple(unpacking.notes),
     )
-    _require_expressed(document, limits)
-    return document
+    return dataclasses.replace(document, notes=(*document.notes, *_differences(document, limits)))
 
 
-def _require_expressed(document: PSDDocument, limits: PSDLimits) -> None:
-    drawn, stored = document.psnr_compositor, document.psnr_stored
+def _differences(document: PSDDocument, limits: PSDLimits) -> list[str]:
+    """A sentence for each picture of the document that the layers' composite does not look like."""
+    found = [
+        ("psd-tools' composite", document.psnr_compositor, limits.recomposition_psnr),
+        ("the stored picture", document.psnr_stored, limits.recomposition_psnr),
+        ("the thumbnail", document.psnr_thumbnail, limits.thumbnail_psnr),
+    ]
+    return [f"unlike {what}: {x:.1f} dB" for what, x, enough in found if x is not None and x < enough]
+
+
+def require_expressed(document: PSDDocument, limits: PSDLimits) -> None:
+    """Refuse a document whose layers do not give its picture.
+
+    Raises:
+      Dropped: with the figures: if it is not expressible by alpha blending of layers, or not as its program drew it.
+    """
+    drawn, stored, thumbnail = document.psnr_compositor, document.psnr_stored, document.psnr_thumbnail
     figures = f"{drawn:.1f} dB against psd-tools' composite"
     figures += ", no stored picture" if stored is None else f", {stored:.1f} dB against the stored picture"
+    figures += "" if thumbnail is None else f", {thumbnail:.1f} dB against the thumbnail"
     if max(drawn, stored or 0) < limits.recomposition_psnr:
         raise Dropped(Reason.NOT_EXPRESSIBLE, f"{figures}; {limits.recomposition_psnr:g} dB needed")
     if stored is not None and stored < limits.stored_psnr:

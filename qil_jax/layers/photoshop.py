@@ -23,6 +23,11 @@ TRANSPARENT = 1
 ALIKE = 40.0
 """PSNR in dB from which two pictures differ by little more than rounding."""
 
+THUMBNAIL_SIDE = 32
+"""Longer side, in pixels, at which a thumbnail is compared: neither its JPEG nor its filter shows there."""
+SMALLEST_THUMBNAIL = 64
+"""Longer side, in pixels, below which a thumbnail is not compared: its JPEG shows even then."""
+
 
 class Feature(StrEnum):
     """What in a layer or group alpha blending of stored pixels cannot say."""
@@ -88,6 +93,24 @@ def psnr_stored(ours: UInt8[np.ndarray, "y x 4"], stored: UInt8[np.ndarray, "y x
     if (stored[..., 3] == 255).all():
         readings.append(psnr(ours, np.concatenate([stored[..., :3], ours[..., 3:]], -1)))
     return max(readings)
+
+
+def psnr_thumbnail(ours: UInt8[np.ndarray, "y x 4"], psd: PSDImage) -> float | None:
+    """PSNR in dB of a composite against a document's thumbnail, both reduced to `THUMBNAIL_SIDE`.
+
+    None if there is none, or one below `SMALLEST_THUMBNAIL`. A thumbnail is a file of its own, so damage to layers or
+    to the merged picture does not reach it.
+    """
+    try:
+        thumbnail = psd.thumbnail()
+    except Exception:  # a JPEG, which Pillow's decoder may refuse in many ways; a broken one says nothing
+        thumbnail = None
+    if thumbnail is None or max(thumbnail.size) < SMALLEST_THUMBNAIL:
+        return None
+    factor = THUMBNAIL_SIDE / max(thumbnail.size)
+    width, height = (max(1, round(side * factor)) for side in thumbnail.size)
+    pictures = (Image.fromarray(over_white(ours)), thumbnail.convert("RGB").convert("RGBA"))
+    return psnr(*(np.asarray(picture.resize((width, height), Image.Resampling.BOX)) for picture in pictures))
 
 
 def _shows_effects(layer: Layer) -> bool:

@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image
 from psd_tools import PSDImage
 from psd_tools.api.layers import Layer
-from psd_tools.constants import BlendMode, EffectOSType, Tag
+from psd_tools.constants import BlendMode, EffectOSType, Resource, Tag
 from psd_tools.psd import descriptor
 from psd_tools.psd.effects_layer import EffectsLayer, SolidFillInfo
+from psd_tools.psd.image_resources import ImageResource, ThumbnailResource
 from psd_tools.psd.layer_and_mask import LayerBlendingRanges
 from psd_tools.psd.tagged_blocks import ChannelBlendingRestrictionsSetting, TaggedBlock
 from psd_tools.terminology import Unit
@@ -36,8 +37,8 @@ def texture(seed: int, height: int = SIDE, width: int = SIDE, *, alpha: str = "o
     return colour
 
 
-def document(mode: str = "RGBA") -> PSDImage:
-    return PSDImage.new(mode, (SIDE, SIDE))
+def document(mode: str = "RGBA", side: int = SIDE) -> PSDImage:
+    return PSDImage.new(mode, (side, side))
 
 
 def saved(psd: PSDImage) -> bytes:
@@ -139,3 +140,16 @@ def with_stored_picture(psd: PSDImage, picture: Image.Image) -> bytes:
     stream = io.BytesIO()
     psd._record.write(stream)
     return stream.getvalue()
+
+
+def with_thumbnail(psd: PSDImage, picture: Image.Image) -> None:
+    """Give a document a thumbnail."""
+    stream = io.BytesIO()
+    picture.convert("RGB").save(stream, "JPEG", quality=90)
+    width, height = picture.size
+    thumbnail = ThumbnailResource(
+        fmt=1, width=width, height=height, row=width * 3, total_size=width * 3 * height, data=stream.getvalue()
+    )
+    psd.image_resources[Resource.THUMBNAIL_RESOURCE] = ImageResource(
+        key=Resource.THUMBNAIL_RESOURCE.value, data=thumbnail
+    )

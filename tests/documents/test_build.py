@@ -13,6 +13,7 @@ import psd_files
 import pytest
 import tensorflow_datasets as tfds
 from apache_beam.runners.portability.prism_runner import PrismRunner
+from PIL import Image
 
 from qil_jax.documents.limits import PSDLimits
 from qil_jax.documents.psd import read_psd
@@ -204,6 +205,31 @@ def test_a_document_without_end_costs_that_document(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+@pytest.mark.full
+def test_what_differs_from_the_stored_picture_is_dropped_by_one_option(tmp_path):
+    """The figure stands in every row, kept or dropped, and in the report's histogram."""
+    psd = psd_files.document()
+    psd.create_pixel_layer(psd_files.texture(0), name="ground")
+    psd.create_pixel_layer(psd_files.texture(1, 24, 24), name="thing", top=10, left=10)
+    (tmp_path / "in").mkdir()
+    stored = Image.fromarray(np.asarray(psd.composite(force=True)) ^ 24)
+    (tmp_path / "in" / "a.psd").write_bytes(psd_files.with_stored_picture(psd, stored))
+    (tmp_path / "in" / "b.psd").write_bytes(psd_files.design(100))
+    command = [str(tmp_path / "in"), "--runner", "none", "--out"]
+    assert build_dataset.main([*command, str(tmp_path / "strict")]) == 0
+    report = json.loads((tmp_path / "strict" / "report.json").read_text())
+    far, near = report["rows"]
+    assert (far["reason"], near["reason"], report["kept"]) == ("misdrawn", None, 1)
+    assert 18 < far["psnr_stored"] < 25 and f"{far['psnr_stored']:.1f} dB against the stored picture" in far["detail"]
+    assert far["layers_before"] == 2 and far["psnr_compositor"] > 40 and near["psnr_stored"] > 40
+    assert "dB against the stored picture, from" in (tmp_path / "strict" / "report.html").read_text()
+    assert build_dataset.main([*command, str(tmp_path / "lenient"), "--min-stored-psnr", "15"]) == 0
+    report = json.loads((tmp_path / "lenient" / "report.json").read_text())
+    assert report["kept"] == 2 and report["rows"][0]["notes"] == [
+        f"unlike the stored picture: {far['psnr_stored']:.1f} dB"
+    ]
+
+
     ("words", "says"),
     [
         (["--min-psrn", "30"], "unknown option --min-psrn (did you mean --min-psnr?)"),
@@ -236,6 +262,7 @@ def test_options_of_beam_are_passed_on(source, built, tmp_path):
 @pytest.mark.parametrize(
     ("main", "words"),
     [
+        (["--min-stored-psnr", "nan"], "--min-stored-psnr"),
         (build_dataset.main, ["a.psd"]),
         (build_dataset.main, ["a.psd", "--runner", "none"]),
         (make_scenes.main, ["--count", "1", "--side", "32"]),
