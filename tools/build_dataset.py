@@ -7,7 +7,7 @@ python tools/build_dataset.py SOURCE --out FOLDER --runner DataflowRunner -- --p
 import math
 
 from qil_jax.command_line import Parser, at_dashes
-from qil_jax.documents.limits import CleaningConfig, PSDLimits
+from qil_jax.documents.limits import CleaningConfig, Merging, PSDLimits
 from qil_jax.documents.sandbox import ProcessLimits
 from qil_jax.errors import ProblemsError, QilError
 from qil_jax.extras import require
@@ -26,14 +26,18 @@ def parser() -> Parser:
     add("--runner", help="runner of Apache Beam (default: in this process); 'none' is a plain loop without Beam")
     layers, side, psnr = CleaningConfig.max_layers, CleaningConfig.min_side, PSDLimits.recomposition_psnr
     add("--max-layers", type=int, default=layers, help="most layers of a record; more are merged (default %(default)s)")
+    depth = "merge layers of one depth, which never overlap, or none (default %(default)s)"
+    add("--merge", type=Merging, choices=tuple(Merging), default=CleaningConfig.merging, help=depth)
+    small = "least visible pixels of a layer; those with fewer join the one below (default %(default)s)"
+    add("--min-layer-pixels", type=int, default=CleaningConfig.min_layer_pixels, help=small)
     add("--min-side", type=int, default=side, help="shortest side of a canvas, in pixels (default %(default)s)")
     add("--min-psnr", type=float, default=psnr, help="least PSNR of the layers' composite, in dB (default %(default)g)")
+    stored = "least PSNR against the picture that a document stores, in dB (default %(default)g)"
+    add("--min-stored-psnr", type=float, default=PSDLimits.stored_psnr, help=stored)
     seconds, memory = ProcessLimits.seconds, ProcessLimits.memory / 2**30
     add("--seconds", type=float, default=seconds, help="seconds of CPU time for a document (default %(default)g)")
     add("--memory-gib", type=float, default=memory, help="GiB of memory for a document (default %(default)g)")
     add("--caption-url", help="an OpenAI-compatible address; else captions are NAME.txt beside NAME.psd")
-    stored = "least PSNR against the picture that a document stores, in dB (default %(default)g)"
-    add("--min-stored-psnr", type=float, default=PSDLimits.stored_psnr, help=stored)
     add("--caption-model", default="Qwen/Qwen2.5-VL-7B-Instruct", help="name of the model there (default %(default)s)")
     add("--caption-prompt", metavar="FILE", help="file with the instruction that is sent with each picture")
     add("--caption-checkpoint", metavar="DIR", help="a checkpoint whose own model captions, on this machine")
@@ -52,7 +56,7 @@ def main(argv: list[str]) -> int:
     require("build_dataset.py", *NEEDS, *stores)
     problems = [
         f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}"
-        for name in ("max_layers", "min_side", "seconds", "memory_gib", "caption_batch")
+        for name in ("max_layers", "min_layer_pixels", "min_side", "seconds", "memory_gib", "caption_batch")
         if not 0 < getattr(args, name) < math.inf
     ]
     problems += [

@@ -1,6 +1,7 @@
 """Limits and thresholds for documents. Imports nothing heavy, so that command lines can show the defaults."""
 
 import dataclasses
+from enum import StrEnum
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,12 +29,22 @@ class PSDLimits:
     repaired: float = 0.2
 
 
+class Merging(StrEnum):
+    """Which layers become one, beside those beyond the maximum number."""
+
+    DEPTH = "depth"  # those of one depth, which never overlap
+    NONE = "none"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CleaningConfig:
     """Thresholds of the cleaning rules.
 
     Attributes:
       contribution: a layer is dropped if the composite without it differs by no more than this, in values from 0 to 1.
+      merging: which layers are merged; those that remain keep their order.
+      min_layer_pixels: a layer of which fewer pixels are visible is merged into the one below it. The default is one
+        latent of the VAE, 8 x 8 pixels.
       min_side: minimum width and height of the canvas, in pixels.
       min_layers: minimum number of layers after cleaning and merging.
       max_layers: maximum number of layers; those of documents with more are merged.
@@ -42,6 +53,8 @@ class CleaningConfig:
     """
 
     contribution: float = 1e-4
+    merging: Merging = Merging.DEPTH
+    min_layer_pixels: int = 64
     min_side: int = 32
     min_layers: int = 2
     max_layers: int = 20
