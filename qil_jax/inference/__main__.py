@@ -88,6 +88,8 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
     checkpoint = open_checkpoint(arguments, found)
     plan = planner(arguments, checkpoint)
     ledger.planned, ledger.skipped = plan(found.pictures), found.bad
+    for line in found.beside:
+        print(message(line))
     if arguments.caption_only:
         require_same_plan(ledger.planned, arguments.command)
         ledger.planned, rules = [], rules_for(Task.INFERENCE, Weights(arguments.weights))

@@ -42,6 +42,17 @@ def test_arguments_are_refused(words, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_files_that_are_no_pictures_are_told(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for name in ("broken.png", "poster.psd", "photo.heic"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    assert infer(tmp_path / "in", tmp_path / "in" / "poster.psd", "--out", tmp_path / "out") == 2
+    told = capsys.readouterr()
+    assert f"{tmp_path / 'in'}: skipped photo.heic (a format that is not read" in told.out
+    assert f"{tmp_path / 'in' / 'poster.psd'}: layers, which tools/export.py reads: to decompose it, save" in told.err
+    assert "broken.png: cannot be read as a picture" in told.err
+
+
 def test_more_layers_with_an_override(tmp_path):
     words = ["a.png", "--checkpoint", str(tmp_path), "--out", "x", "--layers", "25", "--max-layers", "30"]
     arguments = parse_arguments(words)
