@@ -1,13 +1,13 @@
 """Photoshop documents to a dataset of layered records, with a report of what was dropped and why (docs/data.md).
 
-python tools/build_dataset.py SOURCE --out FOLDER [--min-psnr 40]
+python tools/build_dataset.py SOURCE --out FOLDER [--min-psnr 40] [--min-stored-psnr 30]
 python tools/build_dataset.py SOURCE --out FOLDER --runner DataflowRunner -- --project NAME [Beam's own options]
 """
 
 import math
 
 from qil_jax.command_line import Parser, at_dashes
-from qil_jax.documents.limits import CleaningConfig, PSDLimits
+from qil_jax.documents.limits import CleaningConfig, Merging, PSDLimits
 from qil_jax.documents.sandbox import ProcessLimits
 from qil_jax.errors import ProblemsError, QilError
 from qil_jax.extras import require
@@ -26,8 +26,14 @@ def parser() -> Parser:
     add("--runner", help="runner of Apache Beam (default: in this process); 'none' is a plain loop without Beam")
     layers, side, psnr = CleaningConfig.max_layers, CleaningConfig.min_side, PSDLimits.recomposition_psnr
     add("--max-layers", type=int, default=layers, help="most layers of a record; more are merged (default %(default)s)")
+    depth = "merge layers of one depth, which never overlap, or none (default %(default)s)"
+    add("--merge", type=Merging, choices=tuple(Merging), default=CleaningConfig.merging, help=depth)
+    small = "least visible pixels of a layer; those with fewer join the one below (default %(default)s)"
+    add("--min-layer-pixels", type=int, default=CleaningConfig.min_layer_pixels, help=small)
     add("--min-side", type=int, default=side, help="shortest side of a canvas, in pixels (default %(default)s)")
     add("--min-psnr", type=float, default=psnr, help="least PSNR of the layers' composite, in dB (default %(default)g)")
+    stored = "least PSNR against the picture that a document stores, in dB (default %(default)g)"
+    add("--min-stored-psnr", type=float, default=PSDLimits.stored_psnr, help=stored)
     seconds, memory = ProcessLimits.seconds, ProcessLimits.memory / 2**30
     add("--seconds", type=float, default=seconds, help="seconds of CPU time for a document (default %(default)g)")
     add("--memory-gib", type=float, default=memory, help="GiB of memory for a document (default %(default)g)")
@@ -50,11 +56,14 @@ def main(argv: list[str]) -> int:
     require("build_dataset.py", *NEEDS, *stores)
     problems = [
         f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}"
-        for name in ("max_layers", "min_side", "seconds", "memory_gib", "caption_batch")
+        for name in ("max_layers", "min_layer_pixels", "min_side", "seconds", "memory_gib", "caption_batch")
         if not 0 < getattr(args, name) < math.inf
     ]
-    if not math.isfinite(args.min_psnr):
-        problems.append(f"--min-psnr must be a finite number, got {args.min_psnr}")
+    problems += [
+        f"{name} must be a finite number, got {value}"
+        for name, value in (("--min-psnr", args.min_psnr), ("--min-stored-psnr", args.min_stored_psnr))
+        if not math.isfinite(value)
+    ]
     if for_beam and args.runner == NO_BEAM:
         problems.append(f"--runner {NO_BEAM} takes no options of Apache Beam: leave out {' '.join(for_beam)}")
     if args.caption_checkpoint is not None and (args.caption_url or args.caption_prompt):

@@ -66,8 +66,13 @@ def build(args: argparse.Namespace, for_beam: Sequence[str]) -> int:
         raise BuildError("\n  ".join(problems))
     out.mkdir(parents=True, exist_ok=True)
     config = PrepareConfig(
-        psd=PSDLimits(recomposition_psnr=args.min_psnr),
-        cleaning=CleaningConfig(max_layers=args.max_layers, min_side=args.min_side),
+        psd=PSDLimits(recomposition_psnr=args.min_psnr, stored_psnr=args.min_stored_psnr),
+        cleaning=CleaningConfig(
+            merging=args.merge,
+            min_layer_pixels=args.min_layer_pixels,
+            max_layers=args.max_layers,
+            min_side=args.min_side,
+        ),
         process=ProcessLimits(seconds=args.seconds, memory=int(args.memory_gib * 2**30)),
     )
     place = Workplace(config=config, work=out / WORK, options=options)

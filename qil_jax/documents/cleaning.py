@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from qil_jax.documents.anomalies import AnomalyDetector
-from qil_jax.documents.limits import CleaningConfig
+from qil_jax.documents.limits import CleaningConfig, Merging
 from qil_jax.documents.reasons import Dropped, Reason
+from qil_jax.errors import counted
 from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.compositing import composite_8bit, over_white
-from qil_jax.layers.grouping import cheapest_merges, front_to_back_groups, merge
-from qil_jax.layers.visibility import Size, contributing, visible_pixels
+from qil_jax.layers.grouping import absorbed, cheapest_merges, front_to_back_groups, merge
+from qil_jax.layers.visibility import Size, contributing, shown_pixels, visible_pixels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +38,7 @@ class Cleaned:
 def clean(
     layers: Sequence[BoxedLayer], size: Size, config: CleaningConfig, detectors: Sequence[AnomalyDetector] = ()
 ) -> Cleaned:
-    """Apply all rules in order: quality, contribution, anomalies, grouping, reduction.
+    """Apply all rules in order: quality, contribution, anomalies, grouping, least size, reduction.
 
     Raises:
       Dropped: if a rule on the whole document refuses it.
@@ -50,10 +51,20 @@ def clean(
     for layer, why in gone:
         decisions.append(f"dropped '{layer.name}': {why}")
         counts[why] += 1
-    groups = front_to_back_groups(kept)
-    if len(groups) < len(kept):
+    groups = front_to_back_groups(kept) if config.merging is Merging.DEPTH else []
+    if groups and len(groups) < len(kept):
         decisions.append(f"merged {len(kept)} layers into {len(groups)} by depth: those of one depth never overlap")
         counts["merged by depth"] += len(kept) - len(groups)
+        kept = merge(kept, groups, size)
+    shown, least = shown_pixels(kept, size), config.min_layer_pixels
+    groups = absorbed([count < least for count in shown])
+    if len(groups) < len(kept):
+        decisions += [
+            f"merged '{layer.name}' into its neighbour: shows {counted(count, 'pixel')}, {least} needed"
+            for layer, count in zip(kept, shown, strict=True)
+            if count < least
+        ]
+        counts["merged as too small"] += len(kept) - len(groups)
         kept = merge(kept, groups, size)
     if len(kept) > config.max_layers:
         pairs = cheapest_merges(visible_pixels(kept, size), config.max_layers)

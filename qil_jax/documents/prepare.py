@@ -20,7 +20,7 @@ from qil_jax.documents.anomalies import AnomalyDetector, PatchDetector
 from qil_jax.documents.cleaning import clean
 from qil_jax.documents.duplicates import near_duplicates, perceptual_hash
 from qil_jax.documents.limits import CleaningConfig, PSDLimits
-from qil_jax.documents.psd import read_psd
+from qil_jax.documents.psd import read_psd, require_expressed
 from qil_jax.documents.reasons import Dropped, Reason
 from qil_jax.documents.rows import ReportRow
 from qil_jax.documents.sandbox import ProcessLimits, Sandbox
@@ -33,7 +33,7 @@ from qil_jax.records.record import Record, decode, encode
 
 THUMBNAIL = 160
 """Longer side in pixels of the images that reports show."""
-RULES = 2
+RULES = 3
 """Version of the rules: raised when the same thresholds get another meaning, so that older results are not reused."""
 
 
@@ -99,10 +99,12 @@ class Preparer:
         try:
             fields, example = self._sandbox(prepare, data, self.config)
         except Dropped as dropped:
+            fields, example = {"reason": dropped.reason, "detail": dropped.detail}, None
+        if example is not None:
+            write_whole(self.work / f"{row.digest}.record", example)
+        else:
             with contextlib.suppress(Exception):  # a picture for the report, if there is one
                 write_whole(self.work / f"{row.digest}.png", self._sandbox(thumbnail, data, self.config.psd))
-            return dataclasses.replace(row, reason=dropped.reason, detail=dropped.detail)
-        write_whole(self.work / f"{row.digest}.record", example)
         return dataclasses.replace(row, **fields)
 
     def close(self) -> None:
@@ -110,24 +112,23 @@ class Preparer:
         self._sandbox.close()
 
 
-def prepare(data: bytes, config: PrepareConfig) -> tuple[dict[str, Any], bytes]:
-    """The fields of a document's row, and its record as bytes. Runs in the sandbox.
+def prepare(data: bytes, config: PrepareConfig) -> tuple[dict[str, Any], bytes | None]:
+    """The fields of a document's row, and its record as bytes; None if a rule drops it. Runs in the sandbox.
 
     Raises:
-      Dropped: if the document is not kept.
+      Dropped: if the document cannot be read.
     """
     document = read_psd(data, config.psd)
-    cleaned = clean(document.layers, document.size, config.cleaning, config.detectors)
-    picture = composite_8bit(cleaned.layers, document.size)
-    fields = {
-        "mode": document.mode,
-        "size": document.size,
-        "layers_before": len(document.layers),
+    same = ("mode", "size", "psnr_compositor", "psnr_stored", "psnr_thumbnail", "notes")
+    fields = {name: getattr(document, name) for name in same} | {"layers_before": len(document.layers)}
+    try:
+        require_expressed(document, config.psd)
+        cleaned = clean(document.layers, document.size, config.cleaning, config.detectors)
+    except Dropped as dropped:
+        return {**fields, "reason": dropped.reason, "detail": dropped.detail}, None
+    fields |= {
         "layers_after": len(cleaned.layers),
-        "psnr_compositor": document.psnr_compositor,
-        "psnr_stored": document.psnr_stored,
-        "picture_hash": perceptual_hash(picture),
-        "notes": document.notes,
+        "picture_hash": perceptual_hash(composite_8bit(cleaned.layers, document.size)),
         "decisions": cleaned.decisions,
     }
     record = Record(layers=cleaned.layers, size=document.size, decisions=document.notes + cleaned.decisions)

@@ -6,19 +6,26 @@ import logging
 import warnings
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
 from psd_tools import PSDImage
 from psd_tools.api.layers import Group, Layer
 from psd_tools.constants import BlendMode, Tag
-from psd_tools.psd.descriptor import Descriptor, List
 
 from qil_jax.documents.fit import Piece, Raster, fit, flatten, piece_of, recolour
 from qil_jax.documents.limits import PSDLimits
 from qil_jax.documents.psd_compositor import composite, get_color_channels, is_plain, nothing, pixels, put, to_rgba
 from qil_jax.documents.reasons import Dropped, Reason
 from qil_jax.layers.boxed_layer import Box, BoxedLayer
-from qil_jax.layers.compositing import composite_8bit, over_white, psnr
+from qil_jax.layers.compositing import composite_8bit, psnr
+from qil_jax.layers.photoshop import (
+    UNDRAWN,
+    Feature,
+    features_of,
+    name_of,
+    psnr_stored,
+    psnr_thumbnail,
+    rgba,
+    stored_picture,
+)
 from qil_jax.layers.visibility import visible_box
 
 NOT_DRAWN = {"dropshadow", "innershadow", "outerglow", "innerglow", "satin", "bevelemboss"}
@@ -36,7 +43,9 @@ class PSDDocument:
       psnr_compositor: PSNR in dB of the layers' composite against psd-tools' composite (`layers.compositing.psnr`).
       psnr_stored: PSNR in dB of the layers' composite against the image that the document stores; None if it stores
         none.
-      notes: content that was merged into other layers, added, or not rendered, one sentence each.
+      psnr_thumbnail: PSNR in dB of the layers' composite against the document's thumbnail; None if it has none.
+      notes: content that was merged into other layers, added, or not rendered, and what the layers' composite does not
+        look like, one sentence each.
     """
 
     layers: tuple[BoxedLayer, ...]
@@ -44,6 +53,7 @@ class PSDDocument:
     mode: str
     psnr_compositor: float
     psnr_stored: float | None
+    psnr_thumbnail: float | None
     notes: tuple[str, ...]
 
 
@@ -54,7 +64,7 @@ def read_psd(data: bytes, limits: PSDLimits) -> PSDDocument:
     separate process with limits (`sandbox.py`).
 
     Raises:
-      Dropped: if the document is unreadable, too large, without layers, or not expressible by alpha blending of layers.
+      Dropped: if the document is unreadable, too large, or without layers.
     """
     logging.getLogger("psd_tools").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
@@ -86,42 +96,44 @@ def _read(psd: PSDImage, limits: PSDLimits) -> PSDDocument:
     if not layers:
         raise Dropped(Reason.NO_LAYERS, "no layer shows anything on the canvas")
     size = psd.width, psd.height
-    ours, drawn, picture = composite_8bit(layers, size), composite(psd), psd.topil() if psd.has_preview() else None
+    ours, drawn, stored = composite_8bit(layers, size), rgba(composite(psd)), stored_picture(psd)
     document = PSDDocument(
         layers=tuple(layers),
         size=size,
         mode=f"{psd.color_mode.name} {psd.depth}",
-        psnr_compositor=psnr(ours, _rgba(drawn)),
-        psnr_stored=None if picture is None else _psnr_stored(ours, _rgba(picture)),
+        psnr_compositor=psnr(ours, drawn),
+        psnr_stored=None if stored is None else psnr_stored(ours, stored),
+        psnr_thumbnail=psnr_thumbnail(ours, psd),
         notes=tuple(unpacking.notes),
     )
-    _require_expressed(document, limits)
-    return document
+    return dataclasses.replace(document, notes=(*document.notes, *_differences(document, limits)))
 
 
-def _require_expressed(document: PSDDocument, limits: PSDLimits) -> None:
-    drawn, stored = document.psnr_compositor, document.psnr_stored
+def _differences(document: PSDDocument, limits: PSDLimits) -> list[str]:
+    """A sentence for each picture of the document that the layers' composite does not look like."""
+    found = [
+        ("psd-tools' composite", document.psnr_compositor, limits.recomposition_psnr),
+        ("the stored picture", document.psnr_stored, limits.recomposition_psnr),
+        ("the thumbnail", document.psnr_thumbnail, limits.thumbnail_psnr),
+    ]
+    return [f"unlike {what}: {x:.1f} dB" for what, x, enough in found if x is not None and x < enough]
+
+
+def require_expressed(document: PSDDocument, limits: PSDLimits) -> None:
+    """Refuse a document whose layers do not give its picture.
+
+    Raises:
+      Dropped: with the figures: if it is not expressible by alpha blending of layers, or not as its program drew it.
+    """
+    drawn, stored, thumbnail = document.psnr_compositor, document.psnr_stored, document.psnr_thumbnail
     figures = f"{drawn:.1f} dB against psd-tools' composite"
     figures += ", no stored picture" if stored is None else f", {stored:.1f} dB against the stored picture"
+    figures += "" if thumbnail is None else f", {thumbnail:.1f} dB against the thumbnail"
     if max(drawn, stored or 0) < limits.recomposition_psnr:
         raise Dropped(Reason.NOT_EXPRESSIBLE, f"{figures}; {limits.recomposition_psnr:g} dB needed")
     if stored is not None and stored < limits.stored_psnr:
         notes = "; ".join(note for note in document.notes if "not drawn" in note)
         raise Dropped(Reason.MISDRAWN, f"{figures}; {limits.stored_psnr:g} dB needed{'; ' * bool(notes)}{notes}")
-
-
-def _rgba(image: Image.Image) -> UInt8[np.ndarray, "y x 4"]:
-    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB").convert("RGBA"))
-
-
-def _psnr_stored(ours: UInt8[np.ndarray, "y x 4"], stored: UInt8[np.ndarray, "y x 4"]) -> float:
-    """The highest PSNR over conventions of stored images: blended over white, with alpha, or straight without alpha."""
-    if stored.shape != ours.shape:
-        return 0.0
-    readings = [psnr(over_white(ours), over_white(stored)), psnr(ours, stored)]
-    if (stored[..., 3] == 255).all():
-        readings.append(psnr(ours, np.concatenate([stored[..., :3], ours[..., 3:]], -1)))
-    return max(readings)
 
 
 class _Unpacking:
@@ -140,10 +152,10 @@ class _Unpacking:
 
     def item(self, layer: Layer, scope: list[Piece], box: Box) -> None:
         """Append one layer or group, with the layers that are clipped to it, to a scope."""
-        self._note_effects(layer)
+        self._note_undrawn(layer)
         clips = [clip for clip in layer.clip_layers if clip.is_visible()]
         group = isinstance(layer, Group)
-        whole = layer.opacity == 255 and not layer.has_mask() and not layer.has_vector_mask() and not len(layer.effects)
+        whole = layer.opacity == 255 and not {Feature.MASK, Feature.EFFECTS} & features_of(layer)
         artboard = layer.kind == "artboard"
         if layer.kind in ADJUSTMENTS or _blends(layer):
             self._bake(layer, scope, box)
@@ -161,7 +173,7 @@ class _Unpacking:
     def _leaf(self, layer: Layer, box: Box) -> Piece | None:
         if is_plain(layer):
             return pixels(layer, box)
-        return piece_of(put(layer, nothing(box, self.channels), without_clips=True), layer.name)
+        return piece_of(put(layer, nothing(box, self.channels), without_clips=True), name_of(layer))
 
     def _clipped(self, base: Layer, clips: list[Layer], scope: list[Piece], box: Box) -> None:
         """Append a layer and those clipped to it, which show only where it does."""
@@ -172,7 +184,7 @@ class _Unpacking:
         for clip in clips:
             self.item(clip, inner, piece.box)
         wanted = put(base, nothing(piece.box, self.channels))
-        self._settle(inner, wanted, base.name, scope)
+        self._settle(inner, wanted, name_of(base), scope)
 
     def _group(self, group: Group, scope: list[Piece], box: Box, *, trust: bool) -> None:
         """Append a group, fitted on a scope of its own unless `trust` says that its children alone reproduce it."""
@@ -189,7 +201,7 @@ class _Unpacking:
         if group.blend_mode is BlendMode.PASS_THROUGH and any(map(_needs_backdrop, group.descendants())):
             self._bake(group, scope, box)
             return
-        self._settle(inner, put(group, nothing(box, self.channels)), group.name, scope)
+        self._settle(inner, put(group, nothing(box, self.channels)), name_of(group), scope)
 
     def _knocking_out(self, layer: Layer, scope: list[Piece], box: Box) -> None:
         """Append a layer that knocks out what is below it: its pieces go on top, then the whole scope is fitted."""
@@ -199,8 +211,8 @@ class _Unpacking:
         if isinstance(layer, Group):
             self.items(layer, inner, box)
         scope.extend(inner)
-        result = fit(scope, wanted, layer.name)
-        self.notes.append(f"'{layer.name}' knocks out what is below it, {result.repaired:.1%} repaired")
+        result = fit(scope, wanted, name_of(layer))
+        self.notes.append(f"'{name_of(layer)}' knocks out what is below it, {result.repaired:.1%} repaired")
 
     def _settle(self, inner: list[Piece], wanted: Raster, name: str, scope: list[Piece]) -> None:
         """Append a scope fitted to its image, or one flat piece if too many of its pixels would be repaired."""
@@ -214,7 +226,7 @@ class _Unpacking:
 
     def _bake(self, layer: Layer, scope: list[Piece], box: Box) -> None:
         """Apply a layer that changes the colours below it, as an adjustment does, to the pieces below it."""
-        what = f"'{layer.name}' ({layer.blend_mode.name.lower().replace('_', ' ')} {layer.kind})"
+        what = f"'{name_of(layer)}' ({layer.blend_mode.name.lower().replace('_', ' ')} {layer.kind})"
         before = flatten(scope, box, self.channels)
         wanted = put(layer, before)
         touched = np.abs(wanted.colour * wanted.alpha - before.colour * before.alpha).max(-1) > 0
@@ -226,16 +238,18 @@ class _Unpacking:
         left, top, right, bottom = box_touched
         part = box[0] + left, box[1] + top, box[0] + right, box[1] + bottom
         recolour(scope, part, lambda backdrop: put(layer, backdrop))
-        result = fit(scope, wanted, layer.name)
+        result = fit(scope, wanted, name_of(layer))
         added = "; where nothing was below it, it is a layer of its own" if result.added else ""
         self.notes.append(f"{what} is baked into what it covers, {result.repaired:.1%} repaired{added}")
 
-    def _note_effects(self, layer: Layer) -> None:
-        missing = sorted({effect.name.lower() for effect in layer.effects if effect.enabled} & NOT_DRAWN)
-        if missing:
-            self.notes.append(f"'{layer.name}': effects not drawn: {', '.join(missing)}")
-        elif _has_lost_effects(layer):
-            self.notes.append(f"'{layer.name}': its effects are of an old kind and not drawn")
+    def _note_undrawn(self, layer: Layer) -> None:
+        features = features_of(layer)
+        undrawn = [feature for feature in UNDRAWN if feature in features]
+        if Feature.EFFECTS in features:
+            drawn = {effect.name.lower() for effect in layer.effects if effect.enabled}
+            undrawn += sorted(drawn & NOT_DRAWN) if drawn else ["effects of an old kind"]
+        if undrawn:
+            self.notes.append(f"'{name_of(layer)}': not drawn: {', '.join(undrawn)}")
 
 
 ADJUSTMENTS = {
@@ -246,7 +260,7 @@ ADJUSTMENTS = {
 
 
 def _blends(layer: Layer) -> bool:
-    return layer.blend_mode not in (BlendMode.NORMAL, BlendMode.PASS_THROUGH)
+    return Feature.BLEND_MODE in features_of(layer)
 
 
 def _needs_backdrop(layer: Layer) -> bool:
@@ -255,11 +269,3 @@ def _needs_backdrop(layer: Layer) -> bool:
 
 def _knocks_out(layer: Layer) -> bool:
     return bool(layer.tagged_blocks.get_data(Tag.KNOCKOUT_SETTING, 0))
-
-
-def _has_lost_effects(layer: Layer) -> bool:
-    """Whether a layer has effects that psd-tools ignores, because older documents do not mark them as present."""
-    block = layer.tagged_blocks.get_data(Tag.OBJECT_BASED_EFFECTS_LAYER_INFO)
-    values = [] if block is None else [block[key] for key in block]
-    effects = [effect for value in values for effect in (value if isinstance(value, List) else [value])]
-    return any(isinstance(e, Descriptor) and bool(e.get(b"enab")) and e.get(b"present") is None for e in effects)

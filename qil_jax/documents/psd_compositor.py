@@ -16,6 +16,7 @@ from psd_tools.constants import Resource, Tag
 
 from qil_jax.documents.fit import Piece, Raster, piece_of
 from qil_jax.layers.boxed_layer import Box, intersection
+from qil_jax.layers.photoshop import Feature, features_of, name_of
 
 PLAIN_KINDS = {"pixel", "type", "smartobject"}
 
@@ -48,9 +49,9 @@ def put(layer: Layer, backdrop: Raster, *, without_clips: bool = False) -> Raste
 
 def is_plain(layer: Layer) -> bool:
     """Whether a layer consists only of stored pixels, an opacity and a fill opacity."""
-    if layer.kind not in PLAIN_KINDS or not layer.has_pixels() or layer.has_vector_mask() or layer.has_mask():
+    if layer.kind not in PLAIN_KINDS or not layer.has_pixels() or layer.has_stroke():
         return False
-    return not (len(layer.effects) or layer.has_stroke())
+    return not {Feature.MASK, Feature.EFFECTS} & features_of(layer)
 
 
 def pixels(layer: Layer, canvas: Box) -> Piece | None:
@@ -66,7 +67,7 @@ def pixels(layer: Layer, canvas: Box) -> Piece | None:
     colour = make_widen(layer._psd)(colour, get_color_channels(layer._psd))
     left, top = common[0] - layer.left, common[1] - layer.top
     cut = np.s_[top : top + common[3] - common[1], left : left + common[2] - common[0]]
-    return piece_of(Raster(colour=colour[cut], alpha=alpha[cut], box=common), layer.name)
+    return piece_of(Raster(colour=colour[cut], alpha=alpha[cut], box=common), name_of(layer))
 
 
 def to_rgba(piece: Piece, psd: PSDImage) -> UInt8[np.ndarray, "y x 4"]:

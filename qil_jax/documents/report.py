@@ -18,6 +18,7 @@ from qil_jax.layers.sheets import png_bytes
 
 PICTURES = 24
 """Number of kept and of dropped documents that are shown, spread evenly over all."""
+PICTURES_COMPARED = ("dB, psd-tools", "dB, stored", "dB, thumbnail")
 
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2em; max-width: 1200px }
@@ -55,13 +56,15 @@ def write_report(rows: Sequence[ReportRow], done: epath.Path, out: epath.Path) -
         _histogram("after merging", [row.layers_after for row in kept]),
         "<h2>Longer side in pixels</h2>",
         _histogram("", [max(row.size) // 256 * 256 for row in kept]),
+        "<h2>dB against the stored picture, from</h2>",
+        *(_histogram(name, _decibels(some)) for name, some in (("kept", kept), ("dropped", gone))),
         *([_table(["category", "documents"], categories.most_common())] if categories else []),
         "<h2>Kept</h2>",
         *(_sample(row, done) for row in _spread(kept)),
         "<h2>Dropped</h2>",
         *(_reject(row, done) for row in _spread(gone)),
         "<h2>Every document</h2>",
-        _table(["document", "outcome", "layers", "PSNR dB", "notes"], [_cells(row) for row in rows]),
+        _table(["document", "outcome", "layers", *PICTURES_COMPARED, "notes"], [_cells(row) for row in rows]),
     ]
     page = f"<!doctype html><meta charset=utf-8><title>Documents to layers</title><style>{STYLE}</style>"
     (out / "report.html").write_text(page + "\n".join(sections))
@@ -71,8 +74,14 @@ def write_report(rows: Sequence[ReportRow], done: epath.Path, out: epath.Path) -
 def _cells(row: ReportRow) -> list[Any]:
     outcome = "kept" if row.reason is None else f"{row.reason}: {row.detail}"
     layers = f"{row.layers_before} to {row.layers_after}" if row.layers_before else ""
-    figures = [f"{x:.1f}" for x in (row.psnr_compositor, row.psnr_stored) if x is not None]
-    return [row.document, outcome, layers, " / ".join(figures), "; ".join(row.notes + row.decisions)]
+    found = (row.psnr_compositor, row.psnr_stored, row.psnr_thumbnail)
+    figures = ["" if x is None else f"{x:.1f}" for x in found]
+    return [row.document, outcome, layers, *figures, "; ".join(row.notes + row.decisions)]
+
+
+def _decibels(rows: Sequence[ReportRow]) -> list[int]:
+    """PSNR against the stored pictures, in steps of 5 dB."""
+    return [int(row.psnr_stored // 5 * 5) for row in rows if row.psnr_stored is not None]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -29,6 +29,7 @@ class ReportRow:
       layers_after: number of layers after cleaning and merging.
       psnr_compositor: PSNR in dB of the layers' composite against psd-tools' composite.
       psnr_stored: PSNR in dB of the layers' composite against the stored image; None if there is none.
+      psnr_thumbnail: PSNR in dB of the layers' composite against the stored thumbnail; None if there is none.
       picture_hash: 64-bit perceptual hash of the composite.
       notes: content that was changed or not rendered when the document was read, one sentence each.
       decisions: changes made by cleaning, one sentence each.
@@ -47,6 +48,7 @@ class ReportRow:
     layers_after: int = 0
     psnr_compositor: float | None = None
     psnr_stored: float | None = None
+    psnr_thumbnail: float | None = None
     picture_hash: int = 0
     notes: tuple[str, ...] = ()
     decisions: tuple[str, ...] = ()

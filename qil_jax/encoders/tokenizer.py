@@ -37,6 +37,10 @@ class PromptTokenizer:
         """Token ids of the template with the prompt inserted, never truncated; the first `drop` precede the prompt."""
         return self._encode(PREFIX + prompt + SUFFIX)
 
+    def count(self, prompt: str) -> int:
+        """The number of states that a prompt conditions by: its tokens, and the template's after it."""
+        return len(self.ids(prompt)) - self.drop
+
     def chat_ids(self, chat: str) -> list[int]:
         """Token ids of a text as it stands, special tokens by their names."""
         return self._encode(chat)

@@ -1,5 +1,6 @@
 """The JSON that says what a folder of layers holds: names, files, boxes, order and opacity, for programs and for us."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -26,8 +27,9 @@ OPACITY = 1.0
 
 
 def manifest(tree: LayerTree) -> dict[str, Any]:
-    """Size of the canvas, caption, and the layers as `entries` describes them."""
-    return {"size": list(tree.layered.size), "caption": tree.layered.caption, "layers": entries(tree)}
+    """Size of the canvas, caption, what was done to the layers, and the layers as `entries` describes them."""
+    said = {"caption": tree.layered.caption, "decisions": list(tree.layered.decisions)}
+    return {"size": list(tree.layered.size), **said, "layers": entries(tree)}
 
 
 def entries(tree: LayerTree, folder: PurePosixPath = HERE) -> list[dict[str, Any]]:
@@ -62,7 +64,9 @@ def tree_from(fields: Any, read: ReadFile, where: str, listing: str = MANIFEST) 
     try:
         files = _files(fields["layers"])
         require_pixels(sum(math.prod(picture_size(read(file), f"{where}: {file}")) for file in files))
-        return _tree(fields["layers"], read, where, _caption(fields))
+        tree = _tree(fields["layers"], read, where, _caption(fields))
+        decisions = tuple(map(str, fields.get("decisions") or ()))
+        return dataclasses.replace(tree, layered=dataclasses.replace(tree.layered, decisions=decisions))
     except QilError:
         raise
     except (KeyError, TypeError, ValueError) as error:

@@ -1,5 +1,6 @@
 """Layered images as Photoshop documents."""
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 from PIL import Image
 from psd_tools import PSDImage
 from psd_tools.api.layers import GroupMixin, Layer, PixelLayer
-from psd_tools.constants import BlendMode, Tag
+from psd_tools.constants import BlendMode
 
 from qil_jax.errors import QilError
 from qil_jax.export.bounds import require_depth
@@ -18,6 +19,7 @@ from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.compositing import composite_8bit, over_white
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.photoshop import ALIKE, Feature, features_of, name_of, psnr_stored, stored_picture
 from qil_jax.layers.pictures import read_bytes
 
 LARGEST_SIDE = 30_000
@@ -60,7 +62,8 @@ def write_psd(stack: LayeredImage | LayerTree, file: Path) -> None:
 def read_psd(file: Path) -> LayerTree:
     """The layers of a document that consists of plain layers and groups only, as `write_psd` makes them.
 
-    Opacity goes into alpha; hidden layers are left out.
+    Opacity goes into alpha; hidden layers are left out. Where the layers give another picture than the one that the
+    document stores, `decisions` says so.
 
     Raises:
       QilError: if the file is no PSD, or needs more than alpha blending; the message names the layer and the feature.
@@ -68,11 +71,23 @@ def read_psd(file: Path) -> LayerTree:
     data = read_bytes(file)
     try:
         document = PSDImage.open(io.BytesIO(data), max_alloc_bytes=MOST_BYTES)
-        return tree_of(_nodes(document), document.size)
+        nodes = _nodes(document)
+        tree = tree_of(nodes, document.size)
+        layered = dataclasses.replace(tree.layered, decisions=_difference(leaves(nodes), document))
+        return dataclasses.replace(tree, layered=layered)
     except QilError as error:
         raise QilError(f"{file}: {error}; tools/build_dataset.py reads documents of every kind") from error
     except Exception as error:  # the parser raises arbitrary exceptions on malformed bytes
         raise QilError(f"{file}: cannot be read as a PSD ({error}); save it again") from error
+
+
+def _difference(layers: Sequence[BoxedLayer], document: PSDImage) -> tuple[str, ...]:
+    """A sentence if the layers do not give the picture that the document stores."""
+    stored = stored_picture(document)
+    decibels = ALIKE if stored is None else psnr_stored(composite_8bit(layers, document.size), stored)
+    if decibels >= ALIKE:
+        return ()
+    return (f"the layers give another picture than the one that the document stores: {decibels:.1f} dB",)
 
 
 def _add(parent: GroupMixin, nodes: Sequence[Node]) -> None:
@@ -91,37 +106,26 @@ def _nodes(parent: GroupMixin, depth: int = 0) -> tuple[Node, ...]:
     require_depth(depth)
     found: list[Node] = []
     for layer in parent:
-        problem = _not_plain(layer)
-        if problem is not None:
-            raise QilError(f"layer '{layer.name}' {problem}")
         if not layer.is_visible():
             continue
+        problem = _not_plain(layer)
+        if problem is not None:
+            raise QilError(f"layer '{name_of(layer)}' {problem}")
         if isinstance(layer, GroupMixin):
-            found.append(GroupNode(name=layer.name, nodes=_nodes(layer, depth + 1)))
+            found.append(GroupNode(name=name_of(layer), nodes=_nodes(layer, depth + 1)))
             continue
         picture = layer.topil()
         pixels = np.zeros((1, 1, 4), np.uint8) if picture is None else np.array(picture.convert("RGBA"))
         pixels[..., 3] = np.rint(pixels[..., 3] * (layer.opacity / 255))
-        found.append(BoxedLayer(pixels=pixels, left=layer.left, top=layer.top, name=layer.name))
+        found.append(BoxedLayer(pixels=pixels, left=layer.left, top=layer.top, name=name_of(layer)))
     return tuple(found)
 
 
 def _not_plain(layer: Layer) -> str | None:
     """What in a layer alpha blending cannot say; None if it is plain."""
-    is_group = isinstance(layer, GroupMixin)
-    if not is_group and not isinstance(layer, PixelLayer):
+    if not isinstance(layer, GroupMixin | PixelLayer):
         return f"is of the kind {layer.kind}"
-    if layer.blend_mode is not BlendMode.NORMAL and not (is_group and layer.blend_mode is BlendMode.PASS_THROUGH):
+    found = features_of(layer)
+    if Feature.BLEND_MODE in found:
         return f"has the blend mode {layer.blend_mode.name.lower()}"
-    if is_group and layer.opacity != 255:
-        return "is a group with an opacity"
-    fill = layer.tagged_blocks.get_data(Tag.BLEND_FILL_OPACITY, 255)
-    for feature, is_there in {
-        "a fill opacity": fill != 255,
-        "a mask": layer.has_mask() or layer.has_vector_mask(),
-        "a clipping": layer.clipping,
-        "effects": layer.has_effects(),
-    }.items():
-        if is_there:
-            return f"has {feature}"
-    return None
+    return f"has {', '.join(sorted(found))}" if found else None

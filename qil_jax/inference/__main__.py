@@ -3,13 +3,14 @@
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from qil_jax.errors import ProblemsError, QilError, message
 from qil_jax.inference.cli import (
+    SHOWN,
     Arguments,
     Ledger,
     parse_arguments,
@@ -20,6 +21,7 @@ from qil_jax.inference.cli import (
     show_progress,
 )
 from qil_jax.launch import connected
+from qil_jax.limits import MAX_PROMPT_TOKENS
 from qil_jax.programs import INTERRUPTED, command, interruptible, leave
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from qil_jax.inference.job import PlannedResult
     from qil_jax.inference.pictures import Found
     from qil_jax.inference.pipeline import Pipeline
+    from qil_jax.inference.request import Settings
     from qil_jax.mesh import Rules
 
 SKIPPED = 3
@@ -85,6 +88,8 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
     use_compilation_cache()
     with show_pictures() as on_picture:
         found = find_pictures(arguments.inputs, resolution=known(options.resolution), on_picture=on_picture)
+    for line in found.beside:
+        print(message(line))
     checkpoint = open_checkpoint(arguments, found)
     plan = planner(arguments, checkpoint)
     ledger.planned, ledger.skipped = plan(found.pictures), found.bad
@@ -104,7 +109,9 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
         with show_compilation() as on_program:
             compile_programs(outlines, pipeline, settings, batch=arguments.batch, on_program=on_program)
         return
-    left = ledger.left = results_left(ledger.planned, out, overwrite=arguments.overwrite)
+    left = results_left(ledger.planned, out, overwrite=arguments.overwrite)
+    tell_cuts(left, pipeline, settings)
+    ledger.left = left
     if left:
         arguments.require_memory(left, checkpoint, mesh)
         left = arranged(left, pipeline, settings)
@@ -133,6 +140,27 @@ def planner(arguments: Arguments, checkpoint: "Checkpoint") -> "Callable[[Pictur
         settings=result_settings(arguments.options, arguments.settings, arguments.dtype),
         loras=[lora.made_from for lora in checkpoint.loras],
     )
+
+
+def tell_cuts(left: "Sequence[PlannedResult]", pipeline: "Pipeline", settings: "Settings") -> None:
+    """Print which prompts have more tokens than are read.
+
+    Raises:
+      JobError: if the descriptions of layers would be cut, which stand at the end of the prompt.
+    """
+    from qil_jax.inference.ahead import outline_of
+    from qil_jax.inference.job import JobError
+
+    cuts = {result.picture.path: pipeline.cuts(outline_of(result), settings) for result in left}
+    lines = [f"{path.name}: {cut}" for path, some in cuts.items() for cut in some]
+    described = any(result.options.described and pipeline.unread(result.prompt, settings) for result in left)
+    fix = f"shorten it, or give --max-prompt-tokens, up to {MAX_PROMPT_TOKENS}"
+    if described:
+        raise JobError([*lines, f"descriptions of layers stand at the end of the prompt: {fix}"])
+    for line in lines[:SHOWN]:
+        print(message(f"{line}: {fix}"))
+    if len(lines) > SHOWN:
+        print(f"and {len(lines) - SHOWN} more prompts that are cut")
 
 
 def load_rest(pipeline: "Pipeline") -> None:

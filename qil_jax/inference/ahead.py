@@ -110,4 +110,4 @@ def _blank(outline: Outline, pipeline: Pipeline, settings: Settings) -> Item:
 def _words(outline: Outline, pipeline: Pipeline, settings: Settings) -> list[int]:
     """Numbers of hidden states of an outline's prompts."""
     tokenizer, most = pipeline.components.tokenizer, settings.max_prompt_tokens
-    return [min(len(tokenizer.ids(prompt)) - tokenizer.drop, most) for prompt in outline.prompts]
+    return [min(tokenizer.count(prompt), most) for prompt in outline.prompts]

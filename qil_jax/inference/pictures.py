@@ -19,6 +19,16 @@ PROMPT = ".txt"
 """Suffix of the text file with a picture's name that holds its prompt."""
 KEPT_BYTES = 1 << 30
 """Bytes of decoded pictures that stay in memory; further pictures are decoded again when needed."""
+NO_PICTURE = "no picture by its name"
+UNREAD = {
+    ".heic .heif .jxl .jp2 .dng .cr2 .cr3 .nef .arw": "a format that is not read: save it as PNG or JPEG",
+    ".psd .psb .ora .pptx .zip": "layers, which tools/export.py reads: to decompose it, save it flat as PNG",
+    ".pdf .svg .ai .eps": "no pixels: save it as PNG",
+    ".mp4 .mov .avi .mkv .webm": "a film: save a picture of it as PNG",
+}
+"""What files are that are not read, by their suffixes, and what to do."""
+NAMED = 5
+"""Maximum number of skipped files that are named for each reason."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,11 +73,13 @@ class Found:
       pictures: pictures that can be decomposed, by the name of their result.
       problems: messages about inputs that are missing or hold no pictures.
       bad: a line for each file that cannot be decomposed, with the reason.
+      beside: a line for each folder that holds other files than pictures and their prompts, with the reasons.
     """
 
     pictures: dict[str, InputImage]
     problems: list[str]
     bad: list[str]
+    beside: list[str]
 
 
 def find_pictures(
@@ -87,17 +99,20 @@ def find_pictures(
       The pictures by file name without suffix, numbered where names clash; a file's number does not depend on the
       validity of other files.
     """
-    problems: list[str] = []
+    problems, beside = [], []
     sources: dict[Path, Path] = {}
     for path in inputs:
         try:
-            found = [path] if path.is_file() else _inside(path)
+            found, others = ([path], []) if path.is_file() else _inside(path)
         except OSError as error:
             problems.append(f"{path}: cannot be read ({error.strerror}); see to its permissions")
             continue
+        there = _with_reasons(others)
         if not found:
             what = f"holds no pictures ({', '.join(SUFFIXES)})" if path.is_dir() else "no such file or folder"
-            problems.append(f"{path}: {what}")
+            problems.append(f"{path}: {what}{', but ' if others else ''}{there}")
+        elif others:
+            beside.append(f"{path}: skipped {there}")
         for source in found:
             sources.setdefault(source.resolve(), source)
     pictures, bad, kept = {}, [], 0
@@ -107,17 +122,37 @@ def find_pictures(
             width, height = pictures[name].size
             kept += 4 * width * height
         except ImageError as error:
-            bad.append(str(error))
+            reason = _unread(source)
+            bad.append(str(error) if reason == NO_PICTURE else f"{source}: {reason}")
         if on_picture is not None:
             on_picture(i, len(sources))
-    return Found(pictures=pictures, problems=problems, bad=bad)
+    return Found(pictures=pictures, problems=problems, bad=bad, beside=beside)
 
 
-def _inside(folder: Path) -> list[Path]:
+def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The pictures of a folder, and its other files but for prompts."""
     if not folder.is_dir():
-        return []
-    files = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
-    return sorted(path for path in files if path.is_file())
+        return [], []
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
+    return pictures, [path for path in files if path.suffix.lower() not in (*SUFFIXES, PROMPT)]
+
+
+def _unread(file: Path) -> str:
+    """Why a file is not read, by its suffix."""
+    suffix = file.suffix.lower()
+    return next((reason for suffixes, reason in UNREAD.items() if suffix in suffixes.split()), NO_PICTURE)
+
+
+def _with_reasons(files: Sequence[Path]) -> str:
+    """The names of files by the reasons for which they are not read."""
+    names: dict[str, list[str]] = {}
+    for file in files:
+        names.setdefault(_unread(file), []).append(file.name)
+    return "; ".join(
+        ", ".join(some[:NAMED]) + (f" and {len(some) - NAMED} more" if len(some) > NAMED else "") + f" ({reason})"
+        for reason, some in names.items()
+    )
 
 
 def _named(sources: Sequence[Path]) -> dict[str, Path]:

@@ -245,7 +245,12 @@ class Pipeline:
             pictures = [self.autoencoder.decode(latent) for latent in latents]
         return [
             Decomposition(
-                layered=LayeredImage(layers=p[1:], names=_names(len(p) - 1), caption=known(requests[i].prompt)),
+                layered=LayeredImage(
+                    layers=p[1:],
+                    names=_names(len(p) - 1),
+                    caption=known(requests[i].prompt),
+                    decisions=tuple(self.cuts(requests[i], settings)),
+                ),
                 composite=p[0],
                 input=inputs[i][0],
                 latents=latent,
@@ -255,6 +260,20 @@ class Pipeline:
             )
             for (i, sample), p, latent in zip(jobs, pictures, latents, strict=True)
         ]
+
+    def cuts(self, asked: "Request | Outline", settings: Settings) -> list[str]:
+        """A sentence for the prompt, and one for the negative prompt, if it has more tokens than are read."""
+        most = settings.max_prompt_tokens
+        prompts = {"prompt": known(asked.prompt), "negative prompt": asked.negative_prompt or ""}
+        return [
+            f"the {what} has {most + unread} tokens, of which the last {unread} are not read"
+            for what, prompt in prompts.items()
+            if (unread := self.unread(prompt, settings))
+        ]
+
+    def unread(self, prompt: str, settings: Settings) -> int:
+        """The number of a prompt's tokens that are cut off."""
+        return max(0, self.components.tokenizer.count(prompt) - settings.max_prompt_tokens)
 
     def sigmas(self, size: tuple[int, int], settings: Settings) -> Float[np.ndarray, " steps1"]:
         """The noise levels of a picture that the model sees at `size`, width and height in pixels."""

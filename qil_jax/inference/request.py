@@ -17,7 +17,16 @@ from qil_jax.inference.images import ImageError, check_size
 from qil_jax.inference.options import Named, deciding, option, option_problems
 from qil_jax.layers.descriptions import LayerDescription
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.limits import MAX_DEPTH, MAX_LAYERS, MAX_SEED, Edges, Rescale, Split, resolution_problems
+from qil_jax.limits import (
+    MAX_DEPTH,
+    MAX_LAYERS,
+    MAX_PROMPT_TOKENS,
+    MAX_SEED,
+    Edges,
+    Rescale,
+    Split,
+    resolution_problems,
+)
 
 Value = TypeVar("Value")
 OnStep = Callable[[int, int], None]
@@ -153,13 +162,15 @@ class Settings:
       guidance: scale of classifier-free guidance; values up to 1 switch it off and need one forward pass per step
         instead of two; None: the checkpoint's default.
       rescale: rescaling of a guided velocity's norm.
-      max_prompt_tokens: maximum number of text tokens of a prompt; further ones are cut off.
+      max_prompt_tokens: maximum number of text tokens of a prompt; further ones are cut off, which is told.
     """
 
     steps: int | None = option(None, int, "Euler steps", least=1)
     guidance: float | None = option(None, float, "guidance scale, 1 switches it off")
     rescale: Rescale = option(Rescale.NORM, Rescale, "length of guided velocities")
-    max_prompt_tokens: int = option(512, int, "tokens of a prompt", least=1)
+    max_prompt_tokens: int = option(
+        512, int, f"tokens of a prompt that are read, 1 to {MAX_PROMPT_TOKENS}", least=1, most=MAX_PROMPT_TOKENS
+    )
 
     def filled(self, defaults: Defaults) -> "Settings":
         """A copy in which fields that are None have the checkpoint's defaults."""

@@ -47,6 +47,17 @@ def overlap(a: BoxedLayer, b: BoxedLayer) -> bool:
     return bool(np.logical_and(*alphas).any())
 
 
+def absorbed(is_small: Sequence[bool]) -> Groups:
+    """Contiguous groups in which each small layer joins the one below it; those at the bottom join the next above."""
+    groups: Groups = []
+    for i, small in enumerate(is_small):
+        if groups and (small or all(is_small[j] for j in groups[-1])):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
 def cheapest_merges(visible: Float[np.ndarray, " l"], count: int) -> Groups:
     """Partition into at most `count` contiguous groups, by joining neighbours repeatedly.
 

@@ -78,6 +78,12 @@ def visible_pixels(layers: Sequence[BoxedLayer], size: Size) -> Float[np.ndarray
     return np.array(shown, np.float64)
 
 
+def shown_pixels(layers: Sequence[BoxedLayer], size: Size) -> list[int]:
+    """The number of pixels in which each layer is visible at all."""
+    through = _through(layers, size)
+    return [int(np.count_nonzero(x.pixels[..., 3] * (t > 0))) for x, t in zip(layers, through, strict=True)]
+
+
 def _through(layers: Sequence[BoxedLayer], size: Size) -> list[np.ndarray]:
     """Transmittance of the layers above each layer, in its box: uint16, rounded up so that 0 is exactly 0."""
     left = np.ones((size[1], size[0]), np.float32)

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from psd_tools import PSDImage
-from psd_tools.constants import BlendMode
+from psd_tools.api.layers import Layer
+from psd_tools.constants import BlendMode, EffectOSType, Resource, Tag
+from psd_tools.psd import descriptor
+from psd_tools.psd.effects_layer import EffectsLayer, SolidFillInfo
+from psd_tools.psd.image_resources import ImageResource, ThumbnailResource
+from psd_tools.psd.layer_and_mask import LayerBlendingRanges
+from psd_tools.psd.tagged_blocks import ChannelBlendingRestrictionsSetting, TaggedBlock
+from psd_tools.terminology import Unit
 
 from qil_jax.documents.prepare import prepare
 
@@ -30,8 +37,8 @@ def texture(seed: int, height: int = SIDE, width: int = SIDE, *, alpha: str = "o
     return colour
 
 
-def document(mode: str = "RGBA") -> PSDImage:
-    return PSDImage.new(mode, (SIDE, SIDE))
+def document(mode: str = "RGBA", side: int = SIDE) -> PSDImage:
+    return PSDImage.new(mode, (side, side))
 
 
 def saved(psd: PSDImage) -> bytes:
@@ -75,3 +82,74 @@ def prepare_for_ever(data: bytes, config: Any) -> Any:
     while data.endswith(b"for ever"):
         pass
     return prepare(data, config)
+
+
+def block(layer: Layer, tag: Tag, data: Any) -> None:
+    """Give a layer a tagged block."""
+    layer.tagged_blocks[tag] = TaggedBlock(signature=b"8BIM", key=tag, data=data)
+
+
+def effect(layer: Layer, *, enabled: bool = True, present: bool | None = None) -> None:
+    """Give a layer a red colour overlay, by default as Photoshop wrote it before CC 2015: without the key `present`."""
+    red = descriptor.Descriptor(classID=b"RGBC")
+    for key, value in ((b"Rd  ", 255.0), (b"Grn ", 0.0), (b"Bl  ", 0.0)):
+        red[key] = descriptor.Double(value)
+    overlay = descriptor.Descriptor(classID=b"SoFi")
+    overlay[b"enab"] = descriptor.Bool(enabled)
+    if present is not None:
+        overlay[b"present"] = descriptor.Bool(present)
+    overlay[b"Md  "] = descriptor.Enumerated(typeID=b"BlnM", enum=b"Nrml")
+    overlay[b"Opct"] = descriptor.UnitFloat(unit=Unit.Percent, value=100.0)
+    overlay[b"Clr "] = red
+    effects = descriptor.DescriptorBlock2(version=0, data_version=16, classID=b"null")
+    effects[b"Scl "] = descriptor.UnitFloat(unit=Unit.Percent, value=100.0)
+    effects[b"masterFXSwitch"] = descriptor.Bool(True)
+    effects[b"SoFi"] = overlay
+    block(layer, Tag.OBJECT_BASED_EFFECTS_LAYER_INFO, effects)
+
+
+def oldest_effect(layer: Layer) -> None:
+    """Give a layer a solid fill as Photoshop 5 wrote it."""
+    fill = SolidFillInfo(version=2, enabled=1, opacity=255)
+    block(layer, Tag.EFFECTS_LAYER, EffectsLayer(items=[(EffectOSType.SOLID_FILL, fill)]))
+
+
+def blend_if(layer: Layer) -> None:
+    """Hide a layer where it is dark."""
+    layer._record.blending_ranges = LayerBlendingRanges(composite_ranges=[(100 * 257, 65535), (0, 65535)])
+
+
+def without_red(layer: Layer) -> None:
+    """Leave the red channel out of a layer's blending."""
+    block(layer, Tag.CHANNEL_BLENDING_RESTRICTIONS_SETTING, ChannelBlendingRestrictionsSetting([0]))
+
+
+def artboard(group: Layer, ground: int, box: tuple[int, int, int, int] = (0, 0, SIDE, SIDE)) -> None:
+    """Make an artboard of a group; its ground is 1 none, 2 white, 3 black."""
+    rectangle = descriptor.Descriptor(classID=b"classFloatRect")
+    for key, value in zip((b"Left", b"Top ", b"Rght", b"Btom"), box, strict=True):
+        rectangle[key] = descriptor.Double(float(value))
+    data = descriptor.DescriptorBlock(classID=b"artboard")
+    data[b"artboardRect"], data[b"artboardBackgroundType"] = rectangle, descriptor.Integer(ground)
+    block(group, Tag.ARTBOARD_DATA1, data)
+
+
+def with_stored_picture(psd: PSDImage, picture: Image.Image) -> bytes:
+    """A document that stores a picture of our choice."""
+    psd._record.image_data.set_data([band.tobytes() for band in picture.split()], psd._record.header)
+    stream = io.BytesIO()
+    psd._record.write(stream)
+    return stream.getvalue()
+
+
+def with_thumbnail(psd: PSDImage, picture: Image.Image) -> None:
+    """Give a document a thumbnail."""
+    stream = io.BytesIO()
+    picture.convert("RGB").save(stream, "JPEG", quality=90)
+    width, height = picture.size
+    thumbnail = ThumbnailResource(
+        fmt=1, width=width, height=height, row=width * 3, total_size=width * 3 * height, data=stream.getvalue()
+    )
+    psd.image_resources[Resource.THUMBNAIL_RESOURCE] = ImageResource(
+        key=Resource.THUMBNAIL_RESOURCE.value, data=thumbnail
+    )

@@ -13,8 +13,10 @@ import psd_files
 import pytest
 import tensorflow_datasets as tfds
 from apache_beam.runners.portability.prism_runner import PrismRunner
+from PIL import Image
 
 from qil_jax.documents.limits import PSDLimits
+from qil_jax.documents.prepare import from_bytes
 from qil_jax.documents.psd import read_psd
 from qil_jax.layers.compositing import composite
 from qil_jax.programs import ended
@@ -203,9 +205,65 @@ def test_a_document_without_end_costs_that_document(tmp_path, monkeypatch):
     assert report["dropped"] == {"time limit": 1} and report["rows"][1]["detail"] == "more than 2 s of CPU time"
 
 
+@pytest.mark.full
+def test_what_differs_from_the_stored_picture_is_dropped_by_one_option(tmp_path):
+    """The figure stands in every row, kept or dropped, and in the report's histogram."""
+    psd = psd_files.document()
+    psd.create_pixel_layer(psd_files.texture(0), name="ground")
+    psd.create_pixel_layer(psd_files.texture(1, 24, 24), name="thing", top=10, left=10)
+    (tmp_path / "in").mkdir()
+    stored = Image.fromarray(np.asarray(psd.composite(force=True)) ^ 24)
+    (tmp_path / "in" / "a.psd").write_bytes(psd_files.with_stored_picture(psd, stored))
+    (tmp_path / "in" / "b.psd").write_bytes(psd_files.design(100))
+    command = [str(tmp_path / "in"), "--runner", "none", "--out"]
+    assert build_dataset.main([*command, str(tmp_path / "strict")]) == 0
+    report = json.loads((tmp_path / "strict" / "report.json").read_text())
+    far, near = report["rows"]
+    assert (far["reason"], near["reason"], report["kept"]) == ("misdrawn", None, 1)
+    assert 18 < far["psnr_stored"] < 25 and f"{far['psnr_stored']:.1f} dB against the stored picture" in far["detail"]
+    assert far["layers_before"] == 2 and far["psnr_compositor"] > 40 and near["psnr_stored"] > 40
+    assert "dB against the stored picture, from" in (tmp_path / "strict" / "report.html").read_text()
+    assert build_dataset.main([*command, str(tmp_path / "lenient"), "--min-stored-psnr", "15"]) == 0
+    report = json.loads((tmp_path / "lenient" / "report.json").read_text())
+    assert report["kept"] == 2 and report["rows"][0]["notes"] == [
+        f"unlike the stored picture: {far['psnr_stored']:.1f} dB"
+    ]
+
+
+@pytest.mark.full
+def test_small_layers_and_merging_are_options(tmp_path):
+    psd = psd_files.document()
+    psd.create_pixel_layer(psd_files.texture(0), name="ground\0")
+    for i in range(3):
+        psd.create_pixel_layer(psd_files.texture(i, 10, 10), name=f"thing {i}", top=4, left=1 + 12 * i)
+    psd.create_pixel_layer(psd_files.texture(9, 1, 1), name="dot", top=40, left=40)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.psd").write_bytes(psd_files.saved(psd))
+    names = {}
+    for out, words in {
+        "merged": [],
+        "apart": ["--merge", "none"],
+        "every": ["--merge=none", "--min-layer-pixels=1"],
+    }.items():
+        assert build_dataset.main([str(tmp_path / "in"), "--runner", "none", "--out", str(tmp_path / out), *words]) == 0
+        (row,) = json.loads((tmp_path / out / "report.json").read_text())["rows"]
+        (file,) = (tmp_path / out / ".work").glob("*/*.record")
+        names[out] = [layer.name for layer in from_bytes(file.read_bytes()).layers]
+        told = "merged 'dot' into its neighbour: shows 1 pixel, 64 needed" in row["decisions"]
+        assert told == (out == "apart")
+    things = ["thing 0", "thing 1", "thing 2"]
+    assert names == {
+        "merged": ["ground", "thing 0 + thing 1 + thing 2 + dot"],
+        "apart": ["ground", *things[:2], "thing 2 + dot"],
+        "every": ["ground", *things, "dot"],
+    }
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["--min-stored-psnr", "nan"], "--min-stored-psnr"),
+        (["--min-layer-pixels", "0"], "--min-layer-pixels must be above 0, got 0"),
         (["--min-psrn", "30"], "unknown option --min-psrn (did you mean --min-psnr?)"),
         (["--project=x", "--seconds", "9"], "unknown option --project; options of Apache Beam go behind --"),
         (["--seconds", "-1", "--memory-gib", "0"], "--seconds must be above 0, got -1.0\n  --memory-gib must be"),

@@ -13,13 +13,13 @@ from PIL import Image, ImageFilter
 from qil_jax.documents.anomalies import Anomaly, PatchDetector
 from qil_jax.documents.cleaning import clean
 from qil_jax.documents.duplicates import near_duplicates, perceptual_hash
-from qil_jax.documents.limits import CleaningConfig
+from qil_jax.documents.limits import CleaningConfig, Merging
 from qil_jax.documents.reasons import Dropped, Reason
 from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.compositing import composite
 from qil_jax.layers.visibility import contributing, visible_pixels
 
-SMALL = CleaningConfig(min_side=1, min_layers=1, min_deviation=0.0)
+SMALL = CleaningConfig(min_layer_pixels=1, min_side=1, min_layers=1, min_deviation=0.0)
 CHELSEA = Path(__file__).parents[2] / "examples" / "chelsea.png"
 
 
@@ -41,7 +41,7 @@ def test_what_is_dropped_does_not_change_the_composite(layers):
 @given(stacks(most=40), st.integers(1, 20))
 @pytest.mark.full
 def test_clean_keeps_the_composite(layers, most):
-    config = CleaningConfig(min_side=1, min_layers=0, min_deviation=0.0, max_layers=most)
+    config = dataclasses.replace(SMALL, min_layers=0, max_layers=most)
     cleaned = clean(layers, SIZE, config)
     assert len(cleaned.layers) <= most
     assert np.abs(composite(cleaned.layers, SIZE) - composite(layers, SIZE)).max() <= 1 / 255
@@ -70,11 +70,28 @@ def test_visible_pixels():
 def test_decisions_are_told_and_counted():
     dots = [box(i, j, i + 1, j + 1, value=10 * i + j) for i in range(7) for j in range(6)]
     columns = [box(i, 0, i + 2, 6, alpha=200, value=30 * i) for i in range(6)]
-    cleaned = clean([*dots, *columns], SIZE, CleaningConfig(min_side=1, max_layers=3, min_deviation=0.0))
+    cleaned = clean([*dots, *columns], SIZE, dataclasses.replace(SMALL, max_layers=3))
     assert len(cleaned.layers) == 3
     assert cleaned.counts == {"merged by depth": 41, "merged to the limit": 4}
     assert cleaned.decisions[0] == "merged 48 layers into 7 by depth: those of one depth never overlap"
     assert all("neighbours into" in decision and "3 at most" in decision for decision in cleaned.decisions[1:])
+
+
+def test_layers_that_are_too_small_to_teach_join_their_neighbours():
+    dots = [box(x, 0, x + 1, 1, value=40 * x) for x in range(5)]
+    stack = [box(0, 0, *SIZE, value=1), *dots, box(0, 2, 3, 5, value=9), box(0, 2, 3, 3, value=99)]
+    config = dataclasses.replace(SMALL, min_layer_pixels=4)
+    merged = clean(stack, SIZE, config)
+    assert [layer.pixels[..., 3].any(0).sum() for layer in merged.layers] == [SIZE[0], 3, 5], "the dots became one"
+    apart = clean(stack, SIZE, dataclasses.replace(config, merging=Merging.NONE))
+    assert len(apart.layers) == 2 and apart.counts == {"merged as too small": 6}
+    assert apart.decisions[0] == f"merged '{dots[0].name}' into its neighbour: shows 1 pixel, 4 needed"
+    np.testing.assert_array_equal(composite(apart.layers, SIZE), composite(stack, SIZE))
+    assert len(clean(dots, SIZE, dataclasses.replace(config, merging=Merging.NONE)).layers) == 1
+    below = clean([*dots, box(0, 0, *SIZE, alpha=99)], SIZE, dataclasses.replace(config, merging=Merging.NONE))
+    assert len(below.layers) == 1
+    every = clean(stack, SIZE, dataclasses.replace(SMALL, merging=Merging.NONE))
+    assert [layer.name for layer in every.layers] == [layer.name for layer in stack] and not every.decisions
 
 
 @pytest.mark.parametrize(
@@ -85,7 +102,7 @@ def test_decisions_are_told_and_counted():
         ([box(0, 0, *SIZE, value=0), box(0, 0, 4, 4, value=255, alpha=0)], SMALL, None),
         (
             [box(0, 0, *SIZE, value=0), box(0, 0, 4, 4, value=255)],
-            CleaningConfig(min_side=1, min_layers=3),
+            dataclasses.replace(SMALL, min_layers=3),
             Reason.TOO_FEW_LAYERS,
         ),
     ],

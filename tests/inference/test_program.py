@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
         (["--seed", "4294967296"], "argument --seed: 4294967296 is no integer of at most 4294967295"),
         (["--seed", "-1"], "--seed must be from 0 to 4294967295, got -1"),
         (["--seed", "9" * 23], "is no integer of at most 4294967295"),
+        (["--max-prompt-tokens", "1025"], "--max-prompt-tokens must be from 1 to 1024"),
         (["--layers", "3000000", "--max-layers", "0"], "--max-layers must be at least 1"),
     ],
 )
@@ -40,6 +42,47 @@ def test_arguments_are_refused(words, message, tmp_path, capsys):
         parse_arguments(["a.png", "--checkpoint", str(tmp_path), "--out", "x", *words])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_files_that_are_no_pictures_are_told(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for name in ("broken.png", "poster.psd", "photo.heic"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    assert infer(tmp_path / "in", tmp_path / "in" / "poster.psd", "--out", tmp_path / "out") == 2
+    told = capsys.readouterr()
+    assert f"{tmp_path / 'in'}: skipped photo.heic (a format that is not read" in told.out
+    assert f"{tmp_path / 'in' / 'poster.psd'}: layers, which tools/export.py reads: to decompose it, save" in told.err
+    assert "broken.png: cannot be read as a picture" in told.err
+
+
+def test_what_is_not_read_of_a_prompt_is_told(tmp_path, capsys):
+    """Descriptions of layers stand at its end, so these are not cut."""
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    (tmp_path / "described.json").write_text('[{"text": "the ground"}, {"text": "a night sky"}]')
+    words = [tmp_path / "a.png", "--out", tmp_path / "out", "--prompt", "word " * 2000]
+    assert infer(*words, "--describe", tmp_path / "described.json") == 2
+    refused = capsys.readouterr().err
+    assert "a.png: the prompt has " in refused and "descriptions of layers stand at the end of the prompt" in refused
+    assert infer(*words, "--resolution", 32 * 1024) == 2  # does not fit into memory, which is said next
+    told = capsys.readouterr()
+    tokens, unread = map(int, re.findall(r"has (\d+) tokens, of which the last (\d+) are not read", told.out)[0])
+    assert tokens - unread == 512 and "give --max-prompt-tokens, up to 1024" in told.out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.full
+def test_what_was_not_read_of_a_prompt_is_recorded(checkpoint, tmp_path):
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    words = ["--checkpoint", checkpoint, "--prompt", "word " * 20, "--layers", 1, "--resolution", 64, "--steps", 1]
+    for most in (8, 512):
+        out = tmp_path / str(most)
+        assert infer(tmp_path / "a.png", *words, "--max-prompt-tokens", most, "--out", out) == 0
+        record = json.loads((out / "a" / "result.json").read_text())
+        assert record["settings"]["max_prompt_tokens"] == most
+        cut = [
+            said for said in record["decisions"] if re.match(r"the prompt has \d+ tokens, of which the last \d+", said)
+        ]
+        assert len(cut) == (most == 8)
 
 
 def test_more_layers_with_an_override(tmp_path):
