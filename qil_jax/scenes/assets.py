@@ -16,8 +16,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from qil_jax.errors import QilError
+from qil_jax.files import opened
 from qil_jax.layers.visibility import visible_box
 from qil_jax.records.splits import split_of_text
+from qil_jax.strict_json import read_json
 
 LIST = "assets.json"
 """The file that lists the assets of a package."""
@@ -114,7 +116,7 @@ class _Pictures(Sequence[Asset]):
 
 @functools.lru_cache(maxsize=256)
 def _decoded(file: str) -> UInt8[np.ndarray, "y x 4"]:
-    with Image.open(file) as image:
+    with opened(Path(file)) as stream, Image.open(stream) as image:
         pixels = np.asarray(image.convert("RGBA"))
     box = visible_box(pixels[..., 3] > 8)
     if box is None:
@@ -170,11 +172,12 @@ def read_list(file: Path) -> list[Stored]:
     Raises:
       QilError: if the file, which the message names, is no list of assets.
     """
+    fix = "remove its folder and fetch it again"
+    rows = read_json(file, fix=fix)
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
         return [Stored(**{**row, "kind": Kind(row["kind"])}) for row in rows]
     except (ValueError, TypeError, KeyError) as error:
-        raise QilError(f"{file} does not list assets ({error}): remove its folder and fetch it again") from error
+        raise QilError(f"{file} does not list assets ({error}): {fix}") from error
 
 
 def write_list(file: Path, assets: Sequence[Stored]) -> None:
