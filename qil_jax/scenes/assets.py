@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from pydantic import ConfigDict, TypeAdapter, with_config
 
 from qil_jax.errors import QilError
 from qil_jax.files import opened
 from qil_jax.layers.visibility import visible_box
 from qil_jax.records.splits import split_of_text
-from qil_jax.strict_json import read_json
+from qil_jax.strict_json import fitted, read_json
 
 LIST = "assets.json"
 """The file that lists the assets of a package."""
@@ -99,6 +100,9 @@ class Stored:
     licence: str
 
 
+STORED = TypeAdapter(list[with_config(ConfigDict(extra="forbid"))(Stored)])
+
+
 class _Pictures(Sequence[Asset]):
     """Pictures that are decoded on access."""
 
@@ -173,11 +177,7 @@ def read_list(file: Path) -> list[Stored]:
       QilError: if the file, which the message names, is no list of assets.
     """
     fix = "remove its folder and fetch it again"
-    rows = read_json(file, fix=fix)
-    try:
-        return [Stored(**{**row, "kind": Kind(row["kind"])}) for row in rows]
-    except (ValueError, TypeError, KeyError) as error:
-        raise QilError(f"{file} does not list assets ({error}): {fix}") from error
+    return fitted(STORED, read_json(file, fix=fix), where=f"{file} does not list assets", fix=fix)
 
 
 def write_list(file: Path, assets: Sequence[Stored]) -> None:
