@@ -9,7 +9,7 @@ import math
 from qil_jax.command_line import Parser, at_dashes
 from qil_jax.documents.limits import CleaningConfig, PSDLimits
 from qil_jax.documents.sandbox import ProcessLimits
-from qil_jax.errors import ProblemsError, QilError
+from qil_jax.errors import ProblemsError, QilError, halved
 from qil_jax.extras import require
 from qil_jax.programs import command, run_main
 
@@ -52,6 +52,11 @@ def main(argv: list[str]) -> int:
         f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}"
         for name in ("max_layers", "min_side", "seconds", "memory_gib", "caption_batch")
         if not 0 < getattr(args, name) < math.inf
+    ]
+    problems += [
+        f"--{name.replace('_', '-')} has half of a surrogate pair, {half}: give text in UTF-8"
+        for name in ("licence", "source_name", "caption_url", "caption_model")
+        if (half := halved(getattr(args, name) or ""))
     ]
     if not math.isfinite(args.min_psnr):
         problems.append(f"--min-psnr must be a finite number, got {args.min_psnr}")

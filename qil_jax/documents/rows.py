@@ -2,12 +2,14 @@
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
 
 from qil_jax.documents.reasons import Reason
+from qil_jax.errors import QilError
 from qil_jax.files import is_remote
 
 SUFFIXES = {".psd", ".psb"}
@@ -107,9 +109,17 @@ def _below(top: epath.Path) -> Iterator[epath.Path]:
 
 
 def document_names(documents: Sequence[epath.Path]) -> list[str]:
-    """Names for reports: the paths relative to the folder that all documents share."""
+    """Names for reports: paths relative to the folder that all documents share. Bytes that are no UTF-8 are escaped.
+
+    Raises:
+      QilError: if two documents would have one name.
+    """
     paths = [file.parts for file in documents]
     shared = 0
     while all(len(p) > shared + 1 and p[shared] == paths[0][shared] for p in paths):
         shared += 1
-    return ["/".join(p[shared:]) for p in paths]
+    names = ["/".join(p[shared:]).encode(errors="surrogateescape").decode(errors="backslashreplace") for p in paths]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise QilError(f"two documents are called {twice[0]} once bytes that are no UTF-8 are escaped: rename one")
+    return names
