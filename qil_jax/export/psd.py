@@ -116,7 +116,9 @@ def _not_plain(layer: Layer) -> str | None:
     if is_group and layer.opacity != 255:
         return "is a group with an opacity"
     fill = layer.tagged_blocks.get_data(Tag.BLEND_FILL_OPACITY, 255)
+    channels = [channel.id for channel in layer._record.channel_info]
     for feature, is_there in {
+        "one channel twice": len({*channels}) < len(channels),  # damaged: readers choose differently between the two
         "a fill opacity": fill != 255,
         "a mask": layer.has_mask() or layer.has_vector_mask(),
         "a clipping": layer.clipping,

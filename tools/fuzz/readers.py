@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 from psd_tools import PSDImage
+from psd_tools.constants import BlendMode
 
 from qil_jax.export import bounds, formats
 from qil_jax.export.format import Format
@@ -173,9 +174,12 @@ def _unlike(ours: Pixels, theirs: Pixels, what: str) -> str:
 
 
 def _psd_differs(data: bytes, read: LayerTree) -> str:
-    """psd-tools draws the document by code of its own."""
+    """psd-tools draws the document by code of its own; translucent layers of pass-through groups it draws otherwise."""
+    document = PSDImage.open(io.BytesIO(data))
+    if any(layer.blend_mode is BlendMode.PASS_THROUGH for layer in document.descendants()):
+        return ""
     try:
-        theirs = PSDImage.open(io.BytesIO(data)).composite(ignore_preview=True, force=True)
+        theirs = document.composite(ignore_preview=True, force=True)
     except Exception:  # it draws less than is read
         return ""
     return _unlike(read.leaves().composite_8bit(), np.asarray(theirs.convert("RGBA")), "what psd-tools draws")
