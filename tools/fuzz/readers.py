@@ -174,15 +174,21 @@ def _unlike(ours: Pixels, theirs: Pixels, what: str) -> str:
 
 
 def _psd_differs(data: bytes, read: LayerTree) -> str:
-    """psd-tools draws the document by code of its own; translucent layers of pass-through groups it draws otherwise."""
+    """psd-tools draws the document by code of its own; translucent layers of pass-through groups it draws otherwise.
+
+    A damaged colour profile may tell colours far apart that rounding tells apart by one, so the drawing without it may
+    be the one that is alike.
+    """
     document = PSDImage.open(io.BytesIO(data))
     if any(layer.blend_mode is BlendMode.PASS_THROUGH for layer in document.descendants()):
         return ""
     try:
-        theirs = document.composite(ignore_preview=True, force=True)
+        drawn = [document.composite(ignore_preview=True, force=True, apply_icc=x) for x in (True, False)]
     except Exception:  # it draws less than is read
         return ""
-    return _unlike(read.leaves().composite_8bit(), np.asarray(theirs.convert("RGBA")), "what psd-tools draws")
+    ours = read.leaves().composite_8bit()
+    found = [_unlike(ours, np.asarray(theirs.convert("RGBA")), "what psd-tools draws") for theirs in drawn]
+    return found[0] if all(found) else ""
 
 
 def _ora_differs(data: bytes, read: LayerTree) -> str:
