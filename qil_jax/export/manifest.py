@@ -43,7 +43,7 @@ class ListedGroup:
 class ListedLayer:
     """A layer as `entries` lists it, as far as it is read: boxes follow from pixels."""
 
-    name: Text
+    name: str
     file: str
     z: StrictInt | None = None
     opacity: Annotated[float, Field(ge=OPACITY, le=OPACITY)] = OPACITY

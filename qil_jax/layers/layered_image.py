@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from qil_jax.errors import QilError, halved
 from qil_jax.files import read_text, whole_folder
 from qil_jax.layers.pictures import decoded, read_bytes
-from qil_jax.strict_json import Text, fitted, read_json
+from qil_jax.strict_json import fitted, read_json
 
 METADATA = "layered.json"
 """The file of names, source, licence and decisions."""
@@ -61,9 +61,8 @@ class LayeredImage:
             problems.append(f"layers have shape {self.layers.shape}: they must be (layers, height, width, 4)")
         elif 0 in self.layers.shape:
             problems.append(f"layers have shape {self.layers.shape}: at least one layer and one pixel are needed")
-        for what, text in [*(("a name", name) for name in self.names), ("the caption", self.caption)]:
-            if half := halved(text):
-                problems.append(f"{what} has half of a surrogate pair, {half}: no file can hold it, leave it out")
+        if half := halved(self.caption):
+            problems.append(f"the caption has half of a surrogate pair, {half}: no text file can hold it, leave it out")
         if len(self.names) != len(self.layers):
             problems.append(f"{len(self.names)} names for {len(self.layers)} layers: give one each")
         if problems:
@@ -139,7 +138,7 @@ class LayeredImage:
 class Metadata:
     """The content of `layered.json`; without names, those of the files are meant."""
 
-    names: tuple[Text, ...] = ()
+    names: tuple[str, ...] = ()
     source: str = ""
     licence: str = ""
     decisions: tuple[str, ...] = ()

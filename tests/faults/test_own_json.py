@@ -69,7 +69,6 @@ def refuse(program: Any, words: list[str], capsys: Any) -> str:
         ('{"names": 5}', "names: Input should be a valid tuple, got 5"),
         ('{"names": null}', "names: Input should be a valid tuple, got None"),
         ('{"names": ["a", 5]}', "names.1: Input should be a valid string, got 5"),
-        ('{"names": ["a", "\\ud800"]}', r"half of a surrogate pair, \ud800"),
         ('{"source": 3}', "source: Input should be a valid string, got 3"),
         ('{"decisions": {"a": 1}}', "decisions: Input should be a valid tuple"),
         (DEEP, "layered.json: nested more than"),
