@@ -1,11 +1,9 @@
 """Train a stage, or resume its run: python train.py configs/demo/rgba_vae.py --out RUN [--set name=value ...]."""
 
-import sys
-
 from qil_jax.compilation_cache import use_compilation_cache
-from qil_jax.errors import QilError, message
+from qil_jax.errors import QilError, complain, say
 from qil_jax.launch import connected
-from qil_jax.programs import INTERRUPTED, UNUSABLE, leave
+from qil_jax.programs import INTERRUPTED, UNUSABLE, run_main
 from qil_jax.training.cli import Arguments, parse_arguments
 from qil_jax.training.disk import quiet_late_errors
 from qil_jax.training.watchdog import Watchdog
@@ -22,7 +20,7 @@ def main(argv: list[str]) -> int:
         with Watchdog(arguments.hang_timeout, arguments.out, last_words=arguments.last_words) as watch:
             return run(arguments, watch)
     except KeyboardInterrupt:
-        print(f"interrupted: {arguments.standing()}", file=sys.stderr)
+        complain(f"interrupted: {arguments.standing()}")
         return INTERRUPTED
 
 
@@ -34,12 +32,12 @@ def run(arguments: Arguments, watch: Watchdog) -> int:
     use_compilation_cache()
     try:
         with connected(arguments.distributed, wait=arguments.wait):
-            print(work(arguments, watch), flush=True)
+            say(work(arguments, watch))
         return 0
     except (SaveError, OSError) as error:
-        print(message(f"error: {error}\n{arguments.standing()}"), file=sys.stderr)
+        complain(f"error: {error}\n{arguments.standing()}")
     except QilError as error:
-        print(message(f"error: {error}"), file=sys.stderr)
+        complain(f"error: {error}")
     return UNUSABLE
 
 
@@ -77,4 +75,4 @@ def work(arguments: Arguments, watch: Watchdog) -> str:
 
 if __name__ == "__main__":
     quiet_late_errors()
-    leave(main(sys.argv[1:]))
+    run_main(main)

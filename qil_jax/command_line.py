@@ -7,9 +7,10 @@ import sys
 import threading
 from argparse import ArgumentTypeError
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from qil_jax.errors import cut
+from qil_jax.errors import message as printed
 
 MOST = 2**32 - 1
 """The largest number of an option, which is the largest seed: counts beyond it would only fill the memory."""
@@ -39,6 +40,10 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             self.error("; ".join(unknown) + self.elsewhere)
         return super().parse_known_args(given, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Print a message and exit with status 2; what does not print in it is escaped."""
+        super().error(printed(message))
 
 
 def at_dashes(words: Sequence[str]) -> tuple[list[str], list[str]]:

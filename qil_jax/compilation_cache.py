@@ -3,8 +3,9 @@
 import hashlib
 import os
 import platform
-import sys
 from pathlib import Path
+
+from qil_jax.errors import complain
 
 ELSEWHERE = "JAX_COMPILATION_CACHE_DIR"
 """The environment variable by which JAX itself is told the folder; empty: nothing is kept."""
@@ -25,7 +26,7 @@ def use_compilation_cache() -> Path | None:
     try:
         folder = cache_folder()
     except RuntimeError:  # no HOME, and no entry of this user among the system's
-        print(f"warning: no home folder; compiled programs are not kept: set {ELSEWHERE} to a folder", file=sys.stderr)
+        complain(f"warning: no home folder; compiled programs are not kept: set {ELSEWHERE} to a folder")
         return None
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -35,10 +36,7 @@ def use_compilation_cache() -> Path | None:
     except OSError as error:
         usable, reason = False, error.strerror or str(error)
     if not usable:
-        print(
-            f"warning: {folder}: {reason}; compiled programs are not kept: set {ELSEWHERE} to another folder",
-            file=sys.stderr,
-        )
+        complain(f"warning: {folder}: {reason}; compiled programs are not kept: set {ELSEWHERE} to another folder")
         return None
     import jax
 

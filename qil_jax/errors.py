@@ -4,6 +4,7 @@ Programs catch `QilError` and `OSError` and exit with a one-line message; any ot
 traceback.
 """
 
+import sys
 from collections.abc import Iterable
 
 SHOWN = 40
@@ -41,9 +42,28 @@ def printable(text: str, *, kept: str = "") -> str:
     return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
 
 
+def halved(text: str) -> str:
+    """The first half of a surrogate pair in a text, escaped; empty if there is none, and any encoding can hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return printable(text[error.start])
+    return ""
+
+
 def message(text: object) -> str:
     """A message of several lines as it is printed."""
     return printable(str(text), kept="\n")
+
+
+def say(text: object) -> None:
+    """Print a message at once. All lines of programs come from here, from `complain`, or from tables."""
+    print(message(text), flush=True)
+
+
+def complain(text: object) -> None:
+    """Print a message on the standard error."""
+    print(message(text), file=sys.stderr, flush=True)
 
 
 class QilError(ValueError):

@@ -1,4 +1,7 @@
-"""Atomic writing of files and folders: they appear complete or not at all, even if the program is killed.
+"""Reading of users' files, and atomic writing of files and folders.
+
+Whatever lies where a file is to be read, no program waits for it or fills its memory with it. What is written appears
+complete or not at all, even if the program is killed.
 
 On an object store a file appears whole by itself. A folder there is a prefix of names that nothing renames at once, so
 one of its files is written last, and without that file the folder counts as unfinished.
@@ -8,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -30,8 +34,20 @@ REPLACED = "replaced"
 """The folder in a draft that was the destination before."""
 YOUNG = 60.0
 """Seconds for which a draft without a readable mark is assumed to belong to a program that has just begun it."""
-
-
+MOST_BYTES = 2 << 30
+"""Maximum size of a file that is read as a whole."""
+MOST_TEXT = 1 << 24
+"""Maximum size of a text file in bytes."""
+PIECE = 1 << 16
+"""Bytes that are read of files that say that they have none, as those of /proc do."""
+KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+"""What is no regular file, by its type."""
 AnyPath = Path | epath.Path
 """A path of a local disk, or one of an object store, which is an `epath.Path`."""
 
@@ -39,6 +55,72 @@ AnyPath = Path | epath.Path
 def is_remote(path: AnyPath | str) -> bool:
     """Whether a path is on an object store, as in gs://bucket/folder."""
     return "://" in str(path)
+
+
+@contextmanager
+def opened(file: AnyPath) -> Iterator[IO[bytes]]:
+    """A user's file, opened to be read. Links are followed; pipes, devices, sockets and folders are refused unread.
+
+    Raises:
+      OSError: if the file cannot be opened.
+      QilError: if there is something else than a file, or the path is none.
+    """
+    if is_remote(file):
+        with epath.Path(file).open("rb") as stream:
+            yield stream
+        return
+    try:
+        number = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)  # not to wait for the writer of a pipe
+    except ValueError as error:  # a NUL, or a character that no file name has
+        raise QilError(f"{str(file)!r}: is no path of a file ({error})") from error
+    except OSError as error:
+        kind = _kind(file)
+        if kind is None:
+            raise
+        raise QilError(f"{file}: is {kind}: give a file") from error  # a socket, or a device that is not there
+    mode = os.fstat(number).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(number)
+        raise QilError(f"{file}: is {KINDS.get(stat.S_IFMT(mode), 'no file')}: give a file")
+    with os.fdopen(number, "rb") as stream:
+        yield stream
+
+
+def _kind(file: AnyPath) -> str | None:
+    """What lies at a path that is no regular file; None if it is one, or nothing can be said."""
+    try:
+        return KINDS.get(stat.S_IFMT(os.stat(file).st_mode))  # noqa: PTH116 (not a method of every path here)
+    except OSError:
+        return None
+
+
+def read_file(file: AnyPath, *, most: int = MOST_BYTES) -> bytes:
+    """The bytes of a user's file, which are at most `most`.
+
+    Raises:
+      OSError: if the file cannot be read.
+      QilError: if it is no file, or larger; no more than that is read.
+    """
+    with opened(file) as stream:
+        size = epath.Path(file).stat().length if is_remote(file) else os.fstat(stream.fileno()).st_size
+        room = min(max(size, PIECE), most)
+        data = b"" if size > most else stream.read(room + 1) or b""
+    if size > most or len(data) > room:
+        raise QilError(f"{file}: has {max(size, len(data)):,} bytes or more; at most {room:,} are read")
+    return data
+
+
+def read_text(file: AnyPath) -> str:
+    """The text of a user's file of at most `MOST_TEXT` bytes in UTF-8, with a byte order mark or without.
+
+    Raises:
+      OSError: if the file cannot be read.
+      QilError: if it is no file, larger, or no UTF-8.
+    """
+    try:
+        return read_file(file, most=MOST_TEXT).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise QilError(f"{file}: is no text in UTF-8 ({error}): save it as UTF-8") from error
 
 
 def no_folder(path: Path) -> str:
@@ -73,8 +155,8 @@ def text_beside(file: Path | epath.Path, suffix: str) -> str | None:
     """
     beside = epath.Path(file).with_suffix(suffix)
     try:
-        return beside.read_bytes().decode("utf-8-sig") if beside.exists() else None
-    except (OSError, ValueError) as error:
+        return read_text(beside) if beside.exists() else None
+    except (OSError, QilError) as error:
         raise QilError(f"{beside.name} cannot be read as UTF-8: {error}") from error
 
 
@@ -193,9 +275,11 @@ def _recover(draft: Path) -> None:
 
 def _marked(mark: IO[str]) -> str | None:
     """The name of the destination of a draft; None if its mark is not readable."""
+    if not stat.S_ISREG(os.fstat(mark.fileno()).st_mode):
+        return None
     try:
-        name = json.load(mark)["destination"]
-    except (ValueError, KeyError, TypeError):
+        name = json.loads(mark.read(PIECE))["destination"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return name if isinstance(name, str) and Path(name).name == name else None
 

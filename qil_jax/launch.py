@@ -9,7 +9,6 @@ import dataclasses
 import os
 import re
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -19,7 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from qil_jax.accelerators import DEV, find_devices
-from qil_jax.errors import SHOWN, ProblemsError, QilError, cut
+from qil_jax.errors import SHOWN, ProblemsError, QilError, complain, cut, message
 from qil_jax.links import Connection, Word, background, carry, free_address, tunnel
 from qil_jax.programs import HUNG
 
@@ -126,10 +125,9 @@ def warn_of_idle(devices: Sequence[int] | None) -> None:
     gpus = len(list(DEV.glob("nvidia[0-9]*")))
     tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
     if devices is not None and re.match(r"1\b", tasks) and len(devices) < gpus:
-        print(
+        complain(
             f"warning: SLURM runs one process on each host, which uses {len(devices)} of its {gpus} GPUs: start one "
-            f"for each GPU, with srun --ntasks-per-node={gpus} --gpus-per-node={gpus}",
-            file=sys.stderr,
+            f"for each GPU, with srun --ntasks-per-node={gpus} --gpus-per-node={gpus}"
         )
 
 
@@ -234,7 +232,7 @@ class _Member(ABC):
         time.sleep(GRACE)
         if not self._closed:
             line = f"error: process {lost} of {self.place.count} has ended, so this one ends; start all again"
-            os.write(2, f"{line}\n".encode())
+            os.write(2, message(f"{line}\n").encode())
             os._exit(HUNG)
 
     def _start_jax(self, address: str) -> None:

@@ -1,5 +1,6 @@
 """Exit statuses of programs, and immediate handling of Ctrl-C while compiled code runs."""
 
+import io
 import os
 import shlex
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from qil_jax.accelerators import quieten_libtpu
-from qil_jax.errors import QilError, message
+from qil_jax.errors import QilError, complain
 
 UNUSABLE = 2
 """Exit status after unusable input or an operating-system error."""
@@ -46,20 +47,28 @@ def ended(main: Callable[[list[str]], int], argv: list[str]) -> int:
     try:
         return main(argv)
     except KeyboardInterrupt:
-        print(f"\nstopped; to go on: {command(argv)}", file=sys.stderr)
+        complain(f"\nstopped; to go on: {command(argv)}")
         return INTERRUPTED
     except QilError as error:
-        print(message(f"error: {error}"), file=sys.stderr)
+        complain(f"error: {error}")
         return UNUSABLE
     except OSError as error:
-        print(message(f"error: {error}; to go on: {command(argv)}"), file=sys.stderr)
+        complain(f"error: {error}; to go on: {command(argv)}")
         return UNUSABLE
 
 
 def run_main(main: Callable[[list[str]], int]) -> NoReturn:
     """Run `main` on the command line's arguments and exit with its status."""
     quieten_libtpu()
+    escape_streams()
     leave(ended(main, sys.argv[1:]))
+
+
+def escape_streams() -> None:
+    """Let the standard streams escape what their encoding lacks, such as a Chinese name where it is Latin-1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def leave(status: int) -> NoReturn:

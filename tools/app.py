@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qil_jax.app.limits import Limits
 from qil_jax.command_line import Parser
-from qil_jax.errors import ProblemsError
+from qil_jax.errors import ProblemsError, say
 from qil_jax.extras import require
 from qil_jax.limits import integer_problems
 from qil_jax.programs import run_main
@@ -63,13 +63,13 @@ def main(argv: list[str]) -> int:
     if not args.schema:
         require_address(args.host, args.port)
     if args.host not in LOCAL:
-        print(f"warning: {args.host}: whoever reaches port {args.port} may use the app; there is no password")
+        say(f"warning: {args.host}: whoever reaches port {args.port} may use the app; there is no password")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the work folder goes
     with work_folder(args.work) as folder:
         from qil_jax.app.start import loaded, schema
 
         if args.schema:
-            print(json.dumps(schema(limits, folder), indent=2))
+            say(json.dumps(schema(limits, folder), indent=2))
             return 0
         served = loaded(args.checkpoint, limits, folder, examples=sorted(EXAMPLES.glob("*.png")))
         serve(served, host=args.host, port=args.port, root_path=args.root_path)

@@ -8,6 +8,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from qil_jax.errors import say
 from qil_jax.files import write_whole
 from qil_jax.layers.compositing import over_colour
 from qil_jax.layers.sheets import arranged
@@ -39,7 +40,7 @@ def show(args: argparse.Namespace) -> None:
     )
     with Loader.of_records(source, config) as loader:
         batch = next(loader)
-        print(f"{len(source)} records, {loader.plan.steps_per_epoch} steps an epoch")
+        say(f"{len(source)} records, {loader.plan.steps_per_epoch} steps an epoch")
     describe(batch)
     stream = io.BytesIO()
     sheet(batch).save(stream, "PNG")
@@ -49,13 +50,13 @@ def show(args: argparse.Namespace) -> None:
 def describe(batch: Batch) -> None:
     """Print shapes, tasks, layer indices and captions of a batch."""
     rows, pictures, height, width, _ = batch.pictures.shape
-    print(f"{rows} rows of {pictures} pictures of {width} x {height}; {(batch.segments == 0).mean():.0%} padding")
+    say(f"{rows} rows of {pictures} pictures of {width} x {height}; {(batch.segments == 0).mean():.0%} padding")
     for row in range(rows):
         for place, index in enumerate(batch.records[row].tolist()):
             if index >= 0:
                 layers = batch.layer_indices[row][batch.segments[row] == place + 1].tolist()
                 task = TASKS[batch.tasks[row]].value
-                print(f"  row {row}: record {index}, {task}, layer indices {layers}: {batch.captions[row][place]!r}")
+                say(f"  row {row}: record {index}, {task}, layer indices {layers}: {batch.captions[row][place]!r}")
 
 
 def sheet(batch: Batch) -> Image.Image:

@@ -9,7 +9,7 @@ import math
 from qil_jax.command_line import Parser, at_dashes
 from qil_jax.documents.limits import CleaningConfig, Merging, PSDLimits
 from qil_jax.documents.sandbox import ProcessLimits
-from qil_jax.errors import ProblemsError, QilError
+from qil_jax.errors import ProblemsError, QilError, halved
 from qil_jax.extras import require
 from qil_jax.programs import command, run_main
 
@@ -63,6 +63,11 @@ def main(argv: list[str]) -> int:
         f"{name} must be a finite number, got {value}"
         for name, value in (("--min-psnr", args.min_psnr), ("--min-stored-psnr", args.min_stored_psnr))
         if not math.isfinite(value)
+    ]
+    problems += [
+        f"--{name.replace('_', '-')} has half of a surrogate pair, {half}: give text in UTF-8"
+        for name in ("licence", "source_name", "caption_url", "caption_model")
+        if (half := halved(getattr(args, name) or ""))
     ]
     if for_beam and args.runner == NO_BEAM:
         problems.append(f"--runner {NO_BEAM} takes no options of Apache Beam: leave out {' '.join(for_beam)}")

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,8 +22,8 @@ from qil_jax.documents.report import write_report
 from qil_jax.documents.rows import ReportRow, find_documents
 from qil_jax.documents.runners import IN_PROCESS, beam_options
 from qil_jax.documents.sandbox import ProcessLimits
-from qil_jax.errors import QilError
-from qil_jax.files import write_whole
+from qil_jax.errors import QilError, complain, say
+from qil_jax.files import read_text, write_whole
 from qil_jax.identity import to_json
 from qil_jax.terminal import Table
 
@@ -76,7 +75,7 @@ def build(args: argparse.Namespace, for_beam: Sequence[str]) -> int:
         process=ProcessLimits(seconds=args.seconds, memory=int(args.memory_gib * 2**30)),
     )
     place = Workplace(config=config, work=out / WORK, options=options)
-    print(f"reading {len(documents)} documents", flush=True)
+    say(f"reading {len(documents)} documents")
     rows = prepare_all(documents, place)
     if model is not None:
         model.write(rows, place)
@@ -84,7 +83,7 @@ def build(args: argparse.Namespace, for_beam: Sequence[str]) -> int:
     counts = write_report(rows, place.done, out)
     _show(counts)
     if not counts["kept"]:
-        print(f"no document is kept: {out / 'report.html'} says why", file=sys.stderr)
+        complain(f"no document is kept: {out / 'report.html'} says why")
         return 1
     return _write(rows, BuildInfo(source=args.source_name, licence=args.licence), place, out)
 
@@ -108,12 +107,12 @@ def _write(rows: list[ReportRow], info: BuildInfo, place: Workplace, out: epath.
     stamp, folder = out / WORK / "written.json", out / NAME / VERSION
     if folder.exists():
         if stamp.exists() and stamp.read_text() == identity:
-            print(f"{folder} is up to date")
+            say(f"{folder} is up to date")
             return 0
         raise BuildError(f"{folder} was built from other documents or settings: remove it or choose another --out")
     write_whole(stamp, identity.encode())
     write_dataset(contents_of(rows, info, place), info, out, place.options)
-    print(f"wrote {folder}; see {out / 'report.html'}")
+    say(f"wrote {folder}; see {out / 'report.html'}")
     return 0
 
 
@@ -144,8 +143,8 @@ def _make_captioner(
     )
     if args.caption_prompt is not None:
         try:
-            prompt = epath.Path(args.caption_prompt).read_text()
-        except (OSError, ValueError) as error:
+            prompt = read_text(epath.Path(args.caption_prompt))
+        except (OSError, QilError) as error:
             raise QilError(f"--caption-prompt {args.caption_prompt}: cannot be read as UTF-8: {error}") from error
         config = dataclasses.replace(config, prompt=prompt)
     return functools.partial(EndpointCaptioner, config, work / "captions")

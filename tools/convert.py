@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from qil_jax.command_line import Parser
+from qil_jax.errors import say
 from qil_jax.programs import run_main
 from tools.progress import byte_progress
 from tools.quantize import DEQUANTIZE, QUANTIZE, add_quantize, dequantize, quantize
@@ -72,7 +73,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             on_bytes=lambda done: progress.update(bar, advance=done, total=total()),
         )
     seconds = time.perf_counter() - began
-    print(f"{total() / 1e6:,.0f} MB in {seconds:.1f} s to {arguments.destination}")
+    say(f"{total() / 1e6:,.0f} MB in {seconds:.1f} s to {arguments.destination}")
     return 0
 
 
@@ -94,7 +95,7 @@ def _export(arguments: argparse.Namespace) -> int:
             on_bytes=lambda done, total: progress.update(bar, advance=done, total=total),
         )
     kind = "EMA" if arguments.ema else "parameters"
-    print(f"{kind} of step {step} in {time.perf_counter() - began:.1f} s to {arguments.destination}")
+    say(f"{kind} of step {step} in {time.perf_counter() - began:.1f} s to {arguments.destination}")
     return 0
 
 

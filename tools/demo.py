@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from qil_jax.command_line import Parser
+from qil_jax.errors import say
 from qil_jax.programs import run_main
 from qil_jax.terminal import Table
 
@@ -49,7 +50,7 @@ def decompose(out: Path, checkpoint: Path | None) -> None:
     for name in PICTURES:
         require_replaceable(out / name)
     pipeline = Pipeline.load(checkpoint)
-    print(pipeline.checkpoint.defaults.about)
+    say(pipeline.checkpoint.defaults.about)
     requests = [Request(image=Image.open(EXAMPLES / f"{name}.png")) for name in PICTURES]
     table = Table("picture", "what it is", "PSNR of the layers put together")
     for name, made in zip(PICTURES, pipeline.decompose(requests), strict=True):

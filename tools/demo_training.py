@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from qil_jax.command_line import Parser
-from qil_jax.errors import QilError
+from qil_jax.errors import QilError, say
 from qil_jax.extras import require
 from qil_jax.programs import run_main
 from qil_jax.shipped import shipped_checkpoint
@@ -176,7 +176,7 @@ def call(tool: str, *arguments: object) -> None:
 def python(*arguments: object) -> None:
     """Run a Python program; raises CalledProcessError if it fails."""
     words = [sys.executable, *map(str, arguments)]
-    print("$ python " + " ".join(words[1:]), flush=True)
+    say("$ python " + " ".join(words[1:]))
     subprocess.run(words, check=True, env={**os.environ, **ENVIRONMENT})
 
 
@@ -213,7 +213,7 @@ def main(argv: list[str]) -> int:
     except subprocess.CalledProcessError as error:
         raise QilError(f"{' '.join(error.cmd)} gave {error.returncode}; say the same again to go on") from error
     Console(width=None if sys.stdout.isatty() else 100).print(table)
-    print(f"Next: python infer.py PICTURE --out results --checkpoint {arguments.out / RUNS[-1].name / 'checkpoint'}")
+    say(f"Next: python infer.py PICTURE --out results --checkpoint {arguments.out / RUNS[-1].name / 'checkpoint'}")
     return 0 if fell else 1
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qil_jax.command_line import Parser
-from qil_jax.errors import ProblemsError, QilError
+from qil_jax.errors import ProblemsError, QilError, say
 from qil_jax.programs import run_main
 
 if TYPE_CHECKING:
@@ -41,19 +41,21 @@ def main(argv: list[str]) -> int:
     from qil_jax.editing import script
 
     if args.schema:
-        print(json.dumps(script.schema(), indent=2))
+        say(json.dumps(script.schema(), indent=2))
         return 0
     require_complete(args)
     from qil_jax.export.stored import read_tree
 
     layered = read_tree(args.folder).layered
     from qil_jax.editing.stack import Stack
+    from qil_jax.files import read_file
+    from qil_jax.strict_json import MOST_BYTES
 
     stack = Stack.of(layered)
     if args.script is None:
         show(stack)
         return 0
-    text = args.script.read_bytes()
+    text = read_file(args.script, most=MOST_BYTES)
     operations = script.parse(text, stack, folder=args.script.parent, name=str(args.script))
     count = len(operations) if args.until is None else args.until
     if not 0 <= count <= len(operations):
@@ -66,7 +68,7 @@ def main(argv: list[str]) -> int:
     seconds = time.perf_counter() - began
     write(args.out, args.folder, stack.to_layered_image(layered), json.loads(text)[:count])
     show(stack)
-    print(f"wrote {args.out}: {count} operations in {seconds:.1f} s")
+    say(f"wrote {args.out}: {count} operations in {seconds:.1f} s")
     return 0
 
 
@@ -97,6 +99,7 @@ def write(out: Path, source: Path, layered: "LayeredImage", items: list[dict[str
     """
     from qil_jax.export.edited import write_edited_result
     from qil_jax.export.result import RECORD, read_record
+    from qil_jax.files import read_file
 
     before = read_record(source)
     if before is None:
@@ -104,7 +107,7 @@ def write(out: Path, source: Path, layered: "LayeredImage", items: list[dict[str
         dataclasses.replace(layered, decisions=layered.decisions + edits).save(out)
         return
     kept = {name: value for name, value in before.items() if name not in ("files", "layers", "size")}
-    sha256 = hashlib.sha256((source / RECORD).read_bytes()).hexdigest()
+    sha256 = hashlib.sha256(read_file(source / RECORD)).hexdigest()
     edited = {"result": source.resolve().name, "result_sha256": sha256, "operations": items, "before": kept}
     write_edited_result(out, layered, {"edited": edited})
 

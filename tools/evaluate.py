@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from qil_jax.command_line import Parser
-from qil_jax.errors import ProblemsError, QilError, cut
+from qil_jax.errors import ProblemsError, QilError, cut, say
 from qil_jax.extras import require
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.options import add_options, flag, options_of
@@ -161,8 +161,8 @@ def main(argv: list[str]) -> int:
     problems = problems_of(arguments)
     if problems:
         raise ProblemsError("cannot start", problems)
-    print(run(arguments))
-    print(f"The report is in {arguments.out}")
+    say(run(arguments))
+    say(f"The report is in {arguments.out}")
     return 0
 
 

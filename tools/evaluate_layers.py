@@ -15,11 +15,14 @@ from qil_jax.errors import ProblemsError, QilError
 from qil_jax.evaluation.job import claim
 from qil_jax.evaluation.report import write_layer_report
 from qil_jax.evaluation.samples import LayerResult, TrueSample, sample_rows, scored, true_sample
+from qil_jax.export.manifest import RECORD, listed_files
 from qil_jax.export.result import read_record
+from qil_jax.files import opened, read_file
 from qil_jax.inference.images import bucket_size, check_size
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import MAX_LAYERS, Request, Settings
 from qil_jax.layers.compositing import composite_8bit
+from qil_jax.layers.pictures import decoded
 from qil_jax.mesh import MeshShape, make_mesh, single_device_mesh
 from qil_jax.records.record import Record
 from qil_jax.records.sources import RecordMetadata, RecordSource, open_source, read
@@ -179,7 +182,7 @@ def content(files: Mapping[int, Sequence[Path]]) -> str:
     """16 hexadecimal digits of the SHA-256 of the layers of all results."""
     digest = hashlib.sha256()
     for number, layers in sorted(files.items()):
-        sums = [hashlib.sha256(layer.read_bytes()).hexdigest() for layer in layers]
+        sums = [hashlib.sha256(read_file(layer)).hexdigest() for layer in layers]
         digest.update(f"{number} {' '.join(sums)}\n".encode())
     return digest.hexdigest()[:16]
 
@@ -251,7 +254,7 @@ def layer_files(folder: Path) -> list[Path]:
     """The PNGs of a folder of layers, bottom to top: those that its result.json lists, or all, by number."""
     record = read_record(folder)
     if record is not None:
-        return [folder / layer["file"] for layer in record["layers"]]
+        return [folder / name for name in listed_files(record, str(folder), RECORD)]
     numbered = [(re.match(r"\d+", file.stem), file) for file in folder.glob("*.png")]
     wrong = [file.name for digits, file in numbered if digits is None]
     if wrong or not numbered:
@@ -264,7 +267,7 @@ def _require_fitting(files: Sequence[Path], wanted: set[tuple[int, int]]) -> Non
     if len(files) < 2:
         raise QilError(f"{files[0].parent}: one layer: the protocol needs two or more")
     for file in files:
-        with Image.open(file) as image:
+        with opened(file) as stream, Image.open(stream) as image:
             if image.size not in wanted:
                 sizes = " or ".join(f"{width} x {height}" for width, height in sorted(wanted))
                 raise QilError(f"{file}: {image.width} x {image.height} pixels, but its record has {sizes}")
@@ -279,7 +282,7 @@ class _Pairs:
 
     def read(self, number: int) -> tuple[TrueSample, list[np.ndarray]]:
         """The reference, resized to the size of the decomposition, and the decomposition."""
-        made = [np.asarray(Image.open(file).convert("RGBA")) for file in self.files[number]]
+        made = [np.asarray(decoded(read_file(file), str(file))) for file in self.files[number]]
         return true_sample(self.subset.record(number), made[0].shape[1::-1]), made
 
     def results(self) -> Iterator[LayerResult | None]:

@@ -19,6 +19,7 @@ from qil_jax.evaluation.job import claim
 from qil_jax.evaluation.reconstruction import RGB, blended_pairs, score_pairs
 from qil_jax.evaluation.report import write_reconstruction_report
 from qil_jax.evaluation.samples import true_sample
+from qil_jax.files import read_file
 from qil_jax.inference.images import MULTIPLE, bucket_size
 from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.lpips import lpips, pooled_features
@@ -163,7 +164,7 @@ def identity(job: Reconstruction, source: RecordSource) -> dict[str, Any]:
         "records": hashlib.sha256(source.metadata().rows.tobytes()).hexdigest()[:16],
         **{name: getattr(job, name) for name in names},
         "vae": fingerprint(job.checkpoint, (Component.VAE,)),
-        "lpips": None if job.lpips is None else hashlib.sha256(job.lpips.read_bytes()).hexdigest()[:16],
+        "lpips": None if job.lpips is None else hashlib.sha256(read_file(job.lpips)).hexdigest()[:16],
     }
 
 

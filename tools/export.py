@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from qil_jax.command_line import Parser
-from qil_jax.errors import ProblemsError, message
+from qil_jax.errors import ProblemsError, say
 from qil_jax.export.format import Format
 from qil_jax.extras import require
 from qil_jax.programs import run_main
@@ -44,9 +44,9 @@ def main(argv: list[str]) -> int:
     for source, target in targets.items():
         tree = formats.read(source)
         formats.write(tree, target, Format(args.to), native_text=args.native_text)
-        print(message(f"wrote {target}: {len(tree.leaves().names)} layers"))
+        say(f"wrote {target}: {len(tree.leaves().names)} layers")
         for decision in tree.layered.decisions:
-            print(message(f"{source}: {decision}"))
+            say(f"{source}: {decision}")
     return 0
 
 

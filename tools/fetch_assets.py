@@ -4,13 +4,12 @@ python tools/fetch_assets.py --out FOLDER [NAME]... [--also LICENCE]... [--list]
 """
 
 import collections
-import sys
 from pathlib import Path
 
 from rich.console import Console
 
 from qil_jax.command_line import Parser
-from qil_jax.errors import QilError
+from qil_jax.errors import QilError, complain, say
 from qil_jax.extras import require
 from qil_jax.programs import run_main
 from qil_jax.scenes.assets import LIST, read_list
@@ -35,7 +34,7 @@ def main(argv: list[str]) -> int:
     known = {package.name: package for package in PACKAGES}
     if args.list:
         for package in PACKAGES:
-            print(f"{package.name}   {package.licence}")
+            say(f"{package.name}   {package.licence}")
         return 0
     unknown = [name for name in args.names if name not in known]
     no_folder = args.out is not None and args.out.exists() and not args.out.is_dir()
@@ -52,11 +51,11 @@ def main(argv: list[str]) -> int:
             with console.status(name):
                 folder = fetch(known[name], args.out, FREE | set(args.also))
         except FetchError as error:
-            print(error, file=sys.stderr)
+            complain(error)
             failed += 1
             continue
         counts = collections.Counter((asset.kind.value, asset.licence) for asset in read_list(folder / LIST))
-        print(f"{folder}: " + ", ".join(f"{n} {kind}s under {licence}" for (kind, licence), n in counts.items()))
+        say(f"{folder}: " + ", ".join(f"{n} {kind}s under {licence}" for (kind, licence), n in counts.items()))
     return 1 if failed else 0
 
 

@@ -15,7 +15,7 @@ from rich.progress import track
 from qil_jax.encoders.image_encoder import Autoencoder
 from qil_jax.encoders.text_encoder import PromptEncoder
 from qil_jax.encoders.tokenizer import PromptTokenizer
-from qil_jax.errors import QilError
+from qil_jax.errors import QilError, say
 from qil_jax.files import write_whole
 from qil_jax.flow.loss import FlowLoss
 from qil_jax.identity import to_json
@@ -30,6 +30,7 @@ from qil_jax.models.axes import Axis
 from qil_jax.models.rgba_vae import VAEConfig
 from qil_jax.records.record import Record
 from qil_jax.records.sources import RecordSource, open_sources
+from qil_jax.strict_json import read_json
 from qil_jax.training.batches import RowPlacement
 from qil_jax.training.config_file import load_experiment
 from qil_jax.weights import Component, component_config, fingerprint, load_component, require_sound
@@ -103,7 +104,7 @@ class Job:
         settings = {name: getattr(self, name) for name in ("vae", "text_encoder", "no_prompt", "text")}
         settings |= {"buckets": to_json(self.config.buckets), "max_layers": self.config.max_layers}
         file = self.out / "job.json"
-        if file.is_file() and json.loads(file.read_text()) != settings:
+        if file.is_file() and read_json(file, fix="give another --out") != settings:
             raise QilError(
                 f"{self.out} holds latents made with other weights or settings (job.json): give another --out"
             )
@@ -177,7 +178,7 @@ def encode_split(source: RecordSource, split: str, job: Job, encoders: Encoders)
         text=job.text,
     )
     write_index(job.out, split, index)
-    print(f"{split}: {len(rows)} records in {len(shards)} shards of {job.out}", flush=True)
+    say(f"{split}: {len(rows)} records in {len(shards)} shards of {job.out}")
 
 
 def shards_of(buckets: Sequence[Bucket]) -> list[list[int]]:

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from qil_jax.command_line import Parser
+from qil_jax.errors import say
 from qil_jax.files import recover, whole_folder
 from qil_jax.programs import run_main
 from qil_jax.records.sources import open_source
@@ -255,7 +256,7 @@ def main(argv: list[str]) -> int:
     captions = [] if arguments.captions is None else captions_of(arguments.captions)
     with whole_folder(arguments.folder, overwrite=arguments.overwrite) as draft:
         write_checkpoint(draft, preset=arguments.preset, captions=captions)
-    print(f"Wrote a tiny checkpoint with random weights to {arguments.folder}")
+    say(f"Wrote a tiny checkpoint with random weights to {arguments.folder}")
     return 0
 
 

@@ -20,7 +20,7 @@ from qil_jax.encoders.caption_pixels import caption_grid
 from qil_jax.encoders.caption_prompts import CaptionLanguage, caption_chat
 from qil_jax.encoders.caption_writer import CaptionConfig, CaptionWriter
 from qil_jax.encoders.tokenizer import PromptTokenizer
-from qil_jax.errors import QilError
+from qil_jax.errors import QilError, say
 from qil_jax.inference.caption_job import captions_of
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.images import bucket_size
@@ -74,7 +74,7 @@ class DocumentCaptions:
 
     def _describe(self, pictures: Sequence[UInt8[np.ndarray, "y x 4"]]) -> list[str]:
         if self._writer is None:
-            print(f"loading {self._checkpoint} to caption documents", flush=True)
+            say(f"loading {self._checkpoint} to caption documents")
             self._writer = CaptionWriter.load(self._checkpoint, mesh=self._mesh, rules=INFERENCE_RULES)
         images = {i: Image.fromarray(picture) for i, picture in enumerate(pictures) if self._can_show(picture)}
         how = {"resolution": self._resolution, "language": CaptionLanguage.EN, "batch": self._batch}

@@ -14,6 +14,8 @@ from rich.progress import (
     track,
 )
 
+from qil_jax.errors import say
+
 Item = TypeVar("Item")
 
 
@@ -25,7 +27,7 @@ def shown(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     for done, item in enumerate(items, start=1):
         yield item
         if done == total or done % max(1, total // 10) == 0:
-            print(f"{what}: {done}/{total}", flush=True)
+            say(f"{what}: {done}/{total}")
 
 
 def byte_progress() -> Progress:

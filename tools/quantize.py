@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qil_jax.errors import QilError
+from qil_jax.errors import QilError, say
 from tools.progress import byte_progress
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def quantize(arguments: argparse.Namespace) -> int:
         screen.print(f"{component}: {report.elements / 1e6:,.1f} MB quantised; left as stored: {left(report)}")
         screen.print(f"{component}: {report.before / 1e6:,.1f} MB before, {report.after / 1e6:,.1f} MB after")
     seconds = time.perf_counter() - began
-    print(f"verified and written in {seconds:.1f} s to {arguments.destination}; errors of all maps: COMPONENT/{REPORT}")
+    say(f"verified and written in {seconds:.1f} s to {arguments.destination}; errors of all maps: COMPONENT/{REPORT}")
     return 0
 
 
@@ -127,5 +127,5 @@ def dequantize(arguments: argparse.Namespace) -> int:
         else:
             parts = dequantise_checkpoint(source, destination, arguments.dtype, on_bytes=on_bytes)
             what = ", ".join(parts)
-    print(f"{what} in {time.perf_counter() - began:.1f} s to {destination}; what was rounded does not come back")
+    say(f"{what} in {time.perf_counter() - began:.1f} s to {destination}; what was rounded does not come back")
     return 0

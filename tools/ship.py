@@ -9,11 +9,12 @@ import shutil
 from pathlib import Path
 
 from qil_jax.command_line import Parser
-from qil_jax.errors import QilError
+from qil_jax.errors import QilError, say
 from qil_jax.files import whole_folder
 from qil_jax.inference.defaults import FILE, Defaults
 from qil_jax.programs import run_main
 from qil_jax.shipped import shipped_checkpoint
+from qil_jax.strict_json import read_json
 
 MOST_BYTES = 40_000_000
 SHIFT = 3.0
@@ -80,8 +81,8 @@ def main(argv: list[str]) -> int:
     if destination.exists() and not arguments.overwrite:
         parser.error(f"{destination} exists: give --overwrite to replace what is shipped now")
     size = ship(arguments.checkpoint, destination)
-    origin = json.loads((destination / ORIGIN).read_text()) if (destination / ORIGIN).is_file() else "not of a run"
-    print(f"{destination}: {size / 1e6:.1f} MB, trained by {origin}")
+    origin = read_json(destination / ORIGIN, fix="remove it") if (destination / ORIGIN).is_file() else "not of a run"
+    say(f"{destination}: {size / 1e6:.1f} MB, trained by {origin}")
     return 0
 
 

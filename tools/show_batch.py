@@ -6,7 +6,7 @@ python tools/show_batch.py DATASET [--out batch.png] [--rows 4] [--resolution 64
 from pathlib import Path
 
 from qil_jax.command_line import Parser
-from qil_jax.errors import ProblemsError
+from qil_jax.errors import ProblemsError, say
 from qil_jax.loader.tasks import Task
 from qil_jax.programs import run_main
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     from tools.batch_sheet import show
 
     show(args)
-    print(f"wrote {args.out}: green is what the model has to give, orange what it is given")
+    say(f"wrote {args.out}: green is what the model has to give, orange what it is given")
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from qil_jax.errors import message
+from qil_jax.errors import complain, message, say
 from qil_jax.inference.checkpoint import unlayered
 from qil_jax.terminal import Table, console
 from qil_jax.weights import (
@@ -80,7 +80,7 @@ def values(checkpoint: Path, console: Console) -> tuple[dict[str, TensorValues],
     for name, tensor in found.items():
         if tensor.nan or tensor.infinite:
             broken += 1
-            print(f"{name}: {tensor.nan:,} NaN and {tensor.infinite:,} infinite values", file=sys.stderr)
+            complain(f"{name}: {tensor.nan:,} NaN and {tensor.infinite:,} infinite values")
         elif tensor.constant is not None:
             console.print(f"{name}: all {'zero' if tensor.constant == 0 else tensor.constant}")
     console.print(f"{len(found):,} tensors read, {broken} of them with NaN or infinite values")
@@ -91,8 +91,8 @@ def compared(found: Mapping[str, TensorValues], file: Path, sums: Mapping[str, M
     """Print how the tensors differ from a file of checksums; returns how many do."""
     unlike = differences(found, sums)
     for line in unlike:
-        print(line, file=sys.stderr)
-    print(f"{len(found):,} tensors compared with {file}, {len(unlike)} differ")
+        complain(line)
+    say(f"{len(found):,} tensors compared with {file}, {len(unlike)} differ")
     return len(unlike)
 
 
@@ -108,7 +108,7 @@ def validate(arguments: argparse.Namespace) -> int:
             raise WeightsError([f"PyTorch cannot read {reference}: give the released folder with --reference"])
         return checked(arguments, reference, sums, screen)
     except StructureError as error:
-        print(message(error), file=sys.stderr)
+        complain(error)
         return 1
 
 
@@ -134,7 +134,7 @@ def checked(arguments: argparse.Namespace, reference: Path, sums: Mapping[str, A
     if arguments.numerics:
         wrong = numerics(arguments.checkpoint, reference, arguments.tolerance, console)
         if wrong:
-            print(f"{wrong} blocks differ by more than {arguments.tolerance:g}", file=sys.stderr)
+            complain(f"{wrong} blocks differ by more than {arguments.tolerance:g}")
         failed += wrong
     if failed:
         return 1

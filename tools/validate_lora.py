@@ -1,11 +1,10 @@
 """Implementation of validate.py for LoRA files."""
 
 import re
-import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from qil_jax.errors import message
+from qil_jax.errors import complain, message
 from qil_jax.terminal import Table, console
 from qil_jax.weights import Component, LoRAError, component_config, read_lora
 from qil_jax.weights.lora_header import LoRAHeader, read_lora_header
@@ -28,7 +27,7 @@ def validate_lora(file: Path, base: Path | None) -> int:
         read_lora(file, entries)
     except LoRAError as error:
         hint = "" if base else "\n(checked against the released structure; --base CHECKPOINT checks against another)"
-        print(message(f"{error}{hint}"), file=sys.stderr)
+        complain(f"{error}{hint}")
         return 1
     shown = console()
     shown.print(contents(header))

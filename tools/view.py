@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qil_jax.command_line import Parser
-from qil_jax.errors import ProblemsError
+from qil_jax.errors import ProblemsError, say
 from qil_jax.programs import run_main
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         for piece in pieces(entries(folders, args.input)):
             stream.write(piece)
     what = "result" if len(folders) == 1 else "results"
-    print(f"wrote {args.out}: {len(folders)} {what}, {args.out.stat().st_size / 1e6:.1f} MB")
+    say(f"wrote {args.out}: {len(folders)} {what}, {args.out.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qil_jax.errors import QilError
+from qil_jax.errors import QilError, say
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -113,7 +113,7 @@ def serve(served: "Served", *, host: str, port: int, root_path: str | None = Non
       OSError: if the port is taken.
     """
     page = launched(served, host=host, port=port, root_path=root_path)
-    print(f"serving {page.local_url}", flush=True)
+    say(f"serving {page.local_url}")
     while True:
         time.sleep(min(SWEEP, served.storage.seconds))
         served.storage.sweep()

@@ -8,6 +8,7 @@ kept in `.work` under the output folder, so an interrupted build continues where
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -109,12 +110,16 @@ def _run(step: str, make: Callable[[], Any], items: Sequence[tuple[Any, ...]], p
     if folder.exists():
         folder.rmtree()
     with beam.Pipeline(options=place.options) as pipeline:
-        _ = pipeline | beam.Create(list(enumerate(items))) | beam.Reshuffle() | beam.ParDo(_Step(make, str(folder)))
+        coded = [tuple(os.fsencode(part) if isinstance(part, str) else part for part in item) for item in items]
+        _ = pipeline | beam.Create(list(enumerate(coded))) | beam.Reshuffle() | beam.ParDo(_Step(make, str(folder)))
     return [ReportRow.from_json(json.loads((folder / f"{i}.json").read_text())) for i in range(len(items))]
 
 
 class _Step(beam.DoFn):
-    """Beam transform whose worker is kept between bundles; rows go to files, as not every runner can return them."""
+    """Beam transform whose worker is kept between bundles; rows go to files, as not every runner can return them.
+
+    Texts come as bytes, since Beam carries no path that is not UTF-8.
+    """
 
     def __init__(self, make: Callable[[], Any], folder: str):
         self.make, self.folder = make, folder
@@ -125,7 +130,7 @@ class _Step(beam.DoFn):
 
     def process(self, element: tuple[int, tuple[Any, ...]]) -> None:
         index, item = element
-        row: ReportRow = self._worker(*item)
+        row: ReportRow = self._worker(*(os.fsdecode(part) if isinstance(part, bytes) else part for part in item))
         write_whole(epath.Path(self.folder) / f"{index}.json", json.dumps(row.to_json()).encode())
 
     def teardown(self) -> None:

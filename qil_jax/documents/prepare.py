@@ -25,7 +25,7 @@ from qil_jax.documents.reasons import Dropped, Reason
 from qil_jax.documents.rows import ReportRow
 from qil_jax.documents.sandbox import ProcessLimits, Sandbox
 from qil_jax.errors import QilError
-from qil_jax.files import write_whole
+from qil_jax.files import read_file, write_whole
 from qil_jax.identity import fingerprint
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.layers.sheets import png_bytes
@@ -79,13 +79,15 @@ class Preparer:
         """The report row of a document, beside which the record of a kept document is written."""
         file = epath.Path(path)
         try:
+            if file.is_dir():
+                raise Dropped(Reason.UNREADABLE, "a link to a folder that is read already: remove it")
             size = file.stat().length
             if size > self.config.file_bytes:
                 raise Dropped(Reason.TOO_LARGE, f"{size} bytes, {self.config.file_bytes} at most")
-            data = file.read_bytes()
+            data = read_file(file, most=self.config.file_bytes)
         except Dropped as dropped:
             return ReportRow(document=name, digest="", reason=dropped.reason, detail=dropped.detail)
-        except OSError as error:
+        except (OSError, QilError) as error:
             return ReportRow(document=name, digest="", reason=Reason.UNREADABLE, detail=f"{error}")
         digest = hashlib.sha256(data).hexdigest()
         row_file = self.work / f"{digest}.json"

@@ -1,12 +1,16 @@
 """The documents of a build, and the outcome for each as a row of the report."""
 
 import dataclasses
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
 
 from qil_jax.documents.reasons import Reason
+from qil_jax.errors import QilError
+from qil_jax.files import is_remote
 
 SUFFIXES = {".psd", ".psb"}
 
@@ -79,23 +83,45 @@ def find_documents(source: str) -> list[epath.Path]:
         found = list(fixed.glob(str(path.relative_to(fixed))))
     else:
         found = [path] if path.exists() else []
-    if not found:
+    if all(entry.is_dir() for entry in found):
         raise FileNotFoundError(f"{source}: no .psd or .psb there: give a folder, a glob or a file")
     return sorted(found)
 
 
-def _below(folder: epath.Path) -> Iterator[epath.Path]:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            yield from _below(entry)
-        elif entry.suffix.lower() in SUFFIXES:
-            yield entry
+def _below(top: epath.Path) -> Iterator[epath.Path]:
+    """Documents of a folder and its subfolders, of which each is walked once, those that links lead to at last.
+
+    Links to folders that are walked already, so also those that would lead round in a circle, come as if they were
+    documents: their rows say what they are.
+    """
+    folders, links, walked = [top], list[epath.Path](), set[str]()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop()
+        place = str(folder) if is_remote(folder) else os.path.realpath(folder)
+        if place in walked:
+            yield folder
+            continue
+        walked.add(place)
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                (links if os.path.islink(entry) else folders).append(entry)  # noqa: PTH114 (epath has no such method)
+            elif entry.suffix.lower() in SUFFIXES:
+                yield entry
+        links.sort(reverse=True)
 
 
 def document_names(documents: Sequence[epath.Path]) -> list[str]:
-    """Names for reports: the paths relative to the folder that all documents share."""
+    """Names for reports: paths relative to the folder that all documents share. Bytes that are no UTF-8 are escaped.
+
+    Raises:
+      QilError: if two documents would have one name.
+    """
     paths = [file.parts for file in documents]
     shared = 0
     while all(len(p) > shared + 1 and p[shared] == paths[0][shared] for p in paths):
         shared += 1
-    return ["/".join(p[shared:]) for p in paths]
+    names = ["/".join(p[shared:]).encode(errors="surrogateescape").decode(errors="backslashreplace") for p in paths]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise QilError(f"two documents are called {twice[0]} once bytes that are no UTF-8 are escaped: rename one")
+    return names

@@ -1,11 +1,11 @@
 """Sidecars, the files beside a document that describe it: `poster.json` and `poster.txt` of `poster.psd`."""
 
-import json
-
 from etils import epath
 
 from qil_jax.documents.reasons import Dropped, Reason
+from qil_jax.errors import QilError, halved
 from qil_jax.files import text_beside
+from qil_jax.strict_json import parse
 
 FIELDS = ("source", "licence", "category")
 
@@ -21,9 +21,9 @@ def sidecar_fields(document: str) -> dict[str, str]:
         return {}
     name = epath.Path(document).with_suffix(".json").name
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Dropped(Reason.BAD_SIDECAR, f"{name} is not JSON: {error}: mend it, or take it away") from error
+        values = parse(text)
+    except QilError as error:
+        raise Dropped(Reason.BAD_SIDECAR, f"{name} {error}: mend it, or take it away") from error
     if not isinstance(values, dict):
         raise Dropped(Reason.BAD_SIDECAR, f"{name} must be an object with any of {', '.join(FIELDS)}")
     fields = {field: values[field] for field in FIELDS if values.get(field) is not None}
@@ -47,4 +47,4 @@ def document_text(document: str, suffix: str) -> str | None:
 
 def _is_text(value: object) -> bool:
     """Whether a value is text that UTF-8 can encode: JSON may hold half of a surrogate pair."""
-    return isinstance(value, str) and value == value.encode(errors="ignore").decode()
+    return isinstance(value, str) and not halved(value)

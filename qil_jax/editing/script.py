@@ -17,7 +17,8 @@ from qil_jax.editing import layer_operations as of_layers
 from qil_jax.editing import stack_operations as of_stacks
 from qil_jax.editing.operation import Operation, problem_of
 from qil_jax.editing.stack import EditError, Stack
-from qil_jax.errors import ProblemsError
+from qil_jax.errors import ProblemsError, QilError
+from qil_jax.strict_json import parse as parse_json
 
 Operations = tuple[Operation, ...]
 KINDS = (
@@ -130,9 +131,9 @@ def replay(stack: Stack, operations: Iterable[Operation]) -> Stack:
 
 def _items(text: str | bytes, name: str) -> list[Any]:
     try:
-        items = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ScriptError(name, [f"is no JSON: {error}"]) from error
+        items = parse_json(text)
+    except QilError as error:
+        raise ScriptError(name, [str(error)]) from error
     if not isinstance(items, list):
         raise ScriptError(name, [f"is no JSON list of operations, but {type(items).__name__}"])
     return items

@@ -7,8 +7,9 @@ from typing import Any
 
 from etils import epath
 
-from qil_jax.errors import QilError
+from qil_jax.errors import QilError, shown
 from qil_jax.files import write_whole
+from qil_jax.strict_json import read_json
 
 JOB = "job.json"
 """File of an evaluation's folder that holds its settings."""
@@ -32,12 +33,13 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
             raise QilError(f"{folder} holds no evaluation (there is no {JOB}) and is not empty: give another --out")
         write_whole(epath.Path(file), text.encode())
         return
-    try:
-        found = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise QilError(f"{file} cannot be read ({error}): give another --out") from error
+    found = read_json(file, fix="give another --out")
+    if not isinstance(found, dict):
+        raise QilError(f"{file}: holds no settings of an evaluation; give another --out")
     wanted = json.loads(text)
     names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
     if names:
-        differing = "".join(f"\n  {name}: {found.get(name)} there, {wanted.get(name)} here" for name in names)
+        differing = "".join(
+            f"\n  {name}: {shown(found.get(name))} there, {shown(wanted.get(name))} here" for name in names
+        )
         raise QilError(f"{folder} holds another evaluation: give it another --out, or the same settings:{differing}")

@@ -207,7 +207,7 @@ def write_reconstruction_report(
 
 
 def _write_summary(folder: Path, text: str, values: Mapping[str, Any]) -> None:
-    write_whole(epath.Path(folder) / "summary.md", text.encode())
+    write_whole(epath.Path(folder) / "summary.md", text.encode(errors="backslashreplace"))
     write_whole(epath.Path(folder) / "summary.json", (json.dumps(values, indent=2) + "\n").encode())
 
 
@@ -216,4 +216,4 @@ def _write_table(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     table = csv.DictWriter(stream, list(rows[0]))
     table.writeheader()
     table.writerows(rows)
-    write_whole(epath.Path(file), stream.getvalue().encode())
+    write_whole(epath.Path(file), stream.getvalue().encode(errors="backslashreplace"))

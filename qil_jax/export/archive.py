@@ -12,8 +12,10 @@ from qil_jax.errors import QilError
 from qil_jax.export.bounds import require_bytes
 from qil_jax.export.manifest import MANIFEST, ReadFile, manifest, tree_from
 from qil_jax.export.png import encoded, pictures
+from qil_jax.files import opened
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.strict_json import parse
 
 DATE = (1980, 1, 1, 0, 0, 0)
 """Date of all files in an archive, so that equal layers make equal archives."""
@@ -40,7 +42,7 @@ def read_zip(file: Path) -> LayerTree:
     """
     try:
         with members(file) as member:
-            return tree_from(json.loads(member(MANIFEST)), member, "its layers")
+            return tree_from(parse(member(MANIFEST)), member, "its layers")
     except QilError as error:
         raise QilError(f"{file}: {error}") from error
     except Exception as error:  # the unpacker raises arbitrary exceptions on malformed bytes
@@ -61,7 +63,7 @@ def members(file: Path) -> Iterator[ReadFile]:
     Raises:
       QilError: if the archive is too large to be unpacked, or lacks a file that is read.
     """
-    with zipfile.ZipFile(file) as archive:
+    with opened(file) as stream, zipfile.ZipFile(stream) as archive:
         require_bytes(archive)
 
         @functools.cache

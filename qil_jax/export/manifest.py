@@ -2,19 +2,21 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, StrictInt, TypeAdapter
 
-from qil_jax.errors import QilError
+from qil_jax.errors import QilError, shown
 from qil_jax.export.bounds import require_depth, require_pixels
 from qil_jax.export.png import HERE, layer_file
 from qil_jax.layers.layer_tree import Group, LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.pictures import decoded, picture_size
 from qil_jax.layers.visibility import visible_box
+from qil_jax.strict_json import Text, fitted
 
 MANIFEST = "manifest.json"
 """The manifest's file, in exported folders and ZIPs."""
@@ -24,6 +26,48 @@ ReadFile = Callable[[str], bytes]
 """A function from a file's relative path to its bytes."""
 OPACITY = 1.0
 """The opacity of every layer: what shows how much is in its alpha."""
+Offset = Annotated[StrictInt, Field(ge=-(1 << 20), le=1 << 20)]
+"""A place in pixels."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ListedGroup:
+    """Place and layers of a layer that is a group, as `entries` lists them."""
+
+    left: Offset
+    top: Offset
+    layers: list["ListedLayer"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ListedLayer:
+    """A layer as `entries` lists it, as far as it is read: boxes follow from pixels."""
+
+    name: str
+    file: str
+    z: StrictInt | None = None
+    opacity: Annotated[float, Field(ge=OPACITY, le=OPACITY)] = OPACITY
+    group: ListedGroup | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a result was asked for."""
+
+    prompt: Text = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Listing:
+    """A manifest, or the record of a result, which has settings in place of a caption, or neither if it was edited."""
+
+    layers: Annotated[list[ListedLayer], Field(min_length=1)]
+    caption: Text = ""
+    decisions: tuple[Text, ...] = ()
+    settings: Asked | None = None
+
+
+LISTING = TypeAdapter(Listing)
 
 
 def manifest(tree: LayerTree) -> dict[str, Any]:
@@ -61,44 +105,48 @@ def tree_from(fields: Any, read: ReadFile, where: str, listing: str = MANIFEST) 
     Raises:
       QilError: if the layers are not listed, differ in size, or are more than `bounds` allows.
     """
-    try:
-        files = _files(fields["layers"])
-        require_pixels(sum(math.prod(picture_size(read(file), f"{where}: {file}")) for file in files))
-        tree = _tree(fields["layers"], read, where, _caption(fields))
-        decisions = tuple(map(str, fields.get("decisions") or ()))
-        return dataclasses.replace(tree, layered=dataclasses.replace(tree.layered, decisions=decisions))
-    except QilError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise QilError(f"{where}: its {listing} does not list layers with their names and files") from error
+    said = _listing(fields, where, listing)
+    files = _files(said.layers, f"{where}: its {listing}")
+    require_pixels(sum(math.prod(picture_size(read(file), f"{where}: {file}")) for file in files))
+    tree = _tree(said.layers, read, where, said.caption if said.settings is None else said.settings.prompt)
+    return dataclasses.replace(tree, layered=dataclasses.replace(tree.layered, decisions=said.decisions))
 
 
-def _caption(fields: Mapping[str, Any]) -> str:
-    """The caption of a manifest, or what a result was asked for; empty for a result that was edited."""
-    settings = fields.get("settings")
-    return str(settings.get("prompt", "")) if isinstance(settings, Mapping) else str(fields.get("caption", ""))
+def listed_files(fields: Any, where: str, listing: str = MANIFEST) -> list[str]:
+    """The relative paths of the layers that a manifest or a result's record lists, bottom to top, groups as one layer.
+
+    Raises:
+      QilError: if it lists none, or files elsewhere.
+    """
+    return [_inside(layer.file) for layer in _listing(fields, where, listing).layers]
 
 
-def _files(entries: Sequence[Mapping[str, Any]], depth: int = 0) -> Iterator[str]:
+def _listing(fields: Any, where: str, listing: str) -> Listing:
+    place, fix = f"{where}: its {listing} does not list layers as it should", "mend it, or make the layers again"
+    return fitted(LISTING, fields, where=place, fix=fix)
+
+
+def _files(layers: Sequence[ListedLayer], where: str, depth: int = 0) -> Iterator[str]:
     """The file of each layer, those of groups included."""
     require_depth(depth)
-    for entry in entries:
-        yield _inside(str(entry["file"]))
-        if (inner := entry.get("group")) is not None:
-            yield from _files(inner["layers"], depth + 1)
+    for i, layer in enumerate(layers):
+        if layer.z not in (None, i):
+            raise QilError(f"{where}: {shown(layer.name)}, number {i} of its list, has the z {layer.z}: order it by z")
+        yield _inside(layer.file)
+        if layer.group is not None:
+            yield from _files(layer.group.layers, where, depth + 1)
 
 
-def _tree(entries: Sequence[Mapping[str, Any]], read: ReadFile, where: str, caption: str = "") -> LayerTree:
-    files = [_inside(str(entry["file"])) for entry in entries]
-    layers = [np.asarray(decoded(read(file), f"{where}: {file}")) for file in files]
+def _tree(listed: Sequence[ListedLayer], read: ReadFile, where: str, caption: str = "") -> LayerTree:
+    layers = [np.asarray(decoded(read(layer.file), f"{where}: {layer.file}")) for layer in listed]
     sizes = {layer.shape[1::-1] for layer in layers}
     if len(sizes) != 1:
         raise QilError(f"{where}: layers of sizes {sorted(sizes)}: one canvas is needed")
-    names = tuple(str(entry["name"]) for entry in entries)
+    names = tuple(layer.name for layer in listed)
     groups = {
-        i: Group(tree=_tree(inner["layers"], read, where), left=int(inner["left"]), top=int(inner["top"]))
-        for i, entry in enumerate(entries)
-        if (inner := entry.get("group")) is not None
+        i: Group(tree=_tree(inner.layers, read, where), left=inner.left, top=inner.top)
+        for i, layer in enumerate(listed)
+        if (inner := layer.group) is not None
     }
     return LayerTree(layered=LayeredImage(layers=np.stack(layers), names=names, caption=caption), groups=groups)
 

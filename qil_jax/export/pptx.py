@@ -19,6 +19,7 @@ from qil_jax.export.nodes import GroupNode, Node, ReadNode, leaves, nodes_of, tr
 from qil_jax.export.placed import PlacedPicture
 from qil_jax.export.png import encoded
 from qil_jax.export.slides import nodes_of_slide
+from qil_jax.files import opened
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 
@@ -75,9 +76,10 @@ def read_pptx(file: Path) -> LayerTree:
         pictures; the message names the shape and what no layer can say of it.
     """
     try:
-        with zipfile.ZipFile(file) as archive:
-            require_bytes(archive)
-        presentation = Presentation(str(file))
+        with opened(file) as stream:
+            with zipfile.ZipFile(stream) as archive:
+                require_bytes(archive)
+            presentation = Presentation(stream)
         slides = list(presentation.slides)
         slide = next((s for s in slides if s._element.get("show") == "0"), slides[0])
         shape = presentation.slide_width or 0, presentation.slide_height or 0

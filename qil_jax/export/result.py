@@ -21,6 +21,7 @@ from qil_jax.files import whole_folder
 from qil_jax.layers.compositing import blended, decibels
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.strict_json import read_json
 
 DESKTOP_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")
 """Files that file managers leave in folders; they are lost with a result that is replaced."""
@@ -92,8 +93,8 @@ def _relative(file: Path, folder: Path) -> str:
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The JSON of a result; None if it is missing or unreadable."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        record = read_json(folder / RECORD, fix="")
+    except (OSError, QilError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("files"), dict) else None
 

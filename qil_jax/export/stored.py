@@ -1,6 +1,5 @@
 """Layers that lie in files, read again: results of decompositions, exported folders, and plain folders of PNGs."""
 
-import json
 from pathlib import Path
 
 from qil_jax.errors import QilError
@@ -8,6 +7,7 @@ from qil_jax.export.manifest import MANIFEST, RECORD, tree_from
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.pictures import read_bytes
+from qil_jax.strict_json import read_json
 
 
 def read_tree(folder: Path) -> LayerTree:
@@ -24,8 +24,5 @@ def read_tree(folder: Path) -> LayerTree:
     listing = next((name for name in (RECORD, MANIFEST) if (folder / name).exists()), None)
     if listing is None:
         return LayerTree.of(LayeredImage.load(folder))
-    try:
-        fields = json.loads(read_bytes(folder / listing))
-    except (ValueError, RecursionError) as error:
-        raise QilError(f"{folder}: its {listing} is no JSON ({error})") from error
+    fields = read_json(folder / listing, fix="mend it, or make the layers again")
     return tree_from(fields, lambda name: read_bytes(folder / name), str(folder), listing)

@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from qil_jax.errors import ProblemsError, QilError, message
+from qil_jax.errors import ProblemsError, QilError, complain, say
 from qil_jax.inference.cli import (
     SHOWN,
     Arguments,
@@ -22,7 +22,7 @@ from qil_jax.inference.cli import (
 )
 from qil_jax.launch import connected
 from qil_jax.limits import MAX_PROMPT_TOKENS
-from qil_jax.programs import INTERRUPTED, command, interruptible, leave
+from qil_jax.programs import INTERRUPTED, command, interruptible, run_main
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -52,9 +52,9 @@ def main(argv: list[str] | None = None) -> int:
         interruptible(lambda: decompose(arguments, ledger))
     except (KeyboardInterrupt, QilError, OSError) as error:
         stopped = isinstance(error, KeyboardInterrupt)
-        print("\nstopped" if stopped else message(f"error: {error}"), file=sys.stderr)
+        complain("\nstopped" if stopped else f"error: {error}")
         if stopped or ledger.left:
-            print(f"{ledger.summary()}; to go on: {command(argv)}", file=sys.stderr)
+            complain(f"{ledger.summary()}; to go on: {command(argv)}")
         return INTERRUPTED if stopped else 2
     return SKIPPED if ledger.skipped else 0
 
@@ -69,7 +69,10 @@ def decompose(arguments: Arguments, ledger: Ledger) -> None:
         import jax
 
         first = jax.process_index() == 0
-        with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stdout if first else nowhere):
+        with (
+            Path(os.devnull).open("w", encoding="utf-8", errors="replace") as nowhere,
+            redirect_stdout(sys.stdout if first else nowhere),
+        ):
             work(arguments, ledger)
 
 
@@ -89,7 +92,7 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
     with show_pictures() as on_picture:
         found = find_pictures(arguments.inputs, resolution=known(options.resolution), on_picture=on_picture)
     for line in found.beside:
-        print(message(line))
+        say(line)
     checkpoint = open_checkpoint(arguments, found)
     plan = planner(arguments, checkpoint)
     ledger.planned, ledger.skipped = plan(found.pictures), found.bad
@@ -116,7 +119,7 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
         arguments.require_memory(left, checkpoint, mesh)
         left = arranged(left, pipeline, settings)
         ledger.announce(known(options.resolution))
-        print(f"loading {arguments.checkpoint}", flush=True)
+        say(f"loading {arguments.checkpoint}")
         with show_loading() as on_bytes, reporting(on_bytes):
             pipeline.prepare([outline_of(result) for result in left], settings, batch=arguments.batch)
             load_rest(pipeline)
@@ -158,9 +161,9 @@ def tell_cuts(left: "Sequence[PlannedResult]", pipeline: "Pipeline", settings: "
     if described:
         raise JobError([*lines, f"descriptions of layers stand at the end of the prompt: {fix}"])
     for line in lines[:SHOWN]:
-        print(message(f"{line}: {fix}"))
+        say(f"{line}: {fix}")
     if len(lines) > SHOWN:
-        print(f"and {len(lines) - SHOWN} more prompts that are cut")
+        say(f"and {len(lines) - SHOWN} more prompts that are cut")
 
 
 def load_rest(pipeline: "Pipeline") -> None:
@@ -246,7 +249,7 @@ def open_checkpoint(arguments: Arguments, found: "Found") -> "Checkpoint":
 
 def program() -> NoReturn:
     """Run `main` on the command line's arguments as a program."""
-    leave(main())
+    run_main(main)
 
 
 if __name__ == "__main__":

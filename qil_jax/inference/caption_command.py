@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from qil_jax.encoders.caption_prompts import caption_chat
 from qil_jax.encoders.caption_writer import CaptionConfig, CaptionWriter
 from qil_jax.encoders.tokenizer import PromptTokenizer
+from qil_jax.errors import say
 from qil_jax.inference.caption_job import (
     Pictures,
     captions_of,
@@ -65,11 +66,11 @@ def captioned(
     wanted, pictures = without_prompt(pictures), kept_captions(pictures, store, _written_by(arguments))
     missing = without_prompt(pictures)
     if len(missing) < len(wanted):
-        print(f"{len(wanted) - len(missing)} captions of an earlier run are used")
+        say(f"{len(wanted) - len(missing)} captions of an earlier run are used")
     if missing and arguments.compile_only:
         _require_captionable(arguments, checkpoint, missing)
         count = compile_captions(missing, _captioner(pipeline), batch=arguments.batch, **_asked(arguments))
-        print(
+        say(
             f"compiled {count} programs that caption {len(missing)} pictures, but none that depend on the captions' "
             "lengths: for these, write the captions first, with --caption-only"
         )
@@ -97,7 +98,7 @@ def caption_files(
     if problems:
         raise JobError(problems)
     missing = without_prompt(kept_captions(wanted, store, {}))
-    print(f"{len(pictures) - len(missing)} of {len(pictures)} pictures have a prompt")
+    say(f"{len(pictures) - len(missing)} of {len(pictures)} pictures have a prompt")
     if missing:
         size = checkpoint.size
         require_memory(MemoryPlan(parameters=size.text_encoder + size.vision), mesh)
@@ -121,7 +122,7 @@ def _write(
     """Caption the pictures without a prompt, print and keep what is written."""
     missing, batch = without_prompt(pictures), arguments.batch
     _require_captionable(arguments, checkpoint, missing)
-    print(f"loading {arguments.checkpoint} to caption {len(missing)} pictures", flush=True)
+    say(f"loading {arguments.checkpoint} to caption {len(missing)} pictures")
     with show_loading() as on_bytes, reporting(on_bytes):
         writer = load()
     write = functools.partial(captions_of, writer=writer, batch=batch, **_asked(arguments))

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from qil_jax.encoders.caption_prompts import CaptionLanguage
+from qil_jax.errors import QilError
 from qil_jax.files import text_beside, whole_file
 from qil_jax.inference.pictures import PROMPT, InputImage
 from qil_jax.inference.request import Request
+from qil_jax.strict_json import read_json
 
 FOLDER = ".captions"
 """The folder beside a run's results in which captions are kept."""
@@ -65,8 +67,8 @@ class KeptCaptions:
     def read(self, name: str, picture: InputImage) -> str | None:
         """The caption of these bytes; None if there is none, or its file was altered."""
         try:
-            record = json.loads(self._file(picture).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            record = read_json(self._file(picture), fix="")
+        except (OSError, QilError):
             return None
         fits = isinstance(record, dict) and record.get("made_from") == self._made_from(picture)
         caption = record.get("caption") if fits else None
@@ -80,7 +82,7 @@ class KeptCaptions:
         record = {"picture": picture.path.name, "caption": caption, "made_from": self._made_from(picture)}
         try:
             with whole_file(file) as draft:
-                draft.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         except FileExistsError:
             there = self.read(name, picture)
             return caption if there is None else there

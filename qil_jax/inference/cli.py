@@ -21,7 +21,7 @@ from rich.progress import (
 )
 
 from qil_jax.command_line import Parser, integer, seconds
-from qil_jax.errors import QilError, cut, message, printable
+from qil_jax.errors import QilError, cut, message, printable, say
 from qil_jax.export.format import Format
 from qil_jax.files import no_folder
 from qil_jax.inference.defaults import Defaults
@@ -175,11 +175,11 @@ class Ledger:
         for path, picture in list(pictures.items())[:SHOWN]:
             width, height = bucket_size(*picture.size, resolution)
             own = "x".join(map(str, picture.size))
-            print(f"{printable(path.name)}: {own} pixels, the model sees {width}x{height}")
+            say(f"{printable(path.name)}: {own} pixels, the model sees {width}x{height}")
         if len(pictures) > SHOWN:
-            print(f"and {len(pictures) - SHOWN} more pictures")
+            say(f"and {len(pictures) - SHOWN} more pictures")
         if any(not result.prompt for result in self.left):
-            print("No --prompt given, and this checkpoint cannot caption: an empty prompt is used.")
+            say("No --prompt given, and this checkpoint cannot caption: an empty prompt is used.")
 
 
 def parse_arguments(argv: list[str]) -> Arguments:
@@ -204,7 +204,7 @@ def parse_arguments(argv: list[str]) -> Arguments:
     if problems:
         parser.error("\n  ".join(["cannot start:", *problems]))
     if defaults.about:
-        print(defaults.about)
+        say(defaults.about)
     return arguments
 
 
@@ -317,7 +317,7 @@ def show_loading() -> Iterator[OnCount]:
         def advance(done: int, total: int) -> None:
             progress.update(bar, completed=done, total=total)
             if done == total and not terminal:
-                print(f"loaded {total / 1e6:,.1f} MB", flush=True)
+                say(f"loaded {total / 1e6:,.1f} MB")
 
         yield advance
 
@@ -333,7 +333,7 @@ def show_compilation() -> Iterator[OnCount]:
         def advance(done: int, total: int) -> None:
             progress.update(bar, completed=done, total=total)
             if not terminal:
-                print(f"compiled {done}/{total}", flush=True)
+                say(f"compiled {done}/{total}")
 
         yield advance
 
@@ -362,12 +362,12 @@ def show_progress(results: int, batch: int) -> Iterator[OnCount]:
     done = 0
 
     if not sys.stdout.isatty():
-        print(f"compiling batch 1/{batches}", flush=True)
+        say(f"compiling batch 1/{batches}")
 
         def line(step: int, steps: int) -> None:
             nonlocal done
             if step == steps or step % max(1, steps // 10) == 0:
-                print(f"batch {done + 1}/{batches}: step {step}/{steps}", flush=True)
+                say(f"batch {done + 1}/{batches}: step {step}/{steps}")
             done += step == steps
 
         yield line
@@ -396,4 +396,4 @@ def report(ledger: Ledger) -> None:
             table.add_row(name, "done", f"{written.batch_seconds:.1f}", f"{written.psnr:.2f}", folder)
     console().print(table)
     for reason in ledger.skipped:
-        print(message(f"skipped: {reason}"))
+        say(f"skipped: {reason}")

@@ -1,11 +1,11 @@
 """Default options of a checkpoint, read from `qil.json` beside model_index.json, or else those of the release."""
 
 import dataclasses
-import json
 from pathlib import Path
 
-from qil_jax.errors import ProblemsError, QilError
+from qil_jax.errors import ProblemsError, QilError, shown
 from qil_jax.limits import MAX_LAYERS, RESOLUTION
+from qil_jax.strict_json import read_json
 
 FILE = "qil.json"
 
@@ -44,10 +44,7 @@ class Defaults:
         file = checkpoint / FILE
         if not file.is_file():
             return cls()
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise QilError(f"{file}: is not JSON ({error}): mend it, or take it away for the release's") from error
+        values = read_json(file, fix="mend it, or take it away for the release's")
         kinds: dict[str, type] = {"layers": int, "resolution": int, "steps": int, "guidance": float, "about": str}
         if not isinstance(values, dict):
             raise QilError(f"{file}: must be an object with {', '.join(kinds)}")
@@ -55,7 +52,7 @@ class Defaults:
         for name, kind in kinds.items():
             value = values.get(name, getattr(cls, name))
             fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-            problems += [] if fits else [f"'{name}' is {value!r}, which is not {kind.__name__}"]
+            problems += [] if fits else [f"'{name}' is {shown(value)}, which is not {kind.__name__}"]
         if problems:
             raise ProblemsError(str(file), problems)
         return cls(**{name: kinds[name](value) for name, value in values.items()})

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, TypeAdapter, with_config
 
-from qil_jax.errors import ProblemsError
+from qil_jax.errors import ProblemsError, QilError
+from qil_jax.files import read_file
 from qil_jax.layers.descriptions import LayerDescription
+from qil_jax.strict_json import MOST_BYTES, fitted, parse
 
 ADAPTER = TypeAdapter(tuple[with_config(ConfigDict(extra="forbid"))(LayerDescription), ...])
 FORM = 'a list from the bottom layer to the top, such as [{}, {"text": "a red kite", "box": [40, 30, 90, 80]}]'
@@ -19,15 +21,15 @@ def read_descriptions(file: Path) -> tuple[LayerDescription, ...]:
       ProblemsError: if the file cannot be read, is not of that form, or has a box without area; every problem is named.
     """
     try:
-        data = file.read_bytes()
-        found = ADAPTER.validate_json(data.decode(json.detect_encoding(data)))  # UTF-8 or 16, with its mark or without
+        data = read_file(file, most=MOST_BYTES)
+        items = parse(data.decode(json.detect_encoding(data)))  # UTF-8 or 16, with its mark or without
     except OSError as error:
         raise ProblemsError(str(file), [f"cannot be read ({error.strerror}): give {FORM}"]) from error
     except UnicodeDecodeError as error:
         raise ProblemsError(str(file), [f"is no text ({error.reason}): give {FORM}"]) from error
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors(include_url=False)]
-        raise ProblemsError(str(file), [*problems, f"give {FORM}"]) from error
+    except QilError as error:
+        raise ProblemsError(str(file), [str(error), f"give {FORM}"]) from error
+    found = fitted(ADAPTER, items, where=str(file), fix=f"give {FORM}")
     problems = [
         f"{i}.box: {list(said.box)} has no area: give left, top, right, bottom in pixels of the picture"
         for i, said in enumerate(found)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from qil_jax.errors import shown
+from qil_jax.errors import halved, shown
 from qil_jax.inference.defaults import Defaults
 from qil_jax.limits import integer_problems, resolution_problems
 
@@ -61,6 +61,8 @@ class Option:
             return [] if number else [f"{name} must be a finite number, got {shown(value)}"]
         if isinstance(value, str) and len(value) > LONGEST_TEXT:
             return [f"{name} has {len(value)} characters, {LONGEST_TEXT} at most: shorten it"]
+        if isinstance(value, str) and (half := halved(value)):
+            return [f"{name} has half of a surrogate pair, {half}: give text, in UTF-8 on a command line"]
         if isinstance(value, self.kind):
             return []
         if issubclass(self.kind, StrEnum):

@@ -183,12 +183,13 @@ def _opened(source: Path, resolution: int, *, keep: bool) -> InputImage:
 
 def _prompt_beside(source: Path) -> str | None:
     file = source.with_suffix(PROMPT)
-    if not file.is_file():
-        return None
     try:
-        text = (text_beside(source, PROMPT) or "").strip()
+        found = text_beside(source, PROMPT)
     except QilError as error:
         raise ImageError(f"{file}: the prompt of {source.name} is no UTF-8 text ({error}); mend or move it") from error
+    if found is None:
+        return None
+    text = found.strip()
     if len(text) > LONGEST_TEXT:
         raise ImageError(f"{file}: {len(text)} characters, a prompt has at most {LONGEST_TEXT}; shorten or move it")
     return text

@@ -11,6 +11,7 @@ import numpy as np
 from qil_jax.layers.boxed_layer import Box, intersection
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.visibility import visible_box
+from qil_jax.strict_json import Text
 
 SOLID = 127
 """Alpha above which a pixel counts for a layer's box."""
@@ -25,7 +26,7 @@ class LayerDescription:
       box: left, top, right, bottom on the canvas, in pixels; None if nothing is said.
     """
 
-    text: str = ""
+    text: Text = ""
     box: Box | None = None
 
     def resized(self, size: tuple[int, int], to: tuple[int, int]) -> "LayerDescription":

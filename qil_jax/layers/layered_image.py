@@ -5,15 +5,16 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
+from pydantic import TypeAdapter
 
-from qil_jax.errors import QilError
-from qil_jax.files import whole_folder
+from qil_jax.errors import QilError, halved
+from qil_jax.files import read_text, whole_folder
 from qil_jax.layers.pictures import decoded, read_bytes
+from qil_jax.strict_json import fitted, read_json
 
 METADATA = "layered.json"
 """The file of names, source, licence and decisions."""
@@ -60,6 +61,8 @@ class LayeredImage:
             problems.append(f"layers have shape {self.layers.shape}: they must be (layers, height, width, 4)")
         elif 0 in self.layers.shape:
             problems.append(f"layers have shape {self.layers.shape}: at least one layer and one pixel are needed")
+        if half := halved(self.caption):
+            problems.append(f"the caption has half of a surrogate pair, {half}: no text file can hold it, leave it out")
         if len(self.names) != len(self.layers):
             problems.append(f"{len(self.names)} names for {len(self.layers)} layers: give one each")
         if problems:
@@ -122,24 +125,31 @@ class LayeredImage:
         sizes = {layer.shape[1::-1] for layer in layers}
         if len(sizes) > 1:
             raise QilError(f"{folder}: layers of different sizes {sorted(sizes)}: put them on one canvas")
-        fields = _metadata(folder / METADATA)
-        caption = (folder / CAPTION).read_bytes().decode() if (folder / CAPTION).exists() else ""
-        names = tuple(fields.get("names", [file.stem for file in files]))
+        said = _metadata(folder / METADATA)
+        caption = read_text(folder / CAPTION) if (folder / CAPTION).exists() else ""
+        names = said.names or tuple(file.stem for file in files)
         if len(names) != len(layers):
             raise QilError(f"{folder}: {len(names)} names in {METADATA} for {len(layers)} PNGs: one of them is missing")
-        texts = {key: fields.get(key, "") for key in ("source", "licence")}
-        decisions = tuple(fields.get("decisions", ()))
-        return cls(layers=np.stack(layers), names=names, caption=caption, decisions=decisions, **texts)
+        said = dataclasses.replace(said, names=names)
+        return cls(layers=np.stack(layers), caption=caption, **dataclasses.asdict(said))
 
 
-def _metadata(file: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except ValueError as error:
-        raise QilError(f"{file}: is no JSON in UTF-8 ({error}); mend or remove it") from error
-    if not isinstance(fields, dict):
-        raise QilError(f"{file}: is no JSON object; mend or remove it")
-    return fields
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """The content of `layered.json`; without names, those of the files are meant."""
+
+    names: tuple[str, ...] = ()
+    source: str = ""
+    licence: str = ""
+    decisions: tuple[str, ...] = ()
+
+
+ADAPTER = TypeAdapter(Metadata)
+
+
+def _metadata(file: Path) -> Metadata:
+    fix = "mend or remove it"
+    return fitted(ADAPTER, read_json(file, fix=fix), where=str(file), fix=fix) if file.exists() else Metadata()
 
 
 def _first_number(file: Path) -> tuple[int, str]:

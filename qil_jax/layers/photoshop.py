@@ -42,6 +42,7 @@ class Feature(StrEnum):
     CHANNELS = "channels that are left out"
     BACKGROUND = "the background colour of an artboard"
     CROP = "layers that reach beyond their artboard"
+    DOUBLE_CHANNEL = "one channel twice"
 
 
 UNDRAWN = (Feature.BLEND_IF, Feature.CHANNELS, Feature.BACKGROUND)
@@ -51,6 +52,7 @@ UNDRAWN = (Feature.BLEND_IF, Feature.CHANNELS, Feature.BACKGROUND)
 def features_of(layer: Layer) -> set[Feature]:
     """The features of a layer or group, not of the layers in it. Effects count if they are switched on."""
     fill = layer.tagged_blocks.get_data(Tag.BLEND_FILL_OPACITY, 255)
+    channels = [channel.id for channel in layer._record.channel_info]
     found = {
         Feature.BLEND_MODE: layer.blend_mode not in (BlendMode.NORMAL, BlendMode.PASS_THROUGH),
         Feature.GROUP_OPACITY: isinstance(layer, Group) and layer.opacity != 255,
@@ -62,6 +64,7 @@ def features_of(layer: Layer) -> set[Feature]:
         Feature.CHANNELS: bool(layer.tagged_blocks.get_data(Tag.CHANNEL_BLENDING_RESTRICTIONS_SETTING)),
         Feature.BACKGROUND: isinstance(layer, Artboard) and _background(layer) != TRANSPARENT,
         Feature.CROP: isinstance(layer, Artboard) and _is_cropped(layer),
+        Feature.DOUBLE_CHANNEL: len({*channels}) < len(channels),  # damaged: readers choose differently
     }
     return {feature for feature, is_there in found.items() if is_there}
 

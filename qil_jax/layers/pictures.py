@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qil_jax.errors import QilError
+from qil_jax.files import read_file
 
 LARGEST_SIDE = 16384
 """The longest side of a picture that is read, in pixels."""
@@ -20,17 +21,17 @@ class ImageError(QilError):
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file.
+    """The bytes of a file, as `files.read_file` reads them.
 
     Raises:
-      ImageError: if the file cannot be read.
+      ImageError: if the file cannot be read, or is none.
     """
     try:
-        return path.read_bytes()
+        return read_file(path)
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file") from error
-    except ValueError as error:  # a NUL, or a character that no file name has
-        raise ImageError(f"{str(path)!r}: is no path of a file ({error})") from error
+    except QilError as error:
+        raise ImageError(str(error)) from error
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror}); see to the file or its permissions") from error
 

@@ -20,7 +20,7 @@ from rich.progress import track
 
 from qil_jax.errors import QilError, counted
 from qil_jax.extras import require
-from qil_jax.files import write_whole
+from qil_jax.files import opened, read_text, write_whole
 from qil_jax.layers.layered_image import CAPTION, LayeredImage
 from qil_jax.records.record import Record, decode, from_layered_image
 
@@ -247,10 +247,10 @@ class FolderSource:
 
     def _row(self, folder: Path) -> tuple[int, int, int, int]:
         files = list(folder.glob("*.png"))
-        with Image.open(files[0]) as image:
+        with opened(files[0]) as stream, Image.open(stream) as image:
             width, height = image.size
         caption = folder / CAPTION
-        return width, height, len(files), len(caption.read_bytes().decode()) if caption.exists() else 0
+        return width, height, len(files), len(read_text(caption)) if caption.exists() else 0
 
 
 def last_number(file: Path) -> tuple[int, str]:

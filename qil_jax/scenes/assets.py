@@ -14,10 +14,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from pydantic import ConfigDict, TypeAdapter, with_config
 
 from qil_jax.errors import QilError
+from qil_jax.files import opened
 from qil_jax.layers.visibility import visible_box
 from qil_jax.records.splits import split_of_text
+from qil_jax.strict_json import fitted, read_json
 
 LIST = "assets.json"
 """The file that lists the assets of a package."""
@@ -97,6 +100,9 @@ class Stored:
     licence: str
 
 
+STORED = TypeAdapter(list[with_config(ConfigDict(extra="forbid"))(Stored)])
+
+
 class _Pictures(Sequence[Asset]):
     """Pictures that are decoded on access."""
 
@@ -114,7 +120,7 @@ class _Pictures(Sequence[Asset]):
 
 @functools.lru_cache(maxsize=256)
 def _decoded(file: str) -> UInt8[np.ndarray, "y x 4"]:
-    with Image.open(file) as image:
+    with opened(Path(file)) as stream, Image.open(stream) as image:
         pixels = np.asarray(image.convert("RGBA"))
     box = visible_box(pixels[..., 3] > 8)
     if box is None:
@@ -170,11 +176,8 @@ def read_list(file: Path) -> list[Stored]:
     Raises:
       QilError: if the file, which the message names, is no list of assets.
     """
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-        return [Stored(**{**row, "kind": Kind(row["kind"])}) for row in rows]
-    except (ValueError, TypeError, KeyError) as error:
-        raise QilError(f"{file} does not list assets ({error}): remove its folder and fetch it again") from error
+    fix = "remove its folder and fetch it again"
+    return fitted(STORED, read_json(file, fix=fix), where=f"{file} does not list assets", fix=fix)
 
 
 def write_list(file: Path, assets: Sequence[Stored]) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qil_jax.command_line import Parser, seconds
-from qil_jax.errors import QilError
+from qil_jax.errors import QilError, say
 from qil_jax.extras import require
 from qil_jax.files import AnyPath, is_remote
 from qil_jax.launch import DISTRIBUTED_HELP, WAIT, WAIT_HELP
@@ -86,7 +86,7 @@ class Arguments:
                 if terminal:
                     progress.update(bar, completed=step, line=line)
                 else:
-                    print(f"step {step}  {line}", flush=True)
+                    say(f"step {step}  {line}")
 
             yield show
 
@@ -116,7 +116,7 @@ class _Help(argparse.Action):
             from qil_jax.training.describe import settings_text
 
             try:
-                print(f"\n{settings_text(namespace.config, namespace.set)}")
+                say(f"\n{settings_text(namespace.config, namespace.set)}")
             except QilError as error:
                 parser.exit(UNUSABLE, f"error: {error}\n")
         parser.exit()

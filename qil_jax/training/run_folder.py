@@ -6,8 +6,9 @@ import json
 import jax
 from etils import epath
 
-from qil_jax.files import AnyPath, write_whole
+from qil_jax.files import AnyPath, read_file, write_whole
 from qil_jax.loader.config import Workers
+from qil_jax.strict_json import MOST_BYTES
 from qil_jax.training.disk import absolute, at
 from qil_jax.training.experiment import Experiment, ExperimentError
 from qil_jax.training.settings import from_json, to_json
@@ -28,7 +29,7 @@ def check_folder(run: AnyPath, experiment: Experiment) -> None:
     file = run / EXPERIMENT
     if file.is_file():
         try:
-            before = from_json(file.read_bytes())
+            before = from_json(read_file(file, most=MOST_BYTES))
         except ExperimentError as error:
             raise ExperimentError(f"{file} cannot be read ({error}): give another --out") from error
         differing = differences(experiment, before)
@@ -65,7 +66,7 @@ def experiment_of(run: AnyPath) -> Experiment:
             f"{run} holds no run ({EXPERIMENT} is missing): give the folder that train.py --out named"
         )
     try:
-        return from_json(file.read_bytes())
+        return from_json(read_file(file, most=MOST_BYTES))
     except ExperimentError as error:
         raise ExperimentError(f"{file} cannot be read: {error}") from error
 

@@ -1,7 +1,6 @@
 """Overrides, JSON serialisation and validation by pydantic of an experiment's settings, by dotted name."""
 
 import dataclasses
-import json
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from qil_jax.command_line import nearest
+from qil_jax.errors import QilError, halved
+from qil_jax.strict_json import parse
 from qil_jax.training.experiment import Experiment, ExperimentError
 
 Names = tuple[str, ...]
@@ -30,10 +31,13 @@ def from_json(text: str | bytes) -> Experiment:
       ExperimentError: if the text is not JSON, or not that of an experiment.
     """
     try:
+        parse(text)  # pydantic's own parser takes a key twice
         return ADAPTER.validate_json(text, strict=True)
     except ValidationError as error:
         found = error.errors(include_url=False)
         raise ExperimentError("; ".join(f"{_dotted(e['loc']) or 'it'} {_fault(e)}" for e in found)) from error
+    except QilError as error:
+        raise ExperimentError(str(error)) from error
 
 
 def require_types(experiment: Experiment) -> None:
@@ -62,6 +66,9 @@ def changed(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     tree, given, problems = dataclasses.asdict(experiment), {}, []
     for override in overrides:
         name, equals, text = override.partition("=")
+        if half := halved(override):
+            problems.append(f"'{override}': has half of a surrogate pair, {half}: give text in UTF-8")
+            continue
         if not equals:
             problems.append(f"'{override}': write an override as name=value, such as steps=100")
             continue
@@ -125,8 +132,8 @@ def _value(kind: Any, text: str) -> Any:
         return {"true": True, "false": False}.get(text.lower(), text)
     if typing.get_origin(kind) is tuple:
         try:
-            return json.loads(text)
-        except ValueError:
+            return parse(text)
+        except QilError:
             return text
     return text
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from qil_jax.errors import message
 from qil_jax.mesh import gathered
 from qil_jax.programs import INTERRUPTED
 
@@ -62,7 +63,7 @@ class StopSignal:
                     continue
                 count += 1
                 if count > 1 and number[0] == signal.SIGINT:
-                    os.write(2, f"{self._last_words()}\n".encode())
+                    os.write(2, message(f"{self._last_words()}\n").encode())
                     for worker in multiprocessing.active_children():
                         worker.kill()
                     os._exit(INTERRUPTED)

@@ -17,7 +17,8 @@ from typing import Any, Protocol, runtime_checkable
 from etils import epath
 
 from qil_jax.errors import QilError
-from qil_jax.files import AnyPath, is_remote, write_whole
+from qil_jax.files import AnyPath, is_remote, read_file, write_whole
+from qil_jax.strict_json import parse, read_json
 from qil_jax.training.disk import at
 
 FILE = "metrics.jsonl"
@@ -52,7 +53,7 @@ class LinesSink:
     def __init__(self, run: AnyPath, *, since: int):
         """Lines of steps after `since` belong to an interrupted attempt and are removed."""
         self._file = run / FILE
-        lines = self._file.read_text().splitlines() if self._file.exists() else []
+        lines = read_file(self._file).decode(errors="replace").splitlines() if self._file.exists() else []
         self._lines = [text for text, line in _parsed(lines) if line["step"] <= since]
         self._appending = not is_remote(run)
         self._written = -math.inf
@@ -88,9 +89,11 @@ def _parsed(lines: list[str]) -> list[tuple[str, dict[str, Any]]]:
     found = []
     for line in lines:
         try:
-            found.append((line, json.loads(line)))
-        except ValueError:
+            values = parse(line)
+        except QilError:
             continue
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            found.append((line, values))
     return found
 
 
@@ -128,10 +131,10 @@ class WandbSink:
         """
         wandb = importlib.import_module("wandb")  # optional dependency: extra [track]
         file = epath.Path(run / WANDB_IDS)
-        try:
-            ids = json.loads(file.read_text()) if file.exists() else {}
-        except ValueError as error:
-            raise QilError(f"{file} cannot be read ({error}): remove it to begin a new run there") from error
+        fix = "remove it to begin a new run there"
+        ids = read_json(file, fix=fix) if file.exists() else {}
+        if not isinstance(ids, dict) or not all(isinstance(found, str) for found in ids.values()):
+            raise QilError(f"{file}: does not give projects their IDs; {fix}")
         if project not in ids:
             ids[project] = uuid.uuid4().hex[:12]
             with at(run):

@@ -8,11 +8,12 @@ import jax
 from etils import epath
 from flax import nnx
 
-from qil_jax.errors import ProblemsError
+from qil_jax.errors import ProblemsError, say
 from qil_jax.files import is_remote
 from qil_jax.models.lora import linear_maps
 from qil_jax.models.paths import slashed
 from qil_jax.records.sources import dataset_in
+from qil_jax.strict_json import read_json
 from qil_jax.training.experiment import Experiment, ExperimentError
 from qil_jax.training.lora import differences
 from qil_jax.training.stages.kinds import Stage
@@ -170,7 +171,7 @@ def report_new(experiment: Experiment) -> None:
     """Print in one process what is new in the network, if anything is."""
     text = new_text(experiment)
     if text and jax.process_index() == 0:
-        print(text, flush=True)
+        say(text)
 
 
 def _require_channels(experiment: Experiment) -> None:
@@ -195,9 +196,8 @@ def origin_of(folder: Path) -> Stage | None:
     file = folder / ORIGIN
     if not file.is_file():
         return None
+    fix = "give another checkpoint, or remove the file if no stage wrote this one"
     try:
-        return Stage(json.loads(file.read_text())["stage"])
+        return Stage(read_json(file, fix=fix)["stage"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ExperimentError(
-            f"{file}: names no stage ({error}): give another checkpoint, or remove the file if no stage wrote this one"
-        ) from error
+        raise ExperimentError(f"{file}: names no stage ({error}): {fix}") from error

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+from qil_jax.errors import message
 from qil_jax.files import AnyPath
 from qil_jax.programs import HUNG
 
@@ -106,7 +107,7 @@ class Watchdog:
     def _report(self, activity: _Activity, waited: float) -> None:
         """Say all that is known. What touches the run's folder may block as well, and is given up after a while."""
         line = f"{self._name()} has waited {waited:.0f} s for: {activity.text}"
-        os.write(2, f"{line}\n".encode())
+        os.write(2, message(f"{line}\n").encode())
         faulthandler.dump_traceback(2, all_threads=True)
         grace = min(GRACE, self.timeout)
         writing = threading.Thread(target=self._try_to_share, args=(line, time.monotonic() + grace), daemon=True)
@@ -122,7 +123,7 @@ class Watchdog:
         try:
             self._share(line, until)
         except OSError as error:
-            os.write(2, f"{self._run / FOLDER}: {error}\n".encode())
+            os.write(2, message(f"{self._run / FOLDER}: {error}\n").encode())
 
     def _share(self, line: str, until: float) -> None:
         """Write this process's file, wait for those of the others, and say what they have waited for."""
@@ -134,7 +135,7 @@ class Watchdog:
         while len(lines := self._said_by_others()) < self._count - 1 and time.monotonic() < until:
             time.sleep(0.2)
         for other in [*lines, self._last_words()]:
-            os.write(2, f"{other}\n".encode())
+            os.write(2, message(f"{other}\n").encode())
         if self._index == 0 and self._count > 1:
             time.sleep(LAST)
 

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -148,13 +148,29 @@ class _Unparametrised:
         return np.pad(stored, added + [(0, 0)] * (stored.ndim - len(added)))
 
 
+def _once(*copied: Path) -> Callable[[str, list[str]], Sequence[str]]:
+    """For `shutil.copytree`: leaves out folders that are copied already, to which links lead, maybe in a circle."""
+    seen = set(map(os.path.realpath, copied))
+
+    def leave_out(folder: str, names: list[str]) -> Sequence[str]:
+        places = {name: os.path.realpath(Path(folder) / name) for name in names if (Path(folder) / name).is_dir()}
+        again = [name for name, place in places.items() if place in seen]
+        seen.update(places.values())
+        return again
+
+    return leave_out
+
+
 def _carry(folder: Path, component: Component, others: Mapping[Component, Path]) -> None:
     """Copy the frozen components, and all files outside of components."""
     base = others[Component.TRANSFORMER]
     for item in sorted(base.iterdir()):
         if item.name in tuple(Component) or item.name == ORIGIN or item.name.startswith("."):
             continue
-        shutil.copytree(item, folder / item.name) if item.is_dir() else shutil.copyfile(item, folder / item.name)
+        if item.is_dir():
+            shutil.copytree(item, folder / item.name, ignore=_once(base, item))
+        else:
+            shutil.copyfile(item, folder / item.name)
     for part, source in others.items():
         if part is not component:
             copy_released(source, folder, part)

@@ -8,7 +8,6 @@ import json
 import math
 import re
 import struct
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from qil_jax.errors import ProblemsError
-from qil_jax.models.config import shown
+from qil_jax.errors import ProblemsError, QilError, halved, shown
+from qil_jax.strict_json import MOST_BYTES, parse
 
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -31,8 +30,6 @@ DTYPES = {
     "I32": np.dtype(np.int32),
     "I64": np.dtype(np.int64),
 }
-MOST_JSON_BYTES = 100_000_000
-"""Maximum size of JSON in bytes, equal to the safetensors library's limit for headers."""
 MOST_DEPTH = 64
 """Maximum nesting depth of JSON objects and lists."""
 MOST_AXES = 32
@@ -101,11 +98,11 @@ def read_json(file: Path, *, fix: str = DOWNLOAD) -> dict[str, Any]:
         raise WeightsError([f"{file}: missing; {fix}"])
     try:
         size = file.stat().st_size
-        data = file.read_bytes() if size <= MOST_JSON_BYTES else b""
+        data = file.read_bytes() if size <= MOST_BYTES else b""
     except OSError as error:
         raise WeightsError([f"{file}: {error.strerror or error}; {fix}"]) from error
-    if size > MOST_JSON_BYTES:
-        raise WeightsError([f"{file}: {size} bytes, at most {MOST_JSON_BYTES} are read; {fix}"])
+    if size > MOST_BYTES:
+        raise WeightsError([f"{file}: {size} bytes, at most {MOST_BYTES} are read; {fix}"])
     return parse_object(data, where=str(file), fix=fix)
 
 
@@ -118,46 +115,14 @@ def parse_object(data: bytes, *, where: str, fix: str = DOWNLOAD) -> dict[str, A
     if data.startswith(LFS):
         raise WeightsError([f"{where}: {POINTER}"])
     try:
-        text = data.decode("utf-8")
-        values = json.loads(text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_finite)
-        if not _is_shallow(values):
-            raise ValueError(f"nested more than {MOST_DEPTH} levels deep")
-        if re.search(r"\\u[dD][89a-fA-F]", text):  # it may contain an unpaired surrogate, which cannot be printed
-            json.dumps(values, ensure_ascii=False).encode("utf-8")
-    except RecursionError as error:
-        raise WeightsError([f"{where}: nested more than {MOST_DEPTH} levels deep; {fix}"]) from error
-    except ValueError as error:
-        raise WeightsError([f"{where}: is not JSON as it should be ({error}); {fix}"]) from error
+        values = parse(data, depth=MOST_DEPTH)
+    except QilError as error:
+        raise WeightsError([f"{where}: {error}; {fix}"]) from error
+    if re.search(rb"\\u[dD][89a-fA-F]", data) and halved(json.dumps(values, ensure_ascii=False)):
+        raise WeightsError([f"{where}: holds half of a surrogate pair, which cannot be printed; {fix}"])
     if not isinstance(values, dict):
         raise WeightsError([f"{where}: holds no JSON object; {fix}"])
     return values
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        raise ValueError(f"key {shown(next(key for key, count in counts.items() if count > 1))} occurs twice")
-    return values
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{shown(text)} is no finite number")
-    return value
-
-
-def _is_shallow(values: Any) -> bool:
-    level = [values]
-    for _ in range(MOST_DEPTH):
-        level = [
-            child
-            for node in level
-            if isinstance(node, dict | list)
-            for child in (node.values() if isinstance(node, dict) else node)
-        ]
-    return not level
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -206,7 +171,7 @@ def _header(file: Path) -> tuple[dict[str, Any], int, int]:
                     raise WeightsError([f"{file}: {POINTER}"])
                 if head.startswith(GGUF):
                     raise WeightsError([f"{file}: is a GGUF file, which is not read: give the released safetensors"])
-                data = stream.read(length) if 2 <= length <= min(size - 8, MOST_JSON_BYTES) else b""
+                data = stream.read(length) if 2 <= length <= min(size - 8, MOST_BYTES) else b""
     except OSError as error:
         raise WeightsError([f"{file}: {error.strerror or error}"]) from error
     if not data:

@@ -124,7 +124,7 @@ def test_bad_command_lines_write_nothing(result, ops, tmp_path, monkeypatch, arg
         ("ops.json", '[{"op": "move", "layer": 9}]', r"ops.json:\n  operation 1 \(move\), layer: layer 9 is none"),
         ("result/result.json", "{}", "does not list layers"),
         ("result/result.json", '{"files": {}}', "does not list layers"),
-        ("result/result.json", '{"files": {}, "layers": []}', "one canvas is needed"),
+        ("result/result.json", '{"files": {}, "layers": []}', "layers: List should have at least 1 item"),
         ("result/01_layer_0.png", "no picture", "01_layer_0.png: cannot be read as a picture"),
     ],
 )
@@ -138,8 +138,8 @@ def test_bad_inputs_write_nothing(result, ops, tmp_path, file, text, words):
 @pytest.mark.parametrize(
     ("file", "text", "words"),
     [
-        ("layered.json", "[", "layered.json: is no JSON"),
-        ("layered.json", "[]", "layered.json: is no JSON object"),
+        ("layered.json", "[", "layered.json: is not JSON"),
+        ("layered.json", "[]", "layered.json:\n  it: Input should be a dictionary"),
         ("0.png", "no picture", "0.png: cannot be read as a picture"),
     ],
 )

@@ -52,7 +52,7 @@ def problems_of(*items) -> tuple[str, ...]:
         (named("move", 1, dx="1"), "dx: input should be a valid integer, got '1'"),
         (named("move", 1, dy=1e9), "dy: input should be"),
         (named("move", 1, x=1), "x: is no field, it has op, layer, dx, dy"),
-        (named("rotate", 1, degrees=float("nan")), "degrees: input should be"),
+        (named("rotate", 1, degrees=float("nan")), "'NaN' is no finite number"),
         (named("resize", 1), r"operation 1 \(resize\): give either scale, or width, height or both"),
         (named("resize", 1, scale=2, width=3), "give either scale"),
         (named("resize", 1, scale=0), "scale: input should be greater than 0"),
@@ -93,7 +93,7 @@ def test_a_problem_is_said_by_operation_and_field(item, words):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("[1", "is no JSON"), ("{}", "is no JSON list"), (b"\xff", "is no JSON"), ("[" * 10**5, "no JSON")],
+    [("[1", "is not JSON"), ("{}", "is no JSON list"), (b"\xff", "is not JSON"), ("[" * 10**5, "levels deep")],
 )
 def test_a_file_that_is_no_script_is_refused(text, words):
     with pytest.raises(ScriptError, match=words):

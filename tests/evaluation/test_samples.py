@@ -61,7 +61,7 @@ def test_a_folder_is_gone_on_with_by_the_same_alone(tmp_path):
         claim(out, {"steps": 3})
     assert json.loads((out / "job.json").read_text()) == {"steps": 2, "seed": 1}
     (out / "job.json").write_text("{")
-    with pytest.raises(ValueError, match=r"job\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"job\.json: is not JSON as it should be"):
         claim(out, {"steps": 2})
     (tmp_path / "photographs").mkdir()
     (tmp_path / "photographs" / "a.png").touch()

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from psd_tools import PSDImage
 
+from qil_jax.errors import QilError
 from qil_jax.export.names import safe_name
 from qil_jax.export.png import write_pngs
-from qil_jax.export.psd import write_psd
+from qil_jax.export.psd import read_psd, write_psd
 from qil_jax.export.result import (
     ResultError,
     read_record,
@@ -201,3 +202,15 @@ def test_psnr_by_hand():
     assert recomposition_psnr(layered, original) == pytest.approx(20 * math.log10(255))
     original[..., 3] = 0  # clear: white shows through, whatever the colour
     assert math.isinf(recomposition_psnr(layered, original))
+
+
+def test_a_document_with_one_channel_twice_is_refused(tmp_path):
+    """Damage that has no checksum: which of the two counts, programs decide differently."""
+    layers = np.random.default_rng(0).integers(1, 256, (2, 6, 5, 4), np.uint8)
+    write_psd(LayeredImage(layers=layers, names=("a", "b")), tmp_path / "a.psd")
+    document = PSDImage.open(tmp_path / "a.psd")
+    document[1]._record.channel_info[0].id = document[1]._record.channel_info[1].id
+    with (tmp_path / "b.psd").open("wb") as stream:
+        document._record.write(stream)
+    with pytest.raises(QilError, match=r"b.psd: layer 'b' has one channel twice"):
+        read_psd(tmp_path / "b.psd")

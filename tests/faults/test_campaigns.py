@@ -1,7 +1,10 @@
 """Small runs of the campaigns of tools/fuzz, whose figures are in docs/reliability.md, and that they can fail."""
 
+import dataclasses
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psd_files
@@ -9,13 +12,18 @@ import pytest
 from in_process import watched_here
 
 from qil_jax.documents import prepare
+from qil_jax.export import bounds, formats
+from qil_jax.export.format import Format
+from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.programs import ended
 from tools import build_dataset
 from tools.fuzz import __main__ as fuzz
 from tools.fuzz import commands as fuzz_commands
 from tools.fuzz import kills as fuzz_kills
+from tools.fuzz import own_json as fuzz_json
 from tools.fuzz import pictures as fuzz_pictures
-from tools.fuzz.cases import watched
+from tools.fuzz import readers as fuzz_readers
+from tools.fuzz.cases import ROOT, watched
 
 
 @pytest.mark.full
@@ -88,3 +96,57 @@ def test_a_full_disk_during_a_build_is_reported(monkeypatch, tmp_path, capsys):
     assert advice.startswith("documents that are prepared stay so; to go on: ")
     monkeypatch.undo()
     assert build_dataset.main(words) == 0
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Cases of readers in this process, which has too many threads to be forked."""
+    monkeypatch.setattr(bounds, "MOST_PIXELS", bounds.MOST_PIXELS)  # campaigns lower it
+    for module in (fuzz_readers, fuzz_json):
+        monkeypatch.setattr(module, "judged", lambda seeds, judge: map(judge, seeds))
+
+
+@pytest.mark.parametrize(("campaign", "count"), [("psd", 20), ("ora", 30), ("pptx", 20), ("zip", 30), ("json", 100)])
+def test_broken_files_are_read_as_they_are_or_refused(campaign, count, here, capsys):
+    assert fuzz.main([campaign, "--count", str(count)]) == 0, capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert ": read" in printed and ": refused" in printed
+
+
+def test_the_campaigns_of_readers_find_tracebacks_and_silent_differences(here, monkeypatch, capsys):
+    read = formats.READERS[Format.ZIP]
+
+    def renamed(file: Path) -> LayerTree:
+        tree = read(file)
+        names = tuple(f"{name}." for name in tree.layered.names)
+        return dataclasses.replace(tree, layered=dataclasses.replace(tree.layered, names=names))
+
+    monkeypatch.setitem(formats.READERS, Format.ZIP, renamed)
+    assert fuzz.main(["zip", "--count", "20"]) == 1
+    assert "its layers are not those that the manifest lists" in capsys.readouterr().out
+    monkeypatch.setitem(formats.READERS, Format.ZIP, lambda file: {}["a programming error"])
+    assert fuzz.main(["zip", "--count", "1"]) == 1
+    assert "KeyError: 'a programming error'" in capsys.readouterr().out
+
+
+DEADLY = """
+import ctypes
+from tools.fuzz.cases import Case
+from tools.fuzz.isolated import judged
+def judge(seed):
+    if seed == 1:
+        ctypes.string_at(0)
+    while seed == 3:
+        pass
+    return Case(seed=seed, outcome="read")
+for case in judged(range(5), judge, seconds=1):
+    print(case.seed, case.failure or case.outcome)
+"""
+
+
+@pytest.mark.full
+def test_a_case_that_dies_or_hangs_ends_no_campaign():
+    call = [sys.executable, "-c", DEADLY]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True)
+    died, hung = "1 ended its process (signal 11)", "3 took more than 1 s"
+    assert done.stdout.splitlines() == ["0 read", died, "2 read", hung, "4 read"]

@@ -7,12 +7,12 @@ import struct
 import numpy as np
 import pytest
 from loras import random_lora
-from mutations import damaged_json
 
 from qil_jax.weights import Component, LoRAError, read_lora, write_lora
 from qil_jax.weights.released import CONFIGS
 from qil_jax.weights.tables import table_of
 from tools.fuzz.cases import mutate
+from tools.fuzz.damage import damaged_json
 
 SMALL = {**CONFIGS[Component.TRANSFORMER], "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16}
 SMALL |= {"axes_dims_rope": [4, 6, 6], "joint_attention_dim": 48}

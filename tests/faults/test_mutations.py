@@ -11,7 +11,6 @@ import pytest
 import safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mutations import damaged_json
 
 from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.flow import Schedule
@@ -26,6 +25,7 @@ from qil_jax.weights.tables.entries import Component, targets
 from qil_jax.weights.tokenizer import tokenizer_problems
 from tools import validate
 from tools.fuzz.cases import mutate
+from tools.fuzz.damage import damaged_json
 from tools.make_demo_checkpoint import write_checkpoint
 
 HEADERS, INDEXES, CONFIGS, TOKENIZERS, ARRAYS, PROGRAMS = 4000, 3000, 3000, 150, 20, 30

@@ -76,7 +76,7 @@ def test_descriptions_from_the_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[", "Invalid JSON"),
+        ("[", "is not JSON"),
         ("[]", "it describes no layer"),
         ('[{"txt": 1}]', "0.txt: Unexpected keyword argument"),
         ('[{}, {"box": [5, 5, 5, 9]}]', r"1.box: \[5, 5, 5, 9\] has no area"),

@@ -232,7 +232,7 @@ def test_experiments_are_read_back_from_json(file):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", "it is not valid: invalid JSON"),
+        ("{", "is not JSON as it should be"),
         ("[]", "it is not valid: input should be an object"),
         ("{}", "stage is not valid: field required; start is not"),
     ],

@@ -35,7 +35,7 @@ def test_all_else_must_stay(tmp_path, override):
 def test_an_experiment_that_cannot_be_read(tmp_path, text):
     (tmp_path / EXPERIMENT).write_text(text)
     with pytest.raises(
-        ExperimentError, match=r"experiment.json cannot be read \(.* is not valid: .*give another --out"
+        ExperimentError, match=r"experiment.json cannot be read \(.*is not (valid|JSON).*give another --out"
     ):
         check_folder(tmp_path, experiment())
 

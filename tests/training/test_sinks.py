@@ -93,5 +93,5 @@ def test_a_run_that_cannot_be_opened_is_refused(quick: QuickRuns, wandb: Wandb, 
 
 def test_ids_that_cannot_be_read(wandb: Wandb, tmp_path):
     (tmp_path / "wandb.json").write_text("{")
-    with pytest.raises(QilError, match=r"wandb.json cannot be read .*remove it to begin a new run there"):
+    with pytest.raises(QilError, match=r"wandb.json: is not JSON .*remove it to begin a new run there"):
         WandbSink("layers", tmp_path, {})

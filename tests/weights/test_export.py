@@ -69,6 +69,18 @@ def test_what_the_parameters_do_not_hold_is_kept(tmp_path):
         np.testing.assert_array_equal(x, before[name] * (2 if name.startswith("model.") else 1))
 
 
+def test_links_that_lead_back_are_not_followed_round_in_circles(transformer, tmp_path):
+    more = transformer.base / "more"
+    (more / "deep").mkdir(parents=True)
+    (more / "deep" / "notes.txt").write_text("kept")
+    (more / "file").symlink_to("deep/notes.txt")
+    for name, target in {"base": "..", "here": ".", "deep/up": ".."}.items():
+        (more / name).symlink_to(target)
+    export.export_checkpoint(tmp_path / "out", **transformer.arguments)
+    copied = tmp_path / "out" / "more"
+    assert sorted(str(path.relative_to(copied)) for path in copied.rglob("*")) == ["deep", "deep/notes.txt", "file"]
+
+
 def test_a_failed_export_leaves_nothing_and_no_others_folder_is_touched(transformer, tmp_path, monkeypatch):
     (tmp_path / "out.unfinished").mkdir()
     (tmp_path / "out.unfinished" / "precious").write_text("kept")

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from qil_jax.command_line import Parser
+from qil_jax.errors import say
 from qil_jax.extras import require
 from qil_jax.programs import run_main
 from qil_jax.terminal import Table
@@ -24,8 +25,15 @@ CAMPAIGNS = {
     "pictures": "pictures of all formats, through infer.py",
     "commands": "command lines of the programs",
     "kills": "programs killed at random times and started again",
+    "psd": "Photoshop documents, through the reader of tools/export.py",
+    "ora": "OpenRaster files, likewise",
+    "pptx": "presentations, likewise",
+    "zip": "archives of PNGs with a manifest, likewise",
+    "json": "files of JSON that programs of the package write and read again",
 }
-"""Each NAME is a function NAME(seeds, folder) of the module tools.fuzz.NAME, which yields a Case for each seed."""
+"""Each NAME is a function NAME(seeds, folder), of tools.fuzz.NAME or as MODULES says, which yields a Case a seed."""
+MODULES = {"psd": "readers", "ora": "readers", "pptx": "readers", "zip": "readers", "json": "own_json"}
+"""The modules that are called otherwise."""
 NEEDS = {"documents": build_dataset.NEEDS, "commands": make_scenes.NEEDS, "kills": build_dataset.NEEDS}
 """Campaign to the optional modules of the programs that it calls."""
 
@@ -48,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     require(f"tools/fuzz {arguments.campaign}", *NEEDS.get(arguments.campaign, ()))
     if arguments.count < 1 or arguments.seed < 0:
         parse.error(f"--count must be at least 1 and --seed 0, got {arguments.count} and {arguments.seed}")
-    campaign = getattr(importlib.import_module(f"tools.fuzz.{arguments.campaign}"), arguments.campaign)
+    module = MODULES.get(arguments.campaign, arguments.campaign)
+    campaign = getattr(importlib.import_module(f"tools.fuzz.{module}"), arguments.campaign)
     outcomes, failures = collections.Counter[str](), []
     seeds = range(arguments.seed, arguments.seed + arguments.count)
     with tempfile.TemporaryDirectory() as folder:
@@ -56,14 +65,14 @@ def main(argv: list[str] | None = None) -> int:
             outcomes[case.outcome] += 1
             if case.failure:
                 failures.append(case)
-                print(f"FAILED, seed {case.seed}: {case.failure}", flush=True)
+                say(f"FAILED, seed {case.seed}: {case.failure}")
             if done % max(1, arguments.count // 10) == 0:
-                print(f"{done}/{arguments.count} cases, {len(failures)} failed", flush=True)
+                say(f"{done}/{arguments.count} cases, {len(failures)} failed")
     table = Table("outcome", "cases")
     for outcome, count in outcomes.most_common():
         table.add_row(outcome, str(count))
     Console().print(table)
-    print(f"{outcomes.total()} cases from seed {arguments.seed}: {len(failures)} failed")
+    say(f"{outcomes.total()} cases from seed {arguments.seed}: {len(failures)} failed")
     return 1 if failures else 0
 
 

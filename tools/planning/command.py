@@ -5,6 +5,7 @@ import dataclasses
 
 from etils import epath
 
+from qil_jax.errors import say
 from qil_jax.files import write_whole
 from qil_jax.kernels import Spread
 from qil_jax.limits import Passes
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _tell(result: Result, arguments: argparse.Namespace, *, steps: int | None = None) -> None:
-    print(report(result, steps=steps))
+    say(report(result, steps=steps))
     if arguments.json is not None:
         write_whole(epath.Path(arguments.json), RESULT.dump_json(result, indent=1))
 
@@ -80,6 +81,6 @@ def _training(arguments: argparse.Namespace) -> TrainingPlan:
 def _sweep(arguments: argparse.Namespace) -> None:
     plan = _inference(arguments)
     results = swept(plan, Results(arguments.cache), effort=arguments.effort)
-    print(ranking(results, steps=arguments.steps))
+    say(ranking(results, steps=arguments.steps))
     if arguments.picture is not None:
         draw(results, arguments.picture)

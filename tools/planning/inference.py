@@ -1,7 +1,6 @@
 """The programs of inference at the released size with shapes in place of arrays: what `infer.py` compiles."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from qil_jax.mesh import MeshShape, Rules, Task, Weights, make_mesh, rules_for
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.quantised import Quantisation, quantise
 from qil_jax.models.vld_mmdit import MMDiTConfig, TokenLayout, VLDMMDiT
+from qil_jax.strict_json import read_json
 from qil_jax.weights import Component, abstract
 from tools.planning.abstract import cast, device_bytes, fresh_network, network, place_shapes, placed_shapes
 from tools.planning.cache import Results, planned
@@ -167,13 +167,7 @@ def transformer_of(plan: InferencePlan) -> VLDMMDiT:
     """
     if plan.transformer is None:
         return fresh_network(Component.TRANSFORMER)
-    try:
-        values = json.loads(plan.transformer.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise QilError(
-            f"{plan.transformer}: cannot be read as JSON ({error}): give a transformer/config.json"
-        ) from error
-    return abstract(Component.TRANSFORMER, values)
+    return abstract(Component.TRANSFORMER, read_json(plan.transformer, fix="give a transformer/config.json"))
 
 
 def abstract_batch(plan: InferencePlan, config: MMDiTConfig, ways: Ways) -> SequenceBatch:

@@ -1,11 +1,10 @@
 """docs/pods.md: tables between marks, from the results in docs/pods.json."""
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from qil_jax.errors import QilError
+from qil_jax.errors import QilError, complain
 from qil_jax.mesh import MeshError
 from tools.planning import programs
 from tools.planning.cache import Results
@@ -33,11 +32,11 @@ def write_page(*, only: str = "") -> None:
     kept, wanted = Results(RESULTS), programs.programs()
     for number, (name, make) in enumerate(wanted.items(), start=1):
         if only in name:
-            print(f"{number}/{len(wanted)} {name}", file=sys.stderr, flush=True)
+            complain(f"{number}/{len(wanted)} {name}")
             try:
                 make(kept)
             except MeshError as error:
-                print(f"  left out: {'; '.join(error.problems)}", file=sys.stderr, flush=True)
+                complain(f"  left out: {'; '.join(error.problems)}")
     if not only:
         kept.keep(wanted)
     PAGE.write_text(page(), encoding="utf-8")

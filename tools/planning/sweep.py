@@ -1,9 +1,9 @@
 """All meshes of a topology for a denoise step, compiled one after another and ranked by their bound."""
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 
+from qil_jax.errors import complain
 from qil_jax.kernels import Spread
 from qil_jax.limits import Passes
 from qil_jax.mesh import MeshError, MeshShape, Weights
@@ -47,11 +47,11 @@ def swept(plan: InferencePlan, kept: Results, *, effort: float = 0.0) -> Named:
     plans = list(candidates(plan))
     for number, candidate in enumerate(plans, start=1):
         name = name_of(candidate)
-        print(f"{number}/{len(plans)} {name}", file=sys.stderr, flush=True)
+        complain(f"{number}/{len(plans)} {name}")
         try:
             found[name] = plan_inference(candidate, effort=effort, kept=kept)
         except MeshError as error:
-            print(f"  left out: {'; '.join(error.problems)}", file=sys.stderr, flush=True)
+            complain(f"  left out: {'; '.join(error.problems)}")
     return dict(sorted(found.items(), key=lambda item: _rank(item[1])))
 
 

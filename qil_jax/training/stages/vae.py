@@ -15,6 +15,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from qil_jax.encoders.pixels import to_float, to_uint8
+from qil_jax.errors import say
 from qil_jax.loader.batch import Batch
 from qil_jax.mesh import TRAINING_RULES
 from qil_jax.models.lpips import lpips
@@ -122,7 +123,7 @@ def load_perceptual_loss(loss: VAELoss) -> PerceptualLoss | None:
         return None
     missing = missing_perceptual(loss)
     if missing is not None:
-        print(missing, flush=True)
+        say(missing)
         return None
     weights, network = load_lpips(Path(str(loss.perceptual_weights)))
     return functools.partial(lpips, weights, network)
