@@ -96,7 +96,7 @@ class Calls:
 
     def is_wanted(self, number: str) -> bool:
         """Whether a client waits for a running call: it listens or has only just called, and did not cancel it."""
-        return any(event._id == number and self._wanted(event) for event in self._running())
+        return any(event._id == number and self._wanted(event, self.streams.patience) for event in self._running())
 
     def uploads(self) -> set[str]:
         """Paths of the pictures of all calls that wait or run."""
@@ -106,10 +106,12 @@ class Calls:
     def abandon(self) -> None:
         """Drop waiting calls that nobody wants, and what is left of answers that nobody can get any more.
 
-        To be called by the server's thread.
+        To be called by the server's thread, before a call.
         """
-        queue = self._queue
-        for event in [event for event in self._waiting() if not self._wanted(event)]:
+        queue, waiting = self._queue, list(self._waiting())
+        is_full = queue.max_size is not None and len(waiting) >= queue.max_size
+        patience = self.streams.haste if is_full else self.streams.patience
+        for event in [event for event in waiting if not self._wanted(event, patience)]:
             queue.event_queue_per_concurrency_id[event.concurrency_id].queue.remove(event)
             queue.event_ids_to_events.pop(event._id, None)
             numbers = queue.pending_event_ids_session.get(event.session_hash, set())
@@ -120,8 +122,8 @@ class Calls:
         for session in [session for session in queue.pending_event_ids_session if session not in kept]:
             del queue.pending_event_ids_session[session]
 
-    def _wanted(self, event: Event) -> bool:
-        is_new = time.monotonic() - event.enqueue_time < self.streams.patience
+    def _wanted(self, event: Event, patience: float) -> bool:
+        is_new = time.monotonic() - event.enqueue_time < patience
         return event.alive and (is_new or self.streams.any((event._id, event.session_hash)))
 
     def _running(self) -> Iterator[Event]:

@@ -68,6 +68,7 @@ def launched(served: "Served", *, host: str, port: int, root_path: str | None = 
     from starlette.middleware import Middleware
 
     from qil_jax.app.calls import Calls
+    from qil_jax.app.connections import bound
     from qil_jax.app.guard import Guard
     from qil_jax.app.look import CSS, theme
     from qil_jax.app.page import build, checked
@@ -96,6 +97,7 @@ def launched(served: "Served", *, host: str, port: int, root_path: str | None = 
         run_history=False,
         ssr_mode=False,
     )
+    bound(page.server)
     served.storage.keep()
     return page
 
