@@ -1,5 +1,6 @@
 """The folder of uploads and results: it stays within a number of bytes and a time, and what is in use stays."""
 
+import os
 import shutil
 import threading
 import time
@@ -118,9 +119,13 @@ def _modified(entry: Path) -> float:
 
 
 def _size(entry: Path) -> int:
-    """The bytes of an entry and of all below it; those of a file with several names count for each."""
+    """The bytes of an entry and of all below it; those of a file with several names count for each.
+
+    Results are moved meanwhile, and os.walk passes over what is no longer there.
+    """
     size = 0
-    for file in (entry, *entry.rglob("*")):
+    below = (Path(folder, name) for folder, folders, files in os.walk(entry) for name in (*folders, *files))
+    for file in (entry, *below):
         try:
             size += max(file.stat(follow_symlinks=False).st_size, LEAST)
         except FileNotFoundError:

@@ -4,7 +4,7 @@ import http.client
 import http.server
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 
 from waiting import HANGS
 
@@ -30,18 +30,18 @@ def proxied(port: int, path: str, *, forwards: bool) -> Iterator[str]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             headers = {name: value for name, value in self.headers.items() if name.lower() not in OWN} | {"Host": host}
             headers |= {"X-Forwarded-Host": host, "X-Forwarded-Proto": "http"} if forwards else {}
-            server = http.client.HTTPConnection("127.0.0.1", port, timeout=HANGS)
-            server.request(self.command, below, body or None, headers)
-            answer = server.getresponse()
-            self.send_response(answer.status)
-            for name, value in answer.getheaders():
-                if name.lower() not in OWN:
-                    self.send_header(name, value)
-            self.send_header("Connection", "close")
-            self.end_headers()
-            while piece := answer.read1(2**16):
-                self.wfile.write(piece)
-            server.close()
+            ended = suppress(OSError, http.client.HTTPException)  # of either side, such as streams at the end
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=HANGS)) as server, ended:
+                server.request(self.command, below, body or None, headers)
+                answer = server.getresponse()
+                self.send_response(answer.status)
+                for name, value in answer.getheaders():
+                    if name.lower() not in OWN:
+                        self.send_header(name, value)
+                self.send_header("Connection", "close")
+                self.end_headers()
+                while piece := answer.read1(2**16):
+                    self.wfile.write(piece)
 
         do_GET = do_POST = do_HEAD = handed_on  # noqa: N815
 
