@@ -23,10 +23,13 @@ CAMPAIGNS = {
     "documents": "Photoshop documents and the files beside them, through build_dataset.py",
     "pictures": "pictures of all formats, through infer.py",
     "commands": "command lines of the programs",
+    "edits": "edit scripts, through edit.py",
+    "app": "the HTTP API of the app, without a model",
     "kills": "programs killed at random times and started again",
 }
 """Each NAME is a function NAME(seeds, folder) of the module tools.fuzz.NAME, which yields a Case for each seed."""
 NEEDS = {"documents": build_dataset.NEEDS, "commands": make_scenes.NEEDS, "kills": build_dataset.NEEDS}
+NEEDS |= {"app": ("gradio",)}
 """Campaign to the optional modules of the programs that it calls."""
 
 
