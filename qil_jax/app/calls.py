@@ -1,6 +1,6 @@
 """The calls of the page: what each takes, which of them wait or run, and whether anybody waits for their answer.
 
-The only module that knows gradio's queue from within.
+The only module that knows gradio's queue from within, and what else gradio keeps.
 """
 
 import time
@@ -10,12 +10,15 @@ from typing import Any
 from gradio import Blocks
 from gradio.block_function import BlockFunction
 from gradio.queueing import Event
+from gradio.routes import file_upload_statuses
 
 from qil_jax.app.streams import Streams
 from qil_jax.errors import QilError, shown
 
 DECOMPOSE = "decompose"
 """The name of the app's one call."""
+MOST_WATCHED = 1000
+"""Uploads that ended and whose progress is kept for those who watch it."""
 
 
 class UnknownCallError(QilError):
@@ -121,6 +124,20 @@ class Calls:
         kept = queue.pending_messages_per_session
         for session in [session for session in queue.pending_event_ids_session if session not in kept]:
             del queue.pending_event_ids_session[session]
+
+    def forget_uploads(self) -> None:
+        """Drop what gradio would keep of every upload until the end: its path, and how far it is.
+
+        Whoever watches an upload sees its end unless `MOST_WATCHED` others came.
+        """
+        self.page.upload_file_set.clear()
+        statuses, signals = file_upload_statuses._statuses, file_upload_statuses._signals
+        if len(statuses) > MOST_WATCHED:
+            for number in [number for number, status in list(statuses.items()) if status.is_done]:
+                file_upload_statuses.stop_tracking(number)
+        for number in [number for number, signal in list(signals.items()) if not signal._waiters]:
+            if number not in statuses:
+                signals.pop(number, None)
 
     def _wanted(self, event: Event, patience: float) -> bool:
         is_new = time.monotonic() - event.enqueue_time < patience

@@ -114,8 +114,12 @@ def serve(served: "Served", *, host: str, port: int, root_path: str | None = Non
     Raises:
       OSError: if the port is taken.
     """
+    from qil_jax.app.calls import Calls
+
     page = launched(served, host=host, port=port, root_path=root_path)
+    calls = Calls(page, served.streams)
     print(f"serving {page.local_url}", flush=True)
     while True:
         time.sleep(min(SWEEP, served.storage.seconds))
         served.storage.sweep()
+        calls.forget_uploads()

@@ -1,0 +1,39 @@
+"""What is kept of uploads within gradio."""
+
+import asyncio
+
+from gradio.routes import file_upload_statuses
+from offering import offered
+
+from qil_jax.app import calls
+from qil_jax.app.calls import Calls
+from qil_jax.app.page import build
+from qil_jax.app.streams import Streams
+
+
+def test_nothing_is_kept_of_uploads_that_nobody_watches(tmp_path, monkeypatch):
+    """Their paths, and the progress of those that ended, once there are many."""
+    monkeypatch.setattr(calls, "MOST_WATCHED", 3)
+    page = build(offered(tmp_path))
+    kept = Calls(page, Streams())
+
+    async def watch() -> None:
+        watched = asyncio.create_task(file_upload_statuses.is_tracked("watched"))
+        await asyncio.sleep(0)
+        file_upload_statuses.append("running", "x.png", b"x")
+        for number in range(2):
+            file_upload_statuses.set_done(f"{number}")
+            file_upload_statuses._signals[f"asked for {number}"]
+        kept.forget_uploads()
+        assert set(file_upload_statuses._statuses) == {"running", "0", "1"}
+        file_upload_statuses.set_done("2")
+        page.upload_file_set.add("x")
+        kept.forget_uploads()
+        assert set(file_upload_statuses._statuses) == {"running"} and page.upload_file_set == set()
+        assert set(file_upload_statuses._signals) == {"running", "watched"}
+        file_upload_statuses.set_done("watched")
+        assert await watched
+
+    asyncio.run(watch())
+    file_upload_statuses._statuses.clear()
+    file_upload_statuses._signals.clear()
