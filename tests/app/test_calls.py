@@ -1,21 +1,25 @@
 """What is kept of uploads within gradio."""
 
 import asyncio
+from types import SimpleNamespace
 
 from gradio.routes import file_upload_statuses
-from offering import offered
 
 from qil_jax.app import calls
 from qil_jax.app.calls import Calls
-from qil_jax.app.page import build
-from qil_jax.app.streams import Streams
 
 
-def test_nothing_is_kept_of_uploads_that_nobody_watches(tmp_path, monkeypatch):
+class CallsOfNoPage(Calls):
+    """Calls of a page that has nothing but the paths of uploads."""
+
+    def __init__(self):
+        self.page = SimpleNamespace(upload_file_set={"x"})
+
+
+def test_nothing_is_kept_of_uploads_that_nobody_watches(monkeypatch):
     """Their paths, and the progress of those that ended, once there are many."""
     monkeypatch.setattr(calls, "MOST_WATCHED", 3)
-    page = build(offered(tmp_path))
-    kept = Calls(page, Streams())
+    kept = CallsOfNoPage()
 
     async def watch() -> None:
         watched = asyncio.create_task(file_upload_statuses.is_tracked("watched"))
@@ -27,9 +31,8 @@ def test_nothing_is_kept_of_uploads_that_nobody_watches(tmp_path, monkeypatch):
         kept.forget_uploads()
         assert set(file_upload_statuses._statuses) == {"running", "0", "1"}
         file_upload_statuses.set_done("2")
-        page.upload_file_set.add("x")
         kept.forget_uploads()
-        assert set(file_upload_statuses._statuses) == {"running"} and page.upload_file_set == set()
+        assert set(file_upload_statuses._statuses) == {"running"} and kept.page.upload_file_set == set()
         assert set(file_upload_statuses._signals) == {"running", "watched"}
         file_upload_statuses.set_done("watched")
         assert await watched
