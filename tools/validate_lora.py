@@ -32,6 +32,8 @@ def validate_lora(file: Path, base: Path | None) -> int:
     shown = console()
     shown.print(contents(header))
     shown.print(message(made_by(header.origin)))
+    for line in header.advice:
+        print(message(f"note: {line}"))
     shown.print(message(f"{file} is sound and fits {base or 'the released transformer'}"))
     return 0
 

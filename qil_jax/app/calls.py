@@ -1,6 +1,6 @@
 """The calls of the page: what each takes, which of them wait or run, and whether anybody waits for their answer.
 
-The only module that knows gradio's queue from within.
+The only module that knows gradio's queue from within, and what else gradio keeps.
 """
 
 import time
@@ -10,12 +10,15 @@ from typing import Any
 from gradio import Blocks
 from gradio.block_function import BlockFunction
 from gradio.queueing import Event
+from gradio.routes import file_upload_statuses
 
 from qil_jax.app.streams import Streams
 from qil_jax.errors import QilError, shown
 
 DECOMPOSE = "decompose"
 """The name of the app's one call."""
+MOST_WATCHED = 1000
+"""Uploads that ended and whose progress is kept for those who watch it."""
 
 
 class UnknownCallError(QilError):
@@ -96,7 +99,7 @@ class Calls:
 
     def is_wanted(self, number: str) -> bool:
         """Whether a client waits for a running call: it listens or has only just called, and did not cancel it."""
-        return any(event._id == number and self._wanted(event) for event in self._running())
+        return any(event._id == number and self._wanted(event, self.streams.patience) for event in self._running())
 
     def uploads(self) -> set[str]:
         """Paths of the pictures of all calls that wait or run."""
@@ -106,10 +109,12 @@ class Calls:
     def abandon(self) -> None:
         """Drop waiting calls that nobody wants, and what is left of answers that nobody can get any more.
 
-        To be called by the server's thread.
+        To be called by the server's thread, before a call.
         """
-        queue = self._queue
-        for event in [event for event in self._waiting() if not self._wanted(event)]:
+        queue, waiting = self._queue, list(self._waiting())
+        is_full = queue.max_size is not None and len(waiting) >= queue.max_size
+        patience = self.streams.haste if is_full else self.streams.patience
+        for event in [event for event in waiting if not self._wanted(event, patience)]:
             queue.event_queue_per_concurrency_id[event.concurrency_id].queue.remove(event)
             queue.event_ids_to_events.pop(event._id, None)
             numbers = queue.pending_event_ids_session.get(event.session_hash, set())
@@ -120,8 +125,22 @@ class Calls:
         for session in [session for session in queue.pending_event_ids_session if session not in kept]:
             del queue.pending_event_ids_session[session]
 
-    def _wanted(self, event: Event) -> bool:
-        is_new = time.monotonic() - event.enqueue_time < self.streams.patience
+    def forget_uploads(self) -> None:
+        """Drop what gradio would keep of every upload until the end: its path, and how far it is.
+
+        Whoever watches an upload sees its end unless `MOST_WATCHED` others came.
+        """
+        self.page.upload_file_set.clear()
+        statuses, signals = file_upload_statuses._statuses, file_upload_statuses._signals
+        if len(statuses) > MOST_WATCHED:
+            for number in [number for number, status in list(statuses.items()) if status.is_done]:
+                file_upload_statuses.stop_tracking(number)
+        for number in [number for number, signal in list(signals.items()) if not signal._waiters]:
+            if number not in statuses:
+                signals.pop(number, None)
+
+    def _wanted(self, event: Event, patience: float) -> bool:
+        is_new = time.monotonic() - event.enqueue_time < patience
         return event.alive and (is_new or self.streams.any((event._id, event.session_hash)))
 
     def _running(self) -> Iterator[Event]:

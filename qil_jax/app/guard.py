@@ -8,10 +8,11 @@ import json
 import math
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, NoReturn
 from urllib.parse import parse_qs
 
+from anyio import current_time, fail_after
 from anyio.to_thread import run_sync
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
@@ -38,6 +39,12 @@ HALF = re.compile(r"[\ud800-\udfff]")
 """Half of a surrogate pair, which JSON can escape and UTF-8 cannot say."""
 LONGEST_LENGTH = 18
 """Digits of a length that are read, far more than any that is taken has."""
+PATIENCE = 10.0
+"""Seconds of waiting within which a body brings so many bytes, or its end."""
+LEAST = 10 * 2**15
+"""Bytes of a body that must come within `PATIENCE`: 32 KB a second."""
+STEP = 2**20
+"""Bytes of an upload for which room is made before they are read."""
 HEADERS = {
     "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; "
     "base-uri 'self'; object-src 'none'",
@@ -56,7 +63,7 @@ class RefusedError(Exception):
 
 
 class Guard:
-    """ASGI middleware that refuses large bodies, foreign paths, unused routes and calls that are none.
+    """ASGI middleware that refuses large and slow bodies, foreign paths, unused routes and calls that are none.
 
     It counts the bytes of every body, notes who listens to which answer, and sets the HEADERS.
     """
@@ -105,7 +112,9 @@ class Guard:
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             with self._listening(scope):
                 await self.app(scope, receive, send)
-        elif UPLOAD.search(path):
+            return
+        receive = _prompt(receive)
+        if UPLOAD.search(path):
             await self._upload(scope, receive, send)
         elif called := CALLS.search(path):
             length = _length(scope)
@@ -133,18 +142,31 @@ class Guard:
         length, most = _length(scope), self.limits.upload_bytes + ENVELOPE
         if length > most:
             await _too_long(receive, length, f"{self.limits.megabytes} MB at most are taken here")
+        room = min(length, STEP)
+        counted, read, reserved = _counted(receive, length), 0, 0
+
+        async def stored() -> Message:
+            """A part of the body, once there is room for it; what came before lies in the folder and counts there."""
+            nonlocal read, reserved
+            message = await counted()
+            read += len(message.get("body", b""))
+            if read > room or not reserved:
+                self.storage.release(reserved)
+                read, reserved = 0, 0
+                await run_sync(self.storage.reserve, room)
+                reserved = room
+            return message
+
         try:
-            await run_sync(self.storage.reserve, length)
+            await self.app(scope, stored, send)
         except FullError as error:
             await _drain(receive)
             raise RefusedError(507, str(error)) from error
-        try:
-            await self.app(scope, _counted(receive, length), send)
         except (TypeError, AttributeError, ValueError) as error:  # what gradio makes of a form without a file
             message = "an upload is multipart/form-data with a file under `files` that has a name: see docs/app.md"
             raise RefusedError(400, message) from error
         finally:
-            self.storage.release(length)
+            self.storage.release(reserved)
 
     async def _call(self, receive: Receive, called: re.Match[str]) -> bytes:
         """The body of a call that makes sense."""
@@ -213,6 +235,32 @@ def _length(scope: Scope) -> int:
     return int(found[:LONGEST_LENGTH])
 
 
+def _prompt(receive: Receive) -> Receive:
+    """What gives a body that comes as fast as it must; only the time in which nothing is there counts."""
+    waited, read, is_whole = 0.0, 0, False
+
+    async def prompt() -> Message:
+        nonlocal waited, read, is_whole
+        if is_whole:  # what comes now is that the client went away, whenever it does
+            return await receive()
+        began = current_time()
+        try:
+            with fail_after(PATIENCE - waited):
+                message = await receive()
+        except TimeoutError as error:
+            raise RefusedError(
+                408, f"this comes too slowly: {LEAST >> 10} KB in {PATIENCE:.0f} seconds are the least that is taken"
+            ) from error
+        waited += current_time() - began
+        read += len(message.get("body", b""))
+        if read >= LEAST:
+            waited, read = 0.0, 0
+        is_whole = message["type"] != "http.request" or not message.get("more_body")
+        return message
+
+    return prompt
+
+
 def _counted(receive: Receive, most: int) -> Receive:
     """What gives a body that has so many bytes at most, whatever its headers say."""
     read = 0
@@ -254,8 +302,10 @@ async def _parts(receive: Receive) -> AsyncIterator[bytes]:
 
 
 async def _drain(receive: Receive) -> None:
+    """Read and drop a refused body, as far as it comes as it should."""
     read = 0
-    async for part in _parts(receive):
-        read += len(part)
-        if read > MOST_DRAINED:
-            return
+    with suppress(RefusedError):
+        async for part in _parts(receive):
+            read += len(part)
+            if read > MOST_DRAINED:
+                return

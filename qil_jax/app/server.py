@@ -68,6 +68,7 @@ def launched(served: "Served", *, host: str, port: int, root_path: str | None = 
     from starlette.middleware import Middleware
 
     from qil_jax.app.calls import Calls
+    from qil_jax.app.connections import bound
     from qil_jax.app.guard import Guard
     from qil_jax.app.look import CSS, theme
     from qil_jax.app.page import build, checked
@@ -96,6 +97,7 @@ def launched(served: "Served", *, host: str, port: int, root_path: str | None = 
         run_history=False,
         ssr_mode=False,
     )
+    bound(page.server)
     served.storage.keep()
     return page
 
@@ -112,8 +114,12 @@ def serve(served: "Served", *, host: str, port: int, root_path: str | None = Non
     Raises:
       OSError: if the port is taken.
     """
+    from qil_jax.app.calls import Calls
+
     page = launched(served, host=host, port=port, root_path=root_path)
+    calls = Calls(page, served.streams)
     say(f"serving {page.local_url}")
     while True:
         time.sleep(min(SWEEP, served.storage.seconds))
         served.storage.sweep()
+        calls.forget_uploads()

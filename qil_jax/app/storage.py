@@ -1,5 +1,6 @@
 """The folder of uploads and results: it stays within a number of bytes and a time, and what is in use stays."""
 
+import os
 import shutil
 import threading
 import time
@@ -11,6 +12,8 @@ from qil_jax.errors import QilError
 
 LEAST = 2**16
 """Bytes that a file or a folder counts at least, so that not many of them fit."""
+ARRIVING = 30.0
+"""Seconds since its last byte for which an upload counts as arriving; whole ones lie in folders of their own."""
 
 
 class FullError(QilError):
@@ -50,7 +53,7 @@ class Storage:
                 self._held.discard(entry.name)
 
     def reserve(self, size: int) -> None:
-        """Make room for an upload, by removing what is oldest and not in use, until `release`.
+        """Make room for so much of an upload, by removing what is oldest and not in use, until `release`.
 
         Raises:
           FullError: if that is not enough.
@@ -65,7 +68,7 @@ class Storage:
             self._reserved += size
 
     def release(self, size: int) -> None:
-        """End a reservation: the upload is in the folder, or never will be."""
+        """End a reservation: that part of the upload is in the folder, or never will be."""
         with self._lock:
             self._reserved -= size
 
@@ -97,7 +100,8 @@ class Storage:
         """Entries that nothing uses, with the times at which they were last used, the oldest first."""
         used = self._held | {entry.name for entry in map(self._entry, self.used()) if entry is not None}
         found = [(_modified(entry), entry) for entry in self.folder.iterdir() if entry.name not in used]
-        return sorted(found)
+        arriving = time.time() - ARRIVING
+        return sorted((modified, entry) for modified, entry in found if modified < arriving or not entry.is_file())
 
     def _entry(self, path: str) -> Path | None:
         """The entry of the folder in which a path lies."""
@@ -115,9 +119,13 @@ def _modified(entry: Path) -> float:
 
 
 def _size(entry: Path) -> int:
-    """The bytes of an entry and of all below it; those of a file with several names count for each."""
+    """The bytes of an entry and of all below it; those of a file with several names count for each.
+
+    Results are moved meanwhile, and os.walk passes over what is no longer there.
+    """
     size = 0
-    for file in (entry, *entry.rglob("*")):
+    below = (Path(folder, name) for folder, folders, files in os.walk(entry) for name in (*folders, *files))
+    for file in (entry, *below):
         try:
             size += max(file.stat(follow_symlinks=False).st_size, LEAST)
         except FileNotFoundError:

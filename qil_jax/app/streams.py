@@ -12,9 +12,10 @@ class Streams:
 
     Attributes:
       patience: seconds from the start of a call until somebody must listen to it.
+      haste: the same where the queue is full, and other calls come.
     """
 
-    patience = 10.0
+    patience, haste = 10.0, 1.0
 
     def __init__(self):
         self._open = Counter[str]()

@@ -110,11 +110,12 @@ def states(stack: Stack, operations: Iterable[Operation]) -> Iterator[Stack]:
     """The stack after each operation.
 
     Raises:
-      ScriptError: if a layer would become too large, which only its pixels tell.
+      ScriptError: if a layer would become too large, or all together, which only their pixels tell.
     """
     for number, operation in enumerate(operations, start=1):
         try:
             stack = operation.apply(stack)
+            stack.require_held()
         except EditError as error:
             raise ScriptError("cannot edit", [_about(number, operation.op, error.field, str(error))]) from error
         yield stack
@@ -124,7 +125,7 @@ def replay(stack: Stack, operations: Iterable[Operation]) -> Stack:
     """The stack after all operations.
 
     Raises:
-      ScriptError: if a layer would become too large, which only its pixels tell.
+      ScriptError: if a layer would become too large, or all together, which only their pixels tell.
     """
     return reduce(lambda _, after: after, states(stack, operations), stack)
 

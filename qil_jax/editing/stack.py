@@ -112,12 +112,16 @@ class Stack:
         """
         width, height = self.size
         needed = width * height * (RGBA * len(self.layers) + COMPOSITE_BYTES)
-        try:
-            require_memory(
-                needed, f"a result of {len(self.layers)} layers of {width}x{height} pixels", "make it smaller"
-            )
-        except QilError as error:
-            raise EditError(str(error)) from error
+        _require(needed, f"a result of {len(self.layers)} layers of {width}x{height} pixels")
+
+    def require_held(self) -> None:
+        """Check that this host's memory holds the layers, of which those that were only moved or copied share pixels.
+
+        Raises:
+          EditError: with the required and the available memory.
+        """
+        sizes = {layer.pixels.__array_interface__["data"][0]: layer.pixels.nbytes for layer in self.layers}
+        _require(sum(sizes.values()), f"this stack of {len(self.layers)} layers")
 
     def index(self, address: int | str, field: str = "layer") -> int:
         """The index from the bottom, from 0, of the layer with this number or this name.
@@ -145,6 +149,13 @@ class Stack:
     def with_layers(self, layers: Sequence[Layer]) -> "Stack":
         """The stack with other layers."""
         return dataclasses.replace(self, layers=tuple(layers))
+
+
+def _require(count: int, what: str) -> None:
+    try:
+        require_memory(count, what, "make it smaller")
+    except QilError as error:
+        raise EditError(str(error)) from error
 
 
 def empty(layer: Layer) -> Layer:

@@ -244,6 +244,8 @@ def open_checkpoint(arguments: Arguments, found: "Found") -> "Checkpoint":
         raise JobError([*problems, *hint, *error.problems]) from error
     if problems:
         raise JobError([*problems, *hint])
+    for line in checkpoint.advice:
+        print(message(f"note: {line}"))
     return checkpoint
 
 

@@ -112,6 +112,11 @@ class Checkpoint:
     has_vision: bool = False
     loras: tuple[AppliedLoRA, ...] = ()
 
+    @property
+    def advice(self) -> list[str]:
+        """What its LoRAs need beside their files, as far as they are known."""
+        return [line for applied in self.loras for line in applied.lora.advice]
+
     @classmethod
     def open(
         cls,

@@ -4,6 +4,7 @@ RGBA picture -> bucket -> RGBA-VAE -> tokens and positions -> Euler with VLD-MMD
 """
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,7 @@ class Pipeline:
           dtype: dtype of parameters and activations; None: the stored dtype. Latents between steps are always fp32.
           attention: the transformer's attention; None: SPLASH on TPUs, XLA_BY_HEAD on one CPU, XLA_CHUNKED elsewhere.
           loras: LoRA files of the transformer, each with the scale of its changes; 1 applies it as it was trained.
+            What one that is known needs beside its file is said as a warning.
           passes: the way in which the two passes of guidance are computed.
           residency: the policy by which components stay in device memory.
 
@@ -101,6 +103,8 @@ class Pipeline:
         if problems:
             raise ProblemsError("cannot load", problems)
         opened = Checkpoint.open(checkpoint, dtype=dtype, loras=loras)
+        for line in opened.advice:
+            warnings.warn(line, stacklevel=2)
         return cls.of(opened, mesh=mesh, rules=rules, attention=attention, passes=passes, residency=residency)
 
     @classmethod

@@ -40,6 +40,7 @@ class AdapterConfig:
       rank_pattern: ranks by pattern; the first that fits a module counts.
       alpha_pattern: alphas by pattern.
       use_rslora: whether the scale is alpha over the root of the rank.
+      base_model_name_or_path: the model that it was trained on, as PEFT writes it; empty if it does not say.
     """
 
     r: int = DEFAULT
@@ -47,6 +48,7 @@ class AdapterConfig:
     rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
     alpha_pattern: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
     use_rslora: bool = False
+    base_model_name_or_path: str = ""
 
     @classmethod
     def parse(cls, text: str, *, where: str) -> "AdapterConfig":
@@ -90,7 +92,8 @@ class AdapterConfig:
 
     def text(self, modules: list[str]) -> str:
         """The header's text for a file of these modules; diffusers reads the same configuration from it."""
-        values = {**dataclasses.asdict(self), "target_modules": sorted(modules)}
+        values = {name: value for name, value in dataclasses.asdict(self).items() if value != ""}
+        values["target_modules"] = sorted(modules)
         return json.dumps({f"{PREFIX}{name}": value for name, value in values.items()}, sort_keys=True)
 
     def rank(self, module: str) -> int:
@@ -131,6 +134,8 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
         )
     if not isinstance(values.get("use_rslora", False), bool):
         problems.append(f"use_rslora must be true or false, got {shown(values['use_rslora'])}")
+    if not isinstance(values.get("base_model_name_or_path", ""), str):
+        problems.append(f"base_model_name_or_path must be a text, got {shown(values['base_model_name_or_path'])}")
     if values.get("use_dora"):
         problems.append("use_dora is true: DoRA is not read; give a plain LoRA")
     return problems

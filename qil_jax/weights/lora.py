@@ -48,10 +48,12 @@ class LoRA:
       changes: change of each kernel, by the released name of its linear map, such as transformer_blocks.0.attn.to_q.
         Those of a file are read anew on every access.
       origin: stage and step that made the LoRA, as in training.json; empty if unknown.
+      advice: what a LoRA that is known needs, of which its file says nothing.
     """
 
     changes: Mapping[str, LowRank]
     origin: Mapping[str, Any]
+    advice: tuple[str, ...] = ()
 
 
 class _StoredChanges(Mapping[str, LowRank]):
@@ -95,7 +97,7 @@ def read_lora(file: Path, table: list[Entry]) -> LoRA:
     if broken:
         named = ", ".join(broken[:4]) + (f" and {len(broken) - 4} more" if len(broken) > 4 else "")
         raise LoRAError([f"{file}: NaN or infinite values for {named}; train it again, or give another"])
-    return LoRA(changes=changes, origin=header.origin)
+    return LoRA(changes=changes, origin=header.origin, advice=header.advice)
 
 
 def write_lora(file: Path, lora: LoRA, dtype: str = "float32") -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from qil_jax.errors import ProblemsError
 from qil_jax.weights.adapter_config import CONFIG_KEY, MOST_ALPHA, AdapterConfig, AdapterConfigError
+from qil_jax.weights.lora_advice import advice_on
 from qil_jax.weights.safetensors_io import PICKLES, TensorReader
 from qil_jax.weights.strict import TensorInfo, WeightsError, parse_object, read_header, read_metadata
 from qil_jax.weights.tables.entries import Entry, Transform
@@ -109,11 +110,13 @@ class LoRAHeader:
       tensors: all tensors of the file by name.
       modules: the stored LoRA of each linear map by its released name.
       origin: stage and step that made the file, as in training.json; empty if the file does not say.
+      advice: what a LoRA that is known needs, of which the file says nothing.
     """
 
     tensors: Mapping[str, TensorInfo]
     modules: Mapping[str, StoredLowRank]
     origin: Mapping[str, Any]
+    advice: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +191,9 @@ def read_lora_header(file: Path, table: list[Entry]) -> LoRAHeader:
         raise LoRAError([_listed(file, problems, len(tensors))])
     if not modules:
         raise LoRAError([f"{file}: holds no tensors; {OTHER_MODEL}"])
-    return LoRAHeader(tensors=tensors, modules=modules, origin=origin)
+    factors = [(module, stored.down, stored.rank) for module, stored in modules.items()]
+    texts = [*metadata.values(), "" if config is None else config.base_model_name_or_path]
+    return LoRAHeader(tensors=tensors, modules=modules, origin=origin, advice=advice_on(file, factors, texts))
 
 
 class _MisfitError(Exception):

@@ -1,31 +1,40 @@
 """The app's server over HTTP, with decompositions that a test holds: whom it answers, and whom it refuses."""
 
+import dataclasses
 import http.client
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
+import gradio_client
 import httpx
 import pytest
-from offering import IMPATIENT, LIMITS, RELEASED
+from offering import HASTY, IMPATIENT, LIMITS, RELEASED
+from proxy import proxied
 from waiting import HANGS, free_port, until
 
 pytestmark = pytest.mark.full
 
 TESTS = Path(__file__).resolve().parents[1]
+ROOT = "/under/layers"
+"""The path at which a proxy shows the page."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Client:
-    """A client of a running page, whose process writes what becomes of calls."""
+    """A client of a running page, whose process writes what becomes of calls into a file of the folder."""
 
-    def __init__(self, folder: Path, port: int):
-        self.folder, self.port, self.url = folder, port, f"http://127.0.0.1:{port}/gradio_api"
+    folder: Path
+    port: int
+    url: str
 
     def upload(self, data: bytes = b"x") -> dict[str, Any]:
         """Upload a file; how calls name it."""
@@ -69,8 +78,8 @@ class Client:
 def client(tmp_path_factory) -> Iterator[Client]:
     folder, port = tmp_path_factory.mktemp("app"), free_port()
     path = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "app")))
-    call = [sys.executable, str(TESTS / "app" / "offering.py"), str(folder), str(port), "/layers"]
-    running = Client(folder, port)
+    call = [sys.executable, str(TESTS / "app" / "offering.py"), str(folder), str(port), ROOT]
+    running = Client(folder, port, f"http://127.0.0.1:{port}/gradio_api")
     with (folder / "log.txt").open("wb") as stream:
         process = subprocess.Popen(call, stdout=stream, stderr=stream, env={**os.environ, "PYTHONPATH": path})
     try:
@@ -169,6 +178,24 @@ def test_two_lengths_are_refused(client):
         assert answer.status == 400 and b"without Transfer-Encoding" in answer.read()
 
 
+@pytest.mark.parametrize("call", ["upload", "call/v2/decompose"])
+def test_a_body_that_trickles_is_refused_in_words(client, call):
+    head = f"POST /gradio_api/{call} HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n"
+    head += "Content-Type: multipart/form-data; boundary=B\r\n\r\n"
+    head += '--B\r\nContent-Disposition: form-data; name="files"; filename="x.png"\r\n\r\n'
+    with socket.create_connection(("127.0.0.1", client.port), 0.5) as stream:
+        stream.sendall(head.encode())
+        answer = b""
+        while not answer:
+            stream.sendall(b"-")
+            with suppress(TimeoutError):
+                answer = stream.recv(2**16)
+        stream.settimeout(HANGS)
+        while piece := stream.recv(2**16):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 408 ") and b"this comes too slowly" in answer
+
+
 def test_many_uploads_stay_within_the_folders_bytes(client):
     uploads = [Path(client.upload(bytes([number]) * 2**19)["path"]) for number in range(12)]
     assert uploads[-1].is_file() and not uploads[0].exists()
@@ -189,6 +216,16 @@ def test_calls_that_nobody_listens_to_give_their_turn_and_their_place_back(clien
         assert "this was a test" in client.get(f"call/decompose/{client.start().json()['event_id']}").text
 
 
+def test_in_a_full_queue_calls_that_nobody_listens_to_give_way_early(client):
+    begun = client.count("begun")
+    client.start()
+    until(lambda: client.count("begun") > begun)
+    with client.having(HASTY):
+        assert [client.start().status_code for _ in range(3 * LIMITS.queue)] == [200] * 3 * LIMITS.queue
+    with client.having(IMPATIENT):
+        client.start()
+
+
 def test_a_call_that_is_listened_to_stays(client):
     begun, ended = client.count("begun"), client.count("ended")
     call = client.start().json()["event_id"]
@@ -202,4 +239,37 @@ def test_a_call_that_is_listened_to_stays(client):
 
 def test_links_behind_a_proxy_have_its_path(client):
     forwarded = {"X-Forwarded-Host": "example.org", "X-Forwarded-Proto": "https"}
-    assert client.get("../config", **forwarded).json()["root"] == "https://example.org/layers"
+    assert client.get("../config", **forwarded).json()["root"] == f"https://example.org{ROOT}"
+
+
+@pytest.mark.parametrize("forwards", [True, False])
+def test_everything_works_behind_a_proxy_that_strips_its_path(client, forwards, tmp_path):
+    """The page and what it links, the calls of docs/app.md, gradio's own client, and the files of both."""
+    with proxied(client.port, ROOT, forwards=forwards) as url, client.having(RELEASED):
+        get = lambda address: httpx.get(address, timeout=HANGS)
+        page = get(f"{url}/")
+        links = {*re.findall(r'(?:href|src)="([^"#]+)"', page.text)}
+        links = {urljoin(f"{url}/", link) for link in links if not link.startswith(("http://", "https://", "data:"))}
+        links |= set(re.findall(r'(?:href|src)="(http://[^"]+)"', page.text))
+        links = {link for link in links if not link.endswith("/manifest.json")}  # gradio's own, always at the root
+        assert len(links) > 2 and {link: get(link).status_code for link in links} == dict.fromkeys(links, 200)
+        assert get(f"{url}/config").json()["root"] == url
+
+        behind = dataclasses.replace(client, url=f"{url}/gradio_api")
+        picture = behind.upload(b"a picture")
+        assert get(f"{url}/gradio_api/file={picture['path']}").content == b"a picture"
+        asked = {"picture": picture, "prompt": "x", "formats": ["zip", "psd"]}
+        call = behind.post("call/v2/decompose", asked).json()["event_id"]
+        answer = behind.get(f"call/decompose/{call}").text
+        _, prompt, files, *_ = json.loads(answer.strip().splitlines()[-1].removeprefix("data: "))
+        assert prompt == "x" and all(file["url"].startswith(f"{url}/gradio_api/file=") for file in files)
+        contents = [get(file["url"]) for file in files]
+        assert [file.status_code for file in contents] == [200] * 3 and contents[1].content.startswith(b"8BPS")
+
+        (tmp_path / "sent.png").write_bytes(b"a picture")
+        downloads = tmp_path / "got"
+        own = gradio_client.Client(url, download_files=str(downloads), verbose=False)
+        sent = gradio_client.handle_file(tmp_path / "sent.png")
+        _, _, got, _ = own.predict(picture=sent, prompt="x", api_name="/decompose")
+        own.close()
+        assert [Path(file).suffix for file in got] == [".zip", ".psd", ".json"]

@@ -125,6 +125,51 @@ def test_two_lengths_are_refused_unread(guard, path):
     assert left == 40 and status == 400 and "Content-Length without Transfer-Encoding" in detail
 
 
+@pytest.mark.parametrize("path", ["upload", "queue/join", "call/decompose", "cancel"])
+@pytest.mark.parametrize("said", ["1000", "900000"])
+def test_a_body_that_comes_too_slowly_is_refused_and_holds_no_room(guard, monkeypatch, path, said):
+    """A byte, and then nothing; also where the length alone would be refused if it came."""
+    monkeypatch.setattr("qil_jax.app.guard.PATIENCE", 0.01)
+    answers, parts = [], [{"type": "http.request", "body": b"x", "more_body": True}]
+
+    async def receive() -> dict:
+        return parts.pop() if parts else await asyncio.Event().wait()
+
+    async def send(message: dict) -> None:
+        answers.append(message)
+
+    headers = [(b"content-length", said.encode())]
+    scope = {"type": "http", "method": "POST", "path": f"/gradio_api/{path}", "headers": headers, "query_string": b""}
+    asyncio.run(guard(scope, receive, send))
+    assert answers[0]["status"] == 408 and (b"connection", b"close") in answers[0]["headers"]
+    assert "this comes too slowly: 320 KB in 0 seconds" in json.loads(answers[1]["body"])["detail"]
+    guard.storage.reserve(guard.storage.most)
+
+
+def test_waiting_for_what_follows_a_body_has_no_end(guard, monkeypatch):
+    """Answers that take long are listened to; gradio then waits for the client to go away."""
+    monkeypatch.setattr("qil_jax.app.guard.PATIENCE", 0.01)
+    parts = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"{}", "more_body": False}]
+
+    async def receive() -> dict:
+        if len(parts) == 1:
+            await asyncio.sleep(0.1)
+        return parts.pop()
+
+    async def listens(scope, receive, send) -> None:
+        while (await receive())["type"] == "http.request":
+            pass
+        await JSONResponse({})(scope, receive, send)
+
+    async def send(message: dict) -> None:
+        answers.append(message)
+
+    answers, guard.app = [], listens
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/cancel", "headers": [(b"content-length", b"2")]}
+    asyncio.run(guard(scope, receive, send))
+    assert answers[0]["status"] == 200
+
+
 @pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000])
 def test_what_is_no_json_is_refused(client, body):
     status, detail = refusal(client.post("/gradio_api/queue/join", content=body))

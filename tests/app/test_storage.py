@@ -73,6 +73,25 @@ def test_a_result_stays_while_it_is_made_and_others_go(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_an_upload_that_arrives_stays_and_one_that_was_broken_off_goes(tmp_path):
+    """An upload is written into a file of the folder, and leaves it there if it never ends."""
+    for name, age in (("arriving", 0), ("broken_off", 60)):
+        (tmp_path / name).write_bytes(bytes(3 * LEAST))
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    entry(tmp_path, "whole", 30)
+    storage_of(tmp_path, 1).reserve(LEAST)
+    assert names(tmp_path) == ["arriving"]
+
+
+def test_what_moves_while_it_is_counted_is_passed_over(tmp_path, monkeypatch):
+    """A result appears under its name when it is whole, and its draft is gone then."""
+    draft, scandir = entry(tmp_path, "result", 0).parent / "draft", os.scandir
+    draft.mkdir()
+    monkeypatch.setattr(os, "scandir", lambda path: scandir(f"{path}/gone" if str(path) == str(draft) else path))
+    storage_of(tmp_path, 9).reserve(1)
+    assert names(tmp_path) == ["result"]
+
+
 def test_what_is_old_goes_and_what_is_kept_stays(tmp_path):
     entry(tmp_path, "example", 7200)
     storage = storage_of(tmp_path, 9)

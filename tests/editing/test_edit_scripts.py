@@ -206,6 +206,14 @@ def test_a_layer_that_would_be_too_large_is_refused():
         script.replay(Stack.of(THREE), [Resize(layer=1, width=9000, height=9000)])
 
 
+def test_layers_that_together_would_not_fit_into_memory_are_refused(monkeypatch):
+    """Copies share their pixels until one is enlarged."""
+    monkeypatch.setattr(host_memory, "host_bytes", lambda: 3 * 4 * 80 * 60)
+    operations = parsed(*[named("duplicate", 1)] * 9, *[named("resize", number, scale=10) for number in range(1, 10)])
+    with pytest.raises(ScriptError, match=r"operation 12 \(resize\): this stack of 12 layers needs at least 0.0 GB of"):
+        script.replay(Stack.of(THREE), operations)
+
+
 def test_the_schema_is_that_of_what_is_accepted():
     """Every operation and field is in it with a description, and what it requires is required."""
     schema = script.schema()

@@ -12,6 +12,7 @@ python tools/bench export                                                   expo
 python tools/bench quantize                                                 quantisation: sizes, time, memory, errors
 python tools/bench edit [--write docs/benchmarks.md]                        a script of 50 operations on 8 layers
 python tools/bench refine --assets FOLDER [--write docs/layers.md]          layers at their picture's size
+python tools/bench app [--minutes 10] [--clients 50]                        an honest client of the app among attackers
 python tools/bench formats [--write docs/benchmarks.md]                     files of 8 layers, against psd-tools, zlib
 """
 
@@ -28,6 +29,7 @@ from tools.bench.harness import add_write
 
 TORCH = ("torch", "diffusers", "transformers")
 NEEDS = {"models": TORCH, "train": TORCH, "caption": TORCH, "data": ("tensorflow_datasets", "apache_beam")}
+NEEDS |= {"app": ("gradio",)}
 """Benchmark to the optional modules that it needs."""
 
 
@@ -88,6 +90,10 @@ def parser() -> Parser:
     quantize = benchmarks.add_parser("quantize", help="quantisation to int8 and fp8: sizes, time, memory, errors")
     quantize.add_argument("--blocks", type=int, default=2, help="blocks, 0.68 GB each (default %(default)s)")
     quantize.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+
+    app = benchmarks.add_parser("app", help="the app's memory, disk and waiting times under attack")
+    app.add_argument("--minutes", type=float, default=10, help="how long (default %(default)g)")
+    app.add_argument("--clients", type=int, default=50, help="of which one is honest (default %(default)s)")
 
     add_layers(benchmarks)
     return parse

@@ -24,6 +24,8 @@ CAMPAIGNS = {
     "documents": "Photoshop documents and the files beside them, through build_dataset.py",
     "pictures": "pictures of all formats, through infer.py",
     "commands": "command lines of the programs",
+    "edits": "edit scripts, through edit.py",
+    "app": "the HTTP API of the app, without a model",
     "kills": "programs killed at random times and started again",
     "psd": "Photoshop documents, through the reader of tools/export.py",
     "ora": "OpenRaster files, likewise",
@@ -35,6 +37,7 @@ CAMPAIGNS = {
 MODULES = {"psd": "readers", "ora": "readers", "pptx": "readers", "zip": "readers", "json": "own_json"}
 """The modules that are called otherwise."""
 NEEDS = {"documents": build_dataset.NEEDS, "commands": make_scenes.NEEDS, "kills": build_dataset.NEEDS}
+NEEDS |= {"app": ("gradio",)}
 """Campaign to the optional modules of the programs that it calls."""
 
 
