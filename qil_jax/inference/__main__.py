@@ -245,7 +245,7 @@ def open_checkpoint(arguments: Arguments, found: "Found") -> "Checkpoint":
     if problems:
         raise JobError([*problems, *hint])
     for line in checkpoint.advice:
-        print(message(f"note: {line}"))
+        say(f"note: {line}")
     return checkpoint
 
 
