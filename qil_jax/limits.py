@@ -39,6 +39,13 @@ class Split(StrEnum):
     LARGEST = "largest"  # the layer that covers most
 
 
+class OutputSize(StrEnum):
+    """The size at which layers are written."""
+
+    MODEL = "model"
+    INPUT = "input"
+
+
 class Edges(StrEnum):
     """How layers are brought to the size of a larger picture."""
 

@@ -116,16 +116,18 @@ def test_a_wheel_carries_it(tmp_path):
 
 def test_a_checkpoint_without_defaults_is_asked_as_the_release_is(tmp_path):
     assert Defaults.of(tmp_path) == Defaults()
-    assert dataclasses.astuple(Defaults()) == (4, 640, 50, 4.0, "")
+    assert dataclasses.astuple(Defaults()) == (4, 640, 50, 4.0, "model", "")
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("{", "is not JSON"),
-        ("[]", "must be an object with layers, resolution, steps, guidance, about"),
+        ("[]", "must be an object with layers, resolution, steps, guidance, output_size, about"),
         ('{"layer": 3}', "'layer' is none of layers"),
         ('{"steps": "12"}', "'steps' is '12', which is not int"),
+        ('{"output_size": "huge"}', "'output_size' is 'huge', which is not one of model, input"),
+        ('{"output_size": []}', "'output_size' is [], which is not one of model, input"),
         ('{"guidance": true, "layers": 2.5}', "'layers' is 2.5, which is not int"),
     ],
 )

@@ -30,7 +30,7 @@ from qil_jax.inference.options import add_options, flag, options_of
 from qil_jax.inference.request import JobOptions, Settings, known
 from qil_jax.launch import DISTRIBUTED_HELP, WAIT, WAIT_HELP
 from qil_jax.layers.descriptions import LayerDescription
-from qil_jax.limits import MAX_LAYERS, Passes, integer_problems
+from qil_jax.limits import MAX_LAYERS, OutputSize, Passes, integer_problems
 from qil_jax.shipped import shipped_checkpoint
 from qil_jax.terminal import Table, console
 
@@ -178,6 +178,9 @@ class Ledger:
             say(f"{printable(path.name)}: {own} pixels, the model sees {width}x{height}")
         if len(pictures) > SHOWN:
             say(f"and {len(pictures) - SHOWN} more pictures")
+        larger = [size for size in (picture.size for picture in pictures.values()) if max(size) > 1.25 * resolution]
+        if larger and self.left[0].options.output_size is OutputSize.MODEL:
+            say("Layers have the model's size; --output-size input gives them the picture's, with its edges.")
         if any(not result.prompt for result in self.left):
             say("No --prompt given, and this checkpoint cannot caption: an empty prompt is used.")
 

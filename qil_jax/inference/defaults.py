@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from qil_jax.errors import ProblemsError, QilError, shown
-from qil_jax.limits import MAX_LAYERS, RESOLUTION
+from qil_jax.limits import MAX_LAYERS, RESOLUTION, OutputSize
 from qil_jax.strict_json import read_json
 
 FILE = "qil.json"
@@ -19,6 +19,7 @@ class Defaults:
       resolution: side of the size bucket in pixels, a multiple of 32.
       steps: number of Euler steps.
       guidance: scale of classifier-free guidance; 1 switches it off.
+      output_size: size at which layers are written.
       about: one line that describes the checkpoint and its limitations.
     """
 
@@ -26,6 +27,7 @@ class Defaults:
     resolution: int = RESOLUTION
     steps: int = 50
     guidance: float = 4.0
+    output_size: OutputSize = OutputSize.MODEL
     about: str = ""
 
     @property
@@ -45,14 +47,19 @@ class Defaults:
         if not file.is_file():
             return cls()
         values = read_json(file, fix="mend it, or take it away for the release's")
-        kinds: dict[str, type] = {"layers": int, "resolution": int, "steps": int, "guidance": float, "about": str}
+        kinds: dict[str, type] = {"layers": int, "resolution": int, "steps": int, "guidance": float}
+        kinds |= {"output_size": OutputSize, "about": str}
         if not isinstance(values, dict):
             raise QilError(f"{file}: must be an object with {', '.join(kinds)}")
         problems = [f"'{name}' is none of {', '.join(kinds)}" for name in values if name not in kinds]
         for name, kind in kinds.items():
             value = values.get(name, getattr(cls, name))
-            fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-            problems += [] if fits else [f"'{name}' is {shown(value)}, which is not {kind.__name__}"]
+            if kind is OutputSize:
+                fits, wanted = value in tuple(OutputSize), f"one of {', '.join(OutputSize)}"
+            else:
+                fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+                wanted = kind.__name__
+            problems += [] if fits else [f"'{name}' is {shown(value)}, which is not {wanted}"]
         if problems:
             raise ProblemsError(str(file), problems)
         return cls(**{name: kinds[name](value) for name, value in values.items()})

@@ -20,9 +20,10 @@ from qil_jax.export.result import ResultError, read_result, recomposition_psnr, 
 from qil_jax.files import recover
 from qil_jax.inference.finish import finish
 from qil_jax.inference.pictures import InputImage
-from qil_jax.inference.request import Decomposer, Decomposition, JobOptions, OnStep, OutputSize, Request, Settings
+from qil_jax.inference.request import Decomposer, Decomposition, JobOptions, OnStep, Request, Settings
 from qil_jax.layers.descriptions import described_prompt
 from qil_jax.layers.layer_tree import LayerTree
+from qil_jax.limits import OutputSize
 from qil_jax.mesh import gathered
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import StrEnum
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -23,6 +22,7 @@ from qil_jax.limits import (
     MAX_PROMPT_TOKENS,
     MAX_SEED,
     Edges,
+    OutputSize,
     Rescale,
     Split,
     resolution_problems,
@@ -108,20 +108,13 @@ class Request(PictureOptions):
         return found
 
 
-class OutputSize(StrEnum):
-    """The size at which layers are written."""
-
-    MODEL = "model"
-    INPUT = "input"
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JobOptions(PictureOptions):
     """Options of the requests of all pictures of a run.
 
     Attributes:
       prompt: prompt of all pictures; None: the text file beside each picture, or else a caption by the model.
-      output_size: size at which layers are written.
+      output_size: size at which layers are written; None: the checkpoint's default.
       edges: how layers are brought to the size of the input.
       auto: whether layers that are empty, or copies of the picture or of one another, are taken out.
       exact: whether colours are adjusted so that the layers blend to the picture within 1/255.
@@ -134,7 +127,7 @@ class JobOptions(PictureOptions):
     prompt: str | None = option(
         None, str, "what each picture shows", unset="what NAME.txt beside NAME.png says, else a caption", decides=False
     )
-    output_size: OutputSize = option(OutputSize.MODEL, OutputSize, "size of the layers written")
+    output_size: OutputSize | None = option(None, OutputSize, "size of the layers written")
     edges: Edges = option(Edges.REFINED, Edges, "layers at the size of the input: with the picture's edges, or blurred")
     auto: bool = option(False, bool, "take out superfluous layers", later=True)
     exact: bool = option(False, bool, "adjust colours so that the layers blend to the picture within 1/255", later=True)
@@ -220,7 +213,7 @@ def result_settings(options: JobOptions, settings: Settings, dtype: str | None) 
     """The options and settings that affect a result, except its prompt and its sample, as JSON values."""
     described = {"described": [dataclasses.asdict(said) for said in options.described]} if options.described else {}
     chosen = deciding(options)
-    if options.output_size is OutputSize.MODEL and options.depth == 1:
+    if options.output_size is not OutputSize.INPUT and options.depth == 1:
         del chosen["edges"]  # nothing is brought to another size
     return {**chosen, **described, **deciding(settings), "dtype": dtype}
 

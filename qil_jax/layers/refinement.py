@@ -26,6 +26,10 @@ from qil_jax.limits import Edges
 
 EPSILON = 1e-5
 """Regularisation of the guided filter, for colours in [0, 1]."""
+SHRINKING = 3.0
+"""How much of a slope goes for the part of the variance that a fit leaves."""
+POOR = 1e-3
+"""Variance that a fit leaves at which a window counts half."""
 CORRECTIONS = 6
 """How often what the means of the shares miss is added."""
 SLACK = 1.0
@@ -230,7 +234,11 @@ def _valid(shares: np.ndarray) -> np.ndarray:
 def _affine(
     shares: Float32[np.ndarray, "s h w"], guide: Float32[np.ndarray, "c h w"]
 ) -> tuple[Float32[np.ndarray, "s c h w"], Float32[np.ndarray, "s h w"]]:
-    """Slopes and offsets of shares as affine functions of the guide, fitted in windows and averaged over them."""
+    """Slopes and offsets of shares as affine functions of the guide, fitted in windows and averaged over them.
+
+    A window of nine cells fits four numbers, and would follow a texture under a soft shadow. So slopes shrink by what a
+    fit leaves of the share's variance, and a window counts the less the more it leaves.
+    """
     shares, guide = shares.astype(np.float64), guide.astype(np.float64)
     mean_shares, mean_guide = _box(shares), _box(guide)
     variance = _box(guide[:, None] * guide) - mean_guide[:, None] * mean_guide
@@ -240,7 +248,13 @@ def _affine(
     for i, share in enumerate(shares):
         covariance = _box(guide * share) - mean_guide * mean_shares[i]
         slope = np.einsum("yxcd,dyx->cyx", inverse, covariance)
-        slopes[i], offsets[i] = _box(slope), _box(mean_shares[i] - (slope * mean_guide).sum(axis=0))
+        whole = np.maximum(_box(share * share) - mean_shares[i] ** 2, 0)
+        left = np.maximum(whole - (slope * covariance).sum(axis=0), 0)
+        slope *= np.clip(1 - SHRINKING * left / (whole + EPSILON), 0, 1)
+        weight = 1 / (left + POOR)
+        near = _box(weight)
+        slopes[i] = _box(weight * slope) / near
+        offsets[i] = _box(weight * (mean_shares[i] - (slope * mean_guide).sum(axis=0))) / near
     return slopes, offsets
 
 

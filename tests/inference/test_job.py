@@ -14,9 +14,10 @@ from qil_jax.inference import pictures as pictures_module
 from qil_jax.inference.images import ImageError
 from qil_jax.inference.job import JobError, PlannedResult, plan_results, results_left, run_job
 from qil_jax.inference.pictures import find_pictures
-from qil_jax.inference.request import Decomposition, JobOptions, OutputSize, Request, Settings
+from qil_jax.inference.request import Decomposition, JobOptions, Request, Settings
 from qil_jax.layers.filtering import resize_layers
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.limits import OutputSize
 
 ROOT = Path(__file__).resolve().parents[2]
 
