@@ -26,6 +26,7 @@ REFUSALS = {
     "train.py missing.py --wandb project": "train.py --wandb needs wandb: pip install 'qil_jax[track]'",
     "train.py missing.py --out gs://bucket/run": "gs://bucket/run needs gcsfs: pip install 'qil_jax[gcs]'",
     "tools/app.py --port 0": "app.py needs gradio: pip install 'qil_jax[ui]'",
+    "tools/bench app": "tools/bench app needs gradio: pip install 'qil_jax[ui]'",
     "tools/bench models": f"tools/bench models needs {TORCH}: pip install 'qil_jax[parity]'",
     "tools/bench train": f"tools/bench train needs {TORCH}: pip install 'qil_jax[parity]'",
     "tools/bench caption": f"tools/bench caption needs {TORCH}: pip install 'qil_jax[parity]'",
@@ -46,6 +47,7 @@ REFUSALS = {
         "export.py --native-text needs rapidocr, onnxruntime, matplotlib: pip install 'qil_jax[ocr]'"
     ),
     "tools/fetch_assets.py --out x": "openclipart-svg-0.18 needs resvg_py: pip install 'qil_jax[data]'",
+    "tools/fuzz app": "tools/fuzz app needs gradio: pip install 'qil_jax[ui]'",
     "tools/fuzz commands": "tools/fuzz commands needs tensorflow_datasets, apache_beam: pip install 'qil_jax[data]'",
     "tools/fuzz documents": f"tools/fuzz documents needs {BUILD}: pip install 'qil_jax[data]'",
     "tools/fuzz kills": f"tools/fuzz kills needs {BUILD}: pip install 'qil_jax[data]'",
@@ -66,7 +68,8 @@ REFUSALS = {
     ),
 }
 """Command lines, most of them wrong in other ways, too, and all that is printed where nothing optional is installed."""
-WITHIN = {"anyio": "gradio", "cv2": "rapidocr", "fsspec": "etils", "pydantic_core": "pydantic", "starlette": "gradio"}
+WITHIN = {"cv2": "rapidocr", "fsspec": "etils", "pydantic_core": "pydantic"}
+WITHIN |= dict.fromkeys(("anyio", "h11", "httpx", "starlette", "uvicorn"), "gradio")
 """Modules that come with another."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SPOKEN = {

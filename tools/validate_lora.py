@@ -33,7 +33,7 @@ def validate_lora(file: Path, base: Path | None) -> int:
     shown.print(contents(header))
     shown.print(message(made_by(header.origin)))
     for line in header.advice:
-        print(message(f"note: {line}"))
+        shown.print(message(f"note: {line}"))
     shown.print(message(f"{file} is sound and fits {base or 'the released transformer'}"))
     return 0
 

@@ -71,7 +71,7 @@ def test_incomplete_command_lines(words, capsys):
         (("--mesh", "tensor=4"), "makes 4 devices, but 8 are given"),
         (("--mesh", "tensors=8"), "'tensors' is no mesh axis"),
         (("--mesh", "cfg=2,context=4", "--spread", "none"), "spread is none"),
-        (("--mesh", "fsdp=8", "--transformer", "absent.json"), "cannot be read as JSON"),
+        (("--mesh", "fsdp=8", "--transformer", "absent.json"), "absent.json: cannot be read"),
     ],
 )
 def test_what_does_not_fit_is_one_line(words, complaint, monkeypatch, capfd):

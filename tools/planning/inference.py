@@ -167,7 +167,11 @@ def transformer_of(plan: InferencePlan) -> VLDMMDiT:
     """
     if plan.transformer is None:
         return fresh_network(Component.TRANSFORMER)
-    return abstract(Component.TRANSFORMER, read_json(plan.transformer, fix="give a transformer/config.json"))
+    fix = "give a transformer/config.json"
+    try:
+        return abstract(Component.TRANSFORMER, read_json(plan.transformer, fix=fix))
+    except OSError as error:
+        raise QilError(f"{plan.transformer}: cannot be read ({error.strerror}); {fix}") from error
 
 
 def abstract_batch(plan: InferencePlan, config: MMDiTConfig, ways: Ways) -> SequenceBatch:
