@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from qil_jax.errors import complain, message
+from qil_jax.errors import complain, message, say
 from qil_jax.terminal import Table, console
 from qil_jax.weights import Component, LoRAError, component_config, read_lora
 from qil_jax.weights.lora_header import LoRAHeader, read_lora_header
@@ -33,7 +33,7 @@ def validate_lora(file: Path, base: Path | None) -> int:
     shown.print(contents(header))
     shown.print(message(made_by(header.origin)))
     for line in header.advice:
-        shown.print(message(f"note: {line}"))
+        say(f"note: {line}")
     shown.print(message(f"{file} is sound and fits {base or 'the released transformer'}"))
     return 0
 

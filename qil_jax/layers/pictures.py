@@ -45,6 +45,8 @@ def decoded(
 ) -> Image.Image:
     """The picture in the bytes of a file as 8-bit RGBA, rotated upright by its EXIF orientation.
 
+    Of the JPEG of a phone that holds further ones, such as a map of depths, it is the first, as every viewer shows it.
+
     Args:
       data: the file's bytes.
       name: what the messages call it.
@@ -55,7 +57,7 @@ def decoded(
       ImageError: if the bytes are no picture, or the picture is animated.
     """
     with _opened(data, name, formats) as image:
-        pictures = getattr(image, "n_frames", 1)
+        pictures = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         if pictures > 1:
             raise ImageError(f"{name}: animated or multi-page ({pictures} pictures); save one as PNG")
         check(image.size)

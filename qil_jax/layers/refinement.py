@@ -12,7 +12,9 @@ changed as little as possible so that the layers blend to the picture (`exact`).
 """
 
 import dataclasses
+import itertools
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -69,12 +71,7 @@ def at_size(
     It is interpolated, without a report, where `edges` are plain or no side of the picture is longer than the stack's.
     """
     height, width = picture.shape[:2]
-    if (
-        edges is Edges.REFINED
-        and (width, height) != layered.size
-        and width >= layered.size[0]
-        and height >= layered.size[1]
-    ):
+    if edges is Edges.REFINED and (width > layered.size[0] or height > layered.size[1]):
         return refine(layered, picture)
     return dataclasses.replace(layered, layers=resize_layers(layered.layers, (width, height))), None
 
@@ -82,9 +79,10 @@ def at_size(
 def refine(layered: LayeredImage, picture: UInt8[np.ndarray, "y x 4"]) -> tuple[LayeredImage, Refinement]:
     """A stack at a picture's size, with edges and colours of the picture where it shows them.
 
-    Layers keep the pixels that they surely own, and what is soft stays soft where the picture shows no edge. Where the
-    stack covers as much as the picture, the result blends to it within 1/255. What other layers hide stays as the stack
-    has it, interpolated. Memory beside that of the result does not depend on the picture's height.
+    Layers keep the pixels that they surely own, what is soft stays soft where the picture shows no edge, and layers
+    that share no pixel share none afterwards. Where the stack covers as much as the picture, the result blends to it
+    within 1/255. What other layers hide stays as the stack has it, interpolated. Memory beside that of the result does
+    not depend on the picture's height.
 
     Args:
       layered: the stack, of any size; if a side is longer than the picture's, it is reduced first.
@@ -98,7 +96,7 @@ def refine(layered: LayeredImage, picture: UInt8[np.ndarray, "y x 4"]) -> tuple[
     stack = layered.layers
     if layered.size != (wide, high):
         stack = np.stack([resampled(layer, (wide, high)) for layer in stack])
-    layers = np.empty((len(stack), height, width, 4), np.uint8)
+    layers, apart = np.empty((len(stack), height, width, 4), np.uint8), _apart(stack[..., 3] > 0)
 
     def refine_rows(first: int, last: int) -> None:
         least, most = max(0, first - HALO), min(high, last + HALO)
@@ -106,7 +104,7 @@ def refine(layered: LayeredImage, picture: UInt8[np.ndarray, "y x 4"]) -> tuple[
         cells = Cells(Grid(high, height, seen), Grid(wide, width))
         halves = Cells(Grid(min(2 * high, height), height, seen), Grid(min(2 * wide, width), width))
         rows = cells.rows.cells
-        found = _refined(stack[:, rows.start : rows.stop], picture[seen.start : seen.stop], cells, halves)
+        found = _refined(stack[:, rows.start : rows.stop], picture[seen.start : seen.stop], cells, halves, apart)
         top, bottom = first * height // high, last * height // high
         layers[:, top:bottom] = found[:, top - seen.start : bottom - seen.start]
 
@@ -283,7 +281,11 @@ def neighbours(
 
 
 def _refined(
-    stack: UInt8[np.ndarray, "l h w 4"], picture: UInt8[np.ndarray, "y x 4"], cells: Cells, halves: Cells
+    stack: UInt8[np.ndarray, "l h w 4"],
+    picture: UInt8[np.ndarray, "y x 4"],
+    cells: Cells,
+    halves: Cells,
+    apart: Sequence[tuple[int, int]],
 ) -> UInt8[np.ndarray, "l y x 4"]:
     """Some rows of a stack at a picture's size; their colours do not blend to the picture yet."""
     straight = np.moveaxis(stack, 3, 1).astype(np.float32) / 255
@@ -291,7 +293,11 @@ def _refined(
     shares = shares_of(straight[:, 3])
     found = _refined_shares(shares, guide, cells, halves)
     pixels = np.empty((len(stack), *picture.shape), np.uint8)
-    pixels[..., 3] = np.rint(255 * _alphas(found, cells.spread(straight[:, 3])))
+    plain = cells.spread(straight[:, 3])
+    for i, j in apart:
+        _separate(found[i], found[j])
+        _separate(plain[i], plain[j])
+    pixels[..., 3] = np.rint(255 * _alphas(found, plain))
     colours, weights = _colours(straight, shares, cells.mean(guide[:3]))
     for i in range(len(stack)):
         colour = cells.spread(colours[i] * weights[i]) / cells.spread(weights[i : i + 1])
@@ -308,11 +314,27 @@ def _guide(picture: UInt8[np.ndarray, "y x 4"]) -> Float32[np.ndarray, "c y x"]:
     return planes
 
 
+def _apart(shows: Bool[np.ndarray, "l h w"]) -> list[tuple[int, int]]:
+    """Pairs of layers that meet among neighbours, but share no pixel."""
+    grown = [neighbours(neighbours(layer)[1])[1] for layer in shows]
+    pairs = itertools.combinations(range(len(shows)), 2)
+    return [(i, j) for i, j in pairs if (grown[i] & grown[j]).any() and not (shows[i] & shows[j]).any()]
+
+
+def _separate(first: Float32[np.ndarray, "y x"], second: Float32[np.ndarray, "y x"]) -> None:
+    """Give what two layers have of the same pixel to the one that has more, in place."""
+    both = (first > 0) & (second > 0)
+    if both.any():
+        whole, is_first = first + second, first >= second
+        first[both], second[both] = (whole * is_first)[both], (whole * ~is_first)[both]
+
+
 def _alphas(shares: Float32[np.ndarray, "s y x"], plain: Float32[np.ndarray, "l y x"]) -> Float32[np.ndarray, "l y x"]:
     """Alphas of given shares; those that the stack has where nothing reaches a layer."""
     alphas, through = np.empty_like(plain), np.ones_like(plain[0])
     for i in reversed(range(len(plain))):
-        alphas[i] = (shares[i] + FAINT * plain[i]) / (through + FAINT)
+        weight = np.maximum(FAINT - through / 8, 0)
+        alphas[i] = (shares[i] + weight * plain[i]) / np.maximum(through + weight, np.finfo(np.float32).tiny)
         through = np.maximum(through - shares[i], 0)
     return alphas.clip(0, 1, out=alphas)
 

@@ -60,7 +60,7 @@ def test_an_upload_that_was_swept_away_is_named(tmp_path):
         opened(tmp_path / "x.png", LIMITS, resolution=64)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "MPO"])
 def test_every_kind_that_is_promised_is_read(kind, tmp_path):
     image = Image.new("RGB", (40, 30), (200, 40, 90))
     file = tmp_path / f"x.{kind.lower()}"

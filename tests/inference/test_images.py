@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from qil_jax.inference.images import ImageError, bucket_size, open_image
+from qil_jax.inference.pictures import find_pictures
 
 
 def noise(width: int, height: int, mode: str = "RGBA") -> Image.Image:
@@ -93,3 +94,19 @@ def test_refusals_name_file_reason_and_fix(tmp_path):
     assert "too many pixels" in refusal("bomb.png")
     Image.new("L", (8000, 3)).save(tmp_path / "thin.png")
     assert "crop or pad" in refusal("thin.png")
+
+
+@pytest.mark.parametrize("turned", [1, 6])
+def test_the_first_picture_of_a_phones_jpeg_counts(tmp_path, turned):
+    """A second one beside it, such as a map of depths, makes the file an MPO, whatever it is called."""
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    first, depths = Image.new("RGB", (60, 40), (200, 40, 90)), Image.new("RGB", (30, 20), (99, 99, 99))
+    first.save(tmp_path / "photo.jpg", "MPO", save_all=True, append_images=[depths], exif=exif)
+    with Image.open(tmp_path / "photo.jpg") as image:
+        assert image.format == "MPO"
+    found = find_pictures([tmp_path], resolution=64)
+    assert found.problems == found.bad == [] and list(found.pictures) == ["photo"]
+    picture = found.pictures["photo"].image()
+    assert picture.size == ((60, 40) if turned == 1 else (40, 60))
+    assert np.abs(np.asarray(picture, int)[..., :3] - (200, 40, 90)).max() < 8

@@ -159,6 +159,20 @@ def test_parts_and_threads_change_nothing(monkeypatch, size):
         assert (refine(low, picture)[0].layers == found.layers).all()
 
 
+def test_layers_that_share_no_pixel_share_none_afterwards():
+    """Two things side by side: their order is not known, and need not be."""
+    layers = np.zeros((3, 128, 128, 4), np.uint8)
+    layers[0] = (40, 90, 160, 255)
+    layers[1, 16:112, 16:64] = (220, 120, 30, 255)
+    layers[2, 16:112, 64:112] = (120, 220, 30, 255)
+    low, picture = reduced(layers, 8), stack_of(layers).composite_8bit()
+    found, _ = refine(low, picture)
+    assert not ((found.layers[1, ..., 3] > 0) & (found.layers[2, ..., 3] > 0)).any()
+    assert np.abs(found.layers[..., 3].astype(int) - layers[..., 3]).mean() < 1
+    resized = resize_layers(low.layers, (128, 128))
+    assert ((resized[1, ..., 3] > 0) & (resized[2, ..., 3] > 0)).any()
+
+
 def test_a_cut_out_keeps_the_pictures_outline():
     """A picture with transparency: what shows through all layers is found as the layers are."""
     layers = disc(128)[1:]
