@@ -5,15 +5,18 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from qil_jax.errors import QilError
 from qil_jax.files import read_file
 
 LARGEST_SIDE = 16384
 """The longest side of a picture that is read, in pixels."""
+SRGB = ImageCms.createProfile("sRGB")
+"""The profile of the colours that models and layers have."""
 
 
 class ImageError(QilError):
@@ -46,6 +49,7 @@ def decoded(
     """The picture in the bytes of a file as 8-bit RGBA, rotated upright by its EXIF orientation.
 
     Of the JPEG of a phone that holds further ones, such as a map of depths, it is the first, as every viewer shows it.
+    Colours are those of sRGB: a picture with another colour profile is converted.
 
     Args:
       data: the file's bytes.
@@ -62,7 +66,7 @@ def decoded(
             raise ImageError(f"{name}: animated or multi-page ({pictures} pictures); save one as PNG")
         check(image.size)
         image.load()
-        return to_rgba(ImageOps.exif_transpose(image))
+        return _in_srgb(ImageOps.exif_transpose(image))
 
 
 def picture_size(data: bytes, name: str, *, formats: tuple[str, ...] | None = None) -> tuple[int, int]:
@@ -96,6 +100,30 @@ def _opened(data: bytes, name: str, formats: tuple[str, ...] | None) -> Iterator
         raise ImageError(f"{name}: cannot be read as a picture; open and save it again as PNG") from error
     except Exception as error:  # Pillow's decoders raise arbitrary exceptions on malformed bytes
         raise ImageError(f"{name}: cannot be read as a picture ({error}); open and save it again as PNG") from error
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """8-bit RGBA of a picture, converted from its own colour profile as viewers do; a broken profile does not count."""
+    pixels, profile = to_rgba(image), image.info.get("icc_profile")
+    if not profile:
+        return pixels
+    try:
+        own: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(own).lower():
+            return pixels  # every bit stays
+        space, intent = own.profile.xcolor_space.strip(), own.profile.rendering_intent
+        sources = {"RGB": pixels, "GRAY": pixels.getchannel("R"), "CMYK": image}
+        if space not in sources or (space == "CMYK") != (image.mode == "CMYK"):
+            return pixels  # the profile of something else
+        mode = "RGBA" if space == "RGB" else "RGB"
+        intent = ImageCms.Intent(intent if intent in tuple(ImageCms.Intent) else 0)
+        found = ImageCms.profileToProfile(sources[space], own, SRGB, renderingIntent=intent, outputMode=mode)
+    except (ImageCms.PyCMSError, OSError, UnicodeDecodeError):
+        return pixels
+    assert found is not None  # as nothing is converted in place
+    if mode == "RGB":
+        found.putalpha(pixels.getchannel("A"))
+    return found
 
 
 def to_rgba(image: Image.Image) -> Image.Image:

@@ -1,5 +1,6 @@
 """Pictures of every kind: sizes and pixels as the reference prepares them, or one clear refusal."""
 
+import struct
 import warnings
 
 import numpy as np
@@ -110,3 +111,57 @@ def test_the_first_picture_of_a_phones_jpeg_counts(tmp_path, turned):
     picture = found.pictures["photo"].image()
     assert picture.size == ((60, 40) if turned == 1 else (40, 60))
     assert np.abs(np.asarray(picture, int)[..., :3] - (200, 40, 90)).max() < 8
+
+
+def profile_of(primaries: dict[str, tuple[float, float, float]], space: str = "RGB ", name: str = "wide") -> bytes:
+    """An ICC profile of gamma 2.2: XYZ of its primaries under D50, or none for a grey one."""
+    number = lambda x: struct.pack(">i", round(x * 65536))
+    white = (0.9642, 1.0, 0.8249)
+    xyz = lambda values: b"XYZ \0\0\0\0" + b"".join(map(number, values))
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(2.2 * 256)) + bytes(2)
+    said = b"desc\0\0\0\0" + struct.pack(">I", len(name) + 1) + name.encode() + bytes(79)
+    tags = {"desc": said, "cprt": b"text\0\0\0\0none\0", "wtpt": xyz(white)}
+    tags |= {f"{c}XYZ": xyz(values) for c, values in primaries.items()} | {f"{c}TRC": curve for c in primaries or "k"}
+    start, table, data = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for key, value in tags.items():
+        table += key.encode() + struct.pack(">II", start + len(data), len(value))
+        data += value + bytes(-len(value) % 4)
+    head = struct.pack(">I4sI", start + len(data), b"lcms", 0x02400000) + b"mntr" + space.encode() + b"XYZ "
+    head += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + b"".join(map(number, white)) + bytes(48)
+    return head + table + data
+
+
+ADOBE = {"r": (0.6097, 0.3111, 0.0195), "g": (0.2053, 0.6257, 0.0609), "b": (0.1492, 0.0632, 0.7446)}
+"""Primaries of Adobe RGB (1998) adapted to D50, from its specification."""
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "I;16"])
+def test_colours_are_those_of_srgb(tmp_path, mode):
+    """What a picture with a profile shows; and every bit of one without, with a broken one, or with another kind's."""
+    shown = np.random.default_rng(0).integers(40, 216, (8, 8, 4)).repeat(3, axis=0)
+    is_grey = mode in ("L", "LA", "I;16")
+    if is_grey:
+        shown[..., :3] = shown[..., :1]
+    linear = ((shown[..., :3] / 255 + 0.055) / 1.055) ** 2.4
+    if not is_grey:
+        srgb = np.array([[0.4361, 0.3851, 0.1431], [0.2225, 0.7169, 0.0606], [0.0139, 0.0971, 0.7141]])
+        linear = np.clip(linear @ (np.linalg.inv(np.array([*ADOBE.values()]).T) @ srgb).T, 0, 1)
+    stored = np.rint(np.concatenate([255 * linear ** (256 / 563), shown[..., 3:]], axis=-1)).astype(np.uint8)
+    image = Image.fromarray(stored, "RGBA")
+    if mode == "I;16":
+        image = Image.fromarray(stored[..., 0].astype(np.uint16) * 257)
+    elif mode == "P":
+        image = image.convert("RGB").quantize(64)
+    else:
+        image = image.convert(mode)
+    profile = profile_of({}, "GRAY", "grey") if is_grey else profile_of(ADOBE)
+    pictures, broken, no_space = {}, profile[:200] + bytes(len(profile) - 200), profile[:16] + b"\xff" + profile[17:]
+    carriers = {"none": b"", "own": profile, "broken": broken, "no space": no_space, "other": profile_of(ADOBE, "CMYK")}
+    for name, carried in carriers.items():
+        image.save(tmp_path / f"{name}.png", icc_profile=carried)
+        pictures[name] = np.asarray(open_image(tmp_path / f"{name}.png", resolution=32))
+    for name in ("broken", "no space", "other"):
+        np.testing.assert_array_equal(pictures[name], pictures["none"])
+    np.testing.assert_array_equal(pictures["own"][..., 3], pictures["none"][..., 3])
+    assert np.abs(pictures["own"][..., :3] - shown[..., :3]).max() <= (8 if mode == "P" else 2)
+    assert np.abs(pictures["none"][..., :3] - shown[..., :3]).max() > 2
