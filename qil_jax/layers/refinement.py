@@ -123,17 +123,16 @@ class Grid:
 
     Attributes:
       cells: the cells' numbers that the part covers.
-      pixels: the pixels' numbers that the part covers.
     """
 
     def __init__(self, count: int, length: int, pixels: range | None = None):
         """`count` cells over `length` pixels, not more cells than pixels; `pixels`: all by default."""
         pixels = range(length) if pixels is None else pixels
-        self.pixels, self.ratio = pixels, count / length
+        ratio = count / length
         self.cells = range(pixels.start * count // length, -(-pixels.stop * count // length))
-        edges = np.clip(np.arange(self.cells.start, self.cells.stop + 1) / self.ratio, pixels.start, pixels.stop)
+        edges = np.clip(np.arange(self.cells.start, self.cells.stop + 1) / ratio, pixels.start, pixels.stop)
         self.edges = edges - pixels.start
-        centres = (np.arange(pixels.start, pixels.stop) + 0.5) * self.ratio - 0.5 - self.cells.start
+        centres = (np.arange(pixels.start, pixels.stop) + 0.5) * ratio - 0.5 - self.cells.start
         centres = centres.clip(0, len(self.cells) - 1)
         self.lower = np.minimum(centres.astype(np.int64), max(len(self.cells) - 2, 0))
         self.upper = np.minimum(self.lower + 1, len(self.cells) - 1)
