@@ -11,6 +11,10 @@ iframe.viewer { display: block; width: 100%; height: 75vh; min-height: 520px; bo
   border: 1px dashed var(--border-color-primary); color: var(--body-text-color-subdued); }
 #files .empty { min-height: 64px; }
 #files .label-clear-button { display: none; }
+#record .json-node { --text-color: #9a3412; --string-color: #9a3412; --number-color: #155e75; --bracket-color: #334155;
+  --square-bracket-color: #9f1239; --punctuation-color: #475569; --line-number-color: #475569; }
+.dark #record .json-node { --text-color: #fdba74; --string-color: #fdba74; --number-color: #67e8f9;
+  --bracket-color: #cbd5e1; --square-bracket-color: #fda4af; --punctuation-color: #94a3b8; --line-number-color: #94a3b8; }
 """
 WAITING = '<div class="waiting">The layers will appear here.</div>'
 """What stands in the viewer's place before there are layers."""
@@ -46,6 +50,8 @@ def theme() -> gr.Theme:
         block_label_text_color_dark="*neutral_300",
         block_title_text_color="*neutral_700",
         block_title_text_color_dark="*neutral_200",
+        link_text_color_dark="*secondary_300",
+        link_text_color_visited_dark="*secondary_300",
         input_placeholder_color="*neutral_500",
         input_placeholder_color_dark="*neutral_400",
     )

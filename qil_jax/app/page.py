@@ -74,8 +74,7 @@ def build(served: Served) -> gr.Blocks:
                 said = gr.Markdown(label="said", elem_id="said")
                 files = gr.File(label="Downloads", file_count="multiple", interactive=False, elem_id="files")
                 prompt = gr.Textbox(label="Prompt that was used", interactive=False)
-                with gr.Accordion("Record of the result", open=False):
-                    record = gr.JSON(label="result.json")
+                record = gr.JSON(label="Record of the result", elem_id="record", max_height=300)
         result = gr.State()
         outputs = [said, prompt, files, record, result]
         page.load(js=MENDED)
