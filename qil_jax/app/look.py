@@ -14,7 +14,8 @@ iframe.viewer { display: block; width: 100%; height: 75vh; min-height: 520px; bo
 #record .json-node { --text-color: #9a3412; --string-color: #9a3412; --number-color: #155e75; --bracket-color: #334155;
   --square-bracket-color: #9f1239; --punctuation-color: #475569; --line-number-color: #475569; }
 .dark #record .json-node { --text-color: #fdba74; --string-color: #fdba74; --number-color: #67e8f9;
-  --bracket-color: #cbd5e1; --square-bracket-color: #fda4af; --punctuation-color: #94a3b8; --line-number-color: #94a3b8; }
+  --bracket-color: #cbd5e1; --square-bracket-color: #fda4af; --punctuation-color: #94a3b8;
+  --line-number-color: #94a3b8; }
 """
 WAITING = '<div class="waiting">The layers will appear here.</div>'
 """What stands in the viewer's place before there are layers."""
