@@ -19,27 +19,20 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Shaped, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 from qil_jax.layers.exact import fit_colours
 from qil_jax.layers.filtering import resampled, resize_layers
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.ownership import reassigned
+from qil_jax.layers.shares import FAINT, alphas_of, has_edge, shares_of, valid
+from qil_jax.layers.windows import affine_fits, neighbours, window_mean
 from qil_jax.limits import Edges
 
-EPSILON = 1e-5
-"""Regularisation of the guided filter, for colours in [0, 1]."""
-SHRINKING = 3.0
-"""How much of a slope goes for the part of the variance that a fit leaves."""
-POOR = 1e-3
-"""Variance that a fit leaves at which a window counts half."""
 CORRECTIONS = 6
 """How often what the means of the shares miss is added."""
 SLACK = 1.0
 """How far a share may leave the range of its neighbours in the stack, relative to that range: what is soft stays so."""
-SURE = 4 / 255
-"""Difference of the shares of neighbours up to which there is no edge: a decoder's alphas are noisy."""
-FAINT = 2 / 255
-"""Smallest share of a layer; and weight of the stack's own alpha, which decides where nothing reaches a layer."""
 HALO = 18
 """Rows of the stack around those that are refined: as far as a pixel's result depends on others."""
 PART = 1 << 22
@@ -96,6 +89,7 @@ def refine(layered: LayeredImage, picture: UInt8[np.ndarray, "y x 4"]) -> tuple[
     stack = layered.layers
     if layered.size != (wide, high):
         stack = np.stack([resampled(layer, (wide, high)) for layer in stack])
+    stack = reassigned(stack, resampled(picture, (wide, high)))
     layers, apart = np.empty((len(stack), height, width, 4), np.uint8), _apart(stack[..., 3] > 0)
 
     def refine_rows(first: int, last: int) -> None:
@@ -171,16 +165,6 @@ class Cells:
         return np.ascontiguousarray(self.columns.mean(high.transpose(0, 2, 1)).transpose(0, 2, 1))
 
 
-def shares_of(alphas: Float32[np.ndarray, "l y x"]) -> Float32[np.ndarray, "s y x"]:
-    """What each layer has of what is seen, bottom to top, and what shows through all of them."""
-    shares, through = np.empty((len(alphas) + 1, *alphas.shape[1:]), np.float32), np.ones_like(alphas[0])
-    for i in reversed(range(len(alphas))):
-        shares[i] = alphas[i] * through
-        through = through * (1 - alphas[i])
-    shares[-1] = through
-    return shares
-
-
 def _refined_shares(
     shares: Float32[np.ndarray, "s h w"], guide: Float32[np.ndarray, "c y x"], cells: Cells, halves: Cells
 ) -> Float32[np.ndarray, "s y x"]:
@@ -193,90 +177,26 @@ def _refined_shares(
     found = _corrected(_filtered(halves.mean(found), guide, halves), shares, cells)
     weight = cells.spread(neighbours(edge.astype(np.float32)[None])[1])
     found = plain + weight * (found - plain)
-    return _valid(np.where(found < FAINT, 0, found))
-
-
-def has_edge(shares: Float32[np.ndarray, "s h w"]) -> Bool[np.ndarray, "h w"]:
-    """Where a share differs among neighbours."""
-    low, high = neighbours(shares)
-    return (high - low).max(axis=0) > SURE
+    return valid(np.where(found < FAINT, 0, found))
 
 
 def _filtered(shares: np.ndarray, guide: np.ndarray, cells: Cells) -> np.ndarray:
     """Shares by a guided filter with windows of 3 x 3 cells, read at the guide's pixels."""
-    slopes, offsets = _affine(shares, cells.mean(guide))
+    slopes, offsets = affine_fits(shares, cells.mean(guide))
     found = cells.spread(offsets)
     for channel, pixels in enumerate(guide):
         found += cells.spread(slopes[:, channel]) * pixels
     low, high = neighbours(shares)
     slack = SLACK * (high - low)
-    return _valid(np.clip(found, cells.spread(low - slack), cells.spread(high + slack), out=found))
+    return valid(np.clip(found, cells.spread(low - slack), cells.spread(high + slack), out=found))
 
 
 def _corrected(found: np.ndarray, shares: np.ndarray, cells: Cells) -> np.ndarray:
     """Shares whose means over cells are as given, as far as shares allow."""
     for _ in range(CORRECTIONS):
         found += cells.spread(shares - cells.mean(found))
-        found = _valid(found)
+        found = valid(found)
     return found
-
-
-def _valid(shares: np.ndarray) -> np.ndarray:
-    """Shares in [0, 1] that add up to 1."""
-    np.clip(shares, 0, 1, out=shares)
-    shares /= np.maximum(shares.sum(axis=0), np.finfo(np.float32).tiny)
-    return shares
-
-
-def _affine(
-    shares: Float32[np.ndarray, "s h w"], guide: Float32[np.ndarray, "c h w"]
-) -> tuple[Float32[np.ndarray, "s c h w"], Float32[np.ndarray, "s h w"]]:
-    """Slopes and offsets of shares as affine functions of the guide, fitted in windows and averaged over them.
-
-    A window of nine cells fits four numbers, and would follow a texture under a soft shadow. So slopes shrink by what a
-    fit leaves of the share's variance, and a window counts the less the more it leaves.
-    """
-    shares, guide = shares.astype(np.float64), guide.astype(np.float64)
-    mean_shares, mean_guide = _box(shares), _box(guide)
-    variance = _box(guide[:, None] * guide) - mean_guide[:, None] * mean_guide
-    inverse = np.linalg.inv(np.moveaxis(variance, (0, 1), (-2, -1)) + EPSILON * np.eye(len(guide)))
-    slopes = np.empty((len(shares), *guide.shape), np.float32)
-    offsets = np.empty(shares.shape, np.float32)
-    for i, share in enumerate(shares):
-        covariance = _box(guide * share) - mean_guide * mean_shares[i]
-        slope = np.einsum("yxcd,dyx->cyx", inverse, covariance)
-        whole = np.maximum(_box(share * share) - mean_shares[i] ** 2, 0)
-        left = np.maximum(whole - (slope * covariance).sum(axis=0), 0)
-        slope *= np.clip(1 - SHRINKING * left / (whole + EPSILON), 0, 1)
-        weight = 1 / (left + POOR)
-        near = _box(weight)
-        slopes[i] = _box(weight * slope) / near
-        offsets[i] = _box(weight * (mean_shares[i] - (slope * mean_guide).sum(axis=0))) / near
-    return slopes, offsets
-
-
-def _box(values: np.ndarray) -> np.ndarray:
-    """Means over windows of 3 x 3, which end at the border, along the last two axes."""
-    padded = np.pad(values, [(0, 0)] * (values.ndim - 2) + [(1, 1)] * 2)
-    sums = padded[..., :-2, :] + padded[..., 1:-1, :] + padded[..., 2:, :]
-    sums = sums[..., :-2] + sums[..., 1:-1] + sums[..., 2:]
-    high, wide = (np.full(n, 3.0) for n in values.shape[-2:])
-    for count in (high, wide):
-        count[0] -= 1
-        count[-1] -= 1
-    return sums / (high[:, None] * wide)
-
-
-def neighbours(
-    values: Shaped[np.ndarray, "*n h w"],
-) -> tuple[Shaped[np.ndarray, "*n h w"], Shaped[np.ndarray, "*n h w"]]:
-    """The smallest and the largest value in windows of 3 x 3, along the last two axes."""
-    padded = np.pad(values, [(0, 0)] * (values.ndim - 2) + [(1, 1)] * 2, mode="edge")
-    found = []
-    for most in (np.minimum, np.maximum):
-        high = most(most(padded[..., :-2, :], padded[..., 1:-1, :]), padded[..., 2:, :])
-        found.append(most(most(high[..., :-2], high[..., 1:-1]), high[..., 2:]))
-    return found[0], found[1]
 
 
 def _refined(
@@ -296,7 +216,7 @@ def _refined(
     for i, j in apart:
         _separate(found[i], found[j])
         _separate(plain[i], plain[j])
-    pixels[..., 3] = np.rint(255 * _alphas(found, plain))
+    pixels[..., 3] = np.rint(255 * alphas_of(found, plain))
     colours, weights = _colours(straight, shares, cells.mean(guide[:3]))
     for i in range(len(stack)):
         colour = cells.spread(colours[i] * weights[i]) / cells.spread(weights[i : i + 1])
@@ -328,16 +248,6 @@ def _separate(first: Float32[np.ndarray, "y x"], second: Float32[np.ndarray, "y 
         first[both], second[both] = (whole * is_first)[both], (whole * ~is_first)[both]
 
 
-def _alphas(shares: Float32[np.ndarray, "s y x"], plain: Float32[np.ndarray, "l y x"]) -> Float32[np.ndarray, "l y x"]:
-    """Alphas of given shares; those that the stack has where nothing reaches a layer."""
-    alphas, through = np.empty_like(plain), np.ones_like(plain[0])
-    for i in reversed(range(len(plain))):
-        weight = np.maximum(FAINT - through / 8, 0)
-        alphas[i] = (shares[i] + weight * plain[i]) / np.maximum(through + weight, np.finfo(np.float32).tiny)
-        through = np.maximum(through - shares[i], 0)
-    return alphas.clip(0, 1, out=alphas)
-
-
 def _colours(
     straight: Float32[np.ndarray, "l 4 h w"], shares: Float32[np.ndarray, "s h w"], guide: Float32[np.ndarray, "3 h w"]
 ) -> tuple[Float32[np.ndarray, "l 3 h w"], Float32[np.ndarray, "l h w"]]:
@@ -346,12 +256,12 @@ def _colours(
     What the layers' blend misses of the picture's means is taken from where a layer is seen to where it is seen less.
     """
     colours, alphas = straight[:, :3].copy(), straight[:, 3]
-    reach = _box(_box(alphas[:, None]))
-    near = (_box(_box(colours * alphas[:, None])) / np.maximum(reach, 1e-6)).astype(np.float32)
+    reach = window_mean(window_mean(alphas[:, None]))
+    near = (window_mean(window_mean(colours * alphas[:, None])) / np.maximum(reach, 1e-6)).astype(np.float32)
     colours = np.where((alphas[:, None] == 0) & (reach > 1e-4), near, colours)
     seen = shares[:-1, None]
     missed = guide - (seen * colours).sum(axis=0)
     missed = missed / np.maximum((seen * seen).sum(axis=0), 1e-3)
-    weight = _box(_box(seen * seen))
-    colours = colours + (_box(_box(seen**3 * missed)) / (weight + 0.05)).astype(np.float32)
+    weight = window_mean(window_mean(seen * seen))
+    colours = colours + (window_mean(window_mean(seen**3 * missed)) / (weight + 0.05)).astype(np.float32)
     return colours, np.maximum(alphas, 1e-3)

@@ -11,6 +11,7 @@ import io
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -22,7 +23,7 @@ from qil_jax.evaluation.layers import mean_scores, score_stacks
 from qil_jax.inference.images import bucket_size
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request
-from qil_jax.layers import refinement
+from qil_jax.layers import refinement, shares, windows
 from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.layers.filtering import resize_layers
@@ -42,16 +43,22 @@ def bicubic(low: LayeredImage, picture: np.ndarray) -> Layers:
     return np.stack([np.asarray(Image.fromarray(x, "RGBA").resize(size, Image.Resampling.BICUBIC)) for x in low.layers])
 
 
-def refined(**constants: float) -> Way:
-    """Refinement with other values of its constants."""
+def refined(**constants: Any) -> Way:
+    """Refinement with other values in place of what its modules have."""
 
     def way(low: LayeredImage, picture: np.ndarray) -> Layers:
         with ExitStack() as stack:
             for name, value in constants.items():
-                stack.enter_context(mock.patch.object(refinement, name, value))
+                module = refinement if hasattr(refinement, name) else windows
+                stack.enter_context(mock.patch.object(module, name, value))
             return refinement.refine(low, picture)[0].layers
 
     return way
+
+
+def unmoved(stack: Layers, picture: np.ndarray) -> Layers:
+    """In place of `reassigned`."""
+    return stack
 
 
 WAYS: Mapping[str, Way] = {
@@ -59,6 +66,7 @@ WAYS: Mapping[str, Way] = {
     "guided filter alone, eps 1e-4": refined(CORRECTIONS=0, EPSILON=1e-4),
     "guided filter alone, eps 1e-6": refined(CORRECTIONS=0, EPSILON=1e-6),
     "3 corrections": refined(CORRECTIONS=3),
+    "nothing moved": refined(reassigned=unmoved),
     "refined": refined(),
 }
 HEAD = ("layers", "way", "shares", "gradient", "colour", "soft alphas", "off by > 1", "s a scene")
@@ -105,8 +113,8 @@ def restored(arguments: argparse.Namespace, times: int) -> list[tuple[str, ...]]
             found.setdefault(key, []).append(np.array([*errors(layers, truth.layers, low.layers, shown), seconds]))
     rows = []
     for name, values in found.items():
-        shares, gradient, colour, soft, off, seconds = np.nanmean(values, axis=0)
-        figures = f"{shares:.2f}", f"{gradient:.2f}", f"{colour:.2f}", f"{soft:.2f}", f"{off:.1%}", f"{seconds:.2f}"
+        share, gradient, colour, soft, off, seconds = np.nanmean(values, axis=0)
+        figures = f"{share:.2f}", f"{gradient:.2f}", f"{colour:.2f}", f"{soft:.2f}", f"{off:.1%}", f"{seconds:.2f}"
         rows.append((f"reduced {times} times", name, *figures))
     return rows
 
@@ -123,16 +131,16 @@ def errors(layers: Layers, truth: Layers, low: Layers, picture: UInt8[np.ndarray
     Of the shares and of their gradients near edges; of colours there, weighted by the true shares; of alphas where the
     reduced ones are neither 0 nor 255 among neighbours; and the share of pixels whose blend is more than a level off.
     """
-    ours, true, coarse = (refinement.shares_of(x[..., 3].astype(np.float32) / 255) for x in (layers, truth, low))
+    ours, true, coarse = (shares.shares_of(x[..., 3].astype(np.float32) / 255) for x in (layers, truth, low))
     times = len(picture) // low.shape[1]
     grown = lambda mask: np.kron(mask, np.ones((times, times), bool))
-    edge = grown(refinement.has_edge(coarse))
+    edge = grown(shares.has_edge(coarse))
     apart = ours[:-1] - true[:-1]
     gradient = np.add(*(np.abs(np.diff(apart, axis=axis, append=0))[:, edge] for axis in (1, 2)))
     colour = np.abs(layers[..., :3].astype(np.float32) - truth[..., :3]).mean(axis=-1)[:, edge]
     seen = true[:-1, edge]
     alphas = low[..., 3]
-    least, most = refinement.neighbours(alphas)
+    least, most = windows.neighbours(alphas)
     soft = np.stack([grown(mask) for mask in (least > 8) & (most < 247)])
     alpha = np.abs(layers[..., 3].astype(np.float32) - truth[..., 3])[soft]
     blend = composite_8bit([BoxedLayer(pixels=x, left=0, top=0, name="") for x in layers], picture.shape[1::-1])
@@ -155,14 +163,17 @@ def as_jpeg(picture: UInt8[np.ndarray, "y x 4"]) -> UInt8[np.ndarray, "y x 4"]:
 def by_model(arguments: argparse.Namespace) -> list[tuple[str, ...]]:
     """Rows for what the shipped model makes of scenes of its own kind."""
     assets, pipeline = load_assets(arguments.assets, "test"), Pipeline.load()
-    scores: dict[str, list] = {"interpolated": [], "refined": []}
+    scores: dict[str, list] = {}
     for seed in range(arguments.results):
         truth = make_scene(seed, dataclasses.replace(VARIED, side=SIDE), assets).to_layered_image()
         picture = truth.composite_8bit()
         (made,) = pipeline.decompose([Request(image=Image.fromarray(picture), layers=len(truth.names))])
         plain = resize_layers(made.layered.layers, (SIDE, SIDE))
-        for name, layers in (("interpolated", plain), ("refined", refinement.refine(made.layered, picture)[0].layers)):
-            scores[name].append(score_stacks(list(layers), list(truth.layers)))
+        stacks = {"interpolated": plain} | {
+            name: WAYS[name](made.layered, picture) for name in ("nothing moved", "refined")
+        }
+        for name, layers in stacks.items():
+            scores.setdefault(name, []).append(score_stacks(list(layers), list(truth.layers)))
     rows = []
     for name, found in scores.items():
         means = mean_scores(found)
