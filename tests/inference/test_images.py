@@ -1,10 +1,10 @@
 """Pictures of every kind: sizes and pixels as the reference prepares them, or one clear refusal."""
 
-import struct
 import warnings
 
 import numpy as np
 import pytest
+from icc_profiles import ADOBE, profile_of
 from PIL import Image
 
 from qil_jax.inference.images import ImageError, bucket_size, open_image
@@ -111,28 +111,6 @@ def test_the_first_picture_of_a_phones_jpeg_counts(tmp_path, turned):
     picture = found.pictures["photo"].image()
     assert picture.size == ((60, 40) if turned == 1 else (40, 60))
     assert np.abs(np.asarray(picture, int)[..., :3] - (200, 40, 90)).max() < 8
-
-
-def profile_of(primaries: dict[str, tuple[float, float, float]], space: str = "RGB ", name: str = "wide") -> bytes:
-    """An ICC profile of gamma 2.2: XYZ of its primaries under D50, or none for a grey one."""
-    number = lambda x: struct.pack(">i", round(x * 65536))
-    white = (0.9642, 1.0, 0.8249)
-    xyz = lambda values: b"XYZ \0\0\0\0" + b"".join(map(number, values))
-    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(2.2 * 256)) + bytes(2)
-    said = b"desc\0\0\0\0" + struct.pack(">I", len(name) + 1) + name.encode() + bytes(79)
-    tags = {"desc": said, "cprt": b"text\0\0\0\0none\0", "wtpt": xyz(white)}
-    tags |= {f"{c}XYZ": xyz(values) for c, values in primaries.items()} | {f"{c}TRC": curve for c in primaries or "k"}
-    start, table, data = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
-    for key, value in tags.items():
-        table += key.encode() + struct.pack(">II", start + len(data), len(value))
-        data += value + bytes(-len(value) % 4)
-    head = struct.pack(">I4sI", start + len(data), b"lcms", 0x02400000) + b"mntr" + space.encode() + b"XYZ "
-    head += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + b"".join(map(number, white)) + bytes(48)
-    return head + table + data
-
-
-ADOBE = {"r": (0.6097, 0.3111, 0.0195), "g": (0.2053, 0.6257, 0.0609), "b": (0.1492, 0.0632, 0.7446)}
-"""Primaries of Adobe RGB (1998) adapted to D50, from its specification."""
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "I;16"])
