@@ -169,13 +169,17 @@ def test_editing_and_painted_layers_are_in_srgb(results, tmp_path):
 
 
 @pytest.mark.full
-def test_parts_of_layers_have_the_same_profile(pictures, tmp_path):
+def test_colours_that_srgb_lacks_are_kept_in_parts_of_layers_too(pictures, tmp_path):
+    picture = upright(pictures["adobe"]).convert("RGB")
+    picture.paste((0, 255, 0), (10, 20, 50, 60))
+    picture.paste((255, 0, 90), (40, 40, 80, 70))
+    picture.save(tmp_path / "wide.png", icc_profile=WIDE["adobe"])
     words = ["--steps", "1", "--layers", "2", "--output-size", "input", "--exact", "--depth", "2"]
-    assert main([str(pictures["adobe"]), "--out", str(tmp_path), *words]) == 0
-    tree = formats.read(tmp_path / "adobe")
+    assert main([str(tmp_path / "wide.png"), "--out", str(tmp_path), *words]) == 0
+    tree = formats.read(tmp_path / "wide")
     assert {group.tree.layered.profile for group in tree.groups.values()} == {WIDE["adobe"]}
-    assert apart(tree.leaves().composite_8bit(), np.asarray(upright(pictures["adobe"]))) <= 1
-    assert formats.read(tmp_path / "adobe" / "layers.psd").layered.profile == WIDE["adobe"]
+    assert apart(tree.leaves().composite_8bit(), np.asarray(picture.convert("RGBA"))) <= 1
+    assert formats.read(tmp_path / "wide" / "layers.psd").layered.profile == WIDE["adobe"]
 
 
 @pytest.mark.full
