@@ -1,5 +1,6 @@
 """Pictures of every kind: sizes and pixels as the reference prepares them, or one clear refusal."""
 
+import struct
 import warnings
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from qil_jax.inference.images import ImageError, bucket_size, open_image
 from qil_jax.inference.pictures import find_pictures
+from qil_jax.layers.pictures import DEEP
 
 
 def noise(width: int, height: int, mode: str = "RGBA") -> Image.Image:
@@ -47,6 +49,31 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     opened = np.asarray(open_image(tmp_path / "a.png"))
     assert np.abs(opened[..., 0].astype(float) - ramp / 257).max() <= 0.51
     assert opened[..., 3].min() == 255
+
+
+def tiff_of_16_bits(values: np.ndarray) -> bytes:
+    """An RGB TIFF, which Pillow cannot write."""
+    high, wide, data = *values.shape[:2], values.astype("<u2").tobytes()
+    tags = {256: wide, 257: high, 258: 8, 259: 1, 262: 2, 273: 14, 277: 3, 278: high, 279: len(data)}
+    entries = [struct.pack("<HHII", tag, 3 if tag == 258 else 4, 1 + 2 * (tag == 258), x) for tag, x in tags.items()]
+    start = 14 + len(data)
+    body = b"II*\0" + struct.pack("<I3H", start, 16, 16, 16) + data
+    return body + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+
+
+def test_bits_that_are_not_kept_are_said(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    for suffix in ("png", "tif"):
+        Image.fromarray(ramp).save(tmp_path / f"deep_grey.{suffix}")
+        for mode in ("1", "L", "P", "RGBA"):
+            noise(64, 64, mode).save(tmp_path / f"{mode}.{suffix}")
+    colours = np.stack([ramp, ramp[::-1], ramp.T], axis=-1)
+    (tmp_path / "deep_rgb.tif").write_bytes(tiff_of_16_bits(colours))
+    found = find_pictures([tmp_path], resolution=64)
+    assert found.bad == [] and found.notes() == [f"deep_grey.png, deep_grey.tif, deep_rgb.tif: {DEEP}"]
+    for name, values in {"deep_grey_2": ramp[..., None], "deep_rgb": colours}.items():
+        read = np.asarray(found.pictures[name].image(), float)
+        assert np.abs(read[..., :3] - values / 257).max() <= 1  # of a picture with colours Pillow takes the upper byte
 
 
 def test_a_large_picture_is_read_without_a_warning_of_others(tmp_path, monkeypatch):
