@@ -19,6 +19,7 @@ EXTRA_OF = {
     "wandb": "track",
     "gradio": "ui",
     "gcsfs": "gcs",
+    "pillow_heif": "heic",
     "torch": "parity",
     "diffusers": "parity",
     "transformers": "parity",

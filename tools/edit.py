@@ -45,8 +45,9 @@ def main(argv: list[str]) -> int:
         return 0
     require_complete(args)
     from qil_jax.export.stored import read_tree
+    from qil_jax.layers.profiles import SRGB
 
-    layered = read_tree(args.folder).layered
+    layered = read_tree(args.folder).layered.with_profile(SRGB)
     from qil_jax.editing.stack import Stack
     from qil_jax.files import read_file
     from qil_jax.strict_json import MOST_BYTES

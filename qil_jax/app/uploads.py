@@ -1,14 +1,13 @@
 """Pictures that clients upload."""
 
-import hashlib
 from pathlib import Path
 
 from qil_jax.app.limits import Limits
 from qil_jax.inference.images import check_size
 from qil_jax.inference.pictures import InputImage
-from qil_jax.layers.pictures import ImageError, decoded, read_bytes
+from qil_jax.layers.pictures import HEIF, ImageError, read_bytes, read_picture
 
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP", HEIF)
 """What is decoded, by Pillow's names. Others that it knows start programs, or are rarely pictures."""
 
 
@@ -47,5 +46,5 @@ def opened(file: Path, limits: Limits, *, resolution: int) -> InputImage:
     if size > limits.upload_bytes:
         raise ImageError(f"{name}: {size / 2**20:.1f} MB, {limits.megabytes} at most are taken here")
     data = read_bytes(file)
-    image = decoded(data, name, check, formats=FORMATS)
-    return InputImage(path=Path(name), sha256=hashlib.sha256(data).hexdigest(), size=image.size, kept=image)
+    picture = read_picture(data, name, check, formats=FORMATS)
+    return InputImage.of(Path(name), data, picture, keep=True)

@@ -29,7 +29,7 @@ def write_zip(stack: LayeredImage | LayerTree, file: Path) -> None:
     """
     tree = LayerTree.of(stack)
     names, layers = zip(*pictures(tree), strict=True)
-    members = dict(zip(map(str, names), encoded(layers), strict=True))
+    members = dict(zip(map(str, names), encoded(layers, profile=tree.layered.profile), strict=True))
     with file.open("xb") as stream:
         packed(stream, {MANIFEST: json.dumps(manifest(tree), indent=2).encode(), **members})
 

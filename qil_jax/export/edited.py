@@ -13,6 +13,7 @@ from qil_jax.export.sheet import write_sheet
 from qil_jax.files import whole_folder
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.profiles import profile_name
 
 
 def write_edited_result(folder: Path, layered: LayeredImage, record: Mapping[str, Any]) -> None:
@@ -34,6 +35,7 @@ def write_edited_result(folder: Path, layered: LayeredImage, record: Mapping[str
         write_sheet(layered, None, draft / "sheet.png")
         fields = {
             "size": list(layered.size),
+            "profile": profile_name(layered.profile),
             "layers": entries(LayerTree.of(layered)),
             "files": checksums(draft),
         }

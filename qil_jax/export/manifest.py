@@ -14,7 +14,8 @@ from qil_jax.export.bounds import require_depth, require_pixels
 from qil_jax.export.png import HERE, layer_file
 from qil_jax.layers.layer_tree import Group, LayerTree
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.layers.pictures import decoded, picture_size
+from qil_jax.layers.pictures import picture_size, read_picture
+from qil_jax.layers.profiles import SRGB, image_converted, profile_name
 from qil_jax.layers.visibility import visible_box
 from qil_jax.strict_json import Text, fitted
 
@@ -71,9 +72,10 @@ LISTING = TypeAdapter(Listing)
 
 
 def manifest(tree: LayerTree) -> dict[str, Any]:
-    """Size of the canvas, caption, what was done to the layers, and the layers as `entries` describes them."""
-    said = {"caption": tree.layered.caption, "decisions": list(tree.layered.decisions)}
-    return {"size": list(tree.layered.size), **said, "layers": entries(tree)}
+    """Size, name of the colour profile, caption, what was done to the layers, and these as `entries` describes them."""
+    stack = tree.layered
+    said = {"profile": profile_name(stack.profile), "caption": stack.caption, "decisions": list(stack.decisions)}
+    return {"size": list(stack.size), **said, "layers": entries(tree)}
 
 
 def entries(tree: LayerTree, folder: PurePosixPath = HERE) -> list[dict[str, Any]]:
@@ -94,7 +96,9 @@ def entries(tree: LayerTree, folder: PurePosixPath = HERE) -> list[dict[str, Any
 
 
 def tree_from(fields: Any, read: ReadFile, where: str, listing: str = MANIFEST) -> LayerTree:
-    """The layers that a manifest or a result's record lists.
+    """The layers that a manifest or a result's record lists, with their colour profile if all files have one.
+
+    Files of different profiles, as when one was painted over, are converted to sRGB.
 
     Args:
       fields: the manifest or record as it came from JSON.
@@ -109,6 +113,7 @@ def tree_from(fields: Any, read: ReadFile, where: str, listing: str = MANIFEST) 
     files = _files(said.layers, f"{where}: its {listing}")
     require_pixels(sum(math.prod(picture_size(read(file), f"{where}: {file}")) for file in files))
     tree = _tree(said.layers, read, where, said.caption if said.settings is None else said.settings.prompt)
+    tree = tree if len(_profiles(tree)) == 1 else tree.with_profile(SRGB)
     return dataclasses.replace(tree, layered=dataclasses.replace(tree.layered, decisions=said.decisions))
 
 
@@ -138,7 +143,9 @@ def _files(layers: Sequence[ListedLayer], where: str, depth: int = 0) -> Iterato
 
 
 def _tree(listed: Sequence[ListedLayer], read: ReadFile, where: str, caption: str = "") -> LayerTree:
-    layers = [np.asarray(decoded(read(layer.file), f"{where}: {layer.file}")) for layer in listed]
+    pictures = [read_picture(read(layer.file), f"{where}: {layer.file}") for layer in listed]
+    profile = one.pop() if len(one := {picture.profile for picture in pictures}) == 1 else SRGB
+    layers = [np.asarray(image_converted(picture.image, picture.profile, profile)) for picture in pictures]
     sizes = {layer.shape[1::-1] for layer in layers}
     if len(sizes) != 1:
         raise QilError(f"{where}: layers of sizes {sorted(sizes)}: one canvas is needed")
@@ -148,7 +155,13 @@ def _tree(listed: Sequence[ListedLayer], read: ReadFile, where: str, caption: st
         for i, layer in enumerate(listed)
         if (inner := layer.group) is not None
     }
-    return LayerTree(layered=LayeredImage(layers=np.stack(layers), names=names, caption=caption), groups=groups)
+    stack = LayeredImage(layers=np.stack(layers), names=names, caption=caption, profile=profile)
+    return LayerTree(layered=stack, groups=groups)
+
+
+def _profiles(tree: LayerTree) -> set[bytes]:
+    """The profiles of a tree's stacks."""
+    return {tree.layered.profile}.union(*(_profiles(group.tree) for group in tree.groups.values()))
 
 
 def _inside(name: str) -> str:

@@ -14,6 +14,7 @@ from qil_jax.export.placed import PlacedPicture
 from qil_jax.layers.boxed_layer import BoxedLayer, recut
 from qil_jax.layers.layer_tree import Group, LayerTree
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.profiles import SRGB
 from qil_jax.layers.visibility import visible_box, words
 
 Leaf = TypeVar("Leaf", bound=BoxedLayer | PlacedPicture, covariant=True)
@@ -64,17 +65,18 @@ def leaves(nodes: Sequence["Leaf | GroupNode[Leaf]"]) -> list[Leaf]:
     return [x for node in nodes for x in (leaves(node.nodes) if isinstance(node, GroupNode) else [node])]
 
 
-def tree_of(nodes: Sequence[ReadNode], size: tuple[int, int], caption: str = "") -> LayerTree:
+def tree_of(nodes: Sequence[ReadNode], size: tuple[int, int], caption: str = "", *, profile: bytes = SRGB) -> LayerTree:
     """The tree of a document whose canvas has `size`, width and height. Groups lie on canvases of that size.
 
-    Groups without layers are left out.
+    Groups without layers are left out. The layers have colours of an ICC profile, which is not SRGB only if none is a
+    PlacedPicture.
 
     Raises:
       QilError: if there is no layer, or there are more than `bounds` allows.
     """
     nodes = _filled(nodes)
     require_pixels(_pixels(nodes, math.prod(size)))
-    return _tree(nodes, size, caption)
+    return _tree(nodes, size, caption, profile)
 
 
 def _filled(nodes: Sequence[ReadNode]) -> list[ReadNode]:
@@ -95,12 +97,12 @@ def _pixels(nodes: Sequence[ReadNode], canvas: int) -> int:
     return canvas * len(nodes) + own + inner
 
 
-def _tree(nodes: Sequence[ReadNode], size: tuple[int, int], caption: str = "") -> LayerTree:
+def _tree(nodes: Sequence[ReadNode], size: tuple[int, int], caption: str, profile: bytes) -> LayerTree:
     layers: list[np.ndarray] = []
     names, groups = [], {}
     for node in nodes:
         if isinstance(node, GroupNode):
-            inner = _tree(node.nodes, size)
+            inner = _tree(node.nodes, size, "", profile)
             groups[len(layers)] = Group(tree=inner, left=0, top=0)
             layers.append(inner.leaves().composite_8bit())
         else:
@@ -109,5 +111,5 @@ def _tree(nodes: Sequence[ReadNode], size: tuple[int, int], caption: str = "") -
         names.append(node.name)
     if not layers:
         raise QilError("no layers in it")
-    stack = LayeredImage(layers=np.stack(layers), names=tuple(names), caption=caption)
+    stack = LayeredImage(layers=np.stack(layers), names=tuple(names), caption=caption, profile=profile)
     return LayerTree(layered=stack, groups=groups)

@@ -21,6 +21,7 @@ from qil_jax.layers.compositing import composite_8bit
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.pictures import LARGEST_SIDE
+from qil_jax.layers.profiles import SRGB
 
 MIMETYPE = "image/openraster"
 THUMBNAIL = 256
@@ -33,12 +34,13 @@ Number = TypeVar("Number", int, float)
 def write_ora(stack: LayeredImage | LayerTree, file: Path) -> None:
     """Write layers with their names in boxes that hold all that is not zero, their composite, and a thumbnail.
 
-    Groups become nested stacks. Every byte of the layers is kept, colour under alpha 0 included.
+    Groups become nested stacks. Every byte of layers in sRGB is kept, colour under alpha 0 included; those with another
+    profile are converted.
 
     Raises:
       FileExistsError: if the file exists.
     """
-    tree = LayerTree.of(stack)
+    tree = LayerTree.of(stack).with_profile(SRGB)
     nodes = nodes_of(tree, has_hidden_colour=True)
     with ThreadPoolExecutor(1) as beside:
         previews = beside.submit(_previews, nodes, tree.layered.size)

@@ -14,6 +14,7 @@ from PIL import Image
 from qil_jax.export.names import safe_name
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.profiles import SRGB
 
 HERE = PurePosixPath()
 """The folder to which paths are relative."""
@@ -35,20 +36,22 @@ def pictures(
             yield from pictures(tree.groups[i].tree, file.with_suffix(""))
 
 
-def encoded(layers: Sequence[UInt8[np.ndarray, "_ _ 4"]], level: int = 6) -> list[bytes]:
+def encoded(layers: Sequence[UInt8[np.ndarray, "_ _ 4"]], level: int = 6, profile: bytes = SRGB) -> list[bytes]:
     """Straight RGBA as PNG files, without loss, on all cores.
 
     Args:
       level: zlib's level, 1 for speed to 9 for size.
+      profile: ICC profile of the colours, which is embedded.
     """
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return list(threads.map(functools.partial(_encoded, level=level), layers))
+        return list(threads.map(functools.partial(_encoded, level=level, profile=profile), layers))
 
 
 def write_pngs(stack: LayeredImage | LayerTree, folder: Path) -> list[Path]:
     """Write straight RGBA PNGs of the whole canvas, bottom first: `01_name.png`, `02_name.png`, ...
 
     The layers of a group go into a folder of its name, `01_name/01_part.png` and so on, on the group's own canvas.
+    A colour profile other than sRGB is embedded.
 
     Returns:
       The files of the stack's own layers.
@@ -56,15 +59,16 @@ def write_pngs(stack: LayeredImage | LayerTree, folder: Path) -> list[Path]:
     Raises:
       FileExistsError: if one of these files exists.
     """
-    names, layers = zip(*pictures(LayerTree.of(stack)), strict=True)
-    for name, data in zip(names, encoded(layers), strict=True):
+    tree = LayerTree.of(stack)
+    names, layers = zip(*pictures(tree), strict=True)
+    for name, data in zip(names, encoded(layers, profile=tree.layered.profile), strict=True):
         (folder / name).parent.mkdir(exist_ok=True)
         with (folder / name).open("xb") as stream:
             stream.write(data)
     return [folder / name for name in names if len(name.parts) == 1]
 
 
-def _encoded(pixels: UInt8[np.ndarray, "y x 4"], level: int) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels), "RGBA").save(stream, "PNG", compress_level=level)
+def _encoded(pixels: UInt8[np.ndarray, "y x 4"], level: int, profile: bytes) -> bytes:
+    stream, picture = io.BytesIO(), Image.fromarray(np.ascontiguousarray(pixels), "RGBA")
+    picture.save(stream, "PNG", compress_level=level, icc_profile=profile or None)
     return stream.getvalue()

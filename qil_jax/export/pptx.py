@@ -22,6 +22,7 @@ from qil_jax.export.slides import nodes_of_slide
 from qil_jax.files import opened
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.profiles import SRGB
 
 PIXEL = 9525
 """Length of a pixel in EMU at 96 pixels an inch, which is 914,400 EMU."""
@@ -39,13 +40,13 @@ def write_pptx(stack: LayeredImage | LayerTree, file: Path, *, native_text: bool
     """Write one slide with a picture for each layer at its place, in tight boxes; groups become groups.
 
     With native text, layers that are text become text boxes (`export.native_text`), and a second, hidden slide keeps
-    the pictures of all layers.
+    the pictures of all layers. Colours are converted to sRGB.
 
     Raises:
       QilError: if the canvas has a shape that no slide can have, or text cannot be recognised here.
       FileExistsError: if the file exists.
     """
-    tree = LayerTree.of(stack)
+    tree = LayerTree.of(stack).with_profile(SRGB)
     nodes = nodes_of(tree)
     scale = pixel_length(tree.layered.size, str(file))
     presentation = Presentation()

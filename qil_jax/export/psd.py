@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 from psd_tools import PSDImage
 from psd_tools.api.layers import GroupMixin, Layer, PixelLayer
-from psd_tools.constants import BlendMode
+from psd_tools.constants import BlendMode, ColorMode, Resource
+from psd_tools.psd.image_resources import ImageResource
 
 from qil_jax.errors import QilError
 from qil_jax.export.bounds import require_depth
@@ -21,6 +22,7 @@ from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.photoshop import ALIKE, Feature, features_of, name_of, psnr_stored, stored_picture
 from qil_jax.layers.pictures import read_bytes
+from qil_jax.layers.profiles import SRGB, rgb_profile
 
 LARGEST_SIDE = 30_000
 """Limit of the PSD format in pixels."""
@@ -34,7 +36,7 @@ def write_psd(stack: LayeredImage | LayerTree, file: Path) -> None:
     """Write layers in tight boxes with their names, and their composite as the merged preview.
 
     Groups become groups. An empty layer is written as one transparent pixel. Colour under alpha 0 is kept inside a
-    layer's box.
+    layer's box. A colour profile other than sRGB is embedded.
 
     Raises:
       QilError: if the canvas is larger than the format allows.
@@ -45,6 +47,8 @@ def write_psd(stack: LayeredImage | LayerTree, file: Path) -> None:
     if max(width, height) > LARGEST_SIDE:
         raise QilError(f"{file}: {width}x{height} pixels do not fit a PSD (at most {LARGEST_SIDE} a side)")
     document = PSDImage.new("RGBA", (width, height), depth=8)
+    if profile := tree.layered.profile:
+        document.image_resources[Resource.ICC_PROFILE] = ImageResource(key=Resource.ICC_PROFILE, data=profile)
     nodes = nodes_of(tree)
     _add(document, nodes)
     record = document._record  # saving by the document would replace the preview by the library's own composite
@@ -62,8 +66,8 @@ def write_psd(stack: LayeredImage | LayerTree, file: Path) -> None:
 def read_psd(file: Path) -> LayerTree:
     """The layers of a document that consists of plain layers and groups only, as `write_psd` makes them.
 
-    Opacity goes into alpha; hidden layers are left out. Where the layers give another picture than the one that the
-    document stores, `decisions` says so.
+    Opacity goes into alpha; hidden layers are left out; a colour profile of RGB is kept. Where the layers give another
+    picture than the one that the document stores, `decisions` says so.
 
     Raises:
       QilError: if the file is no PSD, or needs more than alpha blending; the message names the layer and the feature.
@@ -71,9 +75,10 @@ def read_psd(file: Path) -> LayerTree:
     data = read_bytes(file)
     try:
         document = PSDImage.open(io.BytesIO(data), max_alloc_bytes=MOST_BYTES)
-        nodes = _nodes(document)
-        tree = tree_of(nodes, document.size)
-        layered = dataclasses.replace(tree.layered, decisions=_difference(leaves(nodes), document))
+        profile = _profile(document)
+        nodes = _nodes(document, profile)
+        tree = tree_of(nodes, document.size, profile=profile)
+        layered = dataclasses.replace(tree.layered, decisions=_difference(leaves(nodes), document, profile))
         return dataclasses.replace(tree, layered=layered)
     except QilError as error:
         raise QilError(f"{file}: {error}; tools/build_dataset.py reads documents of every kind") from error
@@ -81,9 +86,15 @@ def read_psd(file: Path) -> LayerTree:
         raise QilError(f"{file}: cannot be read as a PSD ({error}); save it again") from error
 
 
-def _difference(layers: Sequence[BoxedLayer], document: PSDImage) -> tuple[str, ...]:
+def _profile(document: PSDImage) -> bytes:
+    """The profile in which a document's layers are read; psd-tools converts to sRGB what is none of RGB."""
+    stored = document.image_resources.get_data(Resource.ICC_PROFILE)
+    return rgb_profile(stored) if stored and document.color_mode is ColorMode.RGB else SRGB
+
+
+def _difference(layers: Sequence[BoxedLayer], document: PSDImage, profile: bytes) -> tuple[str, ...]:
     """A sentence if the layers do not give the picture that the document stores."""
-    stored = stored_picture(document)
+    stored = stored_picture(document, to_srgb=not profile)
     decibels = ALIKE if stored is None else psnr_stored(composite_8bit(layers, document.size), stored)
     if decibels >= ALIKE:
         return ()
@@ -102,7 +113,7 @@ def _add(parent: GroupMixin, nodes: Sequence[Node]) -> None:
         layer.name = plain_text(node.name)[:LONGEST_NAME]
 
 
-def _nodes(parent: GroupMixin, depth: int = 0) -> tuple[Node, ...]:
+def _nodes(parent: GroupMixin, profile: bytes, depth: int = 0) -> tuple[Node, ...]:
     require_depth(depth)
     found: list[Node] = []
     for layer in parent:
@@ -112,9 +123,9 @@ def _nodes(parent: GroupMixin, depth: int = 0) -> tuple[Node, ...]:
         if problem is not None:
             raise QilError(f"layer '{name_of(layer)}' {problem}")
         if isinstance(layer, GroupMixin):
-            found.append(GroupNode(name=name_of(layer), nodes=_nodes(layer, depth + 1)))
+            found.append(GroupNode(name=name_of(layer), nodes=_nodes(layer, profile, depth + 1)))
             continue
-        picture = layer.topil()
+        picture = layer.topil(apply_icc=not profile)
         pixels = np.zeros((1, 1, 4), np.uint8) if picture is None else np.array(picture.convert("RGBA"))
         pixels[..., 3] = np.rint(pixels[..., 3] * (layer.opacity / 255))
         found.append(BoxedLayer(pixels=pixels, left=layer.left, top=layer.top, name=name_of(layer)))

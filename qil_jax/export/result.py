@@ -21,6 +21,7 @@ from qil_jax.files import whole_folder
 from qil_jax.layers.compositing import blended, decibels
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.profiles import profile_name
 from qil_jax.strict_json import read_json
 
 DESKTOP_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")
@@ -45,7 +46,7 @@ def write_result(
     Args:
       folder: the new folder; its parent is created if needed.
       stack: layers of the decomposition, groups included.
-      original: the 8-bit RGBA input, of the layers' size.
+      original: the 8-bit RGBA input, of the layers' size and colour profile.
       record: settings and timings to be stored as JSON; names, checksums and recomposition PSNR are added.
       exports: formats of the files that are written beside the PNGs.
       overwrite: whether an existing result is replaced.
@@ -72,6 +73,7 @@ def write_result(
         exact = math.isinf(psnr)
         fields = {
             "size": list(leaves.size),
+            "profile": profile_name(leaves.profile),
             "layers": entries(tree),
             "recomposition_psnr_db": None if exact else round(psnr, 4),
             "recomposition_exact": exact,

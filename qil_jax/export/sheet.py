@@ -7,6 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.profiles import SRGB, converted
 from qil_jax.layers.sheets import arranged
 
 CELL = 320
@@ -22,16 +23,19 @@ BACKGROUND, INK = (250, 250, 250), (40, 40, 40)
 
 
 def write_sheet(layered: LayeredImage, original: UInt8[np.ndarray, "y x 4"] | None, file: Path) -> None:
-    """Write the sheet as PNG: input, layers bottom to top, recomposition, each with its caption below.
+    """Write the sheet as PNG in sRGB: input, layers bottom to top, recomposition, each with its caption below.
 
     Args:
       layered: layers of the decomposition.
-      original: the 8-bit RGBA input, of the layers' size; None: there is none to show.
+      original: the 8-bit RGBA input, of the layers' size and colour profile; None: there is none to show.
       file: path of the new PNG file.
 
     Raises:
       FileExistsError: if the file exists.
     """
+    if original is not None:
+        original = converted(original, layered.profile, SRGB)
+    layered = layered.with_profile(SRGB)
     names = [f"{i}. {name}" for i, name in enumerate(layered.names, start=1)]
     first = [] if original is None else [(original, "input")]
     layers = zip(layered.layers, names, strict=True)

@@ -91,7 +91,7 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
     use_compilation_cache()
     with show_pictures() as on_picture:
         found = find_pictures(arguments.inputs, resolution=known(options.resolution), on_picture=on_picture)
-    for line in found.beside:
+    for line in [*found.beside, *found.notes()]:
         say(line)
     checkpoint = open_checkpoint(arguments, found)
     plan = planner(arguments, checkpoint)

@@ -7,33 +7,33 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from qil_jax.encoders.pixels import to_float
-from qil_jax.layers.pictures import LARGEST_SIDE, ImageError, decoded, read_bytes, to_rgba
+from qil_jax.layers.pictures import LARGEST_SIDE, ImageError, Picture, read_bytes, read_picture, to_rgba
 from qil_jax.layers.resize import sides
 from qil_jax.limits import MULTIPLE, RESOLUTION
 
 SMALLEST_SIDE = 2
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
 
 
 def open_image(path: Path, *, resolution: int = RESOLUTION) -> Image.Image:
-    """Read a picture as 8-bit RGBA, rotated upright by its EXIF orientation.
+    """Read a picture as 8-bit RGBA in sRGB, rotated upright by its EXIF orientation.
 
     Grey, palette, CMYK and 16-bit pictures are converted; a picture without alpha becomes opaque.
 
     Raises:
       ImageError: if the file cannot be read or decoded, see `decode_image`.
     """
-    return decode_image(read_bytes(path), str(path), resolution=resolution)
+    return decode_image(read_bytes(path), str(path), resolution=resolution).in_srgb()
 
 
-def decode_image(data: bytes, name: str, *, resolution: int = RESOLUTION) -> Image.Image:
-    """Decode the bytes of a picture file as `open_image` does.
+def decode_image(data: bytes, name: str, *, resolution: int = RESOLUTION) -> Picture:
+    """Decode the bytes of a picture file as `open_image` does, but for its colour profile, which is kept.
 
     Raises:
       ImageError: if the bytes are no picture, the picture is animated, has a side below 2 or above 16,384 pixels, or
         is too narrow for a bucket of `resolution`.
     """
-    return decoded(data, name, lambda size: check_size(size, name, resolution))
+    return read_picture(data, name, lambda size: check_size(size, name, resolution))
 
 
 def check_size(size: tuple[int, int], name: str, resolution: int) -> None:

@@ -23,6 +23,7 @@ from qil_jax.inference.pictures import InputImage
 from qil_jax.inference.request import Decomposer, Decomposition, JobOptions, OnStep, Request, Settings
 from qil_jax.layers.descriptions import described_prompt
 from qil_jax.layers.layer_tree import LayerTree
+from qil_jax.layers.profiles import SRGB, converted
 from qil_jax.limits import OutputSize
 from qil_jax.mesh import gathered
 
@@ -227,6 +228,7 @@ def run_job(
     for start in range(0, len(planned), batch):
         group = planned[start : start + batch]
         made = decomposer.decompose([result.request() for result in group], settings, on_step=on_step)
+        made = [_in_own_colours(result, decomposition) for result, decomposition in zip(group, made, strict=True)]
         pictures = [_picture(result, decomposition) for result, decomposition in zip(group, made, strict=True)]
         finished = finish(made, pictures, group[0].options, decomposer, settings, batch=batch)
         psnr = np.full(len(group), -np.inf, np.float32)
@@ -240,8 +242,15 @@ def run_job(
 
 
 def _picture(planned: PlannedResult, made: Decomposition) -> np.ndarray:
-    """The picture at the size at which its layers are written."""
-    return np.asarray(planned.picture.image()) if planned.options.output_size is OutputSize.INPUT else made.input
+    """The picture at the size and with the colours with which its layers are written."""
+    return np.asarray(planned.picture.own().image) if planned.options.output_size is OutputSize.INPUT else made.input
+
+
+def _in_own_colours(planned: PlannedResult, made: Decomposition) -> Decomposition:
+    """A decomposition with the colours of the picture if it gets its size, and with what was noted of reading it."""
+    own = planned.picture.profile if planned.options.output_size is OutputSize.INPUT else SRGB
+    layered = dataclasses.replace(made.layered, decisions=(*planned.picture.notes, *made.layered.decisions))
+    return dataclasses.replace(made, layered=layered.with_profile(own), input=converted(made.input, SRGB, own))
 
 
 def _details(planned: PlannedResult, made: Decomposition, together: int) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from qil_jax.export.names import safe_name
 from qil_jax.files import text_beside
 from qil_jax.inference.images import RESOLUTION, SUFFIXES, decode_image
 from qil_jax.inference.options import LONGEST_TEXT
-from qil_jax.layers.pictures import LARGEST_SIDE, ImageError, read_bytes
+from qil_jax.layers.pictures import LARGEST_SIDE, ImageError, Picture, read_bytes
+from qil_jax.layers.profiles import SRGB
 
 PROMPT = ".txt"
 """Suffix of the text file with a picture's name that holds its prompt."""
@@ -21,7 +22,7 @@ KEPT_BYTES = 1 << 30
 """Bytes of decoded pictures that stay in memory; further pictures are decoded again when needed."""
 NO_PICTURE = "no picture by its name"
 UNREAD = {
-    ".heic .heif .jxl .jp2 .dng .cr2 .cr3 .nef .arw": "a format that is not read: save it as PNG or JPEG",
+    ".jxl .jp2 .dng .cr2 .cr3 .nef .arw": "a format that is not read: save it as PNG or JPEG",
     ".psd .psb .ora .pptx .zip": "layers, which tools/export.py reads: to decompose it, save it flat as PNG",
     ".pdf .svg .ai .eps": "no pixels: save it as PNG",
     ".mp4 .mov .avi .mkv .webm": "a film: save a picture of it as PNG",
@@ -41,6 +42,8 @@ class InputImage:
       size: width and height in pixels.
       prompt: content of the text file beside the picture, or its caption; None if there is neither.
       caption: the caption and how the model wrote it; None if it did not.
+      profile: ICC profile of its colours, as `rgb_profile` gives it.
+      notes: what reading changed, in words.
       kept: decoded picture; None if it exceeded the memory budget.
     """
 
@@ -49,10 +52,33 @@ class InputImage:
     size: tuple[int, int]
     prompt: str | None = None
     caption: Mapping[str, Any] | None = None
-    kept: Image.Image | None = dataclasses.field(default=None, repr=False, compare=False)
+    profile: bytes = dataclasses.field(default=SRGB, repr=False)
+    notes: tuple[str, ...] = ()
+    kept: Picture | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, path: Path, data: bytes, picture: Picture, *, prompt: str | None = None, keep: bool) -> "InputImage":
+        """The input of a file and what was decoded of it."""
+        return cls(
+            path=path,
+            sha256=hashlib.sha256(data).hexdigest(),
+            size=picture.image.size,
+            prompt=prompt,
+            profile=picture.profile,
+            notes=picture.notes,
+            kept=picture if keep else None,
+        )
 
     def image(self) -> Image.Image:
-        """The picture as 8-bit RGBA.
+        """The picture as 8-bit RGBA in sRGB.
+
+        Raises:
+          ImageError: as `own` does.
+        """
+        return self.own().in_srgb()
+
+    def own(self) -> Picture:
+        """The picture as 8-bit RGBA with its own colours.
 
         Raises:
           ImageError: if the file has changed since it was found.
@@ -80,6 +106,14 @@ class Found:
     problems: list[str]
     bad: list[str]
     beside: list[str]
+
+    def notes(self) -> list[str]:
+        """A line for each thing that reading changed, with the pictures that it changed."""
+        files: dict[str, list[str]] = {}
+        for picture in self.pictures.values():
+            for note in picture.notes:
+                files.setdefault(note, []).append(picture.path.name)
+        return [f"{_some(names)}: {note}" for note, names in files.items()]
 
 
 def find_pictures(
@@ -149,10 +183,12 @@ def _with_reasons(files: Sequence[Path]) -> str:
     names: dict[str, list[str]] = {}
     for file in files:
         names.setdefault(_unread(file), []).append(file.name)
-    return "; ".join(
-        ", ".join(some[:NAMED]) + (f" and {len(some) - NAMED} more" if len(some) > NAMED else "") + f" ({reason})"
-        for reason, some in names.items()
-    )
+    return "; ".join(f"{_some(files)} ({reason})" for reason, files in names.items())
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and how many there are more."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _named(sources: Sequence[Path]) -> dict[str, Path]:
@@ -171,14 +207,8 @@ def _named(sources: Sequence[Path]) -> dict[str, Path]:
 
 def _opened(source: Path, resolution: int, *, keep: bool) -> InputImage:
     data = read_bytes(source)
-    image = decode_image(data, str(source), resolution=resolution)
-    return InputImage(
-        path=source,
-        sha256=hashlib.sha256(data).hexdigest(),
-        size=image.size,
-        prompt=_prompt_beside(source),
-        kept=image if keep else None,
-    )
+    picture = decode_image(data, str(source), resolution=resolution)
+    return InputImage.of(source, data, picture, prompt=_prompt_beside(source), keep=keep)
 
 
 def _prompt_beside(source: Path) -> str | None:

@@ -12,6 +12,7 @@ from qil_jax.layers.boxed_layer import Box, recut
 from qil_jax.layers.exact import exact
 from qil_jax.layers.layer_tree import Group, LayerTree
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.profiles import SRGB, converted
 from qil_jax.layers.refinement import at_size
 from qil_jax.layers.selection import select_layers
 from qil_jax.layers.visibility import visible_box
@@ -121,13 +122,14 @@ class _Cut:
         return recut(self.node.layered.layers[self.index], (0, 0, *self.node.layered.size), self.box)
 
     def request(self) -> Request:
-        picture = Image.fromarray(self.pixels(), "RGBA")
+        pixels = converted(self.pixels(), self.node.layered.profile, SRGB)
+        picture = Image.fromarray(np.ascontiguousarray(pixels), "RGBA")
         return dataclasses.replace(self.node.request, image=picture, prompt=None, latents=None)
 
     def filled(self, made: Decomposition, edges: Edges) -> _Node | None:
         """The node of the layer's own stack, put into its place; None if that is one layer only."""
         pixels = self.pixels()
-        stack = select_layers(at_size(made.layered, pixels, edges)[0], pixels)
+        stack = select_layers(at_size(made.layered.with_profile(self.node.layered.profile), pixels, edges)[0], pixels)
         if len(stack.names) < 2:
             return None
         node = _Node(exact(stack, pixels)[0], self.node.request)

@@ -53,6 +53,11 @@ class LayerTree:
         """
         return self._filled(iter(layers))
 
+    def with_profile(self, profile: bytes) -> "LayerTree":
+        """The tree with the colours of another profile, groups included; see `LayeredImage.with_profile`."""
+        groups = {i: dataclasses.replace(x, tree=x.tree.with_profile(profile)) for i, x in self.groups.items()}
+        return LayerTree(layered=self.layered.with_profile(profile), groups=groups)
+
     def _leaves(self) -> Iterator[tuple[np.ndarray, str]]:
         for i, (pixels, name) in enumerate(zip(self.layered.layers, self.layered.names, strict=True)):
             if i not in self.groups:

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from qil_jax.errors import QilError, halved
 from qil_jax.files import read_text, whole_folder
 from qil_jax.layers.pictures import decoded, read_bytes
+from qil_jax.layers.profiles import SRGB, converted
 from qil_jax.strict_json import fitted, read_json
 
 METADATA = "layered.json"
@@ -33,6 +34,7 @@ class LayeredImage:
       source: path, address or seed from which the image was made.
       licence: licence of the source, as an SPDX expression where there is one.
       decisions: changes made to the image during preparation, in order, one sentence each.
+      profile: ICC profile of the colours, as `profiles.rgb_profile` gives it; in files it is that of each PNG.
 
     Raises:
       QilError: listing everything that does not fit.
@@ -44,6 +46,7 @@ class LayeredImage:
     source: str = ""
     licence: str = ""
     decisions: tuple[str, ...] = ()
+    profile: bytes = dataclasses.field(default=SRGB, repr=False)
 
     def __post_init__(self) -> None:
         self.validate()
@@ -93,6 +96,16 @@ class LayeredImage:
         """`composite`, rounded once to 8 bits."""
         return np.round(self.composite() * 255).astype(np.uint8)
 
+    def with_profile(self, profile: bytes) -> "LayeredImage":
+        """The layers with the colours of another profile, SRGB or one of `profiles.rgb_profile`; alphas stay.
+
+        Colours that the profile lacks are clipped, and soft edges blend by its colours, which shows little.
+        """
+        if profile == self.profile:
+            return self
+        layers = np.stack([converted(layer, self.profile, profile) for layer in self.layers])
+        return dataclasses.replace(self, layers=layers, profile=profile)
+
     def save(self, folder: Path) -> None:
         """Write a folder of `000.png` (bottom), `001.png`, ..., `caption.txt` and `layered.json`, without loss.
 
@@ -103,14 +116,14 @@ class LayeredImage:
         """
         with whole_folder(folder) as draft:
             for i, layer in enumerate(self.layers):
-                Image.fromarray(layer, "RGBA").save(draft / f"{i:03d}.png")
+                Image.fromarray(layer, "RGBA").save(draft / f"{i:03d}.png", icc_profile=self.profile or None)
             (draft / CAPTION).write_text(self.caption, encoding="utf-8", newline="")
             fields = {"names": self.names, "source": self.source, "licence": self.licence, "decisions": self.decisions}
             (draft / METADATA).write_text(json.dumps(fields, ensure_ascii=True, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, *, order: Callable[[Path], tuple[int, str]] | None = None) -> "LayeredImage":
-        """Read what `save` wrote, or any folder of equally large PNGs numbered bottom to top.
+        """Read what `save` wrote, or any folder of equally large PNGs numbered bottom to top, in sRGB.
 
         `caption.txt` and `layered.json` may be absent: then the caption is empty and the files' stems are the names.
         `order` gives the sort key of a file, by default the number that its name starts with.

@@ -74,9 +74,14 @@ def name_of(layer: Layer) -> str:
     return layer.name.rstrip("\0")
 
 
-def stored_picture(psd: PSDImage) -> UInt8[np.ndarray, "y x 4"] | None:
-    """The merged picture that a document stores, as straight RGBA; None if it stores none."""
-    picture = psd.topil() if psd.has_preview() else None
+def stored_picture(psd: PSDImage, *, to_srgb: bool = True) -> UInt8[np.ndarray, "y x 4"] | None:
+    """The merged picture that a document stores, as straight RGBA; None if it stores none.
+
+    Args:
+      psd: the document.
+      to_srgb: whether its colours are converted by the document's profile, or left in it.
+    """
+    picture = psd.topil(apply_icc=to_srgb) if psd.has_preview() else None
     return None if picture is None else rgba(picture)
 
 

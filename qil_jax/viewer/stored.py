@@ -12,6 +12,7 @@ from qil_jax.errors import ProblemsError, QilError
 from qil_jax.export.result import RECORD, read_record
 from qil_jax.export.stored import read_tree
 from qil_jax.layers.pictures import decoded, read_bytes
+from qil_jax.layers.profiles import SRGB
 from qil_jax.viewer.entry import Entry
 
 FAULTS = {"empty": "empty", "duplicates": "double", "full_canvas": "full"}
@@ -47,7 +48,9 @@ def stored_entry(folder: Path, inputs: Sequence[Path] = ()) -> Entry:
     """
     record = read_record(folder) or {}
     original = _original(folder, record, inputs)
-    return Entry(tree=read_tree(folder), title=folder.resolve().name, original=original, facts=_facts(record))
+    return Entry(
+        tree=read_tree(folder).with_profile(SRGB), title=folder.resolve().name, original=original, facts=_facts(record)
+    )
 
 
 def _has_layers(path: Path) -> bool:

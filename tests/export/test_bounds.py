@@ -68,8 +68,8 @@ KINDS = pytest.mark.parametrize(("suffix", "make"), [("ora", ora), ("zip", liste
 @pytest.fixture
 def decoding(monkeypatch):
     """Fails the test where a pixel is decoded."""
-    for module in (manifest, placed):
-        monkeypatch.setattr(module, "decoded", lambda *_, **__: pytest.fail("decoded"))
+    for module, name in ((manifest, "read_picture"), (placed, "decoded")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("decoded"))
 
 
 @KINDS

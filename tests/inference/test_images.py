@@ -5,10 +5,12 @@ import warnings
 
 import numpy as np
 import pytest
+from icc_profiles import ADOBE, profile_of
 from PIL import Image
 
 from qil_jax.inference.images import ImageError, bucket_size, open_image
 from qil_jax.inference.pictures import find_pictures
+from qil_jax.layers.pictures import DEEP
 
 
 def noise(width: int, height: int, mode: str = "RGBA") -> Image.Image:
@@ -47,6 +49,31 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     opened = np.asarray(open_image(tmp_path / "a.png"))
     assert np.abs(opened[..., 0].astype(float) - ramp / 257).max() <= 0.51
     assert opened[..., 3].min() == 255
+
+
+def tiff_of_16_bits(values: np.ndarray) -> bytes:
+    """An RGB TIFF, which Pillow cannot write."""
+    high, wide, data = *values.shape[:2], values.astype("<u2").tobytes()
+    tags = {256: wide, 257: high, 258: 8, 259: 1, 262: 2, 273: 14, 277: 3, 278: high, 279: len(data)}
+    entries = [struct.pack("<HHII", tag, 3 if tag == 258 else 4, 1 + 2 * (tag == 258), x) for tag, x in tags.items()]
+    start = 14 + len(data)
+    body = b"II*\0" + struct.pack("<I3H", start, 16, 16, 16) + data
+    return body + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+
+
+def test_bits_that_are_not_kept_are_said(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    for suffix in ("png", "tif"):
+        Image.fromarray(ramp).save(tmp_path / f"deep_grey.{suffix}")
+        for mode in ("1", "L", "P", "RGBA"):
+            noise(64, 64, mode).save(tmp_path / f"{mode}.{suffix}")
+    colours = np.stack([ramp, ramp[::-1], ramp.T], axis=-1)
+    (tmp_path / "deep_rgb.tif").write_bytes(tiff_of_16_bits(colours))
+    found = find_pictures([tmp_path], resolution=64)
+    assert found.bad == [] and found.notes() == [f"deep_grey.png, deep_grey.tif, deep_rgb.tif: {DEEP}"]
+    for name, values in {"deep_grey_2": ramp[..., None], "deep_rgb": colours}.items():
+        read = np.asarray(found.pictures[name].image(), float)
+        assert np.abs(read[..., :3] - values / 257).max() <= 1  # of a picture with colours Pillow takes the upper byte
 
 
 def test_a_large_picture_is_read_without_a_warning_of_others(tmp_path, monkeypatch):
@@ -111,28 +138,6 @@ def test_the_first_picture_of_a_phones_jpeg_counts(tmp_path, turned):
     picture = found.pictures["photo"].image()
     assert picture.size == ((60, 40) if turned == 1 else (40, 60))
     assert np.abs(np.asarray(picture, int)[..., :3] - (200, 40, 90)).max() < 8
-
-
-def profile_of(primaries: dict[str, tuple[float, float, float]], space: str = "RGB ", name: str = "wide") -> bytes:
-    """An ICC profile of gamma 2.2: XYZ of its primaries under D50, or none for a grey one."""
-    number = lambda x: struct.pack(">i", round(x * 65536))
-    white = (0.9642, 1.0, 0.8249)
-    xyz = lambda values: b"XYZ \0\0\0\0" + b"".join(map(number, values))
-    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(2.2 * 256)) + bytes(2)
-    said = b"desc\0\0\0\0" + struct.pack(">I", len(name) + 1) + name.encode() + bytes(79)
-    tags = {"desc": said, "cprt": b"text\0\0\0\0none\0", "wtpt": xyz(white)}
-    tags |= {f"{c}XYZ": xyz(values) for c, values in primaries.items()} | {f"{c}TRC": curve for c in primaries or "k"}
-    start, table, data = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
-    for key, value in tags.items():
-        table += key.encode() + struct.pack(">II", start + len(data), len(value))
-        data += value + bytes(-len(value) % 4)
-    head = struct.pack(">I4sI", start + len(data), b"lcms", 0x02400000) + b"mntr" + space.encode() + b"XYZ "
-    head += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + b"".join(map(number, white)) + bytes(48)
-    return head + table + data
-
-
-ADOBE = {"r": (0.6097, 0.3111, 0.0195), "g": (0.2053, 0.6257, 0.0609), "b": (0.1492, 0.0632, 0.7446)}
-"""Primaries of Adobe RGB (1998) adapted to D50, from its specification."""
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "I;16"])

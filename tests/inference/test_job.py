@@ -83,13 +83,13 @@ def test_hidden_files_are_no_pictures_and_avif_is_one(pictures):
 
 def test_files_beside_pictures_are_told_with_reasons(pictures, tmp_path):
     for i in range(7):
-        (pictures / f"{i}.HEIC").write_bytes(b"x")
+        (pictures / f"{i}.JXL").write_bytes(b"x")
     for name in ("b.txt", "poster.psd", "clip.mp4", "notes.pdf", "list.csv", ".hidden"):
         (pictures / name).write_bytes(b"x")
     found = find_pictures([pictures])
     assert list(found.pictures) == ["a", "b", "c"] and not found.bad and not found.problems
     assert found.beside == [
-        f"{pictures}: skipped 0.HEIC, 1.HEIC, 2.HEIC, 3.HEIC, 4.HEIC and 2 more (a format that is not read: save it as "
+        f"{pictures}: skipped 0.JXL, 1.JXL, 2.JXL, 3.JXL, 4.JXL and 2 more (a format that is not read: save it as "
         "PNG or JPEG); clip.mp4 (a film: save a picture of it as PNG); list.csv (no picture by its name); notes.pdf "
         "(no pixels: save it as PNG); poster.psd (layers, which tools/export.py reads: to decompose it, save it flat "
         "as PNG)"

@@ -46,11 +46,11 @@ def test_arguments_are_refused(words, message, tmp_path, capsys):
 
 def test_files_that_are_no_pictures_are_told(tmp_path, capsys):
     (tmp_path / "in").mkdir()
-    for name in ("broken.png", "poster.psd", "photo.heic"):
+    for name in ("broken.png", "poster.psd", "photo.jxl"):
         (tmp_path / "in" / name).write_bytes(b"x")
     assert infer(tmp_path / "in", tmp_path / "in" / "poster.psd", "--out", tmp_path / "out") == 2
     told = capsys.readouterr()
-    assert f"{tmp_path / 'in'}: skipped photo.heic (a format that is not read" in told.out
+    assert f"{tmp_path / 'in'}: skipped photo.jxl (a format that is not read" in told.out
     assert f"{tmp_path / 'in' / 'poster.psd'}: layers, which tools/export.py reads: to decompose it, save" in told.err
     assert "broken.png: cannot be read as a picture" in told.err
 
