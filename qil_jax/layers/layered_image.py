@@ -20,6 +20,8 @@ METADATA = "layered.json"
 """The file of names, source, licence and decisions."""
 CAPTION = "caption.txt"
 """The file of the caption."""
+HIDDEN = ".hidden.png"
+"""What the file of a mask of hidden pixels ends with, after the name of its layer's PNG."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,7 +120,7 @@ class LayeredImage:
         Raises:
           QilError: naming the folder and what in it does not fit.
         """
-        files = sorted(folder.glob("*.png"), key=order or _first_number)
+        files = sorted(pngs_in(folder), key=order or _first_number)
         if not files:
             raise QilError(f"{folder}: no PNG in it: a layered image is a folder of 000.png, 001.png, ...")
         layers = [np.asarray(decoded(read_bytes(file), str(file))) for file in files]
@@ -145,6 +147,14 @@ class Metadata:
 
 
 ADAPTER = TypeAdapter(Metadata)
+
+
+def pngs_in(folder: Path) -> list[Path]:
+    """The PNGs of a folder in no order, without the masks of hidden pixels that lie beside some of them."""
+    files = {file.name: file for file in folder.glob("*.png")}
+    return [
+        x for name, x in files.items() if not name.endswith(HIDDEN) or f"{name.removesuffix(HIDDEN)}.png" not in files
+    ]
 
 
 def _metadata(file: Path) -> Metadata:
