@@ -81,6 +81,8 @@ def _case(seed: int, templates: tuple[Path, ...], place: Path) -> Case:
     Image.new("RGB", (7, 5), (90, 10, 200)).save(place / "picture.png")
     Image.effect_noise(LARGE, 90).save(place / "large.png")
     items: Any = [_operation(rng) for _ in range(rng.choice([0, 1, 2, 3, 5, 9]))]
+    if rng.random() < 0.1:
+        items.insert(0, {"op": "refine", "picture": "large.png"})  # later the layers seldom have its shape
     for _ in range(rng.choice([0, 0, 0, 1, 1, 2])):
         items = _broken(items, rng)
     depth = rng.choice([3, 300, 990, 10**5])
