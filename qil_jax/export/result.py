@@ -19,7 +19,7 @@ from qil_jax.export.masks import masks_of, with_masks, write_masks
 from qil_jax.export.png import write_pngs
 from qil_jax.export.sheet import write_sheet
 from qil_jax.files import whole_folder
-from qil_jax.layers.compositing import blended, decibels
+from qil_jax.layers.compositing import blended, decibels, parts_of
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.strict_json import read_json
@@ -143,8 +143,11 @@ def require_replaceable(folder: Path) -> None:
 
 def recomposition_psnr(layered: LayeredImage, original: UInt8[np.ndarray, "y x 4"]) -> float:
     """PSNR in dB of the layers' 8-bit composite against the input, both blended over white; infinite if equal."""
-    ours, theirs = (blended(x, (255, 255, 255), np.float64) for x in (layered.composite_8bit(), original))
-    return decibels(float(np.mean(np.square((ours - theirs) / 255))))
+    composite, sums = layered.composite_8bit(), []
+    for rows in parts_of(*original.shape[:2]):
+        ours, theirs = (blended(x[rows], (255, 255, 255), np.float64) for x in (composite, original))
+        sums.append(np.square((ours - theirs) / 255).sum())
+    return decibels(math.fsum(sums) / (3 * original.shape[0] * original.shape[1]))
 
 
 def _result_at(folder: Path) -> dict[str, Any] | None:

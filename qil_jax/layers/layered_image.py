@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from qil_jax.errors import QilError, halved
 from qil_jax.files import read_text, whole_folder
+from qil_jax.layers.compositing import parts_of
 from qil_jax.layers.pictures import decoded, read_bytes
 from qil_jax.strict_json import fitted, read_json
 
@@ -81,19 +82,17 @@ class LayeredImage:
         C_i = a_i RGB_i + (1 - a_i) C_{i-1} on premultiplied colour (arXiv 2512.15603, section 3); colour is 0 under
         alpha 0.
         """
-        colour = np.zeros((*self.layers.shape[1:3], 3))
-        alpha = np.zeros((*self.layers.shape[1:3], 1))
-        for layer in self.layers:
-            straight = layer.astype(np.float64) / 255
-            over = straight[..., 3:]
-            colour = over * straight[..., :3] + (1 - over) * colour
-            alpha = over + (1 - over) * alpha
-        straight_colour = np.divide(colour, alpha, out=np.zeros_like(colour), where=alpha > 0)
-        return np.concatenate([straight_colour, alpha], axis=-1)
+        found = np.empty(self.layers.shape[1:])
+        for rows in parts_of(*self.layers.shape[1:3]):
+            found[rows] = _composite(self.layers[:, rows])
+        return found
 
     def composite_8bit(self) -> UInt8[np.ndarray, "y x 4"]:
-        """`composite`, rounded once to 8 bits."""
-        return np.round(self.composite() * 255).astype(np.uint8)
+        """`composite`, rounded once to 8 bits. Memory beside it does not grow with the canvas."""
+        found = np.empty(self.layers.shape[1:], np.uint8)
+        for rows in parts_of(*self.layers.shape[1:3]):
+            found[rows] = np.round(_composite(self.layers[:, rows]) * 255)
+        return found
 
     def save(self, folder: Path) -> None:
         """Write a folder of `000.png` (bottom), `001.png`, ..., `caption.txt` and `layered.json`, without loss.
@@ -147,6 +146,20 @@ class Metadata:
 
 
 ADAPTER = TypeAdapter(Metadata)
+
+
+def _composite(layers: UInt8[np.ndarray, "l y x 4"]) -> Float[np.ndarray, "y x 4"]:
+    colour = np.zeros((*layers.shape[1:3], 3))
+    alpha = np.zeros((*layers.shape[1:3], 1))
+    for layer in layers:
+        if not layer[..., 3].any():
+            continue
+        straight = layer.astype(np.float64) / 255
+        over = straight[..., 3:]
+        colour = over * straight[..., :3] + (1 - over) * colour
+        alpha = over + (1 - over) * alpha
+    straight_colour = np.divide(colour, alpha, out=np.zeros_like(colour), where=alpha > 0)
+    return np.concatenate([straight_colour, alpha], axis=-1)
 
 
 def pngs_in(folder: Path) -> list[Path]:
