@@ -77,9 +77,9 @@ def enlarged(tree: "LayerTree", path: Path, edges: Edges) -> "LayerTree":
     """
     from qil_jax.export.bounds import PIXEL_BYTES
     from qil_jax.host_memory import require_memory
-    from qil_jax.layers.enlarging import read_picture, require_picture_of, tree_at_size
+    from qil_jax.layers.enlarging import open_picture, require_picture_of, tree_at_size
 
-    picture = read_picture(path)
+    picture = open_picture(path)
     size = picture.shape[1], picture.shape[0]
     require_picture_of(tree.layered.size, size, str(path))
     count = len(tree.leaves().names)

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from qil_jax.editing.stack import EditError, Layer, Stack
-from qil_jax.layers.enlarging import read_picture
+from qil_jax.layers.enlarging import open_picture
 from qil_jax.layers.pictures import LARGEST_SIDE, ImageError
 
 
@@ -108,7 +108,7 @@ def picture_at(path: str) -> UInt8[np.ndarray, "y x 4"]:
       EditError: if the file is no picture.
     """
     try:
-        return read_picture(Path(path))
+        return open_picture(Path(path))
     except ImageError as error:
         raise EditError(str(error), "picture") from error
 

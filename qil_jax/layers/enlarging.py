@@ -15,7 +15,7 @@ from qil_jax.layers.resize import sides
 from qil_jax.limits import MULTIPLE, Edges
 
 
-def read_picture(path: Path) -> UInt8[np.ndarray, "y x 4"]:
+def open_picture(path: Path) -> UInt8[np.ndarray, "y x 4"]:
     """A picture file of any kind as 8-bit straight RGBA, as `pictures.decoded` gives it.
 
     Raises:
