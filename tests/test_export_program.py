@@ -2,12 +2,17 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from qil_jax import host_memory
 from qil_jax.errors import QilError
 from qil_jax.export import formats
 from qil_jax.export.format import Format
 from qil_jax.export.result import write_result
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.refinement import at_size
+from qil_jax.limits import Edges
+from qil_jax.scenes.scene import SceneConfig, make_scene
 from tools.export import main
 
 
@@ -58,3 +63,58 @@ def test_mistakes_are_named(results, monkeypatch, arguments, message):
     with pytest.raises(QilError, match=message):
         main(arguments)
     assert sorted(results.rglob("*")) == before and (results / "taken.zip").read_bytes() == b"x"
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """A drawn scene of 96 x 96 pixels: its picture, and a folder of its layers at 32 x 32."""
+    layers = make_scene(3, SceneConfig(side=96)).to_layered_image().layers
+    names = tuple(map(str, range(len(layers))))
+    Image.fromarray(LayeredImage(layers=layers, names=names).composite_8bit(), "RGBA").save(tmp_path / "photo.png")
+    low = [np.asarray(Image.fromarray(x, "RGBA").resize((32, 32), Image.Resampling.BOX)) for x in layers]
+    LayeredImage(layers=np.stack(low), names=names).save(tmp_path / "low")
+    return tmp_path
+
+
+def test_layers_get_the_size_and_the_edges_of_the_picture(scene, capsys):
+    low, picture = LayeredImage.load(scene / "low"), np.asarray(Image.open(scene / "photo.png"))
+    for format in (Format.PNG, Format.PSD):
+        for edges in Edges:
+            out = scene / f"{edges}.{format}"
+            words = ["--to", format, "--out", str(out), "--picture", str(scene / "photo.png")]
+            words += [] if edges is Edges.REFINED else ["--edges", edges]
+            assert main([str(scene / "low"), *words]) == 0
+            found, (wanted, _) = formats.read(out).layered, at_size(low, picture, edges)
+            shows = wanted.layers[..., 3:] > 0
+            np.testing.assert_array_equal(found.layers * shows, wanted.layers * shows)
+            how = "refined" if edges is Edges.REFINED else "interpolated"
+            said = f"{how} from 32x32 to the 96x96 pixels of photo.png"
+            assert said in capsys.readouterr().out
+            assert format is Format.PSD or found.decisions == (said,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["low", "--to", "psd", "--picture", "nowhere.png"], "nowhere.png: no such file"),
+        (["low", "--to", "psd", "--picture", "low/layered.json"], "cannot be read as a picture"),
+        (["low", "--to", "psd", "--picture", "low/000.png"], "low/000.png: 32x32 pixels, and the layers have 32x32"),
+        (["low", "--to", "psd", "--picture", "wide.png"], "wide.png: 200x60 pixels, .* of another shape"),
+        (["low", "--to", "psd", "--edges", "plain"], "--edges goes with --picture"),
+        (["low", "low/..", "--to", "psd", "--picture", "photo.png"], "is the picture of one result"),
+    ],
+)
+def test_pictures_that_do_not_fit_are_refused(scene, monkeypatch, arguments, message):
+    monkeypatch.chdir(scene)
+    Image.new("RGB", (200, 60)).save("wide.png")
+    before = sorted(scene.rglob("*"))
+    with pytest.raises(QilError, match=message):
+        main(arguments)
+    assert sorted(scene.rglob("*")) == before
+
+
+def test_layers_beyond_memory_are_refused(scene, monkeypatch):
+    monkeypatch.setattr(host_memory, "host_bytes", lambda: 96 * 96 * 8)
+    with pytest.raises(QilError, match=r"layers of the 96x96 pixels of .*photo\.png needs at least .* smaller picture"):
+        main([str(scene / "low"), "--to", "zip", "--picture", str(scene / "photo.png")])
+    assert not (scene / "low.zip").exists()

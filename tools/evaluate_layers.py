@@ -22,6 +22,7 @@ from qil_jax.inference.images import bucket_size, check_size
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import MAX_LAYERS, Request, Settings
 from qil_jax.layers.compositing import composite_8bit
+from qil_jax.layers.layered_image import pngs_in
 from qil_jax.layers.pictures import decoded
 from qil_jax.mesh import MeshShape, make_mesh, single_device_mesh
 from qil_jax.records.record import Record
@@ -255,7 +256,7 @@ def layer_files(folder: Path) -> list[Path]:
     record = read_record(folder)
     if record is not None:
         return [folder / name for name in listed_files(record, str(folder), RECORD)]
-    numbered = [(re.match(r"\d+", file.stem), file) for file in folder.glob("*.png")]
+    numbered = [(re.match(r"\d+", file.stem), file) for file in pngs_in(folder)]
     wrong = [file.name for digits, file in numbered if digits is None]
     if wrong or not numbered:
         what = f"names without a number: {', '.join(sorted(wrong))}" if wrong else "no PNG"

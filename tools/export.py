@@ -3,17 +3,25 @@
 python tools/export.py results/fox --to pptx             writes fox.pptx beside the folder results/fox
 python tools/export.py results/* --to ora --out files    writes files/fox.ora and so on
 python tools/export.py fox.psd --to png --out fox        a PSD, ORA, PPTX or ZIP file back to a folder of PNGs
+python tools/export.py results/fox --to psd --picture fox.jpg     layers at the size of the picture, with its edges
 """
 
 import argparse
+import dataclasses
+import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qil_jax.command_line import Parser
 from qil_jax.errors import ProblemsError, say
 from qil_jax.export.format import Format
 from qil_jax.extras import require
+from qil_jax.limits import Edges
 from qil_jax.programs import run_main
+
+if TYPE_CHECKING:
+    from qil_jax.layers.layer_tree import LayerTree
 
 
 def parser() -> Parser:
@@ -30,6 +38,14 @@ def parser() -> Parser:
     add(
         "--native-text", action="store_true", help="pptx: layers that are text become text boxes; needs the extra [ocr]"
     )
+    add("--picture", type=Path, help="the larger picture that was decomposed: layers get its size and its edges")
+    how = "with --picture: with the picture's edges, or interpolated"
+    add("--edges", choices=tuple(Edges), help=f"{how} (default {Edges.REFINED})")
+    add(
+        "--hidden-masks",
+        action="store_true",
+        help="png, zip: NN_NAME.hidden.png beside each layer: where others hide it",
+    )
     return parse
 
 
@@ -43,11 +59,37 @@ def main(argv: list[str]) -> int:
 
     for source, target in targets.items():
         tree = formats.read(source)
-        formats.write(tree, target, Format(args.to), native_text=args.native_text)
+        if args.picture is not None:
+            tree = enlarged(tree, args.picture, Edges(args.edges or Edges.REFINED))
+        format = Format(args.to)
+        formats.write(tree, target, format, native_text=args.native_text, hidden_masks=args.hidden_masks)
         say(f"wrote {target}: {len(tree.leaves().names)} layers")
         for decision in tree.layered.decisions:
             say(f"{source}: {decision}")
     return 0
+
+
+def enlarged(tree: "LayerTree", path: Path, edges: Edges) -> "LayerTree":
+    """A tree at the size of the picture that it decomposes; a sentence in its decisions says so.
+
+    Raises:
+      QilError: if the file is no picture or cannot be that picture, or the layers would not fit into memory.
+    """
+    from qil_jax.export.bounds import PIXEL_BYTES
+    from qil_jax.host_memory import require_memory
+    from qil_jax.layers.enlarging import open_picture, require_picture_of, tree_at_size
+
+    picture = open_picture(path)
+    size = picture.shape[1], picture.shape[0]
+    require_picture_of(tree.layered.size, size, str(path))
+    count = len(tree.leaves().names)
+    what = f"{count} layers of the {size[0]}x{size[1]} pixels of {path}"
+    require_memory(math.prod(size) * count * PIXEL_BYTES, what, "give a smaller picture")
+    found, report = tree_at_size(tree, picture, edges)
+    how = "interpolated" if report is None else "refined"
+    said = f"{how} from {'x'.join(map(str, tree.layered.size))} to the {'x'.join(map(str, size))} pixels of {path.name}"
+    layered = dataclasses.replace(found.layered, decisions=(*found.layered.decisions, said))
+    return dataclasses.replace(found, layered=layered)
 
 
 def targets_of(args: argparse.Namespace) -> dict[Path, Path]:
@@ -71,6 +113,12 @@ def targets_of(args: argparse.Namespace) -> dict[Path, Path]:
         problems.append(f"--out {args.out}: its name must end with {end}")
     if args.native_text and args.to != "pptx":
         problems.append("--native-text goes with --to pptx")
+    if args.picture is not None and len(args.sources) > 1:
+        problems.append(f"--picture {args.picture}: is the picture of one result: export several apart")
+    if args.edges is not None and args.picture is None:
+        problems.append("--edges goes with --picture")
+    if args.hidden_masks and args.to not in ("png", "zip"):
+        problems.append("--hidden-masks goes with --to png or zip")
     if problems:
         raise ProblemsError("cannot start", problems)
     return targets

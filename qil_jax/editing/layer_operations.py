@@ -1,11 +1,8 @@
 """Operations on the pixels or the place of one layer."""
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
-from jaxtyping import UInt8
 from pydantic import ConfigDict, Field
 
 from qil_jax.editing import colours, geometry
@@ -19,10 +16,10 @@ from qil_jax.editing.operation import (
     Length,
     Name,
     Share,
+    picture_at,
     problem_of,
 )
 from qil_jax.editing.stack import EditError, Layer, Stack
-from qil_jax.layers.pictures import LARGEST_SIDE, ImageError, decoded, read_bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,20 +193,9 @@ class Replace(LayerOperation):
         Raises:
           EditError: if the file is no picture.
         """
-        return geometry.replaced(layer, _picture(self.picture), self.fit, canvas)
+        return geometry.replaced(layer, picture_at(self.picture), self.fit, canvas)
 
     def problems(self, stack: Stack) -> list[EditError]:
         """As of all operations; the picture is read."""
-        picture = problem_of(_picture, self.picture)
+        picture = problem_of(picture_at, self.picture)
         return [*super().problems(stack), *([picture] if picture else [])]
-
-
-def _picture(path: str) -> UInt8[np.ndarray, "y x 4"]:
-    def check(size: tuple[int, int]) -> None:
-        if max(size) > LARGEST_SIDE:
-            raise ImageError(f"{path}: {size[0]}x{size[1]} pixels; scale it down to at most {LARGEST_SIDE} a side")
-
-    try:
-        return np.asarray(decoded(read_bytes(Path(path)), path, check))
-    except ImageError as error:
-        raise EditError(str(error), "picture") from error

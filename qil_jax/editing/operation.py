@@ -3,12 +3,16 @@
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+from jaxtyping import UInt8
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from qil_jax.editing.stack import EditError, Layer, Stack
-from qil_jax.layers.pictures import LARGEST_SIDE
+from qil_jax.layers.enlarging import open_picture
+from qil_jax.layers.pictures import LARGEST_SIDE, ImageError
 
 
 def _address(value: Any) -> int | str:
@@ -95,6 +99,18 @@ class LayerOperation(Operation):
     def outlined(self, stack: Stack) -> Stack:
         """The stack, which keeps its layers and their names."""
         return stack
+
+
+def picture_at(path: str) -> UInt8[np.ndarray, "y x 4"]:
+    """The picture of an operation's field `picture`, straight RGBA.
+
+    Raises:
+      EditError: if the file is no picture.
+    """
+    try:
+        return open_picture(Path(path))
+    except ImageError as error:
+        raise EditError(str(error), "picture") from error
 
 
 def problem_of(work: Callable[..., Any], *arguments: Any) -> EditError | None:

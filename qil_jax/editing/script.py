@@ -37,6 +37,7 @@ KINDS = (
     of_stacks.Delete,
     of_stacks.CropCanvas,
     of_stacks.ExtendCanvas,
+    of_stacks.Refine,
 )
 """All operations."""
 FIELDS = {kind.op: [field.name for field in dataclasses.fields(kind)] for kind in KINDS}
@@ -77,7 +78,7 @@ def parse(text: str | bytes, stack: Stack, *, folder: Path = Path(), name: str =
     for number, item in enumerate(_items(text, name), start=1):
         try:
             operation = ADAPTER.validate_json(json.dumps(item))
-            if isinstance(operation, of_layers.Replace):
+            if isinstance(operation, of_layers.Replace | of_stacks.Refine):
                 operation = dataclasses.replace(operation, picture=str(folder / operation.picture))
             found.append(operation)
         except ValidationError as error:

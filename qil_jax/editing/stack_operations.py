@@ -3,10 +3,17 @@
 import dataclasses
 from typing import Literal
 
+import numpy as np
+from jaxtyping import UInt8
+
 from qil_jax.editing import geometry
-from qil_jax.editing.operation import Address, Distance, Length, Margin, Name, OneLayer, Operation, Place
-from qil_jax.editing.stack import MOST_LAYERS, EditError, Stack
-from qil_jax.layers.pictures import LARGEST_SIDE
+from qil_jax.editing.operation import Address, Distance, Length, Margin, Name, OneLayer, Operation, Place, picture_at
+from qil_jax.editing.stack import MOST_LAYERS, EditError, Stack, boxed
+from qil_jax.layers.enlarging import require_picture_of
+from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.pictures import LARGEST_SIDE, ImageError
+from qil_jax.layers.refinement import at_size
+from qil_jax.limits import Edges
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,10 +154,60 @@ class ExtendCanvas(Operation):
           EditError: if the canvas would be too large.
         """
         width, height = stack.size[0] + self.left + self.right, stack.size[1] + self.top + self.bottom
-        if max(width, height) > LARGEST_SIDE or width * height > geometry.MOST_PIXELS:
-            limits = f"{LARGEST_SIDE} a side and {geometry.MOST_PIXELS} pixels at most"
-            raise EditError(f"the canvas would have {width}x{height} pixels: {limits}")
+        _require_canvas(width, height)
         return _on_canvas(stack, self.left, self.top, (width, height))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refine(Operation):
+    """Gives canvas and layers the size and the edges of their picture. What of layers lies outside the canvas goes."""
+
+    op: Literal["refine"] = "refine"
+    picture: Name
+    """Path of the picture's file, from the script's folder. It is larger than the canvas and of the same shape."""
+
+    def apply(self, stack: Stack) -> Stack:
+        """The stack at the picture's size. Opacity counts as 1 while edges are looked for, and stays.
+
+        Raises:
+          EditError: if the file is no picture or, by its size, not the one that the layers decompose, or is too large.
+        """
+        picture = self._picture_of(stack)
+        opaque = stack.with_layers([dataclasses.replace(layer, opacity=1.0) for layer in stack.layers])
+        layered = LayeredImage(layers=opaque.canvases(), names=tuple(layer.name for layer in stack.layers))
+        found, _ = at_size(layered, picture, Edges.REFINED)
+        layers = [
+            dataclasses.replace(boxed(pixels, layer.name, layer.number), opacity=layer.opacity)
+            for pixels, layer in zip(found.layers, stack.layers, strict=True)
+        ]
+        return dataclasses.replace(stack.with_layers(layers), size=found.size)
+
+    def outlined(self, stack: Stack) -> Stack:
+        """The stack with the picture's size; the picture is read.
+
+        Raises:
+          EditError: as of `apply`.
+        """
+        height, width = self._picture_of(stack).shape[:2]
+        return dataclasses.replace(stack, size=(width, height))
+
+    def _picture_of(self, stack: Stack) -> UInt8[np.ndarray, "y x 4"]:
+        """The picture, which may be that of the stack."""
+        picture = picture_at(self.picture)
+        size = picture.shape[1], picture.shape[0]
+        try:
+            require_picture_of(stack.size, size, self.picture)
+        except ImageError as error:
+            raise EditError(str(error), "picture") from error
+        _require_canvas(*size, "picture")
+        return picture
+
+
+def _require_canvas(width: int, height: int, field: str = "") -> None:
+    """Refuse canvases that are too large."""
+    if max(width, height) > LARGEST_SIDE or width * height > geometry.MOST_PIXELS:
+        limits = f"{LARGEST_SIDE} a side and {geometry.MOST_PIXELS} pixels at most"
+        raise EditError(f"the canvas would have {width}x{height} pixels: {limits}", field)
 
 
 def _on_canvas(stack: Stack, dx: int, dy: int, size: tuple[int, int]) -> Stack:

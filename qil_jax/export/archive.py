@@ -11,6 +11,7 @@ from typing import IO
 from qil_jax.errors import QilError
 from qil_jax.export.bounds import require_bytes
 from qil_jax.export.manifest import MANIFEST, ReadFile, manifest, tree_from
+from qil_jax.export.masks import masks_of
 from qil_jax.export.png import encoded, pictures
 from qil_jax.files import opened
 from qil_jax.layers.layer_tree import LayerTree
@@ -21,17 +22,23 @@ DATE = (1980, 1, 1, 0, 0, 0)
 """Date of all files in an archive, so that equal layers make equal archives."""
 
 
-def write_zip(stack: LayeredImage | LayerTree, file: Path) -> None:
+def write_zip(stack: LayeredImage | LayerTree, file: Path, *, hidden_masks: bool = False) -> None:
     """Write an archive of the files that `write_pngs` writes, and `manifest.json`.
+
+    Args:
+      hidden_masks: whether masks of hidden pixels are written beside the layers.
 
     Raises:
       FileExistsError: if the file exists.
+      QilError: if there are to be masks, and a layer is a group.
     """
     tree = LayerTree.of(stack)
+    masks = masks_of(tree) if hidden_masks else []
     names, layers = zip(*pictures(tree), strict=True)
-    members = dict(zip(map(str, names), encoded(layers, profile=tree.layered.profile), strict=True))
+    pngs = encoded(layers, profile=tree.layered.profile)
+    members = dict(zip(map(str, names), pngs, strict=True)) | {mask.file: mask.png for mask in masks}
     with file.open("xb") as stream:
-        packed(stream, {MANIFEST: json.dumps(manifest(tree), indent=2).encode(), **members})
+        packed(stream, {MANIFEST: json.dumps(manifest(tree, masks), indent=2).encode(), **members})
 
 
 def read_zip(file: Path) -> LayerTree:

@@ -11,6 +11,7 @@ from pydantic import Field, StrictInt, TypeAdapter
 
 from qil_jax.errors import QilError, shown
 from qil_jax.export.bounds import require_depth, require_pixels
+from qil_jax.export.masks import Mask, with_masks
 from qil_jax.export.png import HERE, layer_file
 from qil_jax.layers.layer_tree import Group, LayerTree
 from qil_jax.layers.layered_image import LayeredImage
@@ -71,11 +72,16 @@ class Listing:
 LISTING = TypeAdapter(Listing)
 
 
-def manifest(tree: LayerTree) -> dict[str, Any]:
-    """Size, name of the colour profile, caption, what was done to the layers, and these as `entries` describes them."""
+def manifest(tree: LayerTree, masks: Sequence[Mask] = ()) -> dict[str, Any]:
+    """Size, name of the colour profile, caption, what was done to the layers, and these as `entries` describes them.
+
+    Args:
+      tree: the layers.
+      masks: masks of hidden pixels, if they are written; then each layer says which is its own.
+    """
     stack = tree.layered
     said = {"profile": profile_name(stack.profile), "caption": stack.caption, "decisions": list(stack.decisions)}
-    return {"size": list(stack.size), **said, "layers": entries(tree)}
+    return {"size": list(stack.size), **said, "layers": with_masks(entries(tree), masks)}
 
 
 def entries(tree: LayerTree, folder: PurePosixPath = HERE) -> list[dict[str, Any]]:

@@ -13,12 +13,13 @@ from jaxtyping import UInt8
 
 from qil_jax.errors import QilError
 from qil_jax.export.format import Format
-from qil_jax.export.formats import WRITERS
+from qil_jax.export.formats import write_draft
 from qil_jax.export.manifest import RECORD, entries
+from qil_jax.export.masks import masks_of, with_masks, write_masks
 from qil_jax.export.png import write_pngs
 from qil_jax.export.sheet import write_sheet
 from qil_jax.files import whole_folder
-from qil_jax.layers.compositing import blended, decibels
+from qil_jax.layers.compositing import blended, decibels, parts_of
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.profiles import profile_name
@@ -39,6 +40,7 @@ def write_result(
     record: Mapping[str, Any],
     *,
     exports: Sequence[Format] = (Format.PSD,),
+    hidden_masks: bool = False,
     overwrite: bool = False,
 ) -> float:
     """Write the folder of one decomposition, which appears complete or not at all.
@@ -49,6 +51,7 @@ def write_result(
       original: the 8-bit RGBA input, of the layers' size and colour profile.
       record: settings and timings to be stored as JSON; names, checksums and recomposition PSNR are added.
       exports: formats of the files that are written beside the PNGs.
+      hidden_masks: whether a mask of its hidden pixels is written beside each layer, and listed with it.
       overwrite: whether an existing result is replaced.
 
     Returns:
@@ -57,7 +60,7 @@ def write_result(
     Raises:
       FileExistsError: if the folder exists and is not to be replaced.
       ResultError: if the folder is to be replaced and is no result, or holds files that are not the result's.
-      QilError: if a format cannot hold the layers.
+      QilError: if a format cannot hold the layers, or there are to be masks and a layer is a group.
     """
     if overwrite:
         require_replaceable(folder)
@@ -66,15 +69,17 @@ def write_result(
     psnr = recomposition_psnr(leaves, original)
     with whole_folder(folder, overwrite=overwrite) as draft:
         write_pngs(tree, draft)
+        masks = masks_of(tree) if hidden_masks else []
+        write_masks(masks, draft)
         for format in dict.fromkeys(exports):
             if format is not Format.PNG:
-                WRITERS[format](tree, draft / format.file)
+                write_draft(tree, draft / format.file, format, hidden_masks=hidden_masks)
         write_sheet(leaves, original, draft / "sheet.png")
         exact = math.isinf(psnr)
         fields = {
             "size": list(leaves.size),
             "profile": profile_name(leaves.profile),
-            "layers": entries(tree),
+            "layers": with_masks(entries(tree), masks),
             "recomposition_psnr_db": None if exact else round(psnr, 4),
             "recomposition_exact": exact,
             "files": checksums(draft),
@@ -140,8 +145,11 @@ def require_replaceable(folder: Path) -> None:
 
 def recomposition_psnr(layered: LayeredImage, original: UInt8[np.ndarray, "y x 4"]) -> float:
     """PSNR in dB of the layers' 8-bit composite against the input, both blended over white; infinite if equal."""
-    ours, theirs = (blended(x, (255, 255, 255), np.float64) for x in (layered.composite_8bit(), original))
-    return decibels(float(np.mean(np.square((ours - theirs) / 255))))
+    composite, sums = layered.composite_8bit(), []
+    for rows in parts_of(*original.shape[:2]):
+        ours, theirs = (blended(x[rows], (255, 255, 255), np.float64) for x in (composite, original))
+        sums.append(np.square((ours - theirs) / 255).sum())
+    return decibels(math.fsum(sums) / (3 * original.shape[0] * original.shape[1]))
 
 
 def _result_at(folder: Path) -> dict[str, Any] | None:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 OnCount = Callable[[int, int], None]
 OF_PICTURES = ("layers", "max_layers", "prompt", "caption_language", "negative_prompt")
-OF_PICTURES += ("resolution", "output_size", "edges", "seed", "samples", "exact", "depth", "split")
+OF_PICTURES += ("resolution", "output_size", "edges", "seed", "samples", "exact", "depth", "split", "hidden_masks")
 OF_BATCHES = ("steps", "guidance", "rescale", "max_prompt_tokens")
 ATTENTION = ("xla", "xla_chunked", "xla_by_head", "splash", "cudnn", "tokamax")
 """The values of AttentionKind, whose module imports JAX."""

@@ -268,7 +268,8 @@ def _write(
 ) -> float:
     """Write a result; the PSNR of its recomposition in dB."""
     try:
-        how = {"exports": planned.options.exports, "overwrite": overwrite}
+        options = planned.options
+        how = {"exports": options.exports, "hidden_masks": options.hidden_masks, "overwrite": overwrite}
         return write_result(planned.folder, tree, original, details, **how)
     except FileExistsError:
         if not is_finished(planned):  # another program may have made the same result meanwhile

@@ -120,6 +120,7 @@ class JobOptions(PictureOptions):
       exact: whether colours are adjusted so that the layers blend to the picture within 1/255.
       depth: number of levels: 2 decomposes the layers once more.
       split: choice of the layers that are decomposed again.
+      hidden_masks: whether results get masks of the pixels of each layer that nobody sees.
       described: what single layers show and where, bottom to top.
       exports: formats of the files that a result holds beside its PNGs.
     """
@@ -133,12 +134,23 @@ class JobOptions(PictureOptions):
     exact: bool = option(False, bool, "adjust colours so that the layers blend to the picture within 1/255", later=True)
     depth: int = option(1, int, "levels: 2 decomposes the layers once more", least=1, most=MAX_DEPTH, later=True)
     split: Split = option(Split.ALL, Split, "which layers are decomposed again", later=True)
+    hidden_masks: bool = option(
+        False, bool, "write NN_NAME.hidden.png beside each layer: where others hide it", later=True
+    )
     described: tuple[LayerDescription, ...] = ()
     exports: tuple[Format, ...] = (Format.PSD,)
 
     def filled(self, defaults: Defaults) -> "JobOptions":
         """A copy in which fields that are None have the checkpoint's defaults."""
         return _filled(self, defaults)
+
+    def problems(self, named: Named = str) -> list[str]:
+        """One message for each invalid option."""
+        found = super().problems(named)
+        if self.hidden_masks is True and self.depth != 1:
+            masks, depth = named("hidden_masks"), named("depth")
+            found.append(f"{masks} goes with {depth} 1: what hides parts of layers depends on where each part lies")
+        return found
 
     def request(self, image: Image.Image, prompt: str, sample: int) -> Request:
         """The pipeline's request for one sample of a picture."""

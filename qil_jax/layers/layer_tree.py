@@ -40,6 +40,8 @@ class LayerTree:
 
     def leaves(self) -> LayeredImage:
         """All layers that are no groups on the stack's canvas, bottom to top; names say the way: "sky / cloud"."""
+        if not self.groups:
+            return self.layered
         found = list(self._leaves())
         return dataclasses.replace(
             self.layered, layers=np.stack([pixels for pixels, _ in found]), names=tuple(name for _, name in found)

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from qil_jax.errors import QilError, halved
 from qil_jax.files import read_text, whole_folder
+from qil_jax.layers.compositing import parts_of
 from qil_jax.layers.pictures import decoded, read_bytes
 from qil_jax.layers.profiles import SRGB, converted
 from qil_jax.strict_json import fitted, read_json
@@ -21,6 +22,8 @@ METADATA = "layered.json"
 """The file of names, source, licence and decisions."""
 CAPTION = "caption.txt"
 """The file of the caption."""
+HIDDEN = ".hidden.png"
+"""What the file of a mask of hidden pixels ends with, after the name of its layer's PNG."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,19 +85,17 @@ class LayeredImage:
         C_i = a_i RGB_i + (1 - a_i) C_{i-1} on premultiplied colour (arXiv 2512.15603, section 3); colour is 0 under
         alpha 0.
         """
-        colour = np.zeros((*self.layers.shape[1:3], 3))
-        alpha = np.zeros((*self.layers.shape[1:3], 1))
-        for layer in self.layers:
-            straight = layer.astype(np.float64) / 255
-            over = straight[..., 3:]
-            colour = over * straight[..., :3] + (1 - over) * colour
-            alpha = over + (1 - over) * alpha
-        straight_colour = np.divide(colour, alpha, out=np.zeros_like(colour), where=alpha > 0)
-        return np.concatenate([straight_colour, alpha], axis=-1)
+        found = np.empty(self.layers.shape[1:])
+        for rows in parts_of(*self.layers.shape[1:3]):
+            found[rows] = _composite(self.layers[:, rows])
+        return found
 
     def composite_8bit(self) -> UInt8[np.ndarray, "y x 4"]:
-        """`composite`, rounded once to 8 bits."""
-        return np.round(self.composite() * 255).astype(np.uint8)
+        """`composite`, rounded once to 8 bits. Memory beside it does not grow with the canvas."""
+        found = np.empty(self.layers.shape[1:], np.uint8)
+        for rows in parts_of(*self.layers.shape[1:3]):
+            found[rows] = np.round(_composite(self.layers[:, rows]) * 255)
+        return found
 
     def with_profile(self, profile: bytes) -> "LayeredImage":
         """The layers with the colours of another profile, SRGB or one of `profiles.rgb_profile`; alphas stay.
@@ -131,7 +132,7 @@ class LayeredImage:
         Raises:
           QilError: naming the folder and what in it does not fit.
         """
-        files = sorted(folder.glob("*.png"), key=order or _first_number)
+        files = sorted(pngs_in(folder), key=order or _first_number)
         if not files:
             raise QilError(f"{folder}: no PNG in it: a layered image is a folder of 000.png, 001.png, ...")
         layers = [np.asarray(decoded(read_bytes(file), str(file))) for file in files]
@@ -158,6 +159,28 @@ class Metadata:
 
 
 ADAPTER = TypeAdapter(Metadata)
+
+
+def _composite(layers: UInt8[np.ndarray, "l y x 4"]) -> Float[np.ndarray, "y x 4"]:
+    colour = np.zeros((*layers.shape[1:3], 3))
+    alpha = np.zeros((*layers.shape[1:3], 1))
+    for layer in layers:
+        if not layer[..., 3].any():
+            continue
+        straight = layer.astype(np.float64) / 255
+        over = straight[..., 3:]
+        colour = over * straight[..., :3] + (1 - over) * colour
+        alpha = over + (1 - over) * alpha
+    straight_colour = np.divide(colour, alpha, out=np.zeros_like(colour), where=alpha > 0)
+    return np.concatenate([straight_colour, alpha], axis=-1)
+
+
+def pngs_in(folder: Path) -> list[Path]:
+    """The PNGs of a folder in no order, without the masks of hidden pixels that lie beside some of them."""
+    files = {file.name: file for file in folder.glob("*.png")}
+    return [
+        x for name, x in files.items() if not name.endswith(HIDDEN) or f"{name.removesuffix(HIDDEN)}.png" not in files
+    ]
 
 
 def _metadata(file: Path) -> Metadata:

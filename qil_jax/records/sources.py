@@ -21,7 +21,7 @@ from rich.progress import track
 from qil_jax.errors import QilError, counted
 from qil_jax.extras import require
 from qil_jax.files import opened, read_text, write_whole
-from qil_jax.layers.layered_image import CAPTION, LayeredImage
+from qil_jax.layers.layered_image import CAPTION, LayeredImage, pngs_in
 from qil_jax.records.record import Record, decode, from_layered_image
 
 SPLIT = "train"
@@ -246,7 +246,7 @@ class FolderSource:
         )
 
     def _row(self, folder: Path) -> tuple[int, int, int, int]:
-        files = list(folder.glob("*.png"))
+        files = pngs_in(folder)
         with opened(files[0]) as stream, Image.open(stream) as image:
             width, height = image.size
         caption = folder / CAPTION

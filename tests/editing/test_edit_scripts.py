@@ -7,13 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edits import PICTURE, content, layered
+from PIL import Image
 
 from qil_jax import host_memory
 from qil_jax.editing import geometry, script
 from qil_jax.editing.history import History
-from qil_jax.editing.layer_operations import Move, Replace, Resize
+from qil_jax.editing.layer_operations import Move, Opacity, Replace, Resize
 from qil_jax.editing.script import KINDS, ScriptError
 from qil_jax.editing.stack import Stack
+from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.refinement import at_size
+from qil_jax.limits import Edges
 
 THREE = layered(np.full((3, 6, 8, 4), 200, np.uint8))
 GRAY = {"at": 0.5, "colour": "#808080"}
@@ -21,6 +25,10 @@ GRAY = {"at": 0.5, "colour": "#808080"}
 
 def parsed(*items, **options):
     return script.parse(json.dumps(items), Stack.of(THREE), **options)
+
+
+def parsed_on(image: LayeredImage, *items, **options):
+    return script.parse(json.dumps(items), Stack.of(image), **options)
 
 
 def named(op: str, layer: int | str, **fields) -> dict:
@@ -186,6 +194,60 @@ def test_pictures_are_sought_from_the_scripts_folder(tmp_path):
     direct = script.replay(Stack.of(THREE), [Replace(layer=2, picture=PICTURE, fit=geometry.Fit.STRETCH)])
     assert content(stack) == content(direct)
     assert stack.layers[1].name == "layer 1" and stack.layers[1].number == 2
+
+
+def drawn(folder: Path) -> LayeredImage:
+    """Layers of 32 x 32 pixels, whose picture of 128 x 96 pixels lies in the folder as photo.png; a bucket's shape."""
+    y, x = np.mgrid[:96, :128]
+    layers = np.zeros((3, 96, 128, 4), np.uint8)
+    layers[0], layers[1][np.hypot(x - 50, y - 40) < 30] = (20, 60, 130, 255), (230, 140, 20, 255)
+    layers[2][np.abs(x + y - 120) < 8] = (60, 200, 90, 160)
+    Image.fromarray(layered(layers).composite_8bit(), "RGBA").save(folder / "photo.png")
+    return layered(np.stack([np.asarray(Image.fromarray(x, "RGBA").resize((32, 32))) for x in layers]))
+
+
+def test_layers_are_refined_as_infer_refines_them(tmp_path):
+    """By the picture beside the script, with opacity beside the pixels, and what comes after is on the new canvas."""
+    low = drawn(tmp_path)
+    refine = {"op": "refine", "picture": "photo.png"}
+    operations = parsed_on(low, named("opacity", 2, opacity=0.5), refine, canvas(20, 0, 108, 96), folder=tmp_path)
+    states = list(script.states(Stack.of(low), operations))
+    picture = np.asarray(Image.open(tmp_path / "photo.png"))
+    wanted = at_size(low, picture, Edges.REFINED)[0]
+    assert states[1].size == (128, 96) and [layer.opacity for layer in states[1].layers] == [1, 0.5, 1]
+    assert [(layer.number, layer.name) for layer in states[1].layers] == [
+        (1, "layer 0"),
+        (2, "layer 1"),
+        (3, "layer 2"),
+    ]
+    back = script.replay(states[1], [Opacity(layer=2, opacity=1.0)])
+    np.testing.assert_array_equal(back.to_layered_image(low).layers, wanted.layers)
+    blend = back.composite_8bit().astype(int)
+    assert np.abs(blend - picture).max() <= 1 and states[2].size == (108, 96)
+    moved = script.replay(Stack.of(low), parsed_on(low, named("move", 2, dx=-99), refine, folder=tmp_path))
+    assert moved.layers[1].visible is None and moved.size == (128, 96), "what lay outside is gone"
+
+
+def test_other_pictures_refine_nothing(tmp_path, monkeypatch):
+    low = drawn(tmp_path)
+    Image.new("RGB", (300, 60)).save(tmp_path / "wide.png")
+    Image.new("RGB", (32, 32)).save(tmp_path / "small.png")
+    Image.new("1", (9000, 8000)).save(tmp_path / "large.png")
+    names = ("wide.png", "small.png", "large.png", "nowhere.png", "photo.png")
+    items = [{"op": "refine", "picture": name} for name in names]
+    monkeypatch.setattr(host_memory, "host_bytes", lambda: 10**6)
+    with pytest.raises(ScriptError) as caught:
+        parsed_on(low, *items, folder=tmp_path)
+    said = (
+        r"\(refine\), picture: .*wide\.png: 300x60 pixels, and the layers have 32x32, of another shape",
+        r"\(refine\), picture: .*small\.png: 32x32 pixels.*: give the larger picture",
+        r"\(refine\), picture: the canvas would have 9000x8000 pixels",
+        r"\(refine\), picture: .*nowhere\.png: no such file",
+        r"\(refine\): a result of 3 layers of 128x96 pixels needs at least",
+    )
+    assert len(caught.value.problems) == len(said)
+    for number, (line, words) in enumerate(zip(caught.value.problems, said, strict=True), start=1):
+        assert re.search(f"operation {number} {words}", line), line
 
 
 def test_operations_made_in_python_are_checked_too():

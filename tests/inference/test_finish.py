@@ -10,11 +10,13 @@ from halves import Halves
 from PIL import Image
 from psd_tools import PSDImage
 
+from qil_jax.export import formats
 from qil_jax.inference.__main__ import main
 from qil_jax.inference.describe import read_descriptions
 from qil_jax.inference.finish import finish
 from qil_jax.inference.request import Decomposition, JobOptions, Request, Settings
 from qil_jax.layers.descriptions import LayerDescription
+from qil_jax.layers.hidden import hidden
 from qil_jax.layers.layered_image import LayeredImage
 
 SCENE = Path(__file__).resolve().parents[2] / "examples" / "scene.png"
@@ -60,6 +62,26 @@ def test_a_tree_from_the_command_line_returns_the_picture(tmp_path, capsys):
     assert main(words) == 0 and "already finished" in capsys.readouterr().out
     assert main([word for word in words if word != "--exact"]) == 2
     assert "exact" in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_masks_of_hidden_pixels_from_the_command_line(tmp_path, capsys):
+    """They are those of the layers that were written, and tools/export.py gives both back."""
+    words = [str(SCENE), "--out", str(tmp_path), "--layers", "3", "--steps", "1", "--export", "zip", "--hidden-masks"]
+    with pytest.raises(SystemExit):
+        main([*words, "--depth", "2"])
+    assert "--hidden-masks goes with --depth 1" in capsys.readouterr().err
+    assert main(words) == 0
+    folder = tmp_path / "scene"
+    layered = formats.read(folder).layered
+    for entry, mask in zip(
+        json.loads((folder / "result.json").read_text())["layers"], hidden(layered.layers), strict=True
+    ):
+        np.testing.assert_array_equal(np.asarray(Image.open(folder / entry["hidden"]["file"])) > 0, mask)
+    np.testing.assert_array_equal(formats.read(folder / "layers.zip").layered.layers, layered.layers)
+    capsys.readouterr()
+    assert main(words) == 0 and "already finished" in capsys.readouterr().out
+    assert main(words[:-1]) == 2 and "hidden_masks" in capsys.readouterr().err
 
 
 @pytest.mark.full

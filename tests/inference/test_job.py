@@ -1,5 +1,6 @@
 """A run over pictures: what is read, what is written, what is kept, what is refused before any compute."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,8 +14,9 @@ from qil_jax.export.result import ResultError
 from qil_jax.inference import pictures as pictures_module
 from qil_jax.inference.images import ImageError
 from qil_jax.inference.job import JobError, PlannedResult, plan_results, results_left, run_job
+from qil_jax.inference.options import flag
 from qil_jax.inference.pictures import find_pictures
-from qil_jax.inference.request import Decomposition, JobOptions, Request, Settings
+from qil_jax.inference.request import Decomposition, JobOptions, Request, Settings, result_settings
 from qil_jax.layers.filtering import resize_layers
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.limits import OutputSize
@@ -250,6 +252,48 @@ def test_layers_at_the_size_of_the_picture(pictures, tmp_path):
     assert json.loads((folder / "result.json").read_text())["size"] == [200, 120]
     with Image.open(folder / "01_Layer_0.png") as layer:
         assert layer.size == (200, 120)
+
+
+class Coverer(Painter):
+    """A painter whose layers are opaque: the lowest is hidden by the half that the next one covers."""
+
+    def _one(self, request: Request, sample: int) -> Decomposition:
+        made = super()._one(request, sample)
+        layers = np.zeros_like(made.layered.layers)
+        layers[0, ..., 3], layers[1, :, :4, 3] = 255, 255
+        return dataclasses.replace(made, layered=dataclasses.replace(made.layered, layers=layers))
+
+
+def test_masks_of_hidden_pixels_belong_to_the_result(pictures, tmp_path):
+    """Listed, checked when a run is resumed, and at the layers' size; a result without them is another one."""
+    out, plain = tmp_path / "out", JobOptions(layers=2, output_size=OutputSize.INPUT)
+    options = dataclasses.replace(plain, hidden_masks=True)
+    assert not options.problems() and "hidden_masks" not in result_settings(plain, Settings(), None)
+
+    def plan(options: JobOptions) -> list[PlannedResult]:
+        settings = result_settings(options, Settings(), None)
+        return planned([pictures / "b.png"], out, options, settings=settings)
+
+    run(plan(options), Coverer())
+    record = json.loads((out / "b" / "result.json").read_text())
+    entries = record["layers"]
+    assert entries[0]["hidden"] == {"file": "01_Layer_0.hidden.png", "share": pytest.approx(0.5, abs=0.05)}
+    assert entries[1]["hidden"]["share"] == 0 and entries[1]["hidden"]["file"] in record["files"]
+    mask = np.asarray(Image.open(out / "b" / entries[0]["hidden"]["file"]))
+    assert mask.shape == tuple(reversed(record["size"])) == (48, 64) and mask[:, :28].all() and not mask[:, 36:].any()
+    assert results_left(plan(options), out, overwrite=False) == []
+    with pytest.raises(JobError, match="was made with hidden_masks True, now None"):
+        results_left(plan(plain), out, overwrite=False)
+    (out / "b" / entries[0]["hidden"]["file"]).unlink()
+    with pytest.raises(JobError, match=r"01_Layer_0\.hidden\.png is missing"):
+        results_left(plan(options), out, overwrite=False)
+    run(results_left(plan(plain), out, overwrite=True), Coverer(), overwrite=True)
+    assert not [*(out / "b").glob("*.hidden.png")] and results_left(plan(plain), out, overwrite=False) == []
+
+
+def test_masks_of_trees_are_refused_in_a_sentence():
+    (problem,) = JobOptions(hidden_masks=True, depth=2).problems(flag)
+    assert problem.startswith("--hidden-masks goes with --depth 1: ")
 
 
 def test_resized_layers_take_no_colour_from_what_is_hidden():

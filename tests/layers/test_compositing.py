@@ -1,11 +1,15 @@
 """Compositing takes layers of any size at any place."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qil_jax.export.result import recomposition_psnr
+from qil_jax.layers import compositing
 from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.compositing import composite, composite_8bit
+from qil_jax.layers.layered_image import LayeredImage
 
 
 def random_layers(seed: int) -> list[BoxedLayer]:
@@ -37,3 +41,22 @@ def test_a_layer_within_the_canvas_is_itself_and_one_outside_is_nothing():
     assert part is not None and part.box == (1, 0, 3, 1)
     assert layer.within((1, 2)) is None
     assert BoxedLayer(pixels=layer.pixels, left=0, top=-2, name="x").within((9, 9)) is None
+
+
+@pytest.mark.parametrize("part", [1, 13, 40])
+def test_parts_change_no_bit(monkeypatch, part):
+    """Of blends in single and in double precision, and of the error against another picture."""
+    layers, size = random_layers(5), (13, 17)
+    rng = np.random.default_rng(0)
+    stack = LayeredImage(layers=rng.choice(np.array([0, 1, 90, 255], np.uint8), (3, 17, 13, 4)), names=("a", "b", "c"))
+    stack.layers[1, 4:12, :, 3] = 0  # a part of which nothing shows
+    other = rng.integers(0, 256, (17, 13, 4), np.uint8)
+
+    def blends():
+        return composite_8bit(layers, size), stack.composite_8bit(), stack.composite()
+
+    whole, error = blends(), recomposition_psnr(stack, other)
+    monkeypatch.setattr(compositing, "PART", part)
+    for found, expected in zip(blends(), whole, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert recomposition_psnr(stack, other) == pytest.approx(error, abs=1e-9)

@@ -126,6 +126,7 @@ def add_layers(benchmarks: "argparse._SubParsersAction[Parser]") -> None:
 
     formats = benchmarks.add_parser("formats", help="files of 8 layers of 1024 x 1024, against psd-tools and zlib")
     formats.add_argument("--repeats", type=int, default=5, help="runs of each (default %(default)s)")
+    formats.add_argument("--only", help=argparse.SUPPRESS)
     add_write(formats)
 
 

@@ -1,4 +1,4 @@
-"""Replay of a script of 50 operations, of all kinds, on 8 layers of 1024 x 1024 pixels that cover their canvas."""
+"""Replay of a script of 50 operations, of all kinds but refine, on 8 layers of 1024 x 1024 pixels without a margin."""
 
 import argparse
 import itertools
@@ -50,7 +50,7 @@ def image() -> LayeredImage:
 
 
 def items() -> Iterator[dict]:
-    """Operations of all kinds in turn; those on layers go through the layers."""
+    """Operations of these kinds in turn; those on layers go through the layers."""
     copies = itertools.count(LAYERS + 1)
     for number, (op, fields) in enumerate(itertools.cycle(KINDS.items())):
         layer = {} if op.endswith("_canvas") else {"layer": next(copies) if op == "delete" else number % LAYERS + 1}

@@ -1,6 +1,10 @@
-"""Export of 8 layers of 1024 x 1024 pixels, against psd-tools and zlib on the same layers, and exact recomposition."""
+"""Export of 8 layers of 1024 x 1024 pixels, against psd-tools and zlib on the same layers, and exact recomposition.
+
+Then the same layers refined to a photograph's size: time and memory of each format and of a whole result.
+"""
 
 import argparse
+import functools
 import itertools
 import tempfile
 import zlib
@@ -13,17 +17,25 @@ import psd_tools
 from PIL import Image
 from psd_tools import PSDImage
 
+from qil_jax.errors import say
 from qil_jax.export.format import Format
-from qil_jax.export.formats import WRITERS
+from qil_jax.export.formats import WRITERS, write
 from qil_jax.export.nodes import leaves, nodes_of
+from qil_jax.export.result import write_result
+from qil_jax.inference.images import bucket_size
 from qil_jax.layers.exact import exact
 from qil_jax.layers.health import health
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.refinement import refine
+from qil_jax.limits import RESOLUTION
 from qil_jax.scenes.scene import SceneConfig, make_scene
 from tools.bench import harness
 
 SIDE, LAYERS = 1024, 8
+LARGE = (4000, 3000)
+"""Width and height of a photograph."""
+RESULT = "a result with its PSD, sheet and masks"
 
 
 def image() -> LayeredImage:
@@ -50,6 +62,9 @@ def by_zlib(tree: LayerTree) -> int:
 
 def measure(arguments: argparse.Namespace) -> int:
     """The benchmark `formats`; returns 0."""
+    if arguments.only:
+        say(" ".join(map(str, itertools.chain(*large().values()))))
+        return 0
     layered = image()
     tree = LayerTree.of(layered)
     with tempfile.TemporaryDirectory() as name:
@@ -74,8 +89,37 @@ def measure(arguments: argparse.Namespace) -> int:
         for job, seconds in medians.items()
     ]
     head = (f"{LAYERS} layers of {SIDE} x {SIDE}", "median", "ratio")
-    harness.report(head, rows, write=arguments.write, mark="bench formats", note=harness.machine(np, PIL, psd_tools))
+    note = harness.machine(np, PIL, psd_tools)
+    harness.report(head, rows, write=arguments.write, mark="bench formats", note=note)
+    numbers = harness.numbers_printed_by("formats", "--only", "large")
+    pairs = zip(numbers[::2], numbers[1::2], strict=True)
+    jobs_large = [*map(str, WRITERS), RESULT]
+    rows = [(job, f"{s:.1f} s", f"{peak:.2f} GB") for job, (s, peak) in zip(jobs_large, pairs, strict=True)]
+    head = (f"{LAYERS} layers of {LARGE[0]} x {LARGE[1]}", "time", "peak memory")
+    harness.report(head, rows, write=arguments.write, mark="bench formats large", note=note)
     return 0
+
+
+def large() -> dict[str, tuple[float, float]]:
+    """Seconds and GB of peak memory, the layers' included, to write refined layers in each format and as a result."""
+    drawn = image()
+    picture = np.asarray(Image.fromarray(drawn.composite_8bit(), "RGBA").resize(LARGE))
+    bucket = bucket_size(*LARGE, RESOLUTION)
+    low = np.stack([np.asarray(Image.fromarray(layer, "RGBA").resize(bucket)) for layer in drawn.layers])
+    layered, _ = refine(LayeredImage(layers=low, names=drawn.names), picture)
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        jobs: dict[str, Callable[[], object]] = {
+            str(format): functools.partial(write, layered, place / f"a.{format}", format) for format in WRITERS
+        }
+        jobs[RESULT] = lambda: write_result(place / "result", layered, picture, {}, hidden_masks=True)
+        return {job: measured(run) for job, run in jobs.items()}
+
+
+def measured(run: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of a call, and the largest resident memory of this process meanwhile in GB (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+    return harness.duration(run), harness.peak_memory()
 
 
 def writing(format: Format, tree: LayerTree, files: Iterator[Path]) -> Callable[[], object]:

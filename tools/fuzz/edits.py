@@ -23,6 +23,8 @@ from qil_jax.programs import ended
 from tools.fuzz.cases import Case, hashes, lost, mutate, write_bystanders
 
 SIZE, LAYERS = (24, 18), 3
+LARGE = (60, 45)
+"""The size of a picture of the layers' shape."""
 WIDE = 160
 """Pixels around the canvas in which `Plain` follows a layer."""
 MEMORY = 2**28
@@ -77,7 +79,10 @@ def _case(seed: int, templates: tuple[Path, ...], place: Path) -> Case:
     rng = random.Random(seed)
     template = rng.choice(templates)
     Image.new("RGB", (7, 5), (90, 10, 200)).save(place / "picture.png")
+    Image.effect_noise(LARGE, 90).save(place / "large.png")
     items: Any = [_operation(rng) for _ in range(rng.choice([0, 1, 2, 3, 5, 9]))]
+    if rng.random() < 0.1:
+        items.insert(0, {"op": "refine", "picture": "large.png"})  # later the layers seldom have its shape
     for _ in range(rng.choice([0, 0, 0, 1, 1, 2])):
         items = _broken(items, rng)
     depth = rng.choice([3, 300, 990, 10**5])
@@ -140,10 +145,11 @@ def _operation(rng: random.Random) -> dict[str, Any]:
             "width": rng.randint(1, 15),
             "height": rng.randint(1, 9),
         },
+        "refine": lambda: {"picture": rng.choice(["large.png", "large.png", "picture.png"])},
         "extend_canvas": lambda: {rng.choice(["left", "top", "right", "bottom"]): rng.choice([0, 1, 7, 40])},
     }
     op = rng.choice(list(of) + [*EXACT] * 2)
-    return {"op": op, **({} if op.endswith("canvas") else {"layer": layer}), **of[op]()}
+    return {"op": op, **({} if op == "refine" or op.endswith("canvas") else {"layer": layer}), **of[op]()}
 
 
 def _broken(items: Any, rng: random.Random) -> Any:
@@ -169,7 +175,8 @@ def _broken_item(item: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         case 2:
             item["layer"] = rng.choice(NAMES)
         case 3:
-            item = {"op": "replace", "layer": 1, "picture": rng.choice(PICTURES), **rng.choice([{}, {"fit": "x"}])}
+            of = rng.choice([{"op": "replace", "layer": 1}, {"op": "refine"}])
+            item = {**of, "picture": rng.choice(PICTURES), **rng.choice([{}, {"fit": "x"}])}
         case 4:
             item = {"op": "extend_canvas", rng.choice(["left", "top"]): rng.choice([8000, 16384, 10**9, -1])}
         case _:
@@ -247,6 +254,11 @@ class Canvas:
     def _crop_canvas(self, item: dict[str, Any], _: int) -> None:
         self.left, self.top = self.left + item["left"], self.top + item["top"]
         self.size = item["width"], item["height"]
+
+    def _refine(self, *_: Any) -> None:
+        self.size = LARGE
+        for layer in self.layers:
+            layer.pixels = None
 
     def _extend_canvas(self, item: dict[str, Any], _: int) -> None:
         left, top, right, bottom = (item.get(side, 0) for side in ("left", "top", "right", "bottom"))
