@@ -73,7 +73,7 @@ def test_infer_without_a_checkpoint_says_whose_layers_they_are(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(ship.DEFAULTS.about + "\n") and "It is not Qwen-Image-Layered" in done.stdout
     record = json.loads((tmp_path / "out" / "unseen" / "result.json").read_text())
-    assert record["size"] == [64, 64] and len(record["layers"]) == 3
+    assert record["size"] == [256, 256] and len(record["layers"]) == 3
     assert record["checkpoint"]["folder"] == "demonstration" and record["settings"]["steps"] == 12
 
 

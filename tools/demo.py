@@ -39,6 +39,7 @@ def decompose(out: Path, checkpoint: Path | None) -> None:
     Raises:
       QilError: before any compute, if the path of a result is occupied by something else.
     """
+    import numpy as np
     from PIL import Image
 
     from qil_jax.export.result import require_replaceable, write_result
@@ -46,20 +47,25 @@ def decompose(out: Path, checkpoint: Path | None) -> None:
     from qil_jax.inference.pipeline import Pipeline
     from qil_jax.inference.request import Request
     from qil_jax.layers.layered_image import LayeredImage
+    from qil_jax.layers.refinement import at_size
+    from qil_jax.limits import Edges
 
     for name in PICTURES:
         require_replaceable(out / name)
     pipeline = Pipeline.load(checkpoint)
     say(pipeline.checkpoint.defaults.about)
-    requests = [Request(image=Image.open(EXAMPLES / f"{name}.png")) for name in PICTURES]
+    requests = [Request(image=Image.open(EXAMPLES / f"{name}.png").convert("RGBA")) for name in PICTURES]
     table = Table("picture", "what it is", "PSNR of the layers put together")
     for name, made in zip(PICTURES, pipeline.decompose(requests), strict=True):
         record = {"input": f"{name}.png", "settings": "the checkpoint's own"}
-        psnr = write_result(out / name, made.layered, made.input, record, overwrite=True)
+        picture = np.asarray(made.request.image)
+        layered, report = at_size(made.layered, picture, Edges.REFINED)
+        record |= {} if report is None else {"refinement": report.report()}
+        psnr = write_result(out / name, layered, picture, record, overwrite=True)
         table.add_row(name, PICTURES[name], f"{psnr:.1f} dB")
         if (EXAMPLES / name).is_dir():
             (out / f"{name}_truth.png").unlink(missing_ok=True)
-            write_sheet(LayeredImage.load(EXAMPLES / name), made.input, out / f"{name}_truth.png")
+            write_sheet(LayeredImage.load(EXAMPLES / name), picture, out / f"{name}_truth.png")
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     console.print(

@@ -70,25 +70,28 @@ def main(argv: list[str]) -> int:
 
 
 def enlarged(tree: "LayerTree", path: Path, edges: Edges) -> "LayerTree":
-    """A tree at the size of the picture that it decomposes; a sentence in its decisions says so.
+    """A tree at the size and in the colour profile of the picture that it decomposes; its decisions say so.
 
     Raises:
       QilError: if the file is no picture or cannot be that picture, or the layers would not fit into memory.
     """
+    import numpy as np
+
     from qil_jax.export.bounds import PIXEL_BYTES
     from qil_jax.host_memory import require_memory
     from qil_jax.layers.enlarging import open_picture, require_picture_of, tree_at_size
 
     picture = open_picture(path)
-    size = picture.shape[1], picture.shape[0]
+    size = picture.image.size
     require_picture_of(tree.layered.size, size, str(path))
     count = len(tree.leaves().names)
     what = f"{count} layers of the {size[0]}x{size[1]} pixels of {path}"
     require_memory(math.prod(size) * count * PIXEL_BYTES, what, "give a smaller picture")
-    found, report = tree_at_size(tree, picture, edges)
+    found, report = tree_at_size(tree.with_profile(picture.profile), np.asarray(picture.image), edges)
     how = "interpolated" if report is None else "refined"
     said = f"{how} from {'x'.join(map(str, tree.layered.size))} to the {'x'.join(map(str, size))} pixels of {path.name}"
-    layered = dataclasses.replace(found.layered, decisions=(*found.layered.decisions, said))
+    decisions = (*found.layered.decisions, *picture.notes, said)
+    layered = dataclasses.replace(found.layered, decisions=decisions)
     return dataclasses.replace(found, layered=layered)
 
 

@@ -12,6 +12,7 @@ from qil_jax.command_line import Parser
 from qil_jax.errors import QilError, say
 from qil_jax.files import whole_folder
 from qil_jax.inference.defaults import FILE, Defaults
+from qil_jax.limits import OutputSize
 from qil_jax.programs import run_main
 from qil_jax.shipped import shipped_checkpoint
 from qil_jax.strict_json import read_json
@@ -24,6 +25,7 @@ DEFAULTS = Defaults(
     resolution=64,
     steps=12,
     guidance=1.0,
+    output_size=OutputSize.INPUT,
     about=(
         "Using the small model that comes with the package: it takes simple 64-pixel scenes apart into 2 to 5 layers, "
         "to show what the code does. It is not Qwen-Image-Layered; give --checkpoint for that."

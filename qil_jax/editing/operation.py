@@ -102,13 +102,13 @@ class LayerOperation(Operation):
 
 
 def picture_at(path: str) -> UInt8[np.ndarray, "y x 4"]:
-    """The picture of an operation's field `picture`, straight RGBA.
+    """The picture of an operation's field `picture`, straight RGBA in sRGB.
 
     Raises:
       EditError: if the file is no picture.
     """
     try:
-        return open_picture(Path(path))
+        return np.asarray(open_picture(Path(path)).in_srgb())
     except ImageError as error:
         raise EditError(str(error), "picture") from error
 

@@ -9,14 +9,14 @@ from qil_jax.layers.boxed_layer import Box, recut
 from qil_jax.layers.exact import exact
 from qil_jax.layers.layer_tree import Group, LayerTree
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.layers.pictures import LARGEST_SIDE, ImageError, decoded, read_bytes
+from qil_jax.layers.pictures import LARGEST_SIDE, ImageError, Picture, read_bytes, read_picture
 from qil_jax.layers.refinement import Refinement, at_size
 from qil_jax.layers.resize import sides
 from qil_jax.limits import MULTIPLE, Edges
 
 
-def open_picture(path: Path) -> UInt8[np.ndarray, "y x 4"]:
-    """A picture file of any kind as 8-bit straight RGBA, as `pictures.decoded` gives it.
+def open_picture(path: Path) -> Picture:
+    """A picture file of any kind with its colour profile, as `pictures.read_picture` gives it.
 
     Raises:
       ImageError: if the file is no picture, or a side of it has more than `LARGEST_SIDE` pixels.
@@ -26,7 +26,7 @@ def open_picture(path: Path) -> UInt8[np.ndarray, "y x 4"]:
         if max(size) > LARGEST_SIDE:
             raise ImageError(f"{path}: {size[0]}x{size[1]} pixels; scale it down to at most {LARGEST_SIDE} a side")
 
-    return np.asarray(decoded(read_bytes(path), str(path), check))
+    return read_picture(read_bytes(path), str(path), check)
 
 
 def require_picture_of(layers: tuple[int, int], picture: tuple[int, int], name: str) -> None:
