@@ -40,6 +40,8 @@ FIT = 1e-3
 """Regularisation of the affine fit."""
 REACH = 16
 """Pixels around those that may be moved on which they depend."""
+FEW = 0.02
+"""Share of pixels nearby at which what they show of the bottom counts half."""
 LITTLE = 1e-4
 
 
@@ -101,15 +103,16 @@ def _moved(
     """The shares after a round."""
     apart = picture - colours[0]
     agrees = shares[0] ** 2 * np.exp(-_squared(apart) / (2 * AGREES**2))
-    reach = _blurred(agrees, 3) + 0.02
+    reach = _blurred(agrees, 3) + FEW
     ground = colours[0] + _blurred(agrees * apart, 3) / reach
     missed = _squared(picture - ground)
     variance = DEVIATION**2 + SPREAD * _blurred(agrees * missed, 3) / reach
     top, near, nearby = _nearest(shares, picture, colours)
     other = _squared(picture - nearby)
-    odds = np.log((near + LITTLE) / (_blurred(shares[0], 1) + LITTLE))
-    odds += np.minimum(missed, FARTHEST[0] ** 2) / (2 * variance)
-    odds -= np.minimum(other, FARTHEST[1] ** 2) / (2 * DEVIATION**2)
+    known = (reach - FEW) / (_blurred(shares[0] ** 2, 3) + FEW)
+    gain = np.minimum(missed, FARTHEST[0] ** 2) / (2 * variance)
+    gain -= np.minimum(other, FARTHEST[1] ** 2) / (2 * DEVIATION**2)
+    odds = np.log((near + LITTLE) / (_blurred(shares[0], 1) + LITTLE)) + known * gain
     belongs = 1 / (1 + np.exp(-odds.clip(-30, 30)))
 
     weight = movable * _where_layers_meet(shares, alphas, top)

@@ -37,8 +37,8 @@ def alphas_of(
     return alphas.clip(0, 1, out=alphas)
 
 
-def valid(shares: np.ndarray) -> np.ndarray:
-    """Shares in [0, 1] that add up to 1."""
+def valid(shares: Float32[np.ndarray, "s y x"]) -> Float32[np.ndarray, "s y x"]:
+    """Shares in [0, 1] that add up to 1; in place."""
     np.clip(shares, 0, 1, out=shares)
     shares /= np.maximum(shares.sum(axis=0), np.finfo(np.float32).tiny)
     return shares

@@ -19,7 +19,7 @@ from qil_jax.inference.pictures import find_pictures
 from qil_jax.inference.request import Decomposition, JobOptions, Request, Settings, result_settings
 from qil_jax.layers.filtering import resize_layers
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.limits import OutputSize
+from qil_jax.limits import Edges, OutputSize
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -266,7 +266,7 @@ class Coverer(Painter):
 
 def test_masks_of_hidden_pixels_belong_to_the_result(pictures, tmp_path):
     """Listed, checked when a run is resumed, and at the layers' size; a result without them is another one."""
-    out, plain = tmp_path / "out", JobOptions(layers=2, output_size=OutputSize.INPUT)
+    out, plain = tmp_path / "out", JobOptions(layers=2, output_size=OutputSize.INPUT, edges=Edges.PLAIN)
     options = dataclasses.replace(plain, hidden_masks=True)
     assert not options.problems() and "hidden_masks" not in result_settings(plain, Settings(), None)
 
