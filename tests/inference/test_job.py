@@ -19,7 +19,7 @@ from qil_jax.inference.pictures import find_pictures
 from qil_jax.inference.request import Decomposition, JobOptions, Request, Settings, result_settings
 from qil_jax.layers.filtering import resize_layers
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.limits import Edges, OutputSize
+from qil_jax.limits import OutputSize
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -255,18 +255,19 @@ def test_layers_at_the_size_of_the_picture(pictures, tmp_path):
 
 
 class Coverer(Painter):
-    """A painter whose layers are opaque: the lowest is hidden by the half that the next one covers."""
+    """A painter whose layers are opaque, with the picture's colours: the lowest is hidden by the half that the next one covers."""
 
     def _one(self, request: Request, sample: int) -> Decomposition:
         made = super()._one(request, sample)
         layers = np.zeros_like(made.layered.layers)
+        layers[..., :3] = np.asarray(request.image.convert("RGB").resize((8, 8)))
         layers[0, ..., 3], layers[1, :, :4, 3] = 255, 255
         return dataclasses.replace(made, layered=dataclasses.replace(made.layered, layers=layers))
 
 
 def test_masks_of_hidden_pixels_belong_to_the_result(pictures, tmp_path):
     """Listed, checked when a run is resumed, and at the layers' size; a result without them is another one."""
-    out, plain = tmp_path / "out", JobOptions(layers=2, output_size=OutputSize.INPUT, edges=Edges.PLAIN)
+    out, plain = tmp_path / "out", JobOptions(layers=2, output_size=OutputSize.INPUT)
     options = dataclasses.replace(plain, hidden_masks=True)
     assert not options.problems() and "hidden_masks" not in result_settings(plain, Settings(), None)
 
