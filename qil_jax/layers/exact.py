@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 from qil_jax.errors import QilError
 from qil_jax.layers.compositing import psnr
 from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.layers.shares import shares_of
 
 CLOSE = 0.25
 """Residual, in levels of 255, below which a pixel counts as solved: rounding adds at most half a level."""
@@ -144,11 +145,6 @@ def _fit_colours(stack: Float[np.ndarray, "l 4 n"], colour: Float[np.ndarray, "3
 
 def _visibility(stack: Float[np.ndarray, "l 4 n"]) -> tuple[Float[np.ndarray, "l n"], Float[np.ndarray, " n"]]:
     """The share of each layer in the blend's straight colour, which add up to 1, and the blend's alpha."""
-    through, weights = np.ones_like(stack[0, 3]), np.empty_like(stack[:, 3])
-    for i in reversed(range(len(stack))):
-        alpha = stack[i, 3] / 255
-        weights[i] = through * alpha
-        through = through * (1 - alpha)
-    total = 1 - through
-    weights *= np.divide(1, total, out=np.zeros_like(total), where=total > 0)
-    return weights, total
+    shares = shares_of(stack[:, 3] / 255)
+    total = 1 - shares[-1]
+    return shares[:-1] * np.divide(1, total, out=np.zeros_like(total), where=total > 0), total

@@ -15,7 +15,7 @@ FAINT = 2 / 255
 """Smallest share of a layer; and weight of the stack's own alpha, which decides where nothing reaches a layer."""
 
 
-def shares_of(alphas: Float32[np.ndarray, "l y x"]) -> Float32[np.ndarray, "s y x"]:
+def shares_of(alphas: Float32[np.ndarray, "l *n"]) -> Float32[np.ndarray, "s *n"]:
     """What each layer has of what is seen, bottom to top, and what shows through all of them."""
     shares, through = np.empty((len(alphas) + 1, *alphas.shape[1:]), np.float32), np.ones_like(alphas[0])
     for i in reversed(range(len(alphas))):
