@@ -255,7 +255,7 @@ def test_layers_at_the_size_of_the_picture(pictures, tmp_path):
 
 
 class Coverer(Painter):
-    """A painter whose layers are opaque, with the picture's colours: the lowest is hidden by the half that the next one covers."""
+    """Opaque layers with the picture's colours: the lowest is hidden by the half that the next one covers."""
 
     def _one(self, request: Request, sample: int) -> Decomposition:
         made = super()._one(request, sample)
