@@ -1,5 +1,8 @@
 """tools/export.py: results and files in, other files out, and every mistake named before anything is written."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +12,7 @@ from qil_jax.errors import QilError
 from qil_jax.export import formats
 from qil_jax.export.format import Format
 from qil_jax.export.result import write_result
+from qil_jax.layers.layer_tree import Group, LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.refinement import at_size
 from qil_jax.limits import Edges
@@ -118,3 +122,19 @@ def test_layers_beyond_memory_are_refused(scene, monkeypatch):
     with pytest.raises(QilError, match=r"layers of the 96x96 pixels of .*photo\.png needs at least .* smaller picture"):
         main([str(scene / "low"), "--to", "zip", "--picture", str(scene / "photo.png")])
     assert not (scene / "low.zip").exists()
+
+
+def test_names_that_are_no_text_leave_files_that_can_be_read(scene, tmp_path):
+    picture = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    shutil.copyfile(scene / "photo.png", picture)
+    assert main([str(scene / "low"), "--to", "zip", "--picture", picture, "--out", str(tmp_path / "a.zip")]) == 0
+    assert "caf" in formats.read(tmp_path / "a.zip").layered.decisions[-1]
+
+
+def test_masks_of_groups_are_refused_by_the_name_of_their_file(tmp_path):
+    stack = LayeredImage(layers=np.full((2, 8, 8, 4), 255, np.uint8), names=("a", "b"))
+    tree = LayerTree(layered=stack, groups={0: Group(tree=LayerTree.of(stack), left=0, top=0)})
+    formats.write(tree, tmp_path / "grouped.zip", Format.ZIP)
+    with pytest.raises(QilError, match=r"grouped\.zip: has groups, and --hidden-masks is for plain stacks"):
+        main([str(tmp_path / "grouped.zip"), "--to", "png", "--hidden-masks", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -35,6 +35,8 @@ def parser() -> Parser:
     add("--keep-minutes", type=int, default=limits.minutes, help="how long results are kept (default %(default)s)")
     add("--disk-megabytes", type=int, default=limits.disk, help="uploads and results together (default %(default)s)")
     add("--max-work", type=int, default=limits.work, help="work of a call, in usual calls (default %(default)s)")
+    most = limits.layer_pixels
+    add("--max-layer-pixels", type=int, default=most, help="pixels of a result's layers together (default %(default)s)")
     add("--root-path", metavar="PATH", help="path or address at which a proxy shows the app, such as /layers")
     add("--work", type=Path, metavar="DIR", help="where uploads and results lie until the end (default: temporary)")
     add("--schema", action="store_true", help="print the JSON schema of the HTTP API and end")
@@ -52,6 +54,7 @@ def main(argv: list[str]) -> int:
         minutes=args.keep_minutes,
         disk=args.disk_megabytes,
         work=args.max_work,
+        layer_pixels=args.max_layer_pixels,
     )
     problems = [*limits.problems(), *integer_problems("--port", args.port, least=1, most=65535)]
     if args.root_path is not None and not ROOT_PATH.fullmatch(args.root_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qil_jax.command_line import Parser
-from qil_jax.errors import ProblemsError, say
+from qil_jax.errors import ProblemsError, QilError, printable, say
 from qil_jax.export.format import Format
 from qil_jax.extras import require
 from qil_jax.limits import Edges
@@ -62,6 +62,8 @@ def main(argv: list[str]) -> int:
         if args.picture is not None:
             tree = enlarged(tree, args.picture, Edges(args.edges or Edges.REFINED))
         format = Format(args.to)
+        if args.hidden_masks and tree.groups:
+            raise QilError(f"{source}: has groups, and --hidden-masks is for plain stacks: leave the option out for it")
         formats.write(tree, target, format, native_text=args.native_text, hidden_masks=args.hidden_masks)
         say(f"wrote {target}: {len(tree.leaves().names)} layers")
         for decision in tree.layered.decisions:
@@ -89,7 +91,8 @@ def enlarged(tree: "LayerTree", path: Path, edges: Edges) -> "LayerTree":
     require_memory(math.prod(size) * count * PIXEL_BYTES, what, "give a smaller picture")
     found, report = tree_at_size(tree.with_profile(picture.profile), np.asarray(picture.image), edges)
     how = "interpolated" if report is None else "refined"
-    said = f"{how} from {'x'.join(map(str, tree.layered.size))} to the {'x'.join(map(str, size))} pixels of {path.name}"
+    old, new = ("x".join(map(str, sides)) for sides in (tree.layered.size, size))
+    said = f"{how} from {old} to the {new} pixels of {printable(path.name)}"
     decisions = (*found.layered.decisions, *picture.notes, said)
     layered = dataclasses.replace(found.layered, decisions=decisions)
     return dataclasses.replace(found, layered=layered)

@@ -50,8 +50,8 @@ def asked(values: Mapping[str, Any], defaults: Defaults, limits: Limits) -> tupl
 def work(*, layers: int, steps: int, guidance: float, depth: int = 1) -> int:
     """The work of a decomposition: Euler steps of one layer, over all levels, and twice that with guidance.
 
-    The sampler's sequence holds the picture and the composite beside the layers. All decompositions of a checkpoint
-    have the same number of pixels, so they do not count here.
+    The sampler's sequence holds the picture and the composite beside the layers. For a checkpoint's sampler all
+    pictures have the same number of pixels, so they do not count here; those of the result have their own limit.
     """
     return _decompositions(layers, depth) * (layers + 2) * steps * (2 if guidance > 1 else 1)
 

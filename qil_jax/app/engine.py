@@ -16,7 +16,7 @@ from qil_jax.errors import QilError
 from qil_jax.export.names import safe_name
 from qil_jax.inference.caption_job import written_by_model
 from qil_jax.inference.images import bucket_size
-from qil_jax.inference.job import plan_results, run_job
+from qil_jax.inference.job import most_layers, plan_results, run_job
 from qil_jax.inference.pictures import InputImage
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import (
@@ -28,6 +28,7 @@ from qil_jax.inference.request import (
     known,
     result_settings,
 )
+from qil_jax.limits import OutputSize
 from qil_jax.weights import fingerprint
 
 MOST_SHAPES = 64
@@ -103,6 +104,7 @@ class Engine:
 
         with self._own_turn(is_wanted):
             picture = opened(upload, self.limits, resolution=known(options.resolution))
+            _require_pixels(picture, options, self.limits)
             self._forget(picture.size, options)
             planned = plan_results(
                 {safe_name(Path(picture.path).stem, "picture"): self._prompted(picture, options)},
@@ -151,3 +153,13 @@ class Engine:
 def _require(is_wanted: Callable[[], bool]) -> None:
     if not is_wanted():
         raise StoppedError("stopped: nobody waits for this decomposition")
+
+
+def _require_pixels(picture: InputImage, options: JobOptions, limits: Limits) -> None:
+    """Refuse results of more pixels than are made here; layers of the model's size are always made."""
+    (width, height), count = picture.size, most_layers(options)
+    if options.output_size is OutputSize.INPUT and width * height * count > limits.layer_pixels:
+        raise QilError(
+            f"{picture.path}: up to {count} layers of {width}x{height} pixels, {limits.layer_pixels:,} pixels at most "
+            "are made here: ask for fewer layers or a smaller depth, or scale the picture down"
+        )

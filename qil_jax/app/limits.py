@@ -23,6 +23,7 @@ class Limits:
       minutes: time for which uploads and results are kept.
       disk: size of all uploads and results together in MiB.
       work: work of a call, in calls with the checkpoint's defaults.
+      layer_pixels: number of pixels of all layers of a result together.
     """
 
     pixels: int = 25_000_000
@@ -31,6 +32,7 @@ class Limits:
     minutes: int = 60
     disk: int = 2048
     work: int = 50
+    layer_pixels: int = 100_000_000
 
     @property
     def upload_bytes(self) -> int:
@@ -40,6 +42,7 @@ class Limits:
     def problems(self) -> list[str]:
         """One message for each limit that allows nothing."""
         named = {"--max-pixels": self.pixels, "--max-megabytes": self.megabytes, "--max-work": self.work}
+        named |= {"--max-layer-pixels": self.layer_pixels}
         named |= {"--queue": self.queue, "--keep-minutes": self.minutes}
         found = [problem for name, value in named.items() for problem in integer_problems(name, value, least=1)]
         return found + integer_problems("--disk-megabytes", self.disk, least=max(1, self.megabytes + 1))

@@ -6,6 +6,7 @@ Several processes that share a mesh compute each batch together, and each writes
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,14 @@ import jax
 import numpy as np
 
 from qil_jax.errors import ProblemsError
+from qil_jax.export.bounds import PIXEL_BYTES
 from qil_jax.export.format import Format
 from qil_jax.export.result import ResultError, read_result, recomposition_psnr, require_replaceable, write_result
 from qil_jax.files import recover
+from qil_jax.host_memory import require_memory
 from qil_jax.inference.finish import finish
 from qil_jax.inference.pictures import InputImage
-from qil_jax.inference.request import Decomposer, Decomposition, JobOptions, OnStep, Request, Settings
+from qil_jax.inference.request import Decomposer, Decomposition, JobOptions, OnStep, Request, Settings, known
 from qil_jax.layers.descriptions import described_prompt
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.profiles import SRGB, converted
@@ -93,6 +96,8 @@ def plan_results(
 ) -> list[PlannedResult]:
     """One result for each sample of each picture. Folders have the picture's name; later samples append a number.
 
+    Results that cannot fit into the host's memory are refused.
+
     Args:
       pictures: mapping from the name of the result's folder to the picture.
       out: folder in which the results' folders are made.
@@ -100,9 +105,17 @@ def plan_results(
       checkpoint: name of the checkpoint's folder, and its fingerprint.
       settings: all other settings that determine a result, as JSON values.
       loras: name, sha256 and scale of each LoRA.
+
+    Raises:
+      QilError: with the figures of a result that does not fit.
     """
     planned, taken = [], {name.lower() for name in pictures}
     for name, picture in pictures.items():
+        count = most_layers(options)
+        what = f"{picture.path}: up to {count} layers of its {picture.size[0]}x{picture.size[1]} pixels"
+        if options.output_size is OutputSize.INPUT:
+            fix = "give --output-size model, or ask for fewer layers"
+            require_memory(math.prod(picture.size) * count * PIXEL_BYTES, what, fix)
         prompt = _prompt(options, picture)
         is_caption = options.prompt is None and picture.caption is not None
         for sample in range(options.samples):
@@ -124,6 +137,11 @@ def plan_results(
                 PlannedResult(picture=picture, sample=sample, folder=out / folder, options=options, made_from=made_from)
             )
     return planned
+
+
+def most_layers(options: JobOptions) -> int:
+    """The most layers of a result: at each further level, each layer may become as many."""
+    return known(options.layers) ** options.depth
 
 
 def _prompt(options: JobOptions, picture: InputImage) -> str | None:

@@ -32,6 +32,8 @@ SOLID = 0.65
 """Share that a layer has to have within two pixels: shadows and glass are not made solid."""
 MEETING = 0.1
 """Difference of shares within two pixels from which on layers meet."""
+CLEAR = 4 / 255
+"""Share of what shows through all layers from which on nothing is moved: where decoders mean 255, they give 252."""
 OTHERS = 0.02
 """Alpha of a third layer within two pixels from which on nothing is moved."""
 HAZE = 0.2
@@ -59,7 +61,8 @@ def reassigned(
     seen = np.moveaxis(picture[..., :3], 2, 0).astype(np.float32) / 255
     shares = shares_of(straight[:, 3])
     missed = _squared(seen - (shares[:-1, None] * straight[:, :3]).sum(axis=0))
-    fixed = (neighbours(shares[1:-1])[0] > SURE).any(axis=0) | (shares[-1] > 0) | (picture[..., 3] < 255)
+    clear = np.maximum(shares[-1], 1 - picture[..., 3] / 255) > CLEAR
+    fixed = (neighbours(shares[1:-1])[0] > SURE).any(axis=0) | clear
     movable = neighbours((1 - np.exp(HARDLY - (missed / MISSED**2) ** 2)).clip(0, 1))[1] * ~fixed
     if not movable.any():
         return stack
@@ -84,7 +87,7 @@ def _reassigned(
     upper -= haze
     shares[0] += haze.sum(axis=0)
     found = stack.copy()
-    found[..., 3] = np.where(movable > 0, np.rint(255 * alphas_of(shares, alphas)), stack[..., 3])
+    found[1:, ..., 3] = np.where(movable > 0, np.rint(255 * alphas_of(shares, alphas)[1:]), stack[1:, ..., 3])
     for i in range(1, len(stack)):
         is_new = (stack[i, ..., 3] < 64) & (found[i, ..., 3] > 64)
         if is_new.any():

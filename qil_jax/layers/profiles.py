@@ -62,12 +62,19 @@ def rgb_profile(data: bytes) -> bytes:
 
 
 def is_srgb(profile: bytes) -> bool:
-    """Whether a profile, which is not empty, calls itself sRGB.
+    """Whether a profile, which is not empty, calls itself sRGB and is that within two levels: linear ones are not.
 
     Raises:
       PyCMSError, OSError, UnicodeDecodeError: if it is broken.
     """
-    return "srgb" in profile_name(profile).lower()
+    if "srgb" not in profile_name(profile).lower():
+        return False
+    if space_of(profile) != "RGB":
+        return True
+    levels = np.linspace(0, 255, 6, dtype=np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(6, 36, 3)
+    found = np.asarray(in_srgb(Image.fromarray(colours, "RGB"), profile))
+    return int(np.abs(found.astype(int) - colours).max()) <= 2
 
 
 def space_of(profile: bytes) -> str:

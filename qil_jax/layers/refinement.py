@@ -90,6 +90,7 @@ def refine(layered: LayeredImage, picture: UInt8[np.ndarray, "y x 4"]) -> tuple[
     if layered.size != (wide, high):
         stack = np.stack([resampled(layer, (wide, high)) for layer in stack])
     stack = reassigned(stack, resampled(picture, (wide, high)))
+    channels = 3 if (picture[..., 3] == 255).all() else 4
     layers, apart = np.empty((len(stack), height, width, 4), np.uint8), _apart(stack[..., 3] > 0)
 
     def refine_rows(first: int, last: int) -> None:
@@ -98,7 +99,8 @@ def refine(layered: LayeredImage, picture: UInt8[np.ndarray, "y x 4"]) -> tuple[
         cells = Cells(Grid(high, height, seen), Grid(wide, width))
         halves = Cells(Grid(min(2 * high, height), height, seen), Grid(min(2 * wide, width), width))
         rows = cells.rows.cells
-        found = _refined(stack[:, rows.start : rows.stop], picture[seen.start : seen.stop], cells, halves, apart)
+        part, shown = stack[:, rows.start : rows.stop], picture[seen.start : seen.stop]
+        found = _refined(part, shown, cells, halves, apart, channels)
         top, bottom = first * height // high, last * height // high
         layers[:, top:bottom] = found[:, top - seen.start : bottom - seen.start]
 
@@ -177,7 +179,7 @@ def _refined_shares(
     found = _corrected(_filtered(halves.mean(found), guide, halves), shares, cells)
     weight = cells.spread(neighbours(edge.astype(np.float32)[None])[1])
     found = plain + weight * (found - plain)
-    return valid(np.where(found < FAINT, 0, found))
+    return np.where(weight > 0, valid(np.where(found < FAINT, 0, found)), plain)
 
 
 def _filtered(shares: np.ndarray, guide: np.ndarray, cells: Cells) -> np.ndarray:
@@ -205,10 +207,11 @@ def _refined(
     cells: Cells,
     halves: Cells,
     apart: Sequence[tuple[int, int]],
+    channels: int,
 ) -> UInt8[np.ndarray, "l y x 4"]:
     """Some rows of a stack at a picture's size; their colours do not blend to the picture yet."""
     straight = np.moveaxis(stack, 3, 1).astype(np.float32) / 255
-    guide = _guide(picture)
+    guide = _guide(picture, channels)
     shares = shares_of(straight[:, 3])
     found = _refined_shares(shares, guide, cells, halves)
     pixels = np.empty((len(stack), *picture.shape), np.uint8)
@@ -224,13 +227,11 @@ def _refined(
     return pixels
 
 
-def _guide(picture: UInt8[np.ndarray, "y x 4"]) -> Float32[np.ndarray, "c y x"]:
-    """Premultiplied colours in [0, 1], and alpha where a picture is not opaque."""
+def _guide(picture: UInt8[np.ndarray, "y x 4"], channels: int) -> Float32[np.ndarray, "c y x"]:
+    """Premultiplied colours in [0, 1] and, as a fourth channel, alpha."""
     planes = np.moveaxis(picture, -1, 0).astype(np.float32) / 255
-    if (picture[..., 3] == 255).all():
-        return planes[:3]
     planes[:3] *= planes[3]
-    return planes
+    return planes[:channels]
 
 
 def _apart(shows: Bool[np.ndarray, "l h w"]) -> list[tuple[int, int]]:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qil_jax import host_memory
+from qil_jax.errors import QilError
 from qil_jax.export.result import ResultError
 from qil_jax.inference import pictures as pictures_module
 from qil_jax.inference.images import ImageError
@@ -290,6 +292,16 @@ def test_masks_of_hidden_pixels_belong_to_the_result(pictures, tmp_path):
         results_left(plan(options), out, overwrite=False)
     run(results_left(plan(plain), out, overwrite=True), Coverer(), overwrite=True)
     assert not [*(out / "b").glob("*.hidden.png")] and results_left(plan(plain), out, overwrite=False) == []
+
+
+def test_results_beyond_memory_are_refused_before_any_compute(pictures, tmp_path, monkeypatch):
+    """Sixteen layers of 64 x 48 pixels, at 8 bytes each."""
+    monkeypatch.setattr(host_memory, "host_bytes", lambda: 16 * 64 * 48 * 8 - 1)
+    options = JobOptions(layers=4, depth=2, output_size=OutputSize.INPUT)
+    with pytest.raises(QilError, match=r"b\.png: up to 16 layers of its 64x48 pixels needs .* --output-size model"):
+        planned([pictures / "b.png"], tmp_path / "out", options)
+    assert planned([pictures / "b.png"], tmp_path / "out", dataclasses.replace(options, layers=3))
+    assert planned([pictures / "b.png"], tmp_path / "out", dataclasses.replace(options, output_size=OutputSize.MODEL))
 
 
 def test_masks_of_trees_are_refused_in_a_sentence():

@@ -41,12 +41,13 @@ def painted(layers: np.ndarray, seed: int = 0) -> np.ndarray:
 SAIL = shape([(24, 4), (12, 40), (36, 40)], RED)
 
 
-@pytest.mark.parametrize("rows", [12, 16])
-def test_a_tip_that_the_model_missed_comes_back(rows):
-    """A sail without its upper rows; the picture shows them."""
+@pytest.mark.parametrize(("rows", "opaque"), [(12, 255), (16, 255), (16, 252)])
+def test_a_tip_that_the_model_missed_comes_back(rows, opaque):
+    """A sail without its upper rows; the picture shows them. A decoder's ground is not quite opaque."""
     truth = np.stack([ground(), SAIL])
     given = painted(truth)
     given[1, :rows, :, 3] = 0
+    given[0, ..., 3] = opaque
     found = reassigned(given, blended(truth))
     lost, left = (np.abs(x[1, ..., 3].astype(int) - SAIL[..., 3]).sum() for x in (given, found))
     assert left < 0.2 * lost
@@ -105,14 +106,24 @@ def test_what_three_layers_share_stays():
     np.testing.assert_array_equal(found[1, :12], given[1, :12])
 
 
-@pytest.mark.parametrize("count", [1, 2, 20])
+@pytest.mark.parametrize("count", [2, 3, 20])
+@pytest.mark.parametrize("size", [(5, 1), (1, 1), (9, 16)])
 @pytest.mark.parametrize("shown", ["clear", "noise"])
-def test_any_stack(count, shown):
-    """Odd ones keep their bytes' sense: as many layers, no alpha without a layer near, and nothing where none is."""
+@pytest.mark.filterwarnings("error")
+def test_any_stack(count, size, shown):
     rng = np.random.default_rng(count)
-    stack = rng.integers(0, 256, (count, 5, 1, 4), np.uint8)
-    picture = np.zeros((5, 1, 4), np.uint8) if shown == "clear" else rng.integers(0, 256, (5, 1, 4), np.uint8)
+    stack = rng.choice([0, 255], (count, *size, 4)).astype(np.uint8)
+    stack[0, ..., 3] = 255
+    picture = rng.choice([0, 255], (*size, 4)).astype(np.uint8)
+    picture[..., 3] = 0 if shown == "clear" else 255
     found = reassigned(stack, picture)
-    assert found.shape == stack.shape
+    assert found.shape == stack.shape and (found[0, ..., 3] >= 254).all()
     if shown == "clear":
         np.testing.assert_array_equal(found, stack)
+    elif count == 2 and size == (9, 16):
+        assert (found != stack).any()
+
+
+def test_one_layer_has_all():
+    stack = ground()[None]
+    assert reassigned(stack, SAIL) is stack

@@ -156,8 +156,10 @@ def test_a_picture_of_the_stacks_size_keeps_its_shares():
 
 @pytest.mark.parametrize("size", [(160, 120), (97, 203)])
 def test_parts_and_threads_change_nothing(monkeypatch, size):
-    low = reduced(disc(256), 4)
-    picture = resampled(stack_of(disc(256)).composite_8bit(), size)
+    haze = np.full((1, 256, 256, 4), (90, 200, 90, 1), np.uint8)
+    haze[:, 200:, :40, 3] = 255
+    layers = np.concatenate([disc(256), haze])
+    low, picture = reduced(layers, 4), resampled(stack_of(layers).composite_8bit(), size)
     found, _ = refine(low, picture)
     for part, threads in ((1, 1), (1 << 14, 3)):
         monkeypatch.setattr(refinement, "PART", part)

@@ -49,6 +49,6 @@ def npm():
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """An app of the shipped model that takes pictures of 1 MB."""
-    with served(tmp_path_factory.mktemp("app"), "--max-megabytes", "1") as running:
+    """An app of the shipped model that takes pictures of 1 MB, and makes layers of two million pixels."""
+    with served(tmp_path_factory.mktemp("app"), "--max-megabytes", "1", "--max-layer-pixels", "2000000") as running:
         yield running

@@ -13,6 +13,8 @@ from PIL import Image
 from waiting import until
 
 from qil_jax import Pipeline, Request, Settings
+from qil_jax.layers.refinement import at_size
+from qil_jax.limits import Edges
 
 pytestmark = pytest.mark.full
 
@@ -44,6 +46,12 @@ def good(number: int, size: tuple[int, int] = (64, 64), mode: str = "RGBA", **as
     return Case(encoded(image, compress_level=1), image=image, asked={"layers": "3", "seed": 7, **asked})
 
 
+def refused(number: int) -> Case:
+    """A picture that is decoded, but whose layers would be more than are made."""
+    data = encoded(noise((LARGE, LARGE), number, "L"), compress_level=1)
+    return Case(data, f"up to 3 layers of {LARGE}x{LARGE} pixels, 2,000,000 pixels at most", asked={"layers": "3"})
+
+
 def storm() -> list[Case]:
     """Twenty clients."""
     animated = encoded(noise((9, 9), 0), "GIF", save_all=True, append_images=[noise((9, 9), 1)])
@@ -53,7 +61,7 @@ def storm() -> list[Case]:
         good(3, (96, 48)),
         good(4, prompt="a kite"),
         good(5, (200, 200), "RGB", seed=11),
-        *[good(number, (LARGE, LARGE), "L") for number in (6, 8)],
+        *[refused(number) for number in (6, 8)],
         Case(encoded(Image.new("1", (LARGE + 200, LARGE + 200))), "5100x5100 pixels, 25,000,000 at most", "bomb.png"),
         Case(encoded(Image.new("1", (60_000, 4_000))), "too many pixels", "larger.png"),
         Case(np.random.default_rng(0).bytes(2**20 + 2**17), "1 MB at most", "heavy.png"),
@@ -70,7 +78,8 @@ def storm() -> list[Case]:
 
 def direct(pipeline: Pipeline, image: Image.Image, asked: dict[str, Any]) -> np.ndarray:
     options = {**asked, "layers": int(asked["layers"]), "prompt": asked.get("prompt", "")}
-    return pipeline.decompose([Request(image=image, **options)], Settings(steps=STEPS))[0].layered.layers
+    layered = pipeline.decompose([Request(image=image, **options)], Settings(steps=STEPS))[0].layered
+    return at_size(layered, np.asarray(image.convert("RGBA")), Edges.REFINED)[0].layers
 
 
 def test_layers_are_the_pipelines_own(server, pipeline, tmp_path):
