@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -221,7 +220,7 @@ def measure(arguments: argparse.Namespace) -> int:
         try:
             return _measure(server, arguments.clients, 60 * arguments.minutes)
         finally:
-            server.process.send_signal(signal.SIGINT)
+            server.process.terminate()  # a shell may have made it deaf to SIGINT
             server.process.wait()
 
 
