@@ -23,7 +23,7 @@ def test_edit_scripts_do_what_they_say_or_are_refused(capsys):
 def test_the_campaign_of_edit_scripts_finds_tracebacks_and_wrong_pixels(monkeypatch, capsys):
     monkeypatch.setattr(geometry, "flipped", lambda layer, axis: layer)
     monkeypatch.setattr(geometry, "moved", lambda *_: {}["a programming error"])
-    assert fuzz.main(["edits", "--seed", "60", "--count", "10"]) == 1
+    assert fuzz.main(["edits", "--seed", "60", "--count", "40"]) == 1
     printed = capsys.readouterr().out
     assert "differ from what the operations say" in printed and "ended with KeyError" in printed
 
