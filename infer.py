@@ -1,6 +1,7 @@
-"""Decompose pictures into editable RGBA layers: python infer.py PICTURE... --out DIR [--checkpoint DIR]."""
+"""Decompose pictures into editable RGBA layers, as `qil decompose` does: python infer.py PICTURE... --out DIR."""
 
-from qil_jax.inference.__main__ import program
+from qil_jax.cli.decompose import main
+from qil_jax.programs import run_main
 
 if __name__ == "__main__":
-    program()
+    run_main(main)

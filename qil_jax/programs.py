@@ -1,8 +1,10 @@
 """Exit statuses of programs, and immediate handling of Ctrl-C while compiled code runs."""
 
 import io
+import logging
 import os
 import shlex
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -19,6 +21,10 @@ HUNG = 75
 """Exit status after a hang: the same command goes on (EX_TEMPFAIL of sysexits.h)."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, by the convention of shells."""
+QIL = "qil"
+"""The name of the installed command."""
+MODULES = ("qil_jax/__main__.py", "qil_jax/cli/__main__.py")
+"""The ends of the paths of the modules that are the same command."""
 Value = TypeVar("Value")
 
 
@@ -57,11 +63,11 @@ def ended(main: Callable[[list[str]], int], argv: list[str]) -> int:
         return UNUSABLE
 
 
-def run_main(main: Callable[[list[str]], int]) -> NoReturn:
-    """Run `main` on the command line's arguments and exit with its status."""
+def run_main(main: Callable[[list[str]], int], argv: list[str] | None = None) -> NoReturn:
+    """Run `main` on arguments, by default those of the command line, and exit with its status."""
     quieten_libtpu()
     escape_streams()
-    leave(ended(main, sys.argv[1:]))
+    leave(ended(main, sys.argv[1:] if argv is None else argv))
 
 
 def escape_streams() -> None:
@@ -80,8 +86,30 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+def called(words: str) -> str:
+    """A command of `qil`, such as "convert quantize", as the reader can type it, for messages and usages.
+
+    That is `qil ...` where it is on the PATH or is this program, and `python -m qil_jax ...` elsewhere.
+    """
+    there = Path(sys.argv[0]).name == QIL or shutil.which(QIL) is not None
+    return f"{QIL if there else 'python -m qil_jax'} {words}"
+
+
+def typed(line: str) -> str:
+    """A command line of a config or a page as the reader can type it: one of `qil` by `called`, others as they are."""
+    return called(line.removeprefix(f"{QIL} ")) if line.startswith(f"{QIL} ") else line
+
+
 def command(argv: Sequence[str]) -> str:
-    """The shell command that runs this program again with the same arguments."""
-    program = sys.argv[0]
-    called = ["python", os.path.relpath(program)] if program.endswith(".py") else [Path(program).name]
-    return shlex.join([*called, *argv])
+    """The shell command that runs this program again with the same arguments, without those that name a verb."""
+    program, *words = sys.argv
+    name = Path(program).name
+    if words and (name == QIL or program.endswith(MODULES)):
+        return called(shlex.join([words[0], *argv]))
+    begin = ["python", os.path.relpath(program)] if program.endswith(".py") else [name]
+    return shlex.join([*begin, *argv])
+
+
+def quieten_orbax() -> None:
+    """Silence orbax's warnings, of a merge in which nothing is merged."""
+    logging.getLogger("absl").setLevel(logging.ERROR)

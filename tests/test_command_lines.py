@@ -1,16 +1,16 @@
 """Every program answers --help at once, and explains every option; unknown ones are refused by name."""
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from qil_jax.inference.__main__ import main as infer
+from qil_jax.cli import validate
+from qil_jax.cli.__main__ import main_of
+from qil_jax.cli.commands import COMMANDS
 from qil_jax.programs import ended
-from tools import validate
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("apache_beam", "flax", "jax", "orbax", "psd_tools", "scipy", "tensorflow", "torch", "transformers")
@@ -42,21 +42,40 @@ print(json.dumps({"unexplained": seen, "modules": sorted(sys.modules)}))
 """
 
 
-def programs() -> list[str]:
-    """All of the repository's: files, and folders that have a `__main__.py`."""
+def mains() -> dict[Path, str]:
+    """The files of the repository that are programs, and their texts."""
     files = [*ROOT.glob("*.py"), *(ROOT / "tools").rglob("*.py")]
-    mains = [file for file in files if '__name__ == "__main__"' in file.read_text()]
-    return sorted(str((file.parent if file.stem == "__main__" else file).relative_to(ROOT)) for file in mains)
+    return {file: text for file in files if '__name__ == "__main__"' in (text := file.read_text(encoding="utf-8"))}
+
+
+def programs() -> list[str]:
+    """All: the verbs of `qil`, and of the repository files, and folders that have a `__main__.py`."""
+    files = [file for file, text in mains().items() if "import moved" not in text]
+    names = [str((file.parent if file.stem == "__main__" else file).relative_to(ROOT)) for file in files]
+    return sorted([*names, *(f"qil {verb}" for verb in COMMANDS)])
+
+
+def file_of(program: str) -> Path:
+    """The file of a program, or the folder that has its `__main__.py`."""
+    verb = program.removeprefix("qil ")
+    return ROOT / program if verb == program else ROOT / "qil_jax" / "cli" / f"{COMMANDS[verb].module}.py"
+
+
+def call_of(program: str) -> list[str]:
+    """The words of a command line that call it, without Python."""
+    verb = program.removeprefix("qil ")
+    return [str(ROOT / program)] if verb == program else [str(ROOT / "qil_jax" / "__main__.py"), verb]
 
 
 def test_the_programs_are_found():
-    assert {"infer.py", "train.py", "tools/convert.py", "tools/fuzz", "tools/bench"} < set(programs())
+    clone = {f"tools/{name}.py" for name in ("build_dataset", "convert", "evaluate", "plan", "validate")}
+    assert {"infer.py", "train.py", "tools/fuzz", "tools/bench", "qil app", "qil infer", *clone} < set(programs())
 
 
 @pytest.mark.parametrize("name", programs())
 @pytest.mark.full
 def test_help_explains_every_option_and_imports_nothing_heavy(name):
-    call = [sys.executable, "-c", LOOK, json.dumps([str(ROOT / name), "--help"])]
+    call = [sys.executable, "-c", LOOK, json.dumps([*call_of(name), "--help"])]
     done = subprocess.run(call, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -66,24 +85,22 @@ def test_help_explains_every_option_and_imports_nothing_heavy(name):
 
 MANY = "9" * 5000
 NUMBERS = {
-    "infer.py a.png --out o --batch": f"{'9' * 60}... is no integer of at most 4294967295",
-    "infer.py a.png --out o --steps": f"{'9' * 60}... is no integer of at most 4294967295",
-    "infer.py a.png --out o --guidance": f"{'9' * 60}... is no number of at most 4294967295",
-    "infer.py a.png --out o --layers": f"{'9' * 60}... is no integer of at most 4294967295",
-    "infer.py a.png --out o --distributed a:1,2,": "error: the processes do not come together",
-    "infer.py a.png --out o --wait": f"{'9' * 60}... is no number of seconds: give 0 or more",
-    "tools/validate.py a --tolerance": f"{'9' * 60}... is no number of at most 4294967295",
-    "tools/evaluate.py layers d --out o --layers": f"--layers must be 'true' or from 2 to 20, got {'9' * 60}...",
-    "tools/evaluate.py layers d --out o --mesh data=": f"'data={'9' * 55}...': the size must be a positive integer",
+    "decompose a.png --out o --batch": f"{'9' * 60}... is no integer of at most 4294967295",
+    "decompose a.png --out o --steps": f"{'9' * 60}... is no integer of at most 4294967295",
+    "decompose a.png --out o --guidance": f"{'9' * 60}... is no number of at most 4294967295",
+    "decompose a.png --out o --layers": f"{'9' * 60}... is no integer of at most 4294967295",
+    "decompose a.png --out o --distributed a:1,2,": "error: the processes do not come together",
+    "decompose a.png --out o --wait": f"{'9' * 60}... is no number of seconds: give 0 or more",
+    "validate a --tolerance": f"{'9' * 60}... is no number of at most 4294967295",
+    "evaluate layers d --out o --layers": f"--layers must be 'true' or from 2 to 20, got {'9' * 60}...",
+    "evaluate layers d --out o --mesh data=": f"'data={'9' * 55}...': the size must be a positive integer",
 }
 
 
 @pytest.mark.parametrize("call", NUMBERS)
 def test_numbers_of_thousands_of_digits_are_refused_in_a_sentence(call, capsys):
-    program, *words = f"{call}{'' if call.endswith(('=', ',')) else ' '}{MANY}".split()
-    found = runpy.run_path(str(ROOT / program))
-    main = found["main"] if program != "infer.py" else infer
-    status = refused(main, words)
+    verb, *words = f"{call}{'' if call.endswith(('=', ',')) else ' '}{MANY}".split()
+    status = refused(main_of(verb), words)
     said = capsys.readouterr().err
     assert status == 2 and NUMBERS[call] in said, said
     assert len(said) < 3000

@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_used_is_a_warning(tmp_path, monkeypatch, capsys
 
 
 def counted(cache: Path, *words) -> tuple[int, int, str]:
-    """Programs compiled and programs found by infer.py in a process of its own, and what it printed."""
+    """Programs compiled and programs found by `qil decompose` in a process of its own, and what it printed."""
     environment = {name: value for name, value in os.environ.items() if name != ELSEWHERE}
     environment["XDG_CACHE_HOME"] = str(cache)
     command = [sys.executable, "-c", COUNTED, *map(str, words)]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from registry import Registry, tgz
 
+from qil_jax.cli import convert_lpips
 from qil_jax.models.lpips import TAPS, LPIPSNetwork, weight_shapes
 from qil_jax.programs import ended
 from qil_jax.scenes.registries import Client
 from qil_jax.weights.lpips import load_lpips
-from tools import convert_lpips
 
 
 def weights(network: LPIPSNetwork) -> dict[str, np.ndarray]:

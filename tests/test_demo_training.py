@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from qil_jax import programs
 from qil_jax.scenes.assets import LIST, Kind, Stored, write_list
 from qil_jax.shipped import shipped_checkpoint
 from qil_jax.training.config_file import load_experiment
@@ -98,22 +99,22 @@ def write_assets(folder: Path) -> None:
 def test_the_runs_from_what_ships_train_and_go_on(tmp_path, monkeypatch):
     """A hundredth of each run, terminated after its first line and said again. The encoder keeps its bits."""
     calls: list[str] = []
-    finish = demo_training.python
+    finish = demo_training.call
 
-    def python(program: Path, *words: object) -> None:
-        calls.append(program.name)
-        if program.name == "train.py":
-            call = [sys.executable, str(program), *map(str, words)]
+    def called(program: str, *words: object) -> None:
+        calls.append(program)
+        if program == "train":
+            call = [sys.executable, *demo_training.front(program), *map(str, words)]
             env = {**os.environ, **demo_training.ENVIRONMENT}
             with subprocess.Popen(call, env=env, stdout=subprocess.PIPE, text=True) as child:
                 assert child.stdout is not None
                 child.stdout.readline()
                 child.terminate()
-                assert "to go on: python train.py" in child.stdout.read()
+                assert f"to go on: {programs.called('train')} " in child.stdout.read()
             assert child.returncode == 0 and not (tmp_path / Path(str(words[0])).stem / "checkpoint").exists()
         finish(program, *words)
 
-    monkeypatch.setattr(demo_training, "python", python)
+    monkeypatch.setattr(demo_training, "call", called)
     monkeypatch.setattr(demo_training, "LEAST_SCENES", 340)  # 17 for validation: a batch has 16 rows
     monkeypatch.setattr(demo_training, "LEAST_STEPS", 4)
     write_assets(tmp_path / "assets" / "things")
@@ -122,7 +123,7 @@ def test_the_runs_from_what_ships_train_and_go_on(tmp_path, monkeypatch):
         recipe.scenes(tmp_path / "assets")
     losses = [recipe.train(run) for run in recipe.runs]
     assert [len(lines) for lines in losses] == [4, 4, 4] and np.isfinite(losses).all()
-    assert calls == ["make_scenes.py"] * 2 + ["train.py"] + ["cache_latents.py", "train.py"] * 2
+    assert calls == ["make-scenes"] * 2 + ["train"] + ["cache-latents", "train"] * 2
 
     shipped, trained = shipped_checkpoint() / "vae", tmp_path / recipe.runs[-1].name / "checkpoint" / "vae"
     before, after = (load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (shipped, trained))

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from qil_jax.cli.__main__ import main_of as verb_main
+from qil_jax.errors import QilError
 from qil_jax.mesh import MeshShape
 from qil_jax.training.config_file import load_experiment
 
@@ -22,7 +24,7 @@ PAGES = sorted(p for folder in (".", "docs", "examples", ".github") for p in (RO
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 MAKEFILE = (ROOT / "Makefile").read_text()
-OURS = ("make", "pip", "python", "qil-infer")
+OURS = ("make", "pip", "python", "qil")
 NOT_OURS = ("cd", "curl", "gcloud", "git", "hf", "srun", "vllm")
 """Programs whose command lines nothing here can check, beyond the calls of our own programs in them."""
 HERE = ("configs", "docs", "examples", "qil_jax", "tests", "tools")
@@ -115,8 +117,12 @@ def parsed(program: str, words: list[str], patch: pytest.MonkeyPatch) -> argpars
 
 @functools.cache
 def main_of(program: str):
-    if program in ("infer.py", "qil-infer"):
-        return importlib.import_module("qil_jax.inference.__main__").main
+    verb = program.removeprefix("qil ")
+    if verb != program:
+        try:
+            return verb_main(verb)
+        except QilError as error:
+            raise RefusedError(str(error)) from error
     path = ROOT / program
     if not path.exists():
         raise RefusedError(f"there is no program {program}")
@@ -134,10 +140,11 @@ def problem_of(words: list[str], is_whole: bool, patch: pytest.MonkeyPatch) -> s
         return make_problem(words)
     if program == "pip":
         return pip_problem(words)
-    if program == "python":
-        program, *words = words
-    if program.startswith("-"):
-        return None  # a module or a line of Python
+    if program in ("python", "qil"):
+        begin, (program, *words) = program, words
+        if program.startswith("-"):
+            return None  # a module or a line of Python, or --help
+        program = f"qil {program}" if begin == "qil" else program
     try:
         got = parsed(program, [word for word in words if word != "--help"], patch)
         for mesh in (getattr(got, "mesh", None) or "").split(";"):  # a benchmark takes several
@@ -145,7 +152,8 @@ def problem_of(words: list[str], is_whole: bool, patch: pytest.MonkeyPatch) -> s
         if str(getattr(got, "config", "")).startswith("configs/"):
             load_experiment(ROOT / got.config, getattr(got, "set", []))
     except RefusedError as refusal:
-        return None if not is_whole and "arguments are required" in str(refusal) else str(refusal)
+        left_out = re.search("arguments are required|expected one argument", str(refusal))
+        return None if not is_whole and left_out else str(refusal)
     return None
 
 
@@ -188,14 +196,16 @@ def test_programs_take_the_commands_of_the_pages(page, line, is_whole, monkeypat
 @pytest.mark.parametrize(
     ("line", "says"),
     [
+        ("qil decompose a.png --out x --step 4", "unknown option --step (did you mean --steps?)"),
+        ("qil convrt to-orbax a b", "there is no command 'convrt' (did you mean convert?)"),
         ("python infer.py a.png --out x --step 4", "unknown option --step (did you mean --steps?)"),
-        ("python infer.py a.png --out x --export gif", "'gif' is no format"),
+        ("qil infer a.png --out x --export gif", "'gif' is no format"),
         ("python tools/nothing.py", "no such file: tools/nothing.py"),
         ("python evaluate.py layers", "there is no program evaluate.py"),
-        ("python tools/convert.py to-jax a b", "invalid choice: 'to-jax'"),
+        ("qil convert to-jax a b", "invalid choice: 'to-jax'"),
         ("python tools/convert.py to-orbax a", "the following arguments are required: destination"),
-        ("python train.py configs/small/nothing.py", "no such file: configs/small/nothing.py"),
-        ("gcloud x --command 'cd y && python train.py --outs z'", "unknown option --outs"),
+        ("qil train configs/small/nothing.py", "no such file: configs/small/nothing.py"),
+        ("gcloud x --command 'cd y && qil train --outs z'", "unknown option --outs"),
         ("make tests", "the Makefile has no tests"),
         ("make demo-training PART=1", "the Makefile has no PART=1"),
         ("pip install -e '.[data,tests]'", "pyproject.toml has no extra {'tests'}"),
@@ -209,9 +219,9 @@ def test_commands_that_are_none_are_found(line, says, monkeypatch):
 
 
 def test_settings_that_are_none_are_found(monkeypatch):
-    line = "train.py configs/small/finetune_lora.py --set optimiser.rate=1"
+    line = "train configs/small/finetune_lora.py --set optimiser.rate=1"
     with pytest.raises(ValueError, match="rate"):
-        problem_of(["python", *line.split()], True, monkeypatch)
+        problem_of(["qil", *line.split()], True, monkeypatch)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
@@ -222,8 +232,8 @@ def test_what_pages_import_is_there(page):
 
 
 def test_a_synopsis_and_a_mention_are_read():
-    assert words_of("python tools/evaluate.py layers X [--layers true|N] [--count N] > y") == [
-        "python", "tools/evaluate.py", "layers", "X", "--layers", "true", "--count", "1",
+    assert words_of("qil evaluate layers X [--layers true|N] [--count N] > y") == [
+        "qil", "evaluate", "layers", "X", "--layers", "true", "--count", "1",
     ]  # fmt: skip
     assert commands("Say `make demo`, not `make`.\n\n```python\nmake demo\n```\n") == [("make demo", False)]
     assert whole_lines("a \\\n  b\nc '{\n d'  # e\nf\n  [--g]\n# h\n") == ["a    b", "c '{\n d'  # e", "f   [--g]"]

@@ -1,4 +1,4 @@
-"""evaluate.py from the command line: what it measures, goes on with, and refuses before any compute.
+"""`qil evaluate` from the command line: what it measures, goes on with, and refuses before any compute.
 
 What it measures is compared with values worked out by hand and with second implementations.
 """
@@ -18,6 +18,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 from scipy.linalg import sqrtm
 
+from qil_jax.cli import make_scenes
+from qil_jax.cli.evaluate import main
 from qil_jax.evaluation.reconstruction import BACKGROUNDS, as_jpeg, luma_ssim, truncated_blend
 from qil_jax.export.result import write_result
 from qil_jax.files import CONTENT, DRAFT, MARK
@@ -29,8 +31,6 @@ from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.models.lpips import LPIPSNetwork, lpips, pooled_features, weight_shapes
 from qil_jax.programs import ended
 from qil_jax.records.sources import open_source
-from tools import make_scenes
-from tools.evaluate import main
 from tools.make_demo_checkpoint import write_checkpoint
 
 pytestmark = pytest.mark.full
@@ -71,7 +71,7 @@ def records(tmp_path) -> Path:
 def test_results_are_scored_as_worked_out_by_hand(records, tmp_path, capsys):
     shifted = np.roll(SQUARE, 1, axis=1)
     exact = LayeredImage(layers=np.stack([GROUND, SQUARE]), names=("Layer 1", "Layer 2"))
-    write_result(tmp_path / "results" / "00000", exact, exact.composite_8bit(), {})  # as infer.py does
+    write_result(tmp_path / "results" / "00000", exact, exact.composite_8bit(), {})  # as qil decompose does
     save([GROUND, shifted], tmp_path / "results" / "1")
     out = tmp_path / "out"
     assert main(["layers", str(records), "--results", str(tmp_path / "results"), "--out", str(out)]) == 0

@@ -1,4 +1,4 @@
-"""tools/export.py: results and files in, other files out, and every mistake named before anything is written."""
+"""`qil export`: results and files in, other files out, and every mistake named before anything is written."""
 
 import os
 import shutil
@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from qil_jax import host_memory
+from qil_jax.cli.export import main
 from qil_jax.errors import QilError
 from qil_jax.export import formats
 from qil_jax.export.format import Format
@@ -17,7 +18,6 @@ from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.refinement import at_size
 from qil_jax.limits import Edges
 from qil_jax.scenes.scene import SceneConfig, make_scene
-from tools.export import main
 
 
 @pytest.fixture

@@ -11,11 +11,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from test_command_lines import ROOT, programs
+from test_command_lines import ROOT, file_of, programs
 
+from qil_jax.cli.__main__ import main_of as verb_main
+from qil_jax.cli.commands import COMMANDS
 from qil_jax.errors import QilError
 from qil_jax.extras import EXTRA_OF, require
-from qil_jax.programs import ended
+from qil_jax.programs import called, ended
 from qil_jax.records.sources import open_source
 from qil_jax.training.config_file import load_experiment
 from qil_jax.training.start import require_inputs
@@ -23,30 +25,30 @@ from qil_jax.training.start import require_inputs
 TORCH = "torch, diffusers, transformers"
 BUILD = "tensorflow_datasets, apache_beam, imagehash, scipy, openai"
 REFUSALS = {
-    "train.py missing.py --wandb project": "train.py --wandb needs wandb: pip install 'qil_jax[track]'",
-    "train.py missing.py --out gs://bucket/run": "gs://bucket/run needs gcsfs: pip install 'qil_jax[gcs]'",
-    "tools/app.py --port 0": "app.py needs gradio: pip install 'qil_jax[ui]'",
+    "train missing.py --wandb project": f"{called('train --wandb')} needs wandb: pip install 'qil_jax[track]'",
+    "train missing.py --out gs://bucket/run": "gs://bucket/run needs gcsfs: pip install 'qil_jax[gcs]'",
+    "app --port 0": f"{called('app')} needs gradio: pip install 'qil_jax[ui]'",
     "tools/bench app": "tools/bench app needs gradio: pip install 'qil_jax[ui]'",
     "tools/bench models": f"tools/bench models needs {TORCH}: pip install 'qil_jax[parity]'",
     "tools/bench train": f"tools/bench train needs {TORCH}: pip install 'qil_jax[parity]'",
     "tools/bench caption": f"tools/bench caption needs {TORCH}: pip install 'qil_jax[parity]'",
     "tools/bench data": "tools/bench data needs tensorflow_datasets, apache_beam: pip install 'qil_jax[data]'",
-    "tools/build_dataset.py missing --out x": f"build_dataset.py needs {BUILD}: pip install 'qil_jax[data]'",
-    "tools/build_dataset.py gs://bucket/documents --out x": (
-        f"build_dataset.py needs {BUILD}, gcsfs: pip install 'qil_jax[data,gcs]'"
+    "build-dataset missing --out x": f"{called('build-dataset')} needs {BUILD}: pip install 'qil_jax[data]'",
+    "build-dataset gs://bucket/documents --out x": (
+        f"{called('build-dataset')} needs {BUILD}, gcsfs: pip install 'qil_jax[data,gcs]'"
     ),
-    "tools/cache_latents.py {records} --checkpoint missing --out x --config {config}": (
+    "cache-latents {records} --checkpoint missing --out x --config {config}": (
         "{records} needs tensorflow_datasets: pip install 'qil_jax[data]'"
     ),
     "tools/demo_training.py": (
         "demo_training.py needs tensorflow_datasets, apache_beam, resvg_py: pip install 'qil_jax[data]'"
     ),
-    "tools/evaluate.py layers missing --out x": "evaluate.py needs scipy: pip install 'qil_jax[data]'",
-    "tools/evaluate.py reconstruction missing --out x": "evaluate.py needs scipy: pip install 'qil_jax[data]'",
-    "tools/export.py missing --to pptx --native-text": (
-        "export.py --native-text needs rapidocr, onnxruntime, matplotlib: pip install 'qil_jax[ocr]'"
+    "evaluate layers missing --out x": f"{called('evaluate')} needs scipy: pip install 'qil_jax[data]'",
+    "evaluate reconstruction missing --out x": f"{called('evaluate')} needs scipy: pip install 'qil_jax[data]'",
+    "export missing --to pptx --native-text": (
+        f"{called('export --native-text')} needs rapidocr, onnxruntime, matplotlib: pip install 'qil_jax[ocr]'"
     ),
-    "tools/fetch_assets.py --out x": "openclipart-svg-0.18 needs resvg_py: pip install 'qil_jax[data]'",
+    "fetch-assets --out x": "openclipart-svg-0.18 needs resvg_py: pip install 'qil_jax[data]'",
     "tools/fuzz app": "tools/fuzz app needs gradio: pip install 'qil_jax[ui]'",
     "tools/fuzz commands": "tools/fuzz commands needs tensorflow_datasets, apache_beam: pip install 'qil_jax[data]'",
     "tools/fuzz documents": f"tools/fuzz documents needs {BUILD}: pip install 'qil_jax[data]'",
@@ -54,17 +56,15 @@ REFUSALS = {
     "tools/make_demo_checkpoint.py x --captions {records}": (
         "{records} needs tensorflow_datasets: pip install 'qil_jax[data]'"
     ),
-    "tools/make_scenes.py --count 0 --out x": (
-        "make_scenes.py needs tensorflow_datasets, apache_beam: pip install 'qil_jax[data]'"
+    "make-scenes --count 0 --out x": (
+        f"{called('make-scenes')} needs tensorflow_datasets, apache_beam: pip install 'qil_jax[data]'"
     ),
-    "tools/plan.py infer --topology v5e:2x4 --mesh tensor=8": "v5e:2x4 needs libtpu: pip install 'qil_jax[plan]'",
-    "tools/plan.py train --topology h100:8 --config missing.py": (
-        "h100:8 needs jax_cuda12_plugin: pip install 'qil_jax[cuda]'"
-    ),
-    "tools/plan.py table": "plan.py table needs libtpu: pip install 'qil_jax[plan]'",
-    "tools/show_batch.py {records}": "{records} needs tensorflow_datasets: pip install 'qil_jax[data]'",
-    "tools/validate.py missing --numerics": (
-        f"validate.py --numerics needs {TORCH}, accelerate: pip install 'qil_jax[parity]'"
+    "plan infer --topology v5e:2x4 --mesh tensor=8": "v5e:2x4 needs libtpu: pip install 'qil_jax[plan]'",
+    "plan train --topology h100:8 --config missing.py": ("h100:8 needs jax_cuda12_plugin: pip install 'qil_jax[cuda]'"),
+    "tools/pods": "tools/pods needs libtpu: pip install 'qil_jax[plan]'",
+    "show-batch {records}": "{records} needs tensorflow_datasets: pip install 'qil_jax[data]'",
+    "validate missing --numerics": (
+        f"{called('validate --numerics')} needs {TORCH}, accelerate: pip install 'qil_jax[parity]'"
     ),
 }
 """Command lines, most of them wrong in other ways, too, and all that is printed where nothing optional is installed."""
@@ -73,17 +73,17 @@ WITHIN |= dict.fromkeys(("anyio", "h11", "httpx", "starlette", "uvicorn"), "grad
 """Modules that come with another."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SPOKEN = {
-    r"python tools/app\.py": "ui",
-    r"python tools/(build_dataset|cache_latents|evaluate|make_scenes|show_batch)\.py": "data",
+    r"(?m)^ *qil app": "ui",
+    r"(?m)^ *qil (build-dataset|cache-latents|evaluate|make-scenes|show-batch)": "data",
     r"python tools/fuzz (commands|documents|kills)": "data",
-    r"python tools/plan\.py": "plan",
+    r"(?m)^ *(qil plan|python tools/pods)": "plan",
     r"tools/bench (caption|models|train)": "parity",
     r"--numerics": "parity",
     r"--native-text": "ocr",
     r"--wandb": "track",
     r"--out gs://": "gcs",
 }
-"""What pages say of commands, and the extra that these need."""
+"""Commands on pages, and the extra that these need."""
 BESIDE = {"tokamax"}
 """Optional modules that no extra brings, since they ask for an accelerator's JAX; kernels/plan.py refuses them."""
 
@@ -105,7 +105,9 @@ def records(tmp_path) -> Path:
 
 
 def main_of(program: str):
-    """The function `main` of a program's file or folder."""
+    """The function `main` of a verb of `qil`, or of a program's file or folder."""
+    if program in COMMANDS:
+        return verb_main(program)
     name = program.removesuffix(".py").replace("/", ".")
     return importlib.import_module(name if program.endswith(".py") else f"{name}.__main__").main
 
@@ -186,7 +188,7 @@ def test_the_extra_brings_the_module(module):
 
 def modules_of(program: str) -> set[Path]:
     """The files of a program and of everything of this repository that it imports, anywhere in it."""
-    place = ROOT / program
+    place = file_of(program)
     left, seen = [place] if place.is_file() else [*place.glob("*.py")], set()
     while left:
         file = left.pop()

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qil_jax.cli import export, view
 from qil_jax.export import formats
 from qil_jax.export.format import Format
 from qil_jax.files import CONTENT, DRAFT, MARK, REPLACED, recover, whole_folder
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.programs import ended
 from qil_jax.viewer import page
-from tools import export, view
 
 KILLED_AT_EVERY_STEP = """
 import os, pathlib, sys

@@ -46,7 +46,7 @@ def test_what_a_program_says_when_it_is_stopped_or_the_disk_fails(monkeypatch, c
         ended(lambda argv: {}["a programming error"], [])
 
 
-def test_a_command_is_named_as_it_was_called(monkeypatch):
+def test_another_program_is_named_as_it_was_called(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/local/bin/qil-infer"])
     assert command(["a.png", "--out", "x y"]) == "qil-infer a.png --out 'x y'"
 

@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ from qil_jax.inference.defaults import FILE, Defaults
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.programs import ended
+from qil_jax.programs import called, ended
 from qil_jax.shipped import shipped_checkpoint
 from qil_jax.weights import Component, checkpoint_problems
 from qil_jax.weights.safetensors_io import read_headers, weight_files
@@ -81,7 +79,7 @@ def test_infer_without_a_checkpoint_says_whose_layers_they_are(tmp_path):
 def test_the_demonstration_writes_layers_and_the_truth(tmp_path, capsys):
     assert demo.main(["--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "python infer.py PICTURE --out results" in said
+    assert f"{called('decompose')} PICTURE --out results" in said
     for name in demo.PICTURES:
         assert name in said
         files = {file.name for file in (tmp_path / name).iterdir()}
@@ -97,21 +95,6 @@ def test_the_demonstration_may_be_seen_again_and_replaces_nothing_but_its_result
     assert "unseen: is no result and is left alone" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "unseen")
     assert demo.main(["--out", str(tmp_path)]) == demo.main(["--out", str(tmp_path)]) == 0
-
-
-@pytest.mark.full
-def test_a_wheel_carries_it(tmp_path):
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
-    done = subprocess.run(
-        build, capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": str(tmp_path)}
-    )
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-        wanted = {f.relative_to(ROOT).as_posix() for f in shipped_checkpoint().rglob("*") if f.is_file()}
-        assert len(wanted) >= 11 and wanted <= names
-        assert any("qil-infer" in archive.read(n).decode() for n in names if n.endswith("entry_points.txt"))
 
 
 def test_a_checkpoint_without_defaults_is_asked_as_the_release_is(tmp_path):

@@ -1,47 +1,6 @@
-"""Encode a dataset once, so that training need not: latents of all pictures, states of all captions (docs/training.md).
+"""Now `qil cache-latents`."""
 
-python tools/cache_latents.py RECORDS [...] --checkpoint FOLDER [--vae FOLDER] --out FOLDER --config configs/....py
-
-Sizes, buckets and layers are those of the config's loader. An interrupted run continues where it stopped.
-"""
-
-from pathlib import Path
-
-from qil_jax.command_line import Parser
-from qil_jax.errors import ProblemsError
-from qil_jax.programs import run_main
-from qil_jax.records.splits import SPLITS
-
-
-def parser() -> Parser:
-    """The command line."""
-    parse = Parser(description=__doc__)
-    add = parse.add_argument
-    add("records", nargs="+", help="datasets, or folders of PNGs")
-    add("--checkpoint", type=Path, required=True, help="gives text encoder, tokenizer and RGBA-VAE")
-    add("--vae", type=Path, help="gives the RGBA-VAE instead")
-    add("--out", type=Path, required=True, help="folder of the latents")
-    add("--config", type=Path, required=True, help="config of the stage that will read them")
-    add("--splits", default=",".join(SPLITS), help="those to encode (default %(default)s)")
-    add("--mesh", default="", help="such as data=8 (default: one device)")
-    add("--rows", type=int, default=64, help="pictures or captions at a time (default %(default)s)")
-    return parse
-
-
-def main(argv: list[str]) -> int:
-    """Encode what the command line names; returns 0."""
-    arguments = parser().parse_args(argv)
-    splits = arguments.splits.split(",")
-    problems = [f"--splits: '{split}' is none of {', '.join(SPLITS)}" for split in splits if split not in SPLITS]
-    if arguments.rows < 1:
-        problems.append(f"--rows must be at least 1, got {arguments.rows}")
-    if problems:
-        raise ProblemsError("cannot start", problems)
-    from tools.latent_cache import cache
-
-    cache(arguments, splits)
-    return 0
-
+from qil_jax.cli.moved import moved
 
 if __name__ == "__main__":
-    run_main(main)
+    moved("cache-latents")

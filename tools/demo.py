@@ -10,7 +10,7 @@ from rich.console import Console
 
 from qil_jax.command_line import Parser
 from qil_jax.errors import say
-from qil_jax.programs import run_main
+from qil_jax.programs import called, run_main
 from qil_jax.terminal import Table
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -70,7 +70,7 @@ def decompose(out: Path, checkpoint: Path | None) -> None:
     console.print(table)
     console.print(
         f"Each folder in {out} holds PNGs, layers.psd for Photoshop, GIMP or Krita, and sheet.png.\n"
-        f"Next, your own picture: python infer.py PICTURE --out results",
+        f"Next, your own picture: {called('decompose')} PICTURE --out results",
         soft_wrap=True,
     )
 

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from qil_jax.cli import make_scenes
 from qil_jax.command_line import Parser
 from qil_jax.errors import QilError, say
 from qil_jax.extras import require
-from qil_jax.programs import run_main
+from qil_jax.programs import called, run_main
 from qil_jax.shipped import shipped_checkpoint
 from qil_jax.terminal import Table
-from tools import make_scenes
 
 if TYPE_CHECKING:
     from qil_jax.training.experiment import Experiment
@@ -112,7 +112,7 @@ class Recipe:
             if not list(folder.glob("layered_dataset/*/dataset_info.json")):
                 wanted = str(max(LEAST_SCENES, round(data.count * self.share)))
                 what = ("--count", wanted, "--preset", data.preset, "--seed", data.seed)
-                call("make_scenes", *what, "--assets", assets, "--out", folder)
+                call("make-scenes", *what, "--assets", assets, "--out", folder)
 
     def datasets(self) -> dict[str, Any]:
         """Name and definition of each dataset that the runs read."""
@@ -124,7 +124,9 @@ class Recipe:
         """Make the checkpoint that training begins with, and return its folder."""
         folder = self.out / "base"
         if not folder.is_dir():
-            call("make_demo_checkpoint", folder, "--preset", "train", "--captions", self.out / "scenes_grouped")
+            call(
+                "tools/make_demo_checkpoint.py", folder, "--preset", "train", "--captions", self.out / "scenes_grouped"
+            )
         return folder
 
     def latents(self, experiment: "Experiment", config: Path) -> None:
@@ -134,7 +136,7 @@ class Recipe:
         assert experiment.start.vae is not None
         where = ("--vae", self.moved(experiment.start.vae), "--out", self.out / f"latents_{name}", "--config", config)
         base = self.moved(recipe_module()["BASE"])
-        call("cache_latents", self.out / f"scenes_{name}", "--checkpoint", base, *where, "--mesh", "data=2")
+        call("cache-latents", self.out / f"scenes_{name}", "--checkpoint", base, *where, "--mesh", "data=2")
 
     def train(self, run: Run) -> list[float]:
         """Train a run for its share of steps, and return its logged losses."""
@@ -156,7 +158,7 @@ class Recipe:
             "optimiser.warmup_steps": min(experiment.optimiser.warmup_steps, steps // 4),
         }
         sets = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
-        python(ROOT / "train.py", run.config, "--out", folder, *sets)
+        call("train", run.config, "--out", folder, *sets)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         return [line["loss"] for line in lines if "loss" in line]
 
@@ -168,16 +170,16 @@ class Recipe:
         return str(self.out / Path(path).relative_to(WRITTEN_FOR))
 
 
-def call(tool: str, *arguments: object) -> None:
-    """Run a program of tools/."""
-    python(ROOT / "tools" / f"{tool}.py", *arguments)
+def call(program: str, *arguments: object) -> None:
+    """Run a verb of `qil`, or a program of this repository by its path; raises CalledProcessError if it fails."""
+    words = [*front(program), *map(str, arguments)]
+    say("$ python " + " ".join(words))
+    subprocess.run([sys.executable, *words], check=True, env={**os.environ, **ENVIRONMENT})
 
 
-def python(*arguments: object) -> None:
-    """Run a Python program; raises CalledProcessError if it fails."""
-    words = [sys.executable, *map(str, arguments)]
-    say("$ python " + " ".join(words[1:]))
-    subprocess.run(words, check=True, env={**os.environ, **ENVIRONMENT})
+def front(program: str) -> list[str]:
+    """What Python is given to run a verb of `qil`, or a program of this repository by its path."""
+    return [str(ROOT / program)] if program.endswith(".py") else ["-m", "qil_jax", program]
 
 
 def main(argv: list[str]) -> int:
@@ -202,7 +204,7 @@ def main(argv: list[str]) -> int:
     assets = arguments.out / "assets"
     table, fell = Table("run", "lines", "first loss", "last loss"), True
     try:
-        call("fetch_assets", "--out", assets)
+        call("fetch-assets", "--out", assets)
         recipe.scenes(assets)
         if not recipe.from_shipped:
             recipe.base()
@@ -213,7 +215,9 @@ def main(argv: list[str]) -> int:
     except subprocess.CalledProcessError as error:
         raise QilError(f"{' '.join(error.cmd)} gave {error.returncode}; say the same again to go on") from error
     Console(width=None if sys.stdout.isatty() else 100).print(table)
-    say(f"Next: python infer.py PICTURE --out results --checkpoint {arguments.out / RUNS[-1].name / 'checkpoint'}")
+    say(
+        f"Next: {called('decompose')} PICTURE --out results --checkpoint {arguments.out / RUNS[-1].name / 'checkpoint'}"
+    )
     return 0 if fell else 1
 
 

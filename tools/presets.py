@@ -12,12 +12,12 @@ from flax import nnx
 from qil_jax.errors import QilError
 from qil_jax.mesh import TRAINING_RULES, MeshShape, abstract_mesh, shardings
 from qil_jax.models.paths import slashed
+from qil_jax.planning.abstract import fresh_network, network
 from qil_jax.training.config_file import load_experiment
 from qil_jax.training.experiment import Experiment
 from qil_jax.training.lora import FACTORS
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.weights import Component
-from tools.planning.abstract import fresh_network, network
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "training.md"

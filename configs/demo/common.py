@@ -39,7 +39,7 @@ class Data:
     """A dataset of scenes and of their latents.
 
     Attributes:
-      preset: preset of tools/make_scenes.py.
+      preset: preset of `qil make-scenes`.
       count: number of scenes.
       seed: seed of the first scene. Equal seeds of different presets give similar scenes.
       vae: checkpoint folder of the RGBA-VAE that encodes them.
@@ -73,19 +73,19 @@ RUNS = {
 
 
 def made(folder: str, command: str, *needs: str) -> Made:
-    """A folder made by a Python command that is run at the root of the repository."""
-    return Made(folder=folder, command=f"python {command}", needs=needs)
+    """A folder made by a command that is run at the root of the repository."""
+    return Made(folder=folder, command=command, needs=needs)
 
 
 def made_by() -> tuple[Made, ...]:
     """The commands that make every folder these runs read, at the full size of tools/demo_training.py."""
     assets, base = f"{FOLDER}/assets", f"--preset train --captions {scenes_of('grouped')}"
     makers = [
-        made(assets, f"tools/fetch_assets.py --out {assets}"),
-        made(BASE, f"tools/make_demo_checkpoint.py {BASE} {base}", scenes_of("grouped")),
-        made(VAE, f"train.py configs/demo/rgba_vae.py --out {FOLDER}/rgba_vae", scenes_of("grouped"), BASE),
+        made(assets, f"qil fetch-assets --out {assets}"),
+        made(BASE, f"python tools/make_demo_checkpoint.py {BASE} {base}", scenes_of("grouped")),
+        made(VAE, f"qil train configs/demo/rgba_vae.py --out {FOLDER}/rgba_vae", scenes_of("grouped"), BASE),
         made(
-            VAE_128, f"train.py configs/demo/rgba_vae_128.py --out {FOLDER}/rgba_vae_128", scenes_of("design"), SHIPPED
+            VAE_128, f"qil train configs/demo/rgba_vae_128.py --out {FOLDER}/rgba_vae_128", scenes_of("design"), SHIPPED
         ),
     ]
     for data, what in DATA.items():
@@ -94,11 +94,11 @@ def made_by() -> tuple[Made, ...]:
         options = f"--checkpoint {BASE} --vae {what.vae} --out {latents} --config configs/demo/{first}.py"
         wanted = f"--count {what.count} --preset {what.preset} --seed {what.seed} --assets {assets}"
         makers += [
-            made(scenes, f"tools/make_scenes.py {wanted} --out {scenes}", assets),
-            made(latents, f"tools/cache_latents.py {scenes} {options}", scenes, BASE, what.vae),
+            made(scenes, f"qil make-scenes {wanted} --out {scenes}", assets),
+            made(latents, f"qil cache-latents {scenes} {options}", scenes, BASE, what.vae),
         ]
     for run, (start, data) in RUNS.items():
-        command = f"train.py configs/demo/{run}.py --out {FOLDER}/{run}"
+        command = f"qil train configs/demo/{run}.py --out {FOLDER}/{run}"
         makers.append(made(run_of(run), command, start, DATA[data].vae, latents_of(data)))
     return tuple(makers)
 

@@ -47,22 +47,22 @@ CHAIN = {
 
 def made_by() -> tuple[Made, ...]:
     """The commands that make the folders which the presets read."""
-    latents = f"tools/cache_latents.py {RECORDS} --checkpoint {QWEN_IMAGE} --vae {VAE} --out {LATENTS}"
+    latents = f"qil cache-latents {RECORDS} --checkpoint {QWEN_IMAGE} --vae {VAE} --out {LATENTS}"
     makers = [
         *(
             Made(folder=folder, command=f"hf download Qwen/{folder.split('/')[1]} --local-dir {folder}")
             for folder in (QWEN_IMAGE, QWEN_IMAGE_LAYERED)
         ),
-        Made(folder=RECORDS, command=f"python tools/build_dataset.py documents --out {RECORDS}"),
+        Made(folder=RECORDS, command=f"qil build-dataset documents --out {RECORDS}"),
         Made(
             folder=LATENTS,
-            command=f"python {latents} --config configs/released/stage3_image_to_layers.py",
+            command=f"{latents} --config configs/released/stage3_image_to_layers.py",
             needs=(RECORDS, QWEN_IMAGE, VAE),
         ),
-        Made(folder=VAE, command="python train.py configs/released/rgba_vae.py", needs=(RECORDS, QWEN_IMAGE)),
+        Made(folder=VAE, command="qil train configs/released/rgba_vae.py", needs=(RECORDS, QWEN_IMAGE)),
     ]
     for name, start in CHAIN.items():
-        command = f"python train.py configs/released/{name}.py"
+        command = f"qil train configs/released/{name}.py"
         makers.append(Made(folder=run_of(name), command=command, needs=(start, VAE, LATENTS)))
     return tuple(makers)
 

@@ -1,9 +1,12 @@
 """A LoRA of the shipped demonstration model on scenes of 64 pixels, in minutes on two CPU cores (docs/training.md)."""
 
+import os
+
 from qil_jax.flow.loss import FlowLoss
 from qil_jax.loader.buckets import BucketConfig
 from qil_jax.loader.config import LoaderConfig, Workers
 from qil_jax.loader.tasks import Task, TaskConfig
+from qil_jax.shipped import shipped_checkpoint
 from qil_jax.training.experiment import (
     CheckpointConfig,
     DataConfig,
@@ -28,7 +31,7 @@ def config() -> Experiment:
     )
     return Experiment(
         stage=Stage.IMAGE_TO_LAYERS,
-        start=Start(checkpoint="qil_jax/shipped/demonstration"),
+        start=Start(checkpoint=os.path.relpath(shipped_checkpoint())),
         data=DataConfig(
             sources=(RECORDS,),
             loader=LoaderConfig(
@@ -48,7 +51,7 @@ def config() -> Experiment:
         made_by=(
             Made(
                 folder=RECORDS,
-                command=f"python tools/make_scenes.py --count 400 --preset simple --side {SIDE} --out {RECORDS}",
+                command=f"qil make-scenes --count 400 --preset simple --side {SIDE} --out {RECORDS}",
             ),
         ),
     )

@@ -1,4 +1,4 @@
-"""What a client asks for, as the options of infer.py."""
+"""What a client asks for, as the options of `qil decompose`."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -79,7 +79,7 @@ class Engine:
         on_step: OnStep,
         is_wanted: Callable[[], bool],
     ) -> Path:
-        """Decompose an uploaded picture as infer.py does, and write its result.
+        """Decompose an uploaded picture as `qil decompose` does, and write its result.
 
         Args:
           upload: picture file.

@@ -12,6 +12,7 @@ from qil_jax.app.page import Served, build
 from qil_jax.app.storage import Storage
 from qil_jax.errors import QilError
 from qil_jax.inference.defaults import Defaults
+from qil_jax.programs import called
 
 
 def loaded(checkpoint: Path | None, limits: Limits, folder: Path, *, examples: Sequence[Path] = ()) -> Served:
@@ -58,4 +59,4 @@ def schema(limits: Limits, folder: Path) -> dict[str, Any]:
 
 
 def _nothing(*_: Any, **__: Any) -> Path:
-    raise QilError("the page of the schema decomposes nothing; start tools/app.py without --schema")
+    raise QilError(f"the page of the schema decomposes nothing; start {called('app')} without --schema")

@@ -23,6 +23,7 @@ from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.photoshop import ALIKE, Feature, features_of, name_of, psnr_stored, stored_picture
 from qil_jax.layers.pictures import read_bytes
 from qil_jax.layers.profiles import SRGB, rgb_profile
+from qil_jax.programs import called
 
 LARGEST_SIDE = 30_000
 """Limit of the PSD format in pixels."""
@@ -81,7 +82,7 @@ def read_psd(file: Path) -> LayerTree:
         layered = dataclasses.replace(tree.layered, decisions=_difference(leaves(nodes), document, profile))
         return dataclasses.replace(tree, layered=layered)
     except QilError as error:
-        raise QilError(f"{file}: {error}; tools/build_dataset.py reads documents of every kind") from error
+        raise QilError(f"{file}: {error}; {called('build-dataset')} reads documents of every kind") from error
     except Exception as error:  # the parser raises arbitrary exceptions on malformed bytes
         raise QilError(f"{file}: cannot be read as a PSD ({error}); save it again") from error
 

@@ -1,4 +1,4 @@
-"""Decompose pictures into editable RGBA layers: python -m qil_jax.inference PICTURE... --out DIR; also as infer.py."""
+"""Decompose pictures into editable RGBA layers: qil decompose PICTURE... --out DIR; also as infer.py."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""What infer.py does about captions: before results are planned, or alone."""
+"""What `qil decompose` does about captions: before results are planned, or alone."""
 
 import dataclasses
 import functools

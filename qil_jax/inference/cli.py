@@ -1,4 +1,4 @@
-"""The command line of infer.py: arguments, checked before JAX is imported, progress display, and summary."""
+"""The command line of `qil decompose`: arguments, checked before JAX is imported, progress display, and summary."""
 
 import argparse
 import dataclasses
@@ -31,6 +31,7 @@ from qil_jax.inference.request import JobOptions, Settings, known
 from qil_jax.launch import DISTRIBUTED_HELP, WAIT, WAIT_HELP
 from qil_jax.layers.descriptions import LayerDescription
 from qil_jax.limits import MAX_LAYERS, OutputSize, Passes, integer_problems
+from qil_jax.programs import called
 from qil_jax.shipped import shipped_checkpoint
 from qil_jax.terminal import Table, console
 
@@ -228,7 +229,7 @@ def _said(cls: type[Asked], said: Mapping[str, Any]) -> Asked:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="infer.py", description="Decompose pictures into editable RGBA layers.")
+    parser = Parser(prog=called("decompose"), description="Decompose pictures into editable RGBA layers.")
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="PICTURE_OR_FOLDER", help="pictures, and folders of pictures")
     add("--checkpoint", type=Path, help="folder of the released layout, or converted to orbax (default: a small model)")

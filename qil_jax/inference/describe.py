@@ -1,4 +1,4 @@
-"""Reading of the file of `infer.py --describe`: what single layers show, and where."""
+"""Reading of the file of `qil decompose --describe`: what single layers show, and where."""
 
 import json
 from pathlib import Path

@@ -29,6 +29,7 @@ from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.profiles import SRGB, converted
 from qil_jax.limits import OutputSize
 from qil_jax.mesh import gathered
+from qil_jax.programs import called
 
 
 class JobError(ProblemsError):
@@ -224,7 +225,9 @@ def is_finished(planned: PlannedResult) -> bool:
         raise ResultError(f"{planned.folder}: was made with {made}; give --overwrite to replace it, or another --out")
     missing = [x.file for x in planned.options.exports if x is not Format.PNG and x.file not in record["files"]]
     if missing:
-        raise ResultError(f"{planned.folder}: has no {', '.join(missing)}; tools/export.py makes them from its layers")
+        raise ResultError(
+            f"{planned.folder}: has no {', '.join(missing)}; {called('export')} makes them from its layers"
+        )
     return True
 
 

@@ -15,6 +15,7 @@ from qil_jax.inference.images import RESOLUTION, SUFFIXES, decode_image
 from qil_jax.inference.options import LONGEST_TEXT
 from qil_jax.layers.pictures import LARGEST_SIDE, ImageError, Picture, read_bytes
 from qil_jax.layers.profiles import SRGB
+from qil_jax.programs import called
 
 PROMPT = ".txt"
 """Suffix of the text file with a picture's name that holds its prompt."""
@@ -23,11 +24,11 @@ KEPT_BYTES = 1 << 30
 NO_PICTURE = "no picture by its name"
 UNREAD = {
     ".jxl .jp2 .dng .cr2 .cr3 .nef .arw": "a format that is not read: save it as PNG or JPEG",
-    ".psd .psb .ora .pptx .zip": "layers, which tools/export.py reads: to decompose it, save it flat as PNG",
+    ".psd .psb .ora .pptx .zip": "layers, which {export} reads: to decompose it, save it flat as PNG",
     ".pdf .svg .ai .eps": "no pixels: save it as PNG",
     ".mp4 .mov .avi .mkv .webm": "a film: save a picture of it as PNG",
 }
-"""What files are that are not read, by their suffixes, and what to do."""
+"""What files are that are not read, by their suffixes, and what to do; {export} is the command."""
 NAMED = 5
 """Maximum number of skipped files that are named for each reason."""
 
@@ -175,7 +176,8 @@ def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
 def _unread(file: Path) -> str:
     """Why a file is not read, by its suffix."""
     suffix = file.suffix.lower()
-    return next((reason for suffixes, reason in UNREAD.items() if suffix in suffixes.split()), NO_PICTURE)
+    reason = next((reason for suffixes, reason in UNREAD.items() if suffix in suffixes.split()), NO_PICTURE)
+    return reason.format(export=called("export"))
 
 
 def _with_reasons(files: Sequence[Path]) -> str:

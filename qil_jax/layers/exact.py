@@ -17,6 +17,7 @@ from qil_jax.errors import QilError
 from qil_jax.layers.compositing import psnr
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.shares import shares_of
+from qil_jax.programs import called
 
 CLOSE = 0.25
 """Residual, in levels of 255, below which a pixel counts as solved: rounding adds at most half a level."""
@@ -60,7 +61,7 @@ def exact(layered: LayeredImage, picture: UInt8[np.ndarray, "y x 4"]) -> tuple[L
         wide, high = layered.size
         raise QilError(
             f"a stack of {wide}x{high} pixels cannot return a picture of {picture.shape[1]}x{picture.shape[0]}: "
-            "resize one of them (infer.py --output-size input)"
+            f"resize one of them ({called('decompose')} --output-size input)"
         )
     stack, wanted = layered.layers.reshape(len(layered.layers), -1, 4), picture.reshape(-1, 4)
     parts = [slice(start, start + PART) for start in range(0, len(wanted), PART)]

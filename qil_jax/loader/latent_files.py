@@ -1,4 +1,4 @@
-"""Cached latents: records whose images and captions are encoded by `tools/cache_latents.py`, for the loader to read.
+"""Cached latents: records whose images and captions are encoded by `qil cache-latents`, for the loader to read.
 
     FOLDER/SPLIT-00000.safetensors ...   latents of the images and states of the captions of some hundred records each
     FOLDER/SPLIT.json                    written last: number and sizes of the records, fingerprints of the encoders
@@ -24,6 +24,7 @@ from safetensors.numpy import save
 from qil_jax.errors import QilError
 from qil_jax.files import write_whole
 from qil_jax.identity import to_json
+from qil_jax.programs import called
 from qil_jax.strict_json import fitted, read_json
 
 EXTRA = 3
@@ -141,6 +142,6 @@ def read_index(folder: Path, split: str) -> LatentIndex:
     """
     file = folder / f"{split}.json"
     if not file.is_file():
-        raise QilError(f"{file}: missing: run tools/cache_latents.py to the end for the split '{split}'")
-    fix = "remove it, and run tools/cache_latents.py again"
+        raise QilError(f"{file}: missing: run {called('cache-latents')} to the end for the split '{split}'")
+    fix = f"remove it, and run {called('cache-latents')} again"
     return fitted(TypeAdapter(LatentIndex), read_json(file, fix=fix), where=str(file), fix=fix)

@@ -13,6 +13,7 @@ from qil_jax.loader.latent_files import EXTRA, LatentIndex, open_shard, read_ind
 from qil_jax.loader.plan import Shape
 from qil_jax.loader.samples import Sample
 from qil_jax.loader.tasks import Subject, Task
+from qil_jax.programs import called
 from qil_jax.records.sources import RecordMetadata
 
 
@@ -86,17 +87,17 @@ class LatentSource:
             if found != wanted:
                 raise QilError(
                     f"{self.folder}: was encoded by another {part} ({found}) than the one the run starts from "
-                    f"({wanted}): run tools/cache_latents.py again with this one"
+                    f"({wanted}): run {called('cache-latents')} again with this one"
                 )
         if self.index.no_prompt != no_prompt:
             raise QilError(
                 f"{self.folder}: was encoded with no_prompt {self.index.no_prompt!r}, but loss.no_prompt is "
-                f"{no_prompt!r}: set it alike, or run tools/cache_latents.py again"
+                f"{no_prompt!r}: set it alike, or run {called('cache-latents')} again"
             )
         if self.index.text < text:
             raise QilError(
                 f"{self.folder}: keeps {self.index.text} tokens of a prompt, but data.text_tokens is {text}: lower it, "
-                f"or run tools/cache_latents.py again"
+                f"or run {called('cache-latents')} again"
             )
 
     def sample(self, index: int, task: Task, *, size: tuple[int, int], limit: int, rng: np.random.Generator) -> Sample:

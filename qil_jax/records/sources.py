@@ -94,7 +94,7 @@ def open_source(path: str | Path, split: str = SPLIT) -> RecordSource:
     """The records of a folder.
 
     Args:
-      path: a dataset that `build_dataset.py` or `make_scenes.py` wrote (the folder given as --out, or the one with
+      path: a dataset that `qil build-dataset` or `qil make-scenes` wrote (the folder given as --out, or the one with
         dataset_info.json); a folder of folders of PNGs (`LayeredImage.save`); or what LayerD's
         `generate_crello_matting.py --save-layers` wrote.
       split: train, validation or test; plain folders without folders of these names have only one.

@@ -1,4 +1,4 @@
-"""Assets, the pictures and fonts that scenes are made from, in the layout of `tools/fetch_assets.py`.
+"""Assets, the pictures and fonts that scenes are made from, in the layout of `qil fetch-assets`.
 
 One folder per package holds the files and `assets.json`, which gives the kind, name and licence of each. Pictures are
 decoded on access, as thousands of them would not fit into memory.
@@ -19,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 from qil_jax.errors import QilError
 from qil_jax.files import opened
 from qil_jax.layers.visibility import visible_box
+from qil_jax.programs import called
 from qil_jax.records.splits import split_of_text
 from qil_jax.strict_json import fitted, read_json
 
@@ -133,7 +134,7 @@ def load_assets(folder: Path, split: str | None = None) -> Assets:
     """The assets of all packages in a folder.
 
     Args:
-      folder: folder that `tools/fetch_assets.py` filled.
+      folder: folder that `qil fetch-assets` filled.
       split: train, validation or test: only the assets of this split, by the hash of package and file, so that scenes
         of different splits never share one. None loads all.
 
@@ -166,7 +167,7 @@ def licences_in(folder: Path) -> list[str]:
 def _lists(folder: Path) -> list[Path]:
     lists = sorted(folder.glob(f"*/{LIST}"))
     if not lists:
-        raise QilError(f"{folder}: no package with {LIST} in it: fill it by tools/fetch_assets.py --out {folder}")
+        raise QilError(f"{folder}: no package with {LIST} in it: fill it by {called('fetch-assets')} --out {folder}")
     return lists
 
 

@@ -1,4 +1,4 @@
-"""The report of train.py --check: a run prepared and its step compiled, but no step taken and no file written."""
+"""The report of `qil train --check`: a run prepared and its step compiled, but no step taken and no file written."""
 
 import math
 import time

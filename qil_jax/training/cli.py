@@ -1,4 +1,4 @@
-"""The command line of train.py."""
+"""The command line of `qil train`."""
 
 import argparse
 import dataclasses
@@ -17,7 +17,7 @@ from qil_jax.errors import QilError, say
 from qil_jax.extras import require
 from qil_jax.files import AnyPath, is_remote
 from qil_jax.launch import DISTRIBUTED_HELP, WAIT, WAIT_HELP
-from qil_jax.programs import UNUSABLE
+from qil_jax.programs import UNUSABLE, called
 from qil_jax.training.disk import newest_step, run_folder
 
 HANG_TIMEOUT = 1800.0
@@ -61,7 +61,7 @@ class Arguments:
 
     def command(self) -> str:
         """The shell command that runs the program again with the same arguments."""
-        return shlex.join(["python", "train.py", *self.argv])
+        return called(shlex.join(["train", *self.argv]))
 
     def standing(self) -> str:
         """A line with the last saved step and the command that resumes the run."""
@@ -125,8 +125,9 @@ class _Help(argparse.Action):
 def parse_arguments(argv: Sequence[str]) -> Arguments:
     """Parse the command line; exits with status 2 if it is invalid."""
     about = "Train one stage. A run that is there is continued. CONFIG --help lists the settings of a config."
-    parser = Parser(prog="train.py", description=about, add_help=False)
-    parser.add_argument("config", type=Path, help="a file of configs/ with a function config()")
+    parser = Parser(prog=called("train"), description=about, add_help=False)
+    config = "a Python file with a function config(), or a preset such as released/finetune"
+    parser.add_argument("config", type=Path, help=config)
     parser.add_argument("-h", "--help", nargs=0, action=_Help, help="show this; behind CONFIG with all its settings")
     parser.add_argument(
         "--out", help="folder of the run, local or gs://BUCKET/...; default: runs/ and the config's own path"
@@ -154,7 +155,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     out = values.pop("out") or f"runs/{values['config'].with_suffix('').name}"
     try:
         if values["wandb"] is not None:
-            require("train.py --wandb", "wandb")
+            require(called("train --wandb"), "wandb")
         folder = run_folder(out)
     except QilError as error:
         parser.exit(UNUSABLE, f"error: {error}\n")

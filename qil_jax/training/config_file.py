@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from qil_jax.training.experiment import Experiment, ExperimentError
+from qil_jax.training.presets import config_file
 from qil_jax.training.settings import changed, require_types
 
 
 def load_experiment(file: Path, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment that `config()` in a Python file returns, with overrides like "optimiser.learning_rate=1e-4".
 
+    Args:
+      file: path of the file, or name of a preset (`presets.config_file`).
+      overrides: settings as NAME=VALUE.
+
     Raises:
-      ExperimentError: if the file cannot be run, lacks the function, or an override has an invalid name or value.
+      ExperimentError: if there is no such file or preset, it cannot be run or lacks the function, or an override has an
+        invalid name or value.
     """
-    if not file.is_file():
-        raise ExperimentError(f"{file}: no such file: give one of configs/")
+    file = config_file(file)
     experiment = called(file)
     if not isinstance(experiment, Experiment):
         raise ExperimentError(f"{file}: config() returns {type(experiment).__name__}, not an Experiment")

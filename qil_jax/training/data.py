@@ -11,6 +11,7 @@ from qil_jax.loader.loader import Loader
 from qil_jax.loader.plan import Order
 from qil_jax.loader.samples import RecordSamples, SampleSource
 from qil_jax.loader.tasks import Task
+from qil_jax.programs import called
 from qil_jax.records.sources import SPLIT, SplitError, open_sources
 from qil_jax.records.splits import SPLITS, records_for
 from qil_jax.training.experiment import Experiment, ExperimentError, Inputs, refusing
@@ -62,7 +63,9 @@ def open_data(experiment: Experiment, split: str, config: LoaderConfig) -> Sampl
     if data.inputs is Inputs.LATENTS:
         folder, *more = data.sources
         if more:
-            raise ExperimentError("cached latents come from one folder: give tools/cache_latents.py all the sources")
+            raise ExperimentError(
+                f"cached latents come from one folder: give {called('cache-latents')} all the sources"
+            )
         with refusing():
             return open_latents(folder, split)
     with refusing():

@@ -28,7 +28,7 @@ class Inputs(StrEnum):
     """The form of the records from which batches are made."""
 
     PICTURES = "pictures"  # pictures and captions, encoded while training
-    LATENTS = "latents"  # latents and text states that tools/cache_latents.py wrote
+    LATENTS = "latents"  # latents and text states that `qil cache-latents` wrote
 
 
 class Precision(StrEnum):
@@ -80,7 +80,7 @@ class DataConfig:
 
     Attributes:
       sources: folders of records (docs/data.md), or one folder of cached latents, depending on `inputs`.
-      inputs: whether pictures and captions are encoded during training, or beforehand by `tools/cache_latents.py`.
+      inputs: whether pictures and captions are encoded during training, or beforehand by `qil cache-latents`.
       loader: number of rows, size buckets and tasks of the batches.
       text_tokens: maximum number of text tokens of a sample; longer prompts are truncated.
       workers: numbers of decoding threads and processes, which do not affect the batches.

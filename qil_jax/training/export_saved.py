@@ -117,4 +117,4 @@ def _measured(experiment: Experiment, params: SavedParams, config: dict[str, Any
 
 
 def _relative(run: Path) -> str:
-    return f"relative paths in {run / EXPERIMENT} begin where train.py ran, so run this there, not in {Path.cwd()}"
+    return f"relative paths in {run / EXPERIMENT} begin where it was trained, so run this there, not in {Path.cwd()}"

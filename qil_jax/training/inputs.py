@@ -105,7 +105,7 @@ class OnlineInputs:
 
 
 class CachedInputs:
-    """Inputs of the step from latents and hidden states cached by `tools/cache_latents.py`."""
+    """Inputs of the step from latents and hidden states cached by `qil cache-latents`."""
 
     def __init__(self, placement: RowPlacement, shape: TokenShape, loss: FlowLoss, *, seed: int):
         self.placement, self.shape, self.loss, self.seed = placement, shape, loss, seed

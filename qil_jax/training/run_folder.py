@@ -8,6 +8,7 @@ from etils import epath
 
 from qil_jax.files import AnyPath, read_file, write_whole
 from qil_jax.loader.config import Workers
+from qil_jax.programs import called
 from qil_jax.strict_json import MOST_BYTES
 from qil_jax.training.disk import absolute, at
 from qil_jax.training.experiment import Experiment, ExperimentError
@@ -39,7 +40,7 @@ def check_folder(run: AnyPath, experiment: Experiment) -> None:
                 f"to continue it, or another --out"
             )
     elif run.exists() and any(not _harmless(found.name) for found in run.iterdir()):
-        raise ExperimentError(f"{run} holds something that is no run of train.py: give another --out")
+        raise ExperimentError(f"{run} holds something that is no run of {called('train')}: give another --out")
 
 
 def _harmless(name: str) -> bool:
@@ -63,7 +64,7 @@ def experiment_of(run: AnyPath) -> Experiment:
     file = run / EXPERIMENT
     if not file.is_file():
         raise ExperimentError(
-            f"{run} holds no run ({EXPERIMENT} is missing): give the folder that train.py --out named"
+            f"{run} holds no run ({EXPERIMENT} is missing): give the folder that {called('train')} --out named"
         )
     try:
         return from_json(read_file(file, most=MOST_BYTES))

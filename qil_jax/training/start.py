@@ -12,6 +12,7 @@ from qil_jax.errors import ProblemsError, say
 from qil_jax.files import is_remote
 from qil_jax.models.lora import linear_maps
 from qil_jax.models.paths import slashed
+from qil_jax.programs import called, typed
 from qil_jax.records.sources import dataset_in
 from qil_jax.strict_json import read_json
 from qil_jax.training.experiment import Experiment, ExperimentError
@@ -53,7 +54,7 @@ def require_inputs(experiment: Experiment) -> None:
         if folder in known and not epath.Path(folder).exists():
             for needed in known[folder].needs:
                 yield from commands(needed)
-            yield known[folder].command
+            yield typed(known[folder].command)
 
     steps = dict.fromkeys(command for folder in missing for command in commands(folder))
     if steps:
@@ -146,8 +147,8 @@ def _refuse_lora(folder: Path) -> None:
     for file in (folder / LORA_FILE, folder.parent / LORA / LORA_FILE):
         if file.is_file() and not (folder / "model_index.json").is_file():
             raise ExperimentError(
-                f"{folder} is no checkpoint, but {file} holds low-rank changes of one: merge them by tools/convert.py "
-                f"export, and set start.checkpoint to the folder that it writes"
+                f"{folder} is no checkpoint, but {file} holds low-rank changes of one: merge them by "
+                f"{called('convert export')}, and set start.checkpoint to the folder that it writes"
             )
 
 

@@ -40,7 +40,7 @@ class VAELoss:
       pixel: weight of the pixel term.
       colour: weight of the absolute error of unblended colours at pixels that are not transparent.
       perceptual: weight of LPIPS after blending over black and over white; needs `perceptual_weights`.
-      perceptual_weights: file written by `tools/convert_lpips.py`; without it the term is off, and a line is printed.
+      perceptual_weights: file written by `qil convert-lpips`; without it the term is off, and a line is printed.
       kl: weight of the KL divergence from N(0, 1), summed over latents and divided by the number of colour values.
       reference_kl: weight of the KL divergence from the initial VAE's posterior, over black and white backgrounds.
     """

@@ -20,7 +20,7 @@ THUMBNAIL = 360
 """Longest side of a card's pictures in pixels."""
 ON_CARD = 2
 """Number of facts on a card."""
-NO_SCRIPT = "No edit script: this result has groups, and tools/edit.py edits a group as one layer."
+NO_SCRIPT = "No edit script: this result has groups, and qil edit edits a group as one layer."
 Leaf = tuple[BoxedLayer, tuple[int, ...]]
 """A layer that is no group, and the groups in which it lies, outermost first."""
 

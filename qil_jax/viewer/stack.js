@@ -49,7 +49,7 @@ function shownLayers(state) {
   return state.layers.filter((layer) => isShown(state, layer));
 }
 
-/** The operations of tools/edit.py that make this state of the first one. */
+/** The operations of qil edit that make this state of the first one. */
 function scriptOf(start, state) {
   const operations = [];
   const kept = new Set(state.layers.map((layer) => layer.source.number));

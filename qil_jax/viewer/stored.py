@@ -13,6 +13,7 @@ from qil_jax.export.result import RECORD, read_record
 from qil_jax.export.stored import read_tree
 from qil_jax.layers.pictures import decoded, read_bytes
 from qil_jax.layers.profiles import SRGB
+from qil_jax.programs import called
 from qil_jax.viewer.entry import Entry
 
 FAULTS = {"empty": "empty", "duplicates": "double", "full_canvas": "full"}
@@ -31,7 +32,9 @@ def result_folders(paths: Iterable[Path]) -> list[Path]:
         found += inner
         if not inner:
             what = "holds no result and no numbered PNGs" if path.is_dir() else "is no folder"
-            problems.append(f"{path}: {what}; give a result of infer.py, a folder of results, or one of layers as PNGs")
+            problems.append(
+                f"{path}: {what}; give a result of {called('decompose')}, a folder of results, or one of layers as PNGs"
+            )
     if problems:
         raise ProblemsError("cannot show", problems)
     return found

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from qil_jax.errors import ProblemsError
+from qil_jax.programs import called
 from qil_jax.weights.adapter_config import CONFIG_KEY, MOST_ALPHA, AdapterConfig, AdapterConfigError
 from qil_jax.weights.lora_advice import advice_on
 from qil_jax.weights.safetensors_io import PICKLES, TensorReader
@@ -148,7 +149,7 @@ def require_full_precision(table: Iterable[Entry]) -> None:
         raise LoRAError(
             [
                 "LoRAs cannot be added to a quantised transformer: add them to the checkpoint of full precision, or "
-                "write one with tools/convert.py dequantize"
+                f"write one with {called('convert dequantize')}"
             ]
         )
 

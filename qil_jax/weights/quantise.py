@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Shaped
 
 from qil_jax.models.quantised import Quantisation, quantised
+from qil_jax.programs import called
 from qil_jax.weights.convert import ConversionError, copy_weights, prepared
 from qil_jax.weights.load import open_source
 from qil_jax.weights.pieces import Rows, released_pieces
@@ -179,7 +180,7 @@ class _Part:
         if not np.isfinite(scale).all():
             raise ConversionError(
                 f"{self.source / self.component}: {name} holds NaN or infinite values; find them with "
-                f"tools/validate.py --values"
+                f"{called('validate')} --values"
             )
         yield name, elements
         yield name + SCALE, scale

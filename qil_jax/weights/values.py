@@ -12,13 +12,12 @@ import numpy as np
 from etils import epath
 
 from qil_jax.files import write_whole
+from qil_jax.programs import called
 from qil_jax.weights.pieces import Rows, released_pieces
 from qil_jax.weights.strict import WeightsError, read_json
 from qil_jax.weights.structure import component_config
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component
-
-WRITE = "write one with tools/validate.py CHECKPOINT --checksums FILE"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,9 +102,10 @@ def read_checksums(file: Path) -> dict[str, dict[str, Any]]:
     Raises:
       WeightsError: if the file has another format.
     """
-    sums = read_json(file, fix=WRITE)
+    write = f"write one with {called('validate')} CHECKPOINT --checksums FILE"
+    sums = read_json(file, fix=write)
     if not sums or not all(isinstance(v, dict) and v.keys() == {"dtype", "shape", "sha256"} for v in sums.values()):
-        raise WeightsError([f"{file}: is no file of checksums; {WRITE}"])
+        raise WeightsError([f"{file}: is no file of checksums; {write}"])
     return sums
 
 

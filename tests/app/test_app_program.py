@@ -1,4 +1,4 @@
-"""tools/app.py: its command line, the schema of its API, and what becomes of faults and of old files."""
+"""`qil app`: its command line, the schema of its API, and what becomes of faults and of old files."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from waiting import free_port
 
 from qil_jax.app.page import FAULT, answered
 from qil_jax.app.server import work_folder
+from qil_jax.cli import app
 from qil_jax.errors import ProblemsError, QilError
-from tools import app
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs" / "app.md"
@@ -59,7 +59,7 @@ def test_a_root_path_that_is_none_is_named(path):
 
 @pytest.mark.full
 def test_the_documents_name_what_the_schema_has():
-    call = [sys.executable, str(ROOT / "tools" / "app.py"), "--schema"]
+    call = [sys.executable, "-m", "qil_jax", "app", "--schema"]
     done = subprocess.run(call, capture_output=True, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     calls = json.loads(done.stdout)["paths"]
     assert set(calls) == {

@@ -15,13 +15,13 @@ import tensorflow_datasets as tfds
 from apache_beam.runners.portability.prism_runner import PrismRunner
 from PIL import Image
 
+from qil_jax.cli import build_dataset, make_scenes
 from qil_jax.documents.limits import PSDLimits
 from qil_jax.documents.prepare import from_bytes
 from qil_jax.documents.psd import read_psd
 from qil_jax.layers.compositing import composite
 from qil_jax.programs import ended
 from qil_jax.records.record import decode
-from tools import build_dataset, make_scenes
 
 TOOL = Path(build_dataset.__file__)
 
@@ -52,8 +52,8 @@ def count(folder: Path) -> int:
 BUILDS = """
 import os, sys, time
 from pathlib import Path
-from tools import build_documents
-from tools.build_dataset import main
+from qil_jax.cli import build_documents
+from qil_jax.cli.build_dataset import main
 out, said = Path(sys.argv[1]), os.fdopen(os.dup(1), "w")
 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 for enough in sys.stdin:

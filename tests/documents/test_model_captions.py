@@ -10,12 +10,12 @@ import tensorflow_datasets as tfds
 from captioning import write_captioning_checkpoint
 from etils import epath
 
+from qil_jax.cli import build_dataset
 from qil_jax.documents.captions import Captioner, ModelCaptioner
 from qil_jax.documents.reasons import Dropped, Reason
 from qil_jax.encoders.captioner import Captioner as Model
 from qil_jax.programs import ended
 from qil_jax.records.record import decode
-from tools import build_dataset
 
 PICTURES = [np.full((4, 6, 4), value, np.uint8) for value in (1, 2, 3, 1, 4, 5)]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import psd_files
 import pytest
 
+from qil_jax.cli import build_dataset
 from qil_jax.documents.rows import find_documents
-from tools import build_dataset
 
 
 def names(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""tools/edit.py: results and folders of PNGs in, the same form out, and docs/layers.md as it is printed."""
+"""`qil edit`: results and folders of PNGs in, the same form out, and docs/layers.md as it is printed."""
 
 import json
 import re
@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from edits import content, layered
 
+from qil_jax.cli.edit import main
 from qil_jax.editing import script
 from qil_jax.editing.stack import Stack
 from qil_jax.errors import QilError
 from qil_jax.export.result import read_result, write_result
 from qil_jax.export.stored import read_tree
 from qil_jax.layers.layered_image import LayeredImage
-from tools.edit import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "layers.md").read_text(encoding="utf-8")

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qil_jax.cli.export import main
 from qil_jax.errors import QilError
+from qil_jax.evaluation import measure_layers
 from qil_jax.export import formats
 from qil_jax.export.format import Format
 from qil_jax.export.result import read_result, write_result
 from qil_jax.layers.layer_tree import Group, LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.records.sources import open_source
-from tools import evaluate_layers
-from tools.export import main
 
 
 def covered() -> LayeredImage:
@@ -81,7 +81,7 @@ def test_folders_of_pngs_do_not_count_them(tmp_path):
     np.testing.assert_array_equal(loaded.layers, layered.layers)
     assert loaded.names == ("01_ground", "02_v1.2.hidden", "03_empty")
     assert open_source(tmp_path / "records", "train").metadata().rows[0, 2] == 3
-    assert [file.name for file in evaluate_layers.layer_files(folder)] == [f"{name}.png" for name in loaded.names]
+    assert [file.name for file in measure_layers.layer_files(folder)] == [f"{name}.png" for name in loaded.names]
 
 
 def test_trees_and_other_formats_are_refused(tmp_path):

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qil_jax.cli import export
 from qil_jax.errors import QilError
 from qil_jax.export import formats
 from qil_jax.export.png import encoded
-from tools import export
 
 PIXELS = np.full((4, 6, 4), 200, np.uint8)
 BASE = '<layer name="Background" src="data/a.png"/>'

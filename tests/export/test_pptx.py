@@ -12,12 +12,12 @@ from pptx.oxml import parse_xml
 from pptx.oxml.ns import nsdecls, qn
 from pptx.util import Emu
 
+from qil_jax.cli import export
 from qil_jax.errors import QilError
 from qil_jax.export import formats
 from qil_jax.export.format import Format
 from qil_jax.export.png import encoded
 from qil_jax.layers.layered_image import LayeredImage
-from tools import export
 
 WIDTH, HEIGHT, PIXEL = 120, 100, 9525
 LEFT, TOP, SIDE = 10, 20, 30

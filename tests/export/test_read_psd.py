@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from psd_tools.constants import BlendMode
 
+from qil_jax.cli.export import main
 from qil_jax.documents.limits import PSDLimits
 from qil_jax.documents.psd import read_psd
 from qil_jax.errors import QilError
 from qil_jax.export import formats
-from tools.export import main
 
 
 def badge(change):

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from qil_jax.cli import validate
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.models.config import ConfigError
 from qil_jax.programs import ended
 from qil_jax.weights import StructureError, checkpoint_problems, require_sound
 from qil_jax.weights.convert import to_diffusers, to_orbax
 from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan
-from tools import validate
 from tools.make_demo_checkpoint import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -227,7 +227,7 @@ def test_validate_says_so_with_its_exit_status(checkpoint, capsys):
     good = capsys.readouterr().out
     assert "is sound" in good and "340,608" in good
     edit(checkpoint / "transformer" / "config.json", num_layers=3)
-    command = [sys.executable, ROOT / "tools" / "validate.py", checkpoint]
+    command = [sys.executable, "-m", "qil_jax", "validate", checkpoint]
     bad = subprocess.run(command, capture_output=True, text=True)
     assert bad.returncode == 1
     assert "is missing" in bad.stderr and "is sound" not in bad.stdout

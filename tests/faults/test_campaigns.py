@@ -11,12 +11,12 @@ import psd_files
 import pytest
 from in_process import watched_here
 
+from qil_jax.cli import build_dataset
 from qil_jax.documents import prepare
 from qil_jax.export import bounds, formats
 from qil_jax.export.format import Format
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.programs import ended
-from tools import build_dataset
 from tools.fuzz import __main__ as fuzz
 from tools.fuzz import commands as fuzz_commands
 from tools.fuzz import kills as fuzz_kills
@@ -38,7 +38,7 @@ def test_broken_pictures_are_decomposed_or_refused_for_a_reason(monkeypatch, cap
 def test_the_campaign_of_pictures_finds_what_is_lost(monkeypatch, capsys):
     def loses(words):
         done = watched_here(words)
-        if words[0] == "infer.py":
+        if words[0] == "decompose":
             (fuzz_pictures.Path(words[1]) / "000001.txt").write_text("changed")
             (fuzz_pictures.Path(words[words.index("--out") + 1]) / "notes.txt").unlink()
         return done
@@ -52,15 +52,15 @@ def test_the_campaign_of_pictures_finds_what_is_lost(monkeypatch, capsys):
 def test_broken_command_lines_are_refused_or_do_what_they_say(capsys):
     assert fuzz.main(["commands", "--count", "80"]) == 0
     printed = capsys.readouterr().out
-    for program in ("infer", "train", "tools/convert", "tools/validate", "tools/make_scenes"):
+    for program in ("decompose", "train", "convert", "validate", "make-scenes"):
         assert f"{program}: refused" in printed
-    assert "infer: done" in printed
+    assert "decompose: done" in printed
 
 
 def test_the_campaign_of_command_lines_finds_tracebacks_and_losses(monkeypatch, capsys):
-    from tools import validate
+    from qil_jax.cli import validate
 
-    monkeypatch.setattr(fuzz_commands, "COMMANDS", {"tools/validate": ("checkpoint",)})
+    monkeypatch.setattr(fuzz_commands, "COMMANDS", {"validate": ("checkpoint",)})
     monkeypatch.setattr(validate, "main", lambda words: {}["a programming error"])
     assert fuzz.main(["commands", "--count", "1"]) == 1
     assert "ended with KeyError" in capsys.readouterr().out

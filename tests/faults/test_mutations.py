@@ -12,6 +12,7 @@ import safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qil_jax.cli import validate
 from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.flow import Schedule
 from qil_jax.models.config import ConfigError
@@ -23,7 +24,6 @@ from qil_jax.weights.structure import component_problems
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component, targets
 from qil_jax.weights.tokenizer import tokenizer_problems
-from tools import validate
 from tools.fuzz.cases import mutate
 from tools.fuzz.damage import damaged_json
 from tools.make_demo_checkpoint import write_checkpoint
@@ -246,7 +246,7 @@ def test_arrays_of_orbax(checkpoint, tmp_path):
 
 @pytest.mark.full
 def test_the_program_says_so(checkpoint, tmp_path, capsys):
-    """A sample of all files through validate.py."""
+    """A sample of all files through `qil validate`."""
     rng, damaged = random.Random(5), tmp_path / "checkpoint"
     shutil.copytree(checkpoint, damaged)
     files = sorted([*damaged.rglob("*.json"), *damaged.rglob("*.safetensors")])

@@ -12,6 +12,7 @@ import psd_files
 import pytest
 from PIL import Image
 
+from qil_jax.cli import build_dataset, edit, export, view
 from qil_jax.errors import QilError, complain, say
 from qil_jax.export.result import write_result
 from qil_jax.inference.captions import KeptCaptions
@@ -22,7 +23,6 @@ from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.programs import ended, escape_streams
 from qil_jax.training.experiment import ExperimentError
 from qil_jax.training.settings import changed
-from tools import build_dataset, edit, export, view
 
 ROOT = Path(__file__).resolve().parents[2]
 STRANGE = os.fsdecode(b"caf\xe9")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qil_jax.cli import edit, view
 from qil_jax.errors import QilError
 from qil_jax.evaluation.job import claim
 from qil_jax.export import formats
@@ -23,7 +24,6 @@ from qil_jax.training.run_folder import EXPERIMENT, experiment_of
 from qil_jax.training.sinks import FILE, LinesSink
 from qil_jax.training.start import ORIGIN, origin_of
 from qil_jax.viewer.stored import stored_entry
-from tools import edit, view
 
 PIXELS = np.full((2, 4, 4, 4), 90, np.uint8)
 LAYERS = LayeredImage(layers=PIXELS, names=("a", "b"), caption="two")
@@ -186,7 +186,7 @@ def test_the_index_of_latents(tmp_path):
     assert read_index(tmp_path, "train") == index
     for text in (DEEP, "[]", '{"shards": 3}', "5"):
         (tmp_path / "train.json").write_text(text)
-        with pytest.raises(QilError, match=r"train.json:(.|\n)*run tools/cache_latents.py again"):
+        with pytest.raises(QilError, match=r"train.json:(.|\n)*run .*cache-latents again"):
             read_index(tmp_path, "train")
 
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from qil_jax import files
+from qil_jax.cli import build_dataset, edit, view
 from qil_jax.errors import QilError
 from qil_jax.export import formats
 from qil_jax.export.format import Format
@@ -20,7 +21,6 @@ from qil_jax.inference.pictures import find_pictures
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.programs import ended
 from qil_jax.records.sources import open_source
-from tools import build_dataset, edit, view
 
 LAYERS = LayeredImage(layers=np.full((2, 4, 4, 4), 90, np.uint8), names=("a", "b"))
 

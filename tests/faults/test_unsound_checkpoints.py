@@ -1,4 +1,4 @@
-"""What validate.py must not call sound: each case through the program, one report, no traceback."""
+"""What `qil validate` must not call sound: each case through the program, one report, no traceback."""
 
 import json
 import shutil
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from qil_jax.cli import validate
 from qil_jax.weights.convert import to_orbax
 from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan
-from tools import validate
 from tools.make_demo_checkpoint import SPECIAL, write_checkpoint
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

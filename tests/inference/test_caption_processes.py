@@ -32,7 +32,7 @@ def saying(*args, **how):
 captions.KeptCaptions.keep, caption_command.write_captions = counting, saying
 leave(main())
 """
-"""infer.py that ends once the captions are there."""
+"""`qil decompose` that ends once the captions are there."""
 
 
 @pytest.mark.full

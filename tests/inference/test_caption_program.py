@@ -1,4 +1,4 @@
-"""infer.py without prompts, with a tiny model that captions: before results are planned, or captions alone."""
+"""`qil decompose` without prompts, with a tiny model that captions: before results are planned, or captions alone."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""infer.py with fewer layers, names, exact colours and recursion, on the shipped model; and without the model."""
+"""`qil decompose` with fewer layers, names, exact colours and recursion, on the shipped model; and without one."""
 
 import json
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_a_tree_from_the_command_line_returns_the_picture(tmp_path, capsys):
 
 @pytest.mark.full
 def test_masks_of_hidden_pixels_from_the_command_line(tmp_path, capsys):
-    """They are those of the layers that were written, and tools/export.py gives both back."""
+    """They are those of the layers that were written, and `qil export` gives both back."""
     words = [str(SCENE), "--out", str(tmp_path), "--layers", "3", "--steps", "1", "--export", "zip", "--hidden-masks"]
     with pytest.raises(SystemExit):
         main([*words, "--depth", "2"])

@@ -22,6 +22,7 @@ from qil_jax.inference.request import Decomposition, JobOptions, Request, Settin
 from qil_jax.layers.filtering import resize_layers
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.limits import OutputSize
+from qil_jax.programs import called
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,8 +96,8 @@ def test_files_beside_pictures_are_told_with_reasons(pictures, tmp_path):
     assert found.beside == [
         f"{pictures}: skipped 0.JXL, 1.JXL, 2.JXL, 3.JXL, 4.JXL and 2 more (a format that is not read: save it as "
         "PNG or JPEG); clip.mp4 (a film: save a picture of it as PNG); list.csv (no picture by its name); notes.pdf "
-        "(no pixels: save it as PNG); poster.psd (layers, which tools/export.py reads: to decompose it, save it flat "
-        "as PNG)"
+        f"(no pixels: save it as PNG); poster.psd (layers, which {called('export')} reads: to decompose it, save it "
+        "flat as PNG)"
     ]
     (tmp_path / "films").mkdir()
     (tmp_path / "films" / "a.mov").write_bytes(b"x")

@@ -173,7 +173,7 @@ def test_everything_wrong_is_one_refusal(folder, pictures, tmp_path, capsys):
 
 @pytest.mark.full
 def test_python(folder, pictures):
-    """`Pipeline.load` with the files that infer.py takes; `Checkpoint.open` names all that cannot be used."""
+    """`Pipeline.load` with the files that `qil decompose` takes; `Checkpoint.open` names all that cannot be used."""
     request = Request(image=Image.open(pictures / "b.png"), layers=2, resolution=64)
     loras = [(folder / "a:b.safetensors", 0.5), (str(folder / "second.safetensors"), 1.0)]
     made = [

@@ -1,4 +1,4 @@
-"""Pictures with colours of their own through infer.py: their layers show what they show, in every kind of file."""
+"""Pictures with their own colours through `qil decompose`: their layers show what they show, in files of every kind."""
 
 import json
 import shutil
@@ -14,12 +14,12 @@ from psd_tools import PSDImage
 from psd_tools.constants import Resource
 from test_finish import blend_of
 
+from qil_jax.cli import edit, export
 from qil_jax.export import formats
 from qil_jax.inference.__main__ import main
 from qil_jax.layers.pictures import DEEP
 from qil_jax.layers.profiles import SRGB
 from qil_jax.viewer.stored import stored_entry
-from tools import edit, export
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 WIDE = {"adobe": profile_of(ADOBE, name="Adobe RGB (1998)"), "p3": profile_of(P3, name="Display P3", curve=LIKE_SRGB)}

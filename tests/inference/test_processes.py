@@ -44,7 +44,7 @@ def recording(planned, *rest):
 job._write, job._details = recording, described
 leave(main())
 """
-"""infer.py that also keeps the latents, and may be killed after the first result of a process."""
+"""`qil decompose` that also keeps the latents, and may be killed after the first result of a process."""
 SIZES = {"a": (64, 48), "b": (48, 64), "c": (64, 48), "d": (64, 64)}
 
 

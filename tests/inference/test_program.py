@@ -1,4 +1,4 @@
-"""infer.py as a program: arguments, what it says, and how it ends."""
+"""`qil decompose` as a program: arguments, what it says, and how it ends."""
 
 import errno
 import json
@@ -16,6 +16,7 @@ from PIL import Image
 from qil_jax.inference.__main__ import main
 from qil_jax.inference.cli import parse_arguments
 from qil_jax.inference.request import Request, Settings
+from qil_jax.programs import called
 from tools.make_demo_checkpoint import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +52,9 @@ def test_files_that_are_no_pictures_are_told(tmp_path, capsys):
     assert infer(tmp_path / "in", tmp_path / "in" / "poster.psd", "--out", tmp_path / "out") == 2
     told = capsys.readouterr()
     assert f"{tmp_path / 'in'}: skipped photo.jxl (a format that is not read" in told.out
-    assert f"{tmp_path / 'in' / 'poster.psd'}: layers, which tools/export.py reads: to decompose it, save" in told.err
+    assert (
+        f"{tmp_path / 'in' / 'poster.psd'}: layers, which {called('export')} reads: to decompose it, save" in told.err
+    )
     assert "broken.png: cannot be read as a picture" in told.err
 
 
@@ -107,7 +110,7 @@ def command(*words) -> list[str]:
 
 
 def infer(*words) -> int:
-    """The exit status that infer.py would have, by its `main` in this process."""
+    """The exit status that `qil decompose` would have, by its `main` in this process."""
     return main([*map(str, words)])
 
 

@@ -21,7 +21,7 @@ def soft_picture(size: tuple[int, int], seed: int = 0) -> np.ndarray:
 
 
 def decomposed(picture: np.ndarray, **options) -> tuple[LayeredImage, Request]:
-    """The first level, at the picture's own size and exact, as infer.py makes it."""
+    """The first level, at the picture's own size and exact, as `qil decompose` makes it."""
     layers = np.zeros((2, *picture.shape), np.uint8)
     layers[0], layers[1, 10:40, 20:50] = picture, picture[10:40, 20:50] // 2 + 60
     request = Request(image=Image.fromarray(picture, "RGBA"), prompt="all of it", layers=3, resolution=SIDE, **options)

@@ -3,9 +3,10 @@
 import pytest
 from PIL import Image
 
+from qil_jax.cli import make_scenes, show_batch
 from qil_jax.layers.sheets import GAP
+from qil_jax.loader import batch_sheet
 from qil_jax.programs import ended
-from tools import batch_sheet, make_scenes, show_batch
 
 
 @pytest.mark.full

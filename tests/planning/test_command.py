@@ -1,4 +1,4 @@
-"""tools/plan.py through its command line: what it refuses, within seconds, and one program that it compiles."""
+"""`qil plan` through its command line: what it refuses, within seconds, and one program that it compiles."""
 
 import importlib.util
 import json
@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from waiting import HANGS
 
+from qil_jax.cli import plan
 from qil_jax.errors import QilError
 from qil_jax.mesh import MeshShape
+from qil_jax.planning.cache import RESULT, Results
+from qil_jax.planning.compiling import Memory
+from qil_jax.planning.devices import ENVIRONMENT
+from qil_jax.planning.picture import draw
+from qil_jax.planning.result import Result
+from qil_jax.planning.sweep import meshes
 from qil_jax.programs import ended
-from tools import plan
-from tools.planning.cache import RESULT, Results
-from tools.planning.compiling import Memory
-from tools.planning.devices import ENVIRONMENT
-from tools.planning.picture import draw
-from tools.planning.result import Result
-from tools.planning.sweep import meshes
 
 ROOT = Path(__file__).resolve().parents[2]
 NARROW = {
@@ -39,7 +39,7 @@ needs_compiler = pytest.mark.skipif(
 def run_plan(*words: str) -> subprocess.CompletedProcess[str]:
     """The program in a process of its own, which imports JAX for TPUs that are not there."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(ROOT / "tools" / "plan.py"), *words]
+    command = [sys.executable, "-m", "qil_jax", "plan", *words]
     environment = {**os.environ, "PYTHONPATH": path, "XLA_FLAGS": ""}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS, check=False)
 

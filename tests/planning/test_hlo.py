@@ -7,12 +7,12 @@ import pytest
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tools.planning.collectives import CollectiveKind, collectives
-from tools.planning.hbm import hbm_bytes
-from tools.planning.hlo import Module, parse
-from tools.planning.kernels import kernels
-from tools.planning.products import product_flops
-from tools.planning.walk import executed
+from qil_jax.planning.collectives import CollectiveKind, collectives
+from qil_jax.planning.hbm import hbm_bytes
+from qil_jax.planning.hlo import Module, parse
+from qil_jax.planning.kernels import kernels
+from qil_jax.planning.products import product_flops
+from qil_jax.planning.walk import executed
 
 LENGTH = 5
 ROWS, WIDTH = 8, 16

@@ -2,10 +2,10 @@
 
 import pytest
 
-from tools.planning import pages, programs
-from tools.planning.cache import Results
-from tools.planning.inference import name_of
-from tools.planning.result import Result
+from qil_jax.planning.cache import Results
+from qil_jax.planning.inference import name_of
+from qil_jax.planning.result import Result
+from tools.pods import pages, programs
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 
 from qil_jax.errors import QilError
-from tools.planning.chips import CHIPS, GIB, Topology
-from tools.planning.collectives import Collective, CollectiveKind
-from tools.planning.compiling import Memory, needed_bytes
-from tools.planning.network import network_seconds, permute_seconds, seconds
-from tools.planning.report import report
-from tools.planning.result import Result, Roofline
+from qil_jax.planning.chips import CHIPS, GIB, Topology
+from qil_jax.planning.collectives import Collective, CollectiveKind
+from qil_jax.planning.compiling import Memory, needed_bytes
+from qil_jax.planning.network import network_seconds, permute_seconds, seconds
+from qil_jax.planning.report import report
+from qil_jax.planning.result import Result, Roofline
 
 V5E, V5P = Topology.parse("v5e:2x4"), Topology.parse("v5p:4x4x4")
 FLAT = [(x, y) for x in range(2) for y in range(4)]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qil_jax.cli import make_scenes
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.records.sources import UnionSource, open_source
 from qil_jax.scenes.scene import SceneConfig, make_scene
-from tools import make_scenes
 
 COUNT, SIDE = 40, 48
 

@@ -7,10 +7,10 @@ import pytest
 from qil_jax.records.sources import SplitError
 from qil_jax.records.splits import SPLITS, records_for
 from qil_jax.scenes.scene import SIMPLE
+from qil_jax.scenes.scene_files import Recipe, _contents
 from qil_jax.training import data
 from qil_jax.training.config_file import load_experiment
 from qil_jax.training.experiment import ExperimentError
-from tools.scene_files import Recipe, _contents
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "small" / "finetune_lora.py"
 

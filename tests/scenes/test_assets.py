@@ -10,14 +10,14 @@ import pytest
 from PIL import Image, ImageFont
 from registry import Registry, tgz
 
-from qil_jax.programs import ended
+from qil_jax.cli import fetch_assets, make_scenes
+from qil_jax.programs import called, ended
 from qil_jax.records.sources import open_source
 from qil_jax.scenes import packages
 from qil_jax.scenes.assets import LIST, Kind, load_assets, read_list
 from qil_jax.scenes.packages import PUBLIC_DOMAIN, FetchError, Package, debian_licences, fetch
 from qil_jax.scenes.registries import Client, unpacked
 from qil_jax.scenes.scene import SceneConfig, make_scene
-from tools import fetch_assets, make_scenes
 
 COPYRIGHT = """Format: x
 
@@ -178,7 +178,7 @@ def test_the_tool(known, filled, monkeypatch, capsys, tmp_path):
     assert ended(make_scenes.main, [*words, str(tmp_path)]) == 2
     assert "fetch it again" in capsys.readouterr().err
     assert ended(make_scenes.main, [*words, str(tmp_path / "no")]) == 2
-    assert "fetch_assets.py" in capsys.readouterr().err
+    assert called("fetch-assets") in capsys.readouterr().err
 
 
 def test_every_known_package_is_free_and_pinned():

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from qil_jax.cli import make_scenes
 from qil_jax.documents.limits import PSDLimits
 from qil_jax.documents.prepare import to_bytes
 from qil_jax.documents.psd import read_psd
@@ -18,7 +19,6 @@ from qil_jax.records.record import decode
 from qil_jax.scenes.assets import Asset, Assets
 from qil_jax.scenes.scene import DESIGN, GROUPED, PHOTO, SIMPLE, VARIED, SceneConfig, make_scene
 from qil_jax.scenes.shapes import vary
-from tools import make_scenes
 
 CONFIG = SceneConfig(side=64)
 

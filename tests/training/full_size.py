@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from qil_jax.mesh import MeshShape, make_mesh
+from qil_jax.planning.training import abstract_step
 from qil_jax.training.stages.kinds import Stage
-from tools.planning.training import abstract_step
 from tools.presets import SLICES, preset
 
 ROWS = 8

@@ -15,10 +15,10 @@ import orbax.checkpoint as ocp
 import pytest
 from waiting import HANGS, free_port, simulated
 
-import train
 from qil_jax import mesh
+from qil_jax.cli import cache_latents, make_scenes, train
 from qil_jax.loader.loader import Loader
-from qil_jax.programs import ended
+from qil_jax.programs import called, ended
 from qil_jax.training import check, loop, setup
 from qil_jax.training.config_file import load_experiment
 from qil_jax.training.experiment import Experiment
@@ -27,9 +27,10 @@ from qil_jax.training.parameters import Params, copied
 from qil_jax.training.setup import TrainingRun
 from qil_jax.training.stages.flow import FlowStage
 from qil_jax.training.stages.kinds import Stage
-from tools import cache_latents, make_demo_checkpoint, make_scenes
+from tools import make_demo_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
+GO_ON = f"to go on: {called('train')}"
 SIDE, TOKENS = 32, 4
 
 
@@ -88,7 +89,7 @@ class World:
         return held
 
     def cache(self, out: Path, changes: dict[str, Any], *more: str) -> int:
-        """Latents of the training split by tools/cache_latents.py, for stage 3 with changes; its exit status."""
+        """Latents of the training split by `qil cache-latents`, for stage 3 with changes; its exit status."""
         config = self.config_file(out.parent, Stage.IMAGE_TO_LAYERS, changes)
         given = [str(self.scenes), "--checkpoint", str(self.base), "--splits", "train", "--config", str(config)]
         return ended(cache_latents.main, [*given, "--out", str(out), *more])
@@ -124,7 +125,7 @@ class Held:
         self.config, self.hold = config, config.with_suffix(".hold")
 
     def command(self, run: Path, *more: str) -> list[str]:
-        """The call of train.py."""
+        """The call of `qil train`, as train.py."""
         return [sys.executable, str(ROOT / "train.py"), str(self.config), "--out", str(run), *more]
 
 
@@ -148,7 +149,7 @@ def mean_square(wait: Callable[[], object] | None = None) -> Objective:
 
 
 def on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give train.py's `main`, in this process, the first device alone, whatever the mesh."""
+    """Give `qil train`, in this process, the first device alone, whatever the mesh."""
     monkeypatch.setattr(mesh, "make_mesh", lambda shape: mesh.single_device_mesh())
 
 
@@ -159,7 +160,7 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class QuickRuns:
-    """train.py's `main` in this process: on one device, minimising something that compiles at once.
+    """`qil train` in this process: on one device, minimising something that compiles at once.
 
     What is loaded and compiled before the step is kept for the next run.
     """
@@ -188,13 +189,13 @@ class QuickRuns:
         )
 
     def argv(self, run: Path, changes: dict[str, Any], *more: str) -> list[str]:
-        """Arguments of train.py."""
+        """Arguments of `qil train`."""
         stage = Stage.TEXT_TO_RGBA
         return command(stage, run, self.world.settings(stage, self.settings | changes), *more)[2:]
 
     def main(self, run: Path, changes: dict[str, Any] | None = None, *more: str) -> int:
         """The exit status."""
-        return train.main(self.argv(run, changes or {}, *more))
+        return train.trained(self.argv(run, changes or {}, *more))
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ def world(tmp_path_factory) -> World:
 
 
 def command(stage: Stage, run: Path, settings: list[str], *more: str) -> list[str]:
-    """The call of train.py."""
+    """The call of `qil train`, as train.py."""
     sets = [part for setting in settings for part in ("--set", setting)]
     return [sys.executable, str(ROOT / "train.py"), str(config_of(stage)), "--out", str(run), *sets, *more]
 

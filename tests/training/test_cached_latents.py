@@ -1,4 +1,4 @@
-"""Latents that tools/cache_latents.py wrote give the batches that encoding while training gives.
+"""Latents that `qil cache-latents` wrote give the batches that encoding while training gives.
 
 What may differ, and why:
 - Rounding: the cache keeps float16, half a unit in the last place of 11 bits off at most; see TOLERANCE.
@@ -20,17 +20,18 @@ import numpy as np
 import pytest
 from runs import World
 
+from qil_jax.cli import cache_latents
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.loader.batch import NO_RECORD, Batch
 from qil_jax.loader.latents import open_latents
 from qil_jax.mesh import single_device_mesh
 from qil_jax.programs import ended
 from qil_jax.records.sources import open_source
+from qil_jax.training import latent_cache
 from qil_jax.training.batches import FlowBatch
 from qil_jax.training.inputs import dropped_prompts
 from qil_jax.training.setup import prepare
 from qil_jax.training.stages.kinds import Stage
-from tools import cache_latents, latent_cache
 
 pytestmark = pytest.mark.full
 
@@ -152,7 +153,7 @@ def test_a_cache_that_was_cut_off_is_continued(world: World, tmp_path, monkeypat
     monkeypatch.setattr(latent_cache, "encode_records", functools.partial(until, 2))
     assert world.cache(cut, SETTINGS) == 130
     assert {*files_of(cut)} == {"job.json", "train-00000.safetensors", "train-00001.safetensors"}
-    with pytest.raises(ValueError, match=r"train.json: missing: run tools/cache_latents.py to the end"):
+    with pytest.raises(ValueError, match=r"train.json: missing: run .*cache-latents to the end"):
         open_latents(cut, "train")
     encoded.clear()
     monkeypatch.setattr(latent_cache, "encode_records", functools.partial(until, None))

@@ -15,14 +15,13 @@ from PIL import Image
 from runs import ROOT, World, command, on_one_device
 from transformers import Qwen2VLProcessor
 
-import train
+from qil_jax.cli import convert, train, validate
 from qil_jax.inference.__main__ import main as infer
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
 from qil_jax.programs import ended
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.weights.values import checkpoint_values
-from tools import convert, validate
 
 pytestmark = pytest.mark.full
 
@@ -49,7 +48,7 @@ NEW = {
 class Chain:
     """The run of each stage, and what it printed. Each of the two networks is trained on eight devices once.
 
-    A stage starts from the last one's checkpoint, and the last stage from what tools/convert.py exports of the run.
+    A stage starts from the last one's checkpoint, and the last stage from what `qil export-run` exports of the run.
     """
 
     def __init__(self, world: World, folder: Path):
@@ -66,7 +65,7 @@ class Chain:
             with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
                 if stage not in SPREAD:
                     on_one_device(patch)
-                assert train.main(command(stage, self.run(stage), settings)[2:]) == 0
+                assert train.trained(command(stage, self.run(stage), settings)[2:]) == 0
             self.printed[stage] = printed.getvalue()
             assert self.export(self.run(stage), self.exported(stage)) == 0
             start = self.exported(stage) if stage is Stage.TEXT_TO_LAYERS else self.run(stage) / "checkpoint"
@@ -76,11 +75,11 @@ class Chain:
         return self.folder / stage
 
     def exported(self, stage: Stage) -> Path:
-        """What tools/convert.py made of the run."""
+        """What `qil convert export` made of the run."""
         return self.folder / f"{stage}_exported"
 
     def export(self, run: Path, out: Path, *more: str) -> int:
-        """The exit status of tools/convert.py."""
+        """The exit status of `qil convert`."""
         return ended(convert.main, ["export", str(run), str(out), *more])
 
 

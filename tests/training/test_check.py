@@ -1,4 +1,4 @@
-"""train.py --check: what it reports, and that it leaves nothing behind."""
+"""`qil train --check`: what it reports, and that it leaves nothing behind."""
 
 import re
 import subprocess
@@ -9,6 +9,7 @@ import jax
 import pytest
 from runs import ROOT, QuickRuns, World, command, config_of, environment, finish
 
+from qil_jax.programs import called
 from qil_jax.training import setup
 from qil_jax.training.check import folder_lines, size_text
 from qil_jax.training.config_file import load_experiment
@@ -107,7 +108,7 @@ def test_a_disk_without_room_is_said(tmp_path):
 def test_the_folder_of_another_run_is_refused(quick: QuickRuns, tmp_path, capsys):
     (tmp_path / "letter.txt").write_text("dear")
     assert quick.main(tmp_path, {}, "--check") == 2
-    assert "holds something that is no run of train.py" in capsys.readouterr().err
+    assert f"holds something that is no run of {called('train')}" in capsys.readouterr().err
 
 
 @pytest.mark.full

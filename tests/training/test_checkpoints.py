@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from runs import QuickRuns, World, assert_same_bits, command, environment, saved
+from runs import GO_ON, QuickRuns, World, assert_same_bits, command, environment, saved
 from waiting import HANGS
 
 from qil_jax.mesh import make_mesh, single_device_mesh
@@ -151,7 +151,7 @@ def test_a_disk_that_fills_while_writing(world: World, quickly: Runs, uncut, tmp
     ended = subprocess.run(limited, env=bounded, capture_output=True, text=True, timeout=HANGS, check=False)
     assert ended.returncode == 2
     assert re.search(r"^error: .*checkpoints: .* could not be (saved|written)", ended.stderr, re.MULTILINE)
-    assert re.search(r"^step 2 is saved; to go on: python train.py ", ended.stderr, re.MULTILINE)
+    assert re.search(rf"^step 2 is saved; {GO_ON} ", ended.stderr, re.MULTILINE)
     assert "Traceback" not in ended.stdout + ended.stderr
     assert_same_bits(saved(run, 2), before)
     assert quickly(run) is RunStatus.FINISHED

@@ -9,8 +9,8 @@ import pytest
 from runs import World, command
 from safetensors.numpy import load_file
 
-import train
 from qil_jax import mesh
+from qil_jax.cli import train
 from qil_jax.training.config_file import load_experiment
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.stages.vae import trains_encoder
@@ -42,11 +42,11 @@ def test_latents_stay_where_the_encoder_is_frozen(world: World, tmp_path, monkey
     words = lambda trainable: command(
         Stage.RGBA_VAE, tmp_path / "run", world.settings(Stage.RGBA_VAE, changes | {"trainable": trainable})
     )[2:]
-    assert train.main(words("")) == 2
+    assert train.trained(words("")) == 2
     assert "rgba_vae starts from rgba_vae" in capsys.readouterr().err
     if not trainable:
         (start / "training.json").unlink()
-    assert train.main(words(trainable)) == 0
+    assert train.trained(words(trainable)) == 0
     trained = tmp_path / "run" / "checkpoint"
     before, after = tensors(start), tensors(trained)
     configs = [json.loads((folder / "vae" / "config.json").read_text()) for folder in (start, trained)]

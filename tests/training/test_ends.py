@@ -1,6 +1,6 @@
 """How a run ends before its last step: by Ctrl-C in any of its phases, by a full disk, by an error of our own.
 
-All but one ask train.py's `main` in this process; what ends a process at once is asked of the real command line.
+All but one ask `qil train` in this process; what ends a process at once is asked of the real command line.
 """
 
 import json
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from runs import ROOT, QuickRuns, World, assert_same_bits, environment, saved
+from runs import GO_ON, ROOT, QuickRuns, World, assert_same_bits, environment, saved
 from waiting import HANGS
 
 from qil_jax.errors import QilError
@@ -65,7 +65,7 @@ def test_ctrl_c_before_the_first_step_ends(quick: QuickRuns, tmp_path, monkeypat
     interrupted(*where, monkeypatch)
     assert quick.main(run) == 130
     out, err = capsys.readouterr()
-    assert err.startswith("interrupted: nothing is saved; to go on: python train.py ") and err.count("\n") == 1
+    assert err.startswith(f"interrupted: nothing is saved; {GO_ON} ") and err.count("\n") == 1
     assert str(run) in err and "Traceback" not in out + err
     monkeypatch.undo()
 
@@ -86,7 +86,7 @@ def test_ctrl_c_within_the_steps_saves_first(quick: QuickRuns, tmp_path, monkeyp
         interrupted(owner, name, patch, call=call)
         assert quick.main(run) == 0
     out, err = capsys.readouterr()
-    assert out.splitlines()[-1].startswith(f"stopped after step {step}; to go on: python train.py ")
+    assert out.splitlines()[-1].startswith(f"stopped after step {step}; {GO_ON} ")
     assert "Traceback" not in out + err
     assert newest_step(run) == step and not (run / "checkpoint").exists()
     assert quick.main(run) == 0
@@ -99,7 +99,7 @@ def test_ctrl_c_while_exporting_loses_nothing(quick: QuickRuns, tmp_path, monkey
         interrupted(finish, "export_checkpoint", patch)
         assert quick.main(run) == 130
     out, err = capsys.readouterr()
-    assert err.splitlines()[-1].startswith("interrupted: step 4 is saved; to go on: python train.py ")
+    assert err.splitlines()[-1].startswith(f"interrupted: step 4 is saved; {GO_ON} ")
     assert "Traceback" not in out + err and not (run / "checkpoint").exists()
     assert quick.main(run) == 0
     assert (run / "checkpoint" / "training.json").is_file()
@@ -146,7 +146,7 @@ def test_a_second_ctrl_c_ends_at_once(world: World, tmp_path):
         finally:
             patience.cancel()
             child.kill()
-    assert last_words == f"ended: nothing is saved; to go on: python train.py {file} --out {run}\n"
+    assert last_words == f"ended: nothing is saved; {GO_ON} {file} --out {run}\n"
 
 
 @contextmanager
@@ -171,7 +171,7 @@ def assert_disk_error_said(capsys: pytest.CaptureFixture[str], file: Path, step:
     out, err = capsys.readouterr()
     error, standing = err.splitlines()[-2:]
     assert error.startswith("error: ") and str(file) in error and "File too large" in error
-    assert standing.startswith(f"step {step} is saved; to go on: python train.py ") and str(file.parent) in standing
+    assert standing.startswith(f"step {step} is saved; {GO_ON} ") and str(file.parent) in standing
     assert "Traceback" not in out + err
 
 
@@ -222,7 +222,7 @@ def test_no_room_for_the_state(quick: QuickRuns, tmp_path, monkeypatch, capsys):
         assert quick.main(run) == 2
     error, standing = capsys.readouterr().err.splitlines()
     assert str(run / "checkpoints") in error and "0.00 GB are free: make room" in error
-    assert standing.startswith("step 2 is saved; to go on: python train.py ")
+    assert standing.startswith(f"step 2 is saved; {GO_ON} ")
     assert_same_bits(saved(run, 2), before)
     assert quick.main(run) == 0
 

@@ -14,6 +14,7 @@ import pytest
 from runs import ROOT, config_of
 
 from qil_jax.models.attention import AttentionKind
+from qil_jax.programs import called
 from qil_jax.training.bounds import BOUNDS, numbers
 from qil_jax.training.cli import parse_arguments
 from qil_jax.training.config_file import load_experiment
@@ -284,7 +285,7 @@ def test_plain_help_needs_no_heavy_imports():
     """It is asked of a process of its own, where nothing is imported yet."""
     script = "import sys, train\ntry: train.main(['--help'])\nexcept SystemExit: print([*sys.modules])"
     ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "usage: train.py" in ended.stdout
+    assert f"usage: {called('train')} " in ended.stdout
     assert not {"jax", "numpy", "pydantic", "qil_jax.training.describe"} & {
         *ast.literal_eval(ended.stdout.splitlines()[-1])
     }

@@ -1,4 +1,4 @@
-"""tools/convert.py export: any checkpoint of a run as a checkpoint folder, and what is refused."""
+"""`qil convert export` and `qil export-run`: any checkpoint of a run as a checkpoint folder, and what is refused."""
 
 import json
 import re
@@ -15,7 +15,8 @@ import pytest
 from runs import ROOT, QuickRuns, World, saved
 from safetensors.numpy import load_file
 
-from qil_jax.programs import ended
+from qil_jax.cli import convert
+from qil_jax.programs import called, ended
 from qil_jax.training.saved import SavedParams
 from qil_jax.training.state_tree import Weights, checksum
 from qil_jax.weights import Component, component_config, require_sound
@@ -23,7 +24,6 @@ from qil_jax.weights.convert import to_orbax
 from qil_jax.weights.safetensors_io import ShardedWriter
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.values import checkpoint_values
-from tools import convert
 
 TRAINED = re.compile("image_out|modulation|text_in")
 pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
@@ -47,7 +47,7 @@ def copy(run: Path, tmp_path) -> Path:
 
 
 def export(run: Path, out: Path, *more: str) -> int:
-    """The exit status of tools/convert.py."""
+    """The exit status of `qil convert`."""
     return ended(convert.main, ["export", str(run), str(out), *more])
 
 
@@ -137,8 +137,8 @@ REFUSED: dict[str, tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ...
     "nothing but a damaged one": (only_damaged, (), ("checkpoints/4 is damaged", "there is no other\n")),
     "a step that is not there": (lambda _: None, ("--step", "3"), ("there is no step 3: give one of 2, 4\n",)),
     "no checkpoint yet": (no_steps, (), ("no checkpoint is there yet",)),
-    "no run": (no_run, (), ("holds no run (experiment.json is missing): give the folder that train.py",)),
-    "no start": (start_elsewhere, (), ("not/here: ", "begin where train.py ran, so run this there, not in")),
+    "no run": (no_run, (), (f"holds no run (experiment.json is missing): give the folder that {called('train')}",)),
+    "no start": (start_elsewhere, (), ("not/here: ", "begin where it was trained, so run this there, not in")),
 }
 
 
@@ -201,7 +201,7 @@ def test_an_interrupted_export_leaves_nothing(run: Path, tmp_path, monkeypatch, 
 SLOW = """
 import sys, time
 from qil_jax.training.saved import SavedParams
-from tools import convert
+from qil_jax.cli import convert
 def read(*_):
     print("reading", flush=True)
     time.sleep(600)

@@ -17,14 +17,15 @@ BLOCKS = [block.splitlines() for block in re.findall(r"```bash\n(.*?)\n```", TEX
 HERE = [line for block in BLOCKS if block[0] != POD for line in block]
 ON_PODS = [line for block in BLOCKS if block[0] == POD for line in block[1:]]
 INLINE = re.findall(r"`((?:--set [\w.]+=\S+ ?)+)`", TEXT)
+OURS = ("python", "qil")
 NOT_OURS = ("pip", "hf", "gcloud", "git", "cd", "srun")
 
 
 def programs(line: str) -> list[list[str]]:
-    """The words of each call of one of our programs in a line, without `python`."""
+    """The words of each call of one of our programs in a line, as `python` takes them."""
     quoted = [word for word in shlex.split(line) if " && " in word]  # what another host's shell gets
     parts = [shlex.split(part) for whole in quoted or [line] for part in whole.split(" && ")]
-    return [words[1:] for words in parts if words[0] == "python"]
+    return [["-m", "qil_jax", *words[1:]] if words[0] == "qil" else words[1:] for words in parts if words[0] in OURS]
 
 
 def test_the_page_has_both_kinds_of_commands():

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import ROOT, QuickRuns, World, assert_same_bits, config_of, environment, finish, saved, two_of
+from runs import GO_ON, ROOT, QuickRuns, World, assert_same_bits, config_of, environment, finish, saved, two_of
 from waiting import HANGS
 
 from qil_jax.training import watchdog
@@ -251,7 +251,7 @@ def test_a_blocked_run_ends_and_goes_on(world: World, tmp_path):
     assert said in ended.stderr.splitlines()
     assert "in blocked_in_c" in ended.stderr
     assert "in blocked_in_c" in (run / "hang" / "process_0.txt").read_text()
-    assert ended.stderr.splitlines()[-1].startswith("ended: step 4 is saved; to go on: python train.py ")
+    assert ended.stderr.splitlines()[-1].startswith(f"ended: step 4 is saved; {GO_ON} ")
     assert newest_step(run) == 4
     assert_same_bits(saved(run, 4), saved(uncut, 4))
     marker.unlink()

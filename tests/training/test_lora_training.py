@@ -14,6 +14,7 @@ from reference import error
 from runs import World, saved
 from test_meshes import Run
 
+from qil_jax.cli import convert, validate
 from qil_jax.mesh import TRAINING_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.stack import Scan
 from qil_jax.programs import ended
@@ -33,7 +34,6 @@ from qil_jax.training.step import fresh_state, make_step
 from qil_jax.weights import Component, abstract, component_config, load_component
 from qil_jax.weights.lora import read_lora
 from qil_jax.weights.tables import table_of
-from tools import convert, validate
 
 pytestmark = pytest.mark.full
 

@@ -1,9 +1,9 @@
-"""What train.py cannot train it refuses before it computes.
+"""What `qil train` cannot train it refuses before it computes.
 
 That is exit status 2, what and where and the fix on stderr, no traceback, and nothing left in the run's folder that
 would stand in the way of the corrected command.
 
-Most refusals are asked of train.py's `main`, which saves the start of a process; some are real calls.
+Most refusals are asked of `qil train` in this process, which saves the start of a process; some are real calls.
 """
 
 import dataclasses
@@ -17,11 +17,13 @@ import pytest
 from runs import World, command, environment
 from waiting import HANGS
 
-import train
+from qil_jax.cli import train
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.models.quantised import Quantisation
+from qil_jax.programs import called
 from qil_jax.training import setup
 from qil_jax.training.experiment import ExperimentError
+from qil_jax.training.presets import preset_names
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.weights.quantise import quantise_checkpoint
 from qil_jax.weights.tables.entries import Component
@@ -78,7 +80,7 @@ def refused(capsys: pytest.CaptureFixture[str], argv: list[str], run: Path) -> s
     """What a refusal says on stderr."""
     before = sorted(run.rglob("*"))
     capsys.readouterr()
-    assert train.main(argv) == 2
+    assert train.trained(argv) == 2
     out, err = capsys.readouterr()
     assert err.startswith("error: ") and "Traceback" not in out + err
     assert sorted(run.rglob("*")) == before, "something was left in the run's folder"
@@ -86,7 +88,7 @@ def refused(capsys: pytest.CaptureFixture[str], argv: list[str], run: Path) -> s
 
 
 def arguments(stage: Stage, run: Path, settings: list[str]) -> list[str]:
-    """Of train.py's `main`."""
+    """Of `qil train`."""
     return command(stage, run, settings)[2:]
 
 
@@ -254,11 +256,11 @@ CASES = {
     ),
     "a LoRA to start from": Case(
         changes={"start.checkpoint": "{given}/run/lora"},
-        says=("{given}/run/lora is no checkpoint", "{given}/run/lora/pytorch_lora", "tools/convert.py export"),
+        says=("{given}/run/lora is no checkpoint", "{given}/run/lora/pytorch_lora", called("convert export")),
     ),
     "the checkpoint of a run that made a LoRA": Case(
         changes={"start.checkpoint": "{given}/run/checkpoint"},
-        says=("{given}/run/checkpoint is no checkpoint", "{given}/run/lora/pytorch_lora", "tools/convert.py export"),
+        says=("{given}/run/checkpoint is no checkpoint", "{given}/run/lora/pytorch_lora", called("convert export")),
     ),
     "a LoRA file without low-rank changes": Case(
         changes={"start.lora": "{given}/run/lora/pytorch_lora_weights.safetensors"},
@@ -274,7 +276,7 @@ CASES = {
     ),
     "latents of another VAE": Case(
         changes=LATENTS | {"start.vae": "{given}/other"},
-        says=("{given}/latents: was encoded by another VAE", "run tools/cache_latents.py again"),
+        says=("{given}/latents: was encoded by another VAE", f"run {called('cache-latents')} again"),
     ),
     "latents of another prompt for none": Case(
         changes=LATENTS | {"loss.no_prompt": "nothing"},
@@ -294,11 +296,11 @@ CASES = {
     ),
     "latents of two folders": Case(
         changes=LATENTS | {"data.sources": '["{given}/latents", "{given}/latents"]'},
-        says=("cached latents come from one folder: give tools/cache_latents.py all the sources",),
+        says=(f"cached latents come from one folder: give {called('cache-latents')} all the sources",),
     ),
     "latents that are not there": Case(
         changes=LATENTS | {"data.sources": '["{scenes}"]'},
-        says=("{scenes}/train.json: missing: run tools/cache_latents.py",),
+        says=("{scenes}/train.json: missing: run " + called("cache-latents"),),
     ),
     "latents of whole foregrounds for single layers": Case(
         stage=ONE,
@@ -336,7 +338,14 @@ def test_a_config_that_cannot_be_run(tmp_path, capsys, text, says):
 
 def test_a_config_that_is_not_there(tmp_path, capsys):
     err = refused(capsys, [str(tmp_path / "mine.py")], tmp_path / "run")
-    assert err == f"error: {tmp_path / 'mine.py'}: no such file: give one of configs/\n"
+    begin = f"error: {tmp_path / 'mine.py'}: no such file, and no preset: give a file, or one of "
+    assert err == f"{begin}{', '.join(preset_names())}\n"
+
+
+def test_a_preset_that_is_not_there_is_answered_by_the_nearest(tmp_path, capsys):
+    err = refused(capsys, ["configs/released/finetune_lorra.py"], tmp_path / "run")
+    begin = "error: configs/released/finetune_lorra.py: no such file, and no preset: give a file, or one of "
+    assert err.startswith(f"{begin}released/finetune_lora, ") and err.count(",") == 4 and err.count("\n") == 1
 
 
 FAILED = ("no checkpoint to start from", "nothing to train", "fewer records to validate with than rows")
@@ -354,7 +363,7 @@ def test_a_failed_start_claims_nothing(given: Given, tmp_path, capsys, monkeypat
         raise ExperimentError("far enough")
 
     monkeypatch.setattr(setup, "fresh_state", stop_here)
-    assert train.main(corrected) == 2
+    assert train.trained(corrected) == 2
     assert capsys.readouterr().err == "error: far enough\n"
     assert (run / "experiment.json").is_file()
 
@@ -374,7 +383,7 @@ def test_a_wrong_path_corrected_trains(given: Given, one_device, tmp_path, capsy
     assert ended.returncode == 2 and not run.exists()
     assert ended.stderr.startswith("error: ") and str(given.folder / "nothing") in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert train.main(arguments(ONE, run, world.settings(ONE, few))) == 0
+    assert train.trained(arguments(ONE, run, world.settings(ONE, few))) == 0
     assert (run / "checkpoint" / "training.json").is_file()
     kept = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     err = refused(capsys, arguments(TWO, run, world.settings(TWO, few | MESH)), run)

@@ -73,7 +73,7 @@ ALWAYS = "finetune_lora"
 )
 @pytest.mark.full
 def test_check_of_a_tiny_checkpoint_of_the_same_structure(world: World, tmp_path, name):
-    """train.py --check on eight devices, through the program: only sizes, folders and the mesh are changed."""
+    """`qil train --check` on eight devices, through the program: only sizes, folders and the mesh are changed."""
     vae = name == "rgba_vae"
     values = {
         "start.checkpoint": world.base,

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from runs import World, assert_same_bits, environment, finish, saved, says, stop, two_of
+from runs import GO_ON, World, assert_same_bits, environment, finish, saved, says, stop, two_of
 from waiting import HANGS
 
 from qil_jax.training.disk import newest_step
@@ -70,7 +70,7 @@ def test_killed_and_terminated_runs_end_like_an_uncut_one(world: World, tmp_path
     child = subprocess.Popen(call, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     says(child.stdout, "held")
     out = stop(child, [signal.SIGTERM, signal.SIGINT][index % 2], held.hold)
-    assert "to go on: python train.py" in out and str(cut) in out
+    assert f"{GO_ON}" in out and str(cut) in out
     assert not (cut / result).exists() and newest_step(cut) < STEPS
     finish(call, env)
     assert_same_bits(saved(cut, STEPS), wanted)

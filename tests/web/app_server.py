@@ -48,7 +48,7 @@ def often(*args, **how):
 Engine.decompose, server.serve, Streams.patience = held, often, 1800.0
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-"""tools/app.py, whose decompositions stay at their first step while a file exists and somebody waits for them, and
+"""`qil app`, whose decompositions stay at their first step while a file exists and somebody waits for them, and
 which often tells those who wait that it is there, and waits long for those who do not listen yet."""
 
 
@@ -89,7 +89,7 @@ class Server:
 def served(folder: Path, *words: str) -> Iterator[Server]:
     """An app of the shipped model, ended as a service manager ends it."""
     port, work, log = free_port(), folder / "work", folder / "log.txt"
-    call = [sys.executable, "-c", HELD, str(log.with_suffix(HOLD)), str(ROOT / "tools" / "app.py")]
+    call = [sys.executable, "-c", HELD, str(log.with_suffix(HOLD)), str(ROOT / "qil_jax" / "__main__.py"), "app"]
     call += ["--port", str(port), "--work", str(work), *words]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with log.open("wb") as stream:

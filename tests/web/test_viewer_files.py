@@ -1,4 +1,4 @@
-"""What the viewer saves is what its canvas shows: as PNG, as a script for tools/edit.py, and as PSD for two readers."""
+"""What the viewer saves is what its canvas shows: as PNG, as a script for `qil edit`, and as PSD for two readers."""
 
 import base64
 import json
@@ -10,12 +10,12 @@ from PIL import Image
 from psd_tools import PSDImage
 from viewing import edited, entry, scene, tree
 
+from qil_jax.cli.edit import main as edit
 from qil_jax.export.psd import write_psd
 from qil_jax.export.result import write_result
 from qil_jax.export.stored import read_tree
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.viewer.stored import stored_entry
-from tools.edit import main as edit
 
 pytestmark = pytest.mark.full
 

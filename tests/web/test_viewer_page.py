@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from viewing import entry, scene, tree
 
+from qil_jax.cli.view import main
 from qil_jax.errors import ProblemsError, QilError
 from qil_jax.export.result import write_result
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.viewer.page import SCRIPTS, embedded, viewer_html
 from qil_jax.viewer.stored import result_folders, stored_entry
-from tools.view import main
 
 HOSTILE = [
     "</script><img src=x onerror=alert(1)>",

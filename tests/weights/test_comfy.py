@@ -11,12 +11,12 @@ import torch
 from quantised_checkpoints import TRANSFORMER
 from safetensors.torch import load_file, save_file
 
+from qil_jax.cli import convert
 from qil_jax.programs import ended
 from qil_jax.weights import WeightsError, component_config, require_sound
 from qil_jax.weights.comfy import read_comfy
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component
-from tools import convert
 from tools.make_demo_checkpoint import write_checkpoint
 
 E4M3 = torch.float8_e4m3fn

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from qil_jax.cli import convert
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
 from qil_jax.programs import ended
@@ -24,7 +25,6 @@ from qil_jax.weights.convert import ConversionError, to_diffusers, to_orbax
 from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan, TensorReader, read_headers, weight_files
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component, targets
-from tools import convert
 from tools.bench.convert import shallow, unlike, write_noise
 from tools.make_demo_checkpoint import write_checkpoint
 
@@ -199,7 +199,7 @@ def test_a_failed_conversion_leaves_the_old_result_whole(tiny, tmp_path, monkeyp
 KILLED = """
 import os, pathlib, sys
 import qil_jax.weights.convert as convert
-from tools.convert import main
+from qil_jax.cli.convert import main
 rename, moment, argv = pathlib.Path.rename, sys.argv[1], sys.argv[2:]
 kill = lambda *_: os.kill(os.getpid(), 9)
 if moment == "among the tensors":

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from qil_jax.cli import validate
 from qil_jax.weights import component_config, export, open_source
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component, targets
-from tools import validate
 from tools.make_demo_checkpoint import write_checkpoint
 
 FILES = {Component.TRANSFORMER: "diffusion_pytorch_model", Component.VAE: "diffusion_pytorch_model"}

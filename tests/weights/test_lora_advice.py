@@ -8,13 +8,13 @@ import pytest
 from loras import block_modules, random_lora, write_layout
 
 from qil_jax import Pipeline
+from qil_jax.cli import validate
 from qil_jax.inference.checkpoint import Checkpoint
 from qil_jax.programs import ended
 from qil_jax.shipped import shipped_checkpoint
 from qil_jax.weights import Component, component_config
 from qil_jax.weights.lora_advice import KNOWN, advice_on
 from qil_jax.weights.tables import table_of
-from tools import validate
 
 CONTROL, STABLE = "belongs on the checkpoint Qwen-Image-Layered-Control", "needs Heun's sampler, which is not there yet"
 

@@ -16,6 +16,7 @@ from PIL import Image
 from quantised_checkpoints import ELEMENTS, TEXT_ENCODER, TRANSFORMER, dequantised_by_torch
 from safetensors.torch import load_file, save_file
 
+from qil_jax.cli import convert, validate
 from qil_jax.inference.checkpoint import Checkpoint
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
@@ -38,7 +39,6 @@ from qil_jax.weights.convert import to_diffusers, to_orbax
 from qil_jax.weights.quantise import quantise_checkpoint
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import targets
-from tools import convert, validate
 from tools.bench.convert import unlike
 from tools.make_demo_checkpoint import write_checkpoint
 

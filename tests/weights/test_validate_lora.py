@@ -1,4 +1,4 @@
-"""tools/validate.py on LoRA files, and the stage that it names for checkpoints."""
+"""`qil validate` on LoRA files, and the stage that it names for checkpoints."""
 
 import dataclasses
 import json
@@ -8,10 +8,10 @@ import pytest
 from loras import TOP, block_modules, random_lora, tensors_of, write_layout
 from safetensors.numpy import save_file
 
+from qil_jax.cli import validate
 from qil_jax.weights import Component, component_config, write_lora
 from qil_jax.weights.released import CONFIGS
 from qil_jax.weights.tables import table_of
-from tools import validate
 from tools.make_demo_checkpoint import write_checkpoint
 
 

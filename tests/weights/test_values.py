@@ -1,4 +1,4 @@
-"""validate.py --values: NaN, infinities, constants, and checksums that outlast conversion."""
+"""`qil validate --values`: NaN, infinities, constants, and checksums that outlast conversion."""
 
 import hashlib
 import json
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from qil_jax.cli import validate
 from qil_jax.programs import ended
 from qil_jax.weights.convert import to_diffusers, to_orbax
 from qil_jax.weights.tables.entries import Component
-from tools import validate
 from tools.make_demo_checkpoint import write_checkpoint
 
 FILES = {

@@ -53,7 +53,7 @@ class Server:
         words = ["--port", str(self.port), "--work", str(self.work), "--disk-megabytes", str(DISK)]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         with self.log.open("wb") as stream:
-            call = [sys.executable, str(ROOT / "tools" / "app.py"), *words]
+            call = [sys.executable, "-m", "qil_jax", "app", *words]
             self.process = subprocess.Popen(call, stdout=stream, stderr=subprocess.STDOUT, env=env)
         while "serving " not in self.log.read_text():
             if self.process.poll() is not None:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from qil_jax.cli import build_dataset, make_scenes
 from qil_jax.command_line import Parser
 from qil_jax.errors import say
 from qil_jax.extras import require
 from qil_jax.programs import run_main
 from qil_jax.terminal import Table
-from tools import build_dataset, make_scenes
 
 CAMPAIGNS = {
     "documents": "Photoshop documents and the files beside them, through build_dataset.py",

@@ -54,14 +54,21 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(mutant)
 
 
+def call_of(words: list[str]) -> list[str]:
+    """The call of a verb of `qil`, or of a program of the repository by its path, with its arguments."""
+    begin = [str(ROOT / words[0])] if words[0].endswith(".py") else ["-m", "qil_jax", words[0]]
+    return [sys.executable, *begin, *words[1:]]
+
+
 def watched(words: list[str]) -> tuple[int, str, str]:
-    """Run a program of the repository by its path and arguments: exit status, what it printed, and what was wrong.
+    """Run what `call_of` calls: exit status, what it printed, and what was wrong.
 
     A traceback, termination by a signal and a timeout count as wrong.
     """
-    call = [sys.executable, str(ROOT / words[0]), *words[1:]]
     try:
-        done = subprocess.run(call, capture_output=True, text=True, errors="replace", timeout=HANG, check=False)
+        done = subprocess.run(
+            call_of(words), capture_output=True, text=True, errors="replace", timeout=HANG, check=False
+        )
     except subprocess.TimeoutExpired:
         return -1, "", f"{words[0]} did not end within {HANG:.0f} s"
     printed = done.stdout + done.stderr

@@ -11,13 +11,15 @@ import os
 import random
 import shutil
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from qil_jax.cli.__main__ import main_of
+from qil_jax.cli.commands import COMMANDS as VERBS
 from qil_jax.programs import ended
 from tools.fuzz.cases import ROOT, Case, hashes, lost, write_bystanders
 
@@ -48,18 +50,18 @@ STATUSES = (0, 1, 2, 3)
 """Permitted exit statuses; any other status or an exception is a failure."""
 CHECKPOINT = "checkpoint"
 COMMANDS = {
-    "infer": (
+    "decompose": (
         *("a.png", "--out", "out", "--checkpoint", CHECKPOINT, "--layers", "2", "--steps", "1", "--guidance", "1"),
         *("--resolution", "64", "--seed", "3", "--samples", "2", "--batch", "2", "--prompt", "x", "--dtype", "float32"),
         *("--output-size", "input", "--skip-bad", "--overwrite", "--max-layers", "4", "--rescale", "none"),
         *("--caption-language", "en"),
     ),
     "train": ("configs/demo/stage3_image_to_layers.py", "--out", "run", "--set", "steps=2", "--set", "mesh.data=1"),
-    "tools/convert": ("to-orbax", CHECKPOINT, "converted", "--overwrite"),
-    "tools/validate": (CHECKPOINT, "--tolerance", "1e-4"),
-    "tools/make_scenes": ("--count", "2", "--side", "64", "--out", "scenes", "--seed", "1", "--preset", "simple"),
-    "tools/evaluate": ("layers", "pictures", "--out", "report", "--checkpoint", CHECKPOINT, "--count", "2"),
-    "tools/make_demo_checkpoint": ("another", "--preset", "try", "--overwrite"),
+    "convert": ("to-orbax", CHECKPOINT, "converted", "--overwrite"),
+    "validate": (CHECKPOINT, "--tolerance", "1e-4"),
+    "make-scenes": ("--count", "2", "--side", "64", "--out", "scenes", "--seed", "1", "--preset", "simple"),
+    "evaluate": ("layers", "pictures", "--out", "report", "--checkpoint", CHECKPOINT, "--count", "2"),
+    "tools/make_demo_checkpoint.py": ("another", "--preset", "try", "--overwrite"),
 }
 
 
@@ -134,13 +136,19 @@ def _broken(words: list[str], rng: random.Random) -> list[str]:
             return [*words[:at], rng.choice((*ODD, *NUMBERS)), *words[at + 1 :]]
 
 
+def _main_of(program: str) -> Callable[[list[str]], int]:
+    """The function `main` of a verb of `qil`, or of a program of the repository by its path."""
+    if program in VERBS:
+        return main_of(program)
+    return importlib.import_module(program.removesuffix(".py").replace("/", ".")).main
+
+
 def _called(program: str, words: list[str]) -> tuple[object, str]:
     """Exit status of a program, or the exception that it raised, and its output."""
-    name = "qil_jax.inference.__main__" if program == "infer" else program.replace("/", ".")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
-            return ended(importlib.import_module(name).main, words), printed.getvalue()
+            return ended(_main_of(program), words), printed.getvalue()
         except SystemExit as end:
             return end.code, printed.getvalue()
         except BaseException as error:

@@ -28,7 +28,7 @@ def documents(seeds: range, folder: Path) -> Iterator[Case]:
 
 def _originals(folder: Path) -> list[bytes]:
     """Small real documents, and layered scenes as Photoshop documents."""
-    make = ["tools/make_scenes.py", "--count", "6", "--side", "64", "--format", "psd", "--out", str(folder)]
+    make = ["make-scenes", "--count", "6", "--side", "64", "--format", "psd", "--out", str(folder)]
     code, printed, _ = watched(make)
     if code:
         raise RuntimeError(f"no scenes to break: {printed}")
@@ -43,7 +43,7 @@ def _built(seeds: range, originals: list[bytes], place: Path) -> Iterator[Case]:
             (source / f"{seed:06d}{suffix}").write_bytes(data)
     write_bystanders(out)
     inputs, others = hashes(source), hashes(out)
-    code, printed, failure = watched(["tools/build_dataset.py", str(source), "--out", str(out), *LIMITS])
+    code, printed, failure = watched(["build-dataset", str(source), "--out", str(out), *LIMITS])
     failures = [failure, lost(inputs, hashes(source)), lost(others, hashes(out))]
     report = out / "report.json"
     if not report.is_file():

@@ -74,7 +74,7 @@ def _furnish(folder: Path) -> tuple[Path, ...]:
 
 
 def _case(seed: int, templates: tuple[Path, ...], place: Path) -> Case:
-    from tools import edit
+    from qil_jax.cli import edit
 
     rng = random.Random(seed)
     template = rng.choice(templates)

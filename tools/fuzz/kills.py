@@ -7,19 +7,18 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from tools.fuzz.cases import ROOT, Case, hashes, lost, watched, write_bystanders
+from tools.fuzz.cases import Case, call_of, hashes, lost, watched, write_bystanders
 
 FASTER = "was faster"
 STAMPS = ("_CHECKPOINT_METADATA", "commit_success.txt")
 """Files in which orbax stores times."""
-SCENES = ("tools/make_scenes.py", "--side", "64")
+SCENES = ("make-scenes", "--side", "64")
 INPUTS = {
     "checkpoint": ("tools/make_demo_checkpoint.py",),
     "captioner": ("tools/make_demo_checkpoint.py", "--preset", "caption"),
@@ -93,7 +92,7 @@ def kills(seeds: range, folder: Path) -> Iterator[Case]:
 
 
 def _jobs(folder: Path) -> list[Job]:
-    """The four programs on small inputs in the folder, and infer.py where it captions."""
+    """The four programs on small inputs in the folder, and `qil decompose` where it captions."""
     at = lambda name: str(folder / name)
     small = ("--layers", "2", "--steps", "2", "--resolution", "64")
     sets = ("steps=6", "log_every=2", "checkpoints.every=2", "mesh.data=1", "validation.every=0", "data.loader.rows=4")
@@ -102,32 +101,32 @@ def _jobs(folder: Path) -> list[Job]:
     return [
         Job(
             name="infer",
-            words=("infer.py", at("pictures"), "--checkpoint", at("checkpoint"), "--out", "OUT", *small),
+            words=("decompose", at("pictures"), "--checkpoint", at("checkpoint"), "--out", "OUT", *small),
             share=0.35,
             needs=("checkpoint",),
         ),
         Job(
             name="convert",
-            words=("tools/convert.py", "to-orbax", at("checkpoint"), "OUT"),
+            words=("convert", "to-orbax", at("checkpoint"), "OUT"),
             share=0.35,
             needs=("checkpoint",),
         ),
         Job(
             name="build_dataset",
-            words=("tools/build_dataset.py", at("documents"), "--out", "OUT"),
+            words=("build-dataset", at("documents"), "--out", "OUT"),
             share=0.15,
             needs=("documents",),
         ),
         Job(
             name="train",
-            words=("train.py", "configs/demo/rgba_vae.py", "--out", "OUT", *settings),
+            words=("train", "configs/demo/rgba_vae.py", "--out", "OUT", *settings),
             share=0.15,
             needs=("checkpoint", "scenes"),
             kept=".safetensors",
         ),
         Job(
             name="captions",
-            words=("infer.py", at("pictures"), "--checkpoint", at("captioner"), "--out", "OUT", *small),
+            words=("decompose", at("pictures"), "--checkpoint", at("captioner"), "--out", "OUT", *small),
             share=0.25,
             needs=("captioner",),
         ),
@@ -137,7 +136,7 @@ def _jobs(folder: Path) -> list[Job]:
 def _killed(seed: int, job: Job, out: Path, after: float, whole: dict[str, str]) -> Case:
     write_bystanders(out)
     before = hashes(out)
-    call = [sys.executable, str(ROOT / job.words[0]), *job.call(out / "result")[1:]]
+    call = call_of(job.call(out / "result"))
     with subprocess.Popen(
         call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:

@@ -39,7 +39,7 @@ def _decomposed(seeds: range, checkpoint: Path, place: Path) -> Iterator[Case]:
     names = {seed: _write(seed, source) for seed in seeds}
     write_bystanders(out)
     inputs, others = hashes(source), hashes(out)
-    words = ["infer.py", str(source), "--checkpoint", str(checkpoint), "--out", str(out), *SETTINGS]
+    words = ["decompose", str(source), "--checkpoint", str(checkpoint), "--out", str(out), *SETTINGS]
     code, printed, failure = watched(words)
     skipped = [line for line in printed.splitlines() if line.startswith(SKIPPED)]
     failures = [failure, lost(inputs, hashes(source)), lost(others, hashes(out))]

@@ -20,6 +20,7 @@ from qil_jax.loader.batch import Batch
 from qil_jax.mesh import TRAINING_RULES
 from qil_jax.models.lpips import lpips
 from qil_jax.models.rgba_vae import RGBAVAE
+from qil_jax.programs import called
 from qil_jax.training.batches import PictureBatch, RowPlacement
 from qil_jax.training.experiment import Experiment
 from qil_jax.training.flops import vae_flops_per_pixel
@@ -134,7 +135,7 @@ def missing_perceptual(loss: VAELoss) -> str | None:
     if not loss.perceptual or (loss.perceptual_weights is not None and Path(loss.perceptual_weights).is_file()):
         return None
     where = loss.perceptual_weights or "loss.perceptual_weights is not set"
-    return f"the perceptual term is off: {where}: tools/convert_lpips.py makes the file"
+    return f"the perceptual term is off: {where}: {called('convert-lpips')} makes the file"
 
 
 def latent_statistics(

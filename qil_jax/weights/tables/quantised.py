@@ -12,6 +12,7 @@ import numpy as np
 
 from qil_jax.models.config import ConfigError, shown
 from qil_jax.models.quantised import Quantisation
+from qil_jax.programs import called
 from qil_jax.weights.tables.entries import Component, Entry, Transform, plain
 
 CONFIG_KEY = "quantization_config"
@@ -36,7 +37,7 @@ def quantisation_of(component: Component, config: Mapping[str, Any]) -> Quantisa
     if not known or component not in QUANTISABLE:
         raise ConfigError(
             f"{component}/config.json: {CONFIG_KEY} {shown(mark)} is not read: give a checkpoint of full precision, or "
-            f"one that tools/convert.py quantize made of it"
+            f"one that {called('convert quantize')} made of it"
         )
     return known[0]
 

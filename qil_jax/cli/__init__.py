@@ -1,0 +1,1 @@
+"""The command line: `qil VERB ...`, each verb a module with `main(argv)`."""

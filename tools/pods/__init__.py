@@ -1,0 +1,1 @@
+"""The tables of docs/pods.md: `python tools/pods`."""
