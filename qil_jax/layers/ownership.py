@@ -7,11 +7,13 @@ misses where it is seen, and no better than it does so nearby; the other by the 
 affine fit to the picture then takes out what is no edge there. All is repeated, for a tip grows from its base.
 """
 
+import dataclasses
+
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from qil_jax.layers.shares import alphas_of, shares_of, valid
-from qil_jax.layers.windows import affine_fits, neighbours, window_mean
+from qil_jax.layers.windows import Guide, neighbours, window_mean
 
 ROUNDS = 6
 DEVIATION = 0.06
@@ -38,8 +40,10 @@ OTHERS = 0.02
 """Alpha of a third layer within two pixels from which on nothing is moved."""
 HAZE = 0.2
 """Share that a layer has to gain."""
-FIT = 1e-3
+EPSILON = 1e-3
 """Regularisation of the affine fit."""
+SHRINKING = 3.0
+"""How much of its slopes goes for the part of the variance that the fit leaves."""
 REACH = 16
 """Pixels around those that may be moved on which they depend."""
 FEW = 0.02
@@ -72,6 +76,17 @@ def reassigned(
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class _Evidence:
+    """What tells whose a pixel is, and does not change from round to round."""
+
+    picture: Float32[np.ndarray, "3 h w"]
+    colours: Float32[np.ndarray, "l 3 h w"]
+    nearby_alphas: Float32[np.ndarray, "u h w"]  # the largest within two pixels of the upper layers
+    movable: Float32[np.ndarray, "h w"]
+    guide: Guide
+
+
 def _reassigned(
     stack: UInt8[np.ndarray, "l h w 4"],
     straight: Float32[np.ndarray, "l 4 h w"],
@@ -79,9 +94,12 @@ def _reassigned(
     movable: Float32[np.ndarray, "h w"],
 ) -> UInt8[np.ndarray, "l h w 4"]:
     colours, alphas = straight[:, :3], straight[:, 3]
+    evidence = _Evidence(
+        picture, colours, _twice(alphas[1:], 1), movable, Guide(picture, epsilon=EPSILON, shrinking=SHRINKING)
+    )
     shares = given = shares_of(alphas)
     for _ in range(ROUNDS):
-        shares = _moved(shares, picture, colours, alphas, movable)
+        shares = _moved(shares, evidence)
     upper = shares[1:-1]
     haze = np.where((upper < HAZE) & (upper > given[1:-1]), upper - given[1:-1], 0)
     upper -= haze
@@ -96,14 +114,9 @@ def _reassigned(
     return found
 
 
-def _moved(
-    shares: Float32[np.ndarray, "s h w"],
-    picture: Float32[np.ndarray, "3 h w"],
-    colours: Float32[np.ndarray, "l 3 h w"],
-    alphas: Float32[np.ndarray, "l h w"],
-    movable: Float32[np.ndarray, "h w"],
-) -> Float32[np.ndarray, "s h w"]:
+def _moved(shares: Float32[np.ndarray, "s h w"], evidence: _Evidence) -> Float32[np.ndarray, "s h w"]:
     """The shares after a round."""
+    picture, colours = evidence.picture, evidence.colours
     apart = picture - colours[0]
     agrees = shares[0] ** 2 * np.exp(-_squared(apart) / (2 * AGREES**2))
     reach = _blurred(agrees, 3) + FEW
@@ -118,14 +131,14 @@ def _moved(
     odds = np.log((near + LITTLE) / (_blurred(shares[0], 1) + LITTLE)) + known * gain
     belongs = 1 / (1 + np.exp(-odds.clip(-30, 30)))
 
-    weight = movable * _where_layers_meet(shares, alphas, top)
+    weight = evidence.movable * _where_layers_meet(shares, evidence.nearby_alphas, top)
     held = np.take_along_axis(shares[1:-1], top[None], axis=0)[0]
     both = shares[0] + held
     held = held + weight * (both * belongs - held)
     moved = shares.copy()
     moved[0] = both - held
     np.put_along_axis(moved[1:-1], top[None], held[None], axis=0)
-    slopes, offsets = affine_fits(moved, picture, FIT)
+    slopes, offsets = evidence.guide.fits(moved)
     fitted = ((slopes * picture).sum(axis=1) + offsets).clip(0, 1)
     fitted = moved + weight * (fitted - moved)
     fitted[:-1] *= (moved[:-1] > 0) | (neighbours(moved[:-1])[1] > HAZE)
@@ -157,13 +170,13 @@ def _nearby(
 
 
 def _where_layers_meet(
-    shares: Float32[np.ndarray, "s h w"], alphas: Float32[np.ndarray, "l h w"], top: Int[np.ndarray, "h w"]
+    shares: Float32[np.ndarray, "s h w"], nearby_alphas: Float32[np.ndarray, "u h w"], top: Int[np.ndarray, "h w"]
 ) -> Float32[np.ndarray, "h w"]:
     """1 where pixels of the bottom layer and of a solid upper one, `top`, may be exchanged, else 0; soft between."""
     low, high = (_twice(shares[:-1], i) for i in (0, 1))
     meets = window_mean(((high - low).max(axis=0) > MEETING).astype(np.float32))
     solid = (np.take_along_axis(high[1:], top[None], axis=0)[0] - SOLID).clip(0, 0.1) / 0.1
-    others = _twice(alphas[1:], 1)
+    others = nearby_alphas.copy()
     np.put_along_axis(others, top[None], 0, axis=0)
     return meets * solid * (others.max(axis=0) < OTHERS)
 

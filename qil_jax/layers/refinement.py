@@ -4,8 +4,8 @@ Per pixel, layer i has the share w_i = a_i prod_{j>i} (1 - a_j) of what is seen,
 one share more, so that shares add up to 1. Shares, not alphas, are what a picture can tell: near an edge they are an
 affine function of its colours. So a guided filter (He and Sun, "Fast Guided Filter", arXiv 1505.00996) is fitted on the
 stack's pixels, where shares and mean colours are known, and read at the picture's. What the means of the result miss of
-the stack's shares is added; then both are done once more on pixels of half the size. Where no share differs among
-neighbours, nothing changes.
+the stack's shares is added. Both are done again on pixels of half the size, and so on down to those of the picture, on
+the smallest twice. Where no share differs among neighbours, nothing changes.
 
 Alphas follow from the shares front to back. Colours are the stack's, moved to the picture's where a layer is seen, and
 changed as little as possible so that the layers blend to the picture (`exact`).
@@ -26,16 +26,18 @@ from qil_jax.layers.filtering import resampled, resize_layers
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.ownership import reassigned
 from qil_jax.layers.shares import FAINT, alphas_of, has_edge, shares_of, valid
-from qil_jax.layers.windows import affine_fits, neighbours, window_mean
+from qil_jax.layers.windows import Guide, neighbours, window_mean
 from qil_jax.limits import Edges
 
-CORRECTIONS = 6
+EPSILON = 1e-5
+"""Regularisation of the fits, for values in [0, 1]."""
+SHRINKING = 1.0
+"""How much of a slope goes for the part of the variance that a fit leaves."""
+CORRECTIONS = 4
 """How often what the means of the shares miss is added."""
 SLACK = 1.0
 """How far a share may leave the range of its neighbours in the stack, relative to that range: what is soft stays so."""
-HALO = 18
-"""Rows of the stack around those that are refined: as far as a pixel's result depends on others."""
-PART = 1 << 22
+PART = 1 << 23
 """Values, of all shares together, that a thread refines at once, the halo apart."""
 
 
@@ -92,15 +94,19 @@ def refine(layered: LayeredImage, picture: UInt8[np.ndarray, "y x 4"]) -> tuple[
     stack = reassigned(stack, resampled(picture, (wide, high)))
     channels = 3 if (picture[..., 3] == 255).all() else 4
     layers, apart = np.empty((len(stack), height, width, 4), np.uint8), _apart(stack[..., 3] > 0)
+    factors = _factors(max(width / wide, height / high))
+    halo = (CORRECTIONS + 1) * (len(factors) + 1) + 4  # rows of the stack on which a row depends
 
     def refine_rows(first: int, last: int) -> None:
-        least, most = max(0, first - HALO), min(high, last + HALO)
+        least, most = max(0, first - halo), min(high, last + halo)
         seen = range(-(-least * height // high), most * height // high)
-        cells = Cells(Grid(high, height, seen), Grid(wide, width))
-        halves = Cells(Grid(min(2 * high, height), height, seen), Grid(min(2 * wide, width), width))
-        rows = cells.rows.cells
+        grids = [
+            Cells(Grid(min(times * high, height), height, seen), Grid(min(times * wide, width), width))
+            for times in factors
+        ]
+        rows = grids[0].rows.cells
         part, shown = stack[:, rows.start : rows.stop], picture[seen.start : seen.stop]
-        found = _refined(part, shown, cells, halves, apart, channels)
+        found = _refined(part, shown, grids, apart, channels)
         top, bottom = first * height // high, last * height // high
         layers[:, top:bottom] = found[:, top - seen.start : bottom - seen.start]
 
@@ -136,7 +142,8 @@ class Grid:
 
     def spread(self, values: Float32[np.ndarray, "*n c"]) -> Float32[np.ndarray, "*n p"]:
         """Values at the cells' centres, interpolated linearly along the last axis."""
-        return values[..., self.lower] * (1 - self.weight) + values[..., self.upper] * self.weight
+        # take, since an index after an ellipsis would give a transposed array
+        return np.take(values, self.lower, -1) * (1 - self.weight) + np.take(values, self.upper, -1) * self.weight
 
     def mean(self, values: Float32[np.ndarray, "n p *m"]) -> Float32[np.ndarray, "n c *m"]:
         """Means of pixels over the cells, along the second axis."""
@@ -159,7 +166,7 @@ class Cells:
         """Values at the cells' centres, interpolated bilinearly."""
         wide, rows = self.columns.spread(values), self.rows
         weight = rows.weight[:, None]
-        return wide[:, rows.lower] * (1 - weight) + wide[:, rows.upper] * weight
+        return np.take(wide, rows.lower, 1) * (1 - weight) + np.take(wide, rows.upper, 1) * weight
 
     def mean(self, values: Float32[np.ndarray, "n y x"]) -> Float32[np.ndarray, "n h w"]:
         """Means of pixels over the cells."""
@@ -167,24 +174,37 @@ class Cells:
         return np.ascontiguousarray(self.columns.mean(high.transpose(0, 2, 1)).transpose(0, 2, 1))
 
 
+def _factors(scale: float) -> list[int]:
+    """Cells along a side of each pixel of a stack, where the picture has `scale`: doubled down to whole pixels."""
+    return [2**level for level in range(max(1, int(np.log2(scale))) + 1)]
+
+
 def _refined_shares(
-    shares: Float32[np.ndarray, "s h w"], guide: Float32[np.ndarray, "c y x"], cells: Cells, halves: Cells
+    shares: Float32[np.ndarray, "s h w"], guide: Float32[np.ndarray, "c y x"], grids: Sequence[Cells]
 ) -> Float32[np.ndarray, "s y x"]:
-    """Shares on the pixels of a guide."""
-    plain = cells.spread(shares)
+    """Shares on the pixels of a guide; `grids` are the stack's cells, and smaller ones."""
+    cells, plain = grids[0], grids[0].spread(shares)
     edge = has_edge(shares)
+    there = shares.any(axis=(1, 2))
     if not edge.any():
         return plain
-    found = _corrected(_filtered(shares, guide, cells), shares, cells)
-    found = _corrected(_filtered(halves.mean(found), guide, halves), shares, cells)
+    shares, found = shares[there], plain[there]
+    for grid in grids:
+        means = Guide(grid.mean(guide), epsilon=EPSILON, shrinking=SHRINKING)
+        for _ in range(2 if grid is grids[-1] else 1):  # what the finest pixels show tells most
+            coarse = shares if grid is cells else grid.mean(found)
+            found = _corrected(_filtered(coarse, means, guide, grid), shares, cells)
     weight = cells.spread(neighbours(edge.astype(np.float32)[None])[1])
-    found = plain + weight * (found - plain)
-    return np.where(weight > 0, valid(np.where(found < FAINT, 0, found)), plain)
+    found = plain[there] + weight * (found - plain[there])
+    plain[there] = np.where(weight > 0, valid(np.where(found < FAINT, 0, found)), plain[there])
+    return plain
 
 
-def _filtered(shares: np.ndarray, guide: np.ndarray, cells: Cells) -> np.ndarray:
-    """Shares by a guided filter with windows of 3 x 3 cells, read at the guide's pixels."""
-    slopes, offsets = affine_fits(shares, cells.mean(guide))
+def _filtered(
+    shares: Float32[np.ndarray, "s h w"], means: Guide, guide: Float32[np.ndarray, "c y x"], cells: Cells
+) -> Float32[np.ndarray, "s y x"]:
+    """Shares by a guided filter with windows of 3 x 3 cells, read at the guide's pixels; `means` are the cells'."""
+    slopes, offsets = means.fits(shares)
     found = cells.spread(offsets)
     for channel, pixels in enumerate(guide):
         found += cells.spread(slopes[:, channel]) * pixels
@@ -204,16 +224,15 @@ def _corrected(found: np.ndarray, shares: np.ndarray, cells: Cells) -> np.ndarra
 def _refined(
     stack: UInt8[np.ndarray, "l h w 4"],
     picture: UInt8[np.ndarray, "y x 4"],
-    cells: Cells,
-    halves: Cells,
+    grids: Sequence[Cells],
     apart: Sequence[tuple[int, int]],
     channels: int,
 ) -> UInt8[np.ndarray, "l y x 4"]:
     """Some rows of a stack at a picture's size; their colours do not blend to the picture yet."""
-    straight = np.moveaxis(stack, 3, 1).astype(np.float32) / 255
+    straight, cells = np.moveaxis(stack, 3, 1).astype(np.float32) / 255, grids[0]
     guide = _guide(picture, channels)
     shares = shares_of(straight[:, 3])
-    found = _refined_shares(shares, guide, cells, halves)
+    found = _refined_shares(shares, guide, grids)
     pixels = np.empty((len(stack), *picture.shape), np.uint8)
     plain = cells.spread(straight[:, 3])
     for i, j in apart:

@@ -1,12 +1,10 @@
 """What windows of neighbouring pixels tell: means, extremes, and affine fits of one quantity by others."""
 
 import numpy as np
-from jaxtyping import Float, Float32, Shaped
+from jaxtyping import Float, Float32, Float64, Shaped
 
-EPSILON = 1e-5
-"""Regularisation of the fits, for values in [0, 1]."""
-SHRINKING = 3.0
-"""How much of a slope goes for the part of the variance that a fit leaves."""
+LITTLE = 1e-5
+"""Variance that is none."""
 POOR = 1e-3
 """Variance that a fit leaves at which a window counts half."""
 
@@ -40,29 +38,53 @@ def neighbours(
     return found[0], found[1]
 
 
-def affine_fits(
-    values: Float32[np.ndarray, "s h w"], guide: Float32[np.ndarray, "c h w"], epsilon: float = EPSILON
-) -> tuple[Float32[np.ndarray, "s c h w"], Float32[np.ndarray, "s h w"]]:
-    """Slopes and offsets of values as affine functions of a guide, fitted in windows of 3 x 3 and averaged over them.
+class Guide:
+    """A guide, of which values are affine functions in windows of 3 x 3 pixels.
 
     These are the coefficients of a guided filter (He and Sun, "Fast Guided Filter", arXiv 1505.00996). A window of nine
     pixels fits four numbers, and would follow a texture under a soft shadow. So slopes shrink by what a fit leaves of
     the value's variance, and a window counts the less the more it leaves.
     """
-    values, guide = values.astype(np.float64), guide.astype(np.float64)
-    means, centre = window_mean(values), window_mean(guide)
-    variance = window_mean(guide[:, None] * guide) - centre[:, None] * centre
-    inverse = np.linalg.inv(np.moveaxis(variance, (0, 1), (-2, -1)) + epsilon * np.eye(len(guide)))
-    slopes = np.empty((len(values), *guide.shape), np.float32)
-    offsets = np.empty(values.shape, np.float32)
-    for i, value in enumerate(values):
-        covariance = window_mean(guide * value) - centre * means[i]
-        slope = np.einsum("yxcd,dyx->cyx", inverse, covariance)
-        whole = np.maximum(window_mean(value * value) - means[i] ** 2, 0)
+
+    def __init__(self, guide: Float32[np.ndarray, "c h w"], *, epsilon: float, shrinking: float):
+        """Prepare fits to a guide.
+
+        Args:
+          guide: the guide, with values in [0, 1].
+          epsilon: regularisation of the fits.
+          shrinking: how much of a slope goes for the part of the variance that a fit leaves.
+        """
+        self._shrinking = shrinking
+        self._guide = guide.astype(np.float64)
+        self._centre = window_mean(self._guide)
+        variance = window_mean(self._guide[:, None] * self._guide) - self._centre[:, None] * self._centre
+        self._inverse = np.linalg.inv(np.moveaxis(variance, (0, 1), (-2, -1)) + epsilon * np.eye(len(guide)))
+
+    def fits(
+        self, values: Float32[np.ndarray, "s h w"]
+    ) -> tuple[Float32[np.ndarray, "s c h w"], Float32[np.ndarray, "s h w"]]:
+        """Slopes and offsets of values as affine functions of the guide, averaged over the windows about a pixel."""
+        slopes, offsets = np.zeros((len(values), *self._guide.shape), np.float32), values.astype(np.float32)
+        for i, value in enumerate(values):
+            low, high = neighbours(value)
+            varies = np.nonzero(low < high)
+            if not varies[0].size:
+                continue
+            # Where a value varies, with all windows that reach there and what they see.
+            outer, inner = (tuple(slice(max(0, at.min() - n), at.max() + n + 1) for at in varies) for n in (3, 1))
+            within = tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
+            slope, offset = self._fit(value[outer].astype(np.float64), outer)
+            slopes[i][:, *inner], offsets[i][inner] = slope[:, *within], offset[within]
+        return slopes, offsets
+
+    def _fit(self, value: Float64[np.ndarray, "h w"], part: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray]:
+        guide, centre, mean = self._guide[:, *part], self._centre[:, *part], window_mean(value)
+        covariance = window_mean(guide * value) - centre * mean
+        slope = np.einsum("yxcd,dyx->cyx", self._inverse[part], covariance)
+        whole = np.maximum(window_mean(value * value) - mean**2, 0)
         left = np.maximum(whole - (slope * covariance).sum(axis=0), 0)
-        slope *= np.clip(1 - SHRINKING * left / (whole + EPSILON), 0, 1)
+        slope *= np.clip(1 - self._shrinking * left / (whole + LITTLE), 0, 1)
         weight = 1 / (left + POOR)
         near = window_mean(weight)
-        slopes[i] = window_mean(weight * slope) / near
-        offsets[i] = window_mean(weight * (means[i] - (slope * centre).sum(axis=0))) / near
-    return slopes, offsets
+        offset = window_mean(weight * (mean - (slope * centre).sum(axis=0)))
+        return window_mean(weight * slope) / near, offset / near

@@ -44,13 +44,12 @@ def bicubic(low: LayeredImage, picture: np.ndarray) -> Layers:
 
 
 def refined(**constants: Any) -> Way:
-    """Refinement with other values in place of what its modules have."""
+    """Refinement with other values in place of what its module has."""
 
     def way(low: LayeredImage, picture: np.ndarray) -> Layers:
         with ExitStack() as stack:
             for name, value in constants.items():
-                module = refinement if hasattr(refinement, name) else windows
-                stack.enter_context(mock.patch.object(module, name, value))
+                stack.enter_context(mock.patch.object(refinement, name, value))
             return refinement.refine(low, picture)[0].layers
 
     return way
@@ -63,9 +62,11 @@ def unmoved(stack: Layers, picture: np.ndarray) -> Layers:
 
 WAYS: Mapping[str, Way] = {
     "bicubic": bicubic,
-    "guided filter alone, eps 1e-4": refined(CORRECTIONS=0, EPSILON=1e-4),
-    "guided filter alone, eps 1e-6": refined(CORRECTIONS=0, EPSILON=1e-6),
-    "3 corrections": refined(CORRECTIONS=3),
+    "one level, no correction, eps 1e-4": refined(CORRECTIONS=0, EPSILON=1e-4, _factors=lambda scale: [1]),
+    "one level, no correction, eps 1e-6": refined(CORRECTIONS=0, EPSILON=1e-6, _factors=lambda scale: [1]),
+    "no correction": refined(CORRECTIONS=0),
+    "two levels": refined(_factors=lambda scale: [1, 2]),
+    "slopes shrink three times as much": refined(SHRINKING=3.0),
     "nothing moved": refined(reassigned=unmoved),
     "refined": refined(),
 }
