@@ -7,6 +7,7 @@ import sys
 import threading
 from argparse import ArgumentTypeError
 from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from typing import Any, NoReturn
 
 from qil_jax.errors import cut
@@ -95,6 +96,18 @@ def seconds(text: str) -> float:
     if not 0 <= value <= threading.TIMEOUT_MAX:
         raise ArgumentTypeError(f"{cut(text)} is no number of seconds: give 0 or more")
     return value
+
+
+def one_of(choices: Iterable[StrEnum]) -> dict[str, Any]:
+    """The arguments of `add_argument` for an option whose values are members of an enum: all of them, or some."""
+    members = tuple(choices)
+
+    def member(text: str) -> StrEnum:
+        if text not in members:
+            raise ArgumentTypeError(f"invalid choice: {cut(text)!r} (choose from {', '.join(members)})")
+        return members[members.index(text)]  # pyright: ignore[reportArgumentType] (a member equals its value)
+
+    return {"type": member, "metavar": f"{{{','.join(members)}}}"}
 
 
 def _float(text: str) -> float:

@@ -11,10 +11,10 @@ import signal
 from pathlib import Path
 
 from qil_jax.app.limits import Limits
+from qil_jax.choices import integer_problems
 from qil_jax.command_line import Parser
 from qil_jax.errors import ProblemsError, say
 from qil_jax.extras import require
-from qil_jax.limits import integer_problems
 from qil_jax.programs import run_main
 
 LOCAL = ("127.0.0.1", "localhost", "::1")

@@ -15,7 +15,8 @@ import time
 from functools import cache
 from pathlib import Path
 
-from qil_jax.command_line import Parser
+from qil_jax.choices import Precision
+from qil_jax.command_line import Parser, one_of
 from qil_jax.errors import say
 from qil_jax.programs import run_main
 from tools.progress import byte_progress
@@ -23,7 +24,6 @@ from tools.quantize import DEQUANTIZE, QUANTIZE, add_quantize, dequantize, quant
 
 DIRECTIONS = ("to-orbax", "to-diffusers")
 EXPORT = "export"
-DTYPES = ("float32", "bfloat16")
 
 
 def parsed(argv: list[str]) -> argparse.Namespace:
@@ -45,7 +45,9 @@ def parsed(argv: list[str]) -> argparse.Namespace:
         default=True,
         help="the moving average of the trained parameters, or the parameters themselves (default: --ema)",
     )
-    export.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the trained tensors (default float32)")
+    export.add_argument(
+        "--dtype", **one_of(Precision), default=Precision.FP32, help="of the trained tensors (default float32)"
+    )
     add_quantize(commands)
     return parser.parse_args(argv)
 

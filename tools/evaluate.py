@@ -8,13 +8,13 @@ python tools/evaluate.py reconstruction RECORDS --checkpoint FOLDER --out FOLDER
 import argparse
 from pathlib import Path
 
-from qil_jax.command_line import Parser
+from qil_jax.choices import MAX_LAYERS, MAX_SEED, Precision, integer_problems, resolution_problems
+from qil_jax.command_line import Parser, one_of
 from qil_jax.errors import ProblemsError, QilError, cut, say
 from qil_jax.extras import require
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.options import add_options, flag, options_of
 from qil_jax.inference.request import PictureOptions, Settings
-from qil_jax.limits import MAX_LAYERS, MAX_SEED, integer_problems, resolution_problems
 from qil_jax.programs import run_main
 from qil_jax.shipped import shipped_checkpoint
 
@@ -32,7 +32,7 @@ def parser() -> Parser:
     add("records", help="a dataset, folders of PNGs, or LayerD's Crello (docs/data.md)")
     add("--out", type=Path, required=True, help="folder of the report; a run that was cut goes on in it")
     add("--split", default="test", help="(default test)")
-    add("--dtype", choices=("float32", "bfloat16"), help="compute precision (default: as stored)")
+    add("--dtype", **one_of(Precision), help="compute precision (default: as stored)")
     add("--mesh", default="", help='devices, such as "data=2,tensor=4" (default: the first device)')
     layers = verbs.add_parser("layers", parents=[common], help="decompositions, by the LayerD protocol")
     _add_layers(layers)

@@ -7,10 +7,10 @@ python tools/make_scenes.py --count 10000 --out FOLDER [--preset rich|simple|gro
 
 from pathlib import Path
 
+from qil_jax.choices import integer_problems
 from qil_jax.command_line import Parser, at_dashes
 from qil_jax.errors import ProblemsError
 from qil_jax.extras import require
-from qil_jax.limits import integer_problems
 from qil_jax.programs import run_main
 from qil_jax.records.splits import SPLITS
 

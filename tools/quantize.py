@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qil_jax.choices import Precision, Quantisation
+from qil_jax.command_line import one_of
 from qil_jax.errors import QilError, say
 from tools.progress import byte_progress
 
@@ -15,9 +17,7 @@ if TYPE_CHECKING:
     from qil_jax.weights.quantise import QuantisationReport
 
 QUANTIZE, DEQUANTIZE = "quantize", "dequantize"
-HOW = ("int8", "fp8")
 COMPONENTS = ("transformer", "text_encoder")
-FLOATS = ("bfloat16", "float32")
 
 
 def add_quantize(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -25,7 +25,9 @@ def add_quantize(commands: "argparse._SubParsersAction[Any]") -> None:
     quantize = commands.add_parser(QUANTIZE, help="store the linear maps of all blocks in one byte per weight")
     quantize.add_argument("source", type=Path, help="folder that holds model_index.json, of either layout")
     quantize.add_argument("destination", type=Path, help="folder to write, which appears whole")
-    quantize.add_argument("--dtype", choices=HOW, required=True, help="fp8 is e4m3; int8 is about three times closer")
+    quantize.add_argument(
+        "--dtype", **one_of(Quantisation), required=True, help="fp8 is e4m3; int8 is about three times closer"
+    )
     quantize.add_argument(
         "--components",
         type=lambda text: text.split(","),
@@ -39,7 +41,9 @@ def add_quantize(commands: "argparse._SubParsersAction[Any]") -> None:
         "source", type=Path, help="quantised checkpoint folder; or safetensors file of a transformer in ComfyUI's fp8"
     )
     dequantize.add_argument("destination", type=Path, help="folder to write, which appears whole")
-    dequantize.add_argument("--dtype", choices=FLOATS, default=FLOATS[0], help="of these weights (default bfloat16)")
+    dequantize.add_argument(
+        "--dtype", **one_of(Precision), default=Precision.BF16, help="of these weights (default bfloat16)"
+    )
     dequantize.add_argument("--base", type=Path, help="checkpoint folder with all that a file lacks")
 
 
@@ -49,7 +53,6 @@ def quantize(arguments: argparse.Namespace) -> int:
     if wrong or not arguments.components:
         raise QilError(f"--components: {', '.join(wrong)}: give one or several of {','.join(COMPONENTS)}")
     # Heavy imports are deferred until the arguments are valid.
-    from qil_jax.models.quantised import Quantisation
     from qil_jax.terminal import console
     from qil_jax.weights import Component
     from qil_jax.weights.quantise import REPORT, quantise_checkpoint
@@ -61,7 +64,7 @@ def quantize(arguments: argparse.Namespace) -> int:
         reports = quantise_checkpoint(
             arguments.source,
             arguments.destination,
-            Quantisation(arguments.dtype),
+            arguments.dtype,
             components=components,
             on_bytes=lambda done: progress.advance(bar, done),
         )

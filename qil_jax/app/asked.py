@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from qil_jax.app.limits import LONGEST_PROMPT, MOST_DEPTH, MOST_STEPS, Limits
+from qil_jax.choices import MAX_LAYERS, integer_problems
 from qil_jax.errors import ProblemsError, QilError
 from qil_jax.inference.cli import AUTO
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.options import options_of
 from qil_jax.inference.request import JobOptions, Settings, known
-from qil_jax.limits import MAX_LAYERS, integer_problems
 
 OF_PICTURES, OF_BATCHES = ("layers", "prompt", "seed", "exact", "depth"), ("steps", "guidance")
 MOST = {"layers": MAX_LAYERS, "depth": MOST_DEPTH, "steps": MOST_STEPS}

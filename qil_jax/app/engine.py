@@ -11,7 +11,7 @@ import jax
 
 from qil_jax.app.limits import Limits
 from qil_jax.app.uploads import opened
-from qil_jax.encoders.caption_prompts import CaptionLanguage
+from qil_jax.choices import CaptionLanguage, OutputSize
 from qil_jax.errors import QilError
 from qil_jax.export.names import safe_name
 from qil_jax.inference.caption_job import written_by_model
@@ -28,7 +28,6 @@ from qil_jax.inference.request import (
     known,
     result_settings,
 )
-from qil_jax.limits import OutputSize
 from qil_jax.weights import fingerprint
 
 MOST_SHAPES = 64

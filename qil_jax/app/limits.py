@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from qil_jax.limits import integer_problems
+from qil_jax.choices import integer_problems
 
 MOST_STEPS = 100
 """The most Euler steps of a decomposition."""

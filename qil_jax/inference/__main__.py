@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from qil_jax.choices import MAX_PROMPT_TOKENS, Residency
 from qil_jax.errors import ProblemsError, QilError, complain, say
 from qil_jax.inference.cli import (
     SHOWN,
@@ -21,7 +22,6 @@ from qil_jax.inference.cli import (
     show_progress,
 )
 from qil_jax.launch import connected
-from qil_jax.limits import MAX_PROMPT_TOKENS
 from qil_jax.programs import INTERRUPTED, command, interruptible, run_main
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
     from qil_jax.inference.job import require_same_plan, results_left, run_job
     from qil_jax.inference.pictures import find_pictures
     from qil_jax.inference.request import known
-    from qil_jax.mesh import Task, Weights, rules_for
+    from qil_jax.mesh import Task, rules_for
     from qil_jax.weights.assemble import reporting
 
     options, settings = arguments.options, arguments.settings
@@ -98,7 +98,7 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
     ledger.planned, ledger.skipped = plan(found.pictures), found.bad
     if arguments.caption_only:
         require_same_plan(ledger.planned, arguments.command)
-        ledger.planned, rules = [], rules_for(Task.INFERENCE, Weights(arguments.weights))
+        ledger.planned, rules = [], rules_for(Task.INFERENCE, arguments.weights)
         place = {"mesh": open_mesh(arguments.mesh, rules, checkpoint), "rules": rules}
         caption_files(arguments, checkpoint, found.pictures, ledger, **place)
         return
@@ -182,18 +182,15 @@ def open_pipeline(arguments: Arguments, checkpoint: "Checkpoint") -> "Pipeline":
       QilError: if the parameters do not fit into memory, or the mesh splits sequential passes.
     """
     from qil_jax.inference.pipeline import Pipeline
-    from qil_jax.inference.residency import Residency
-    from qil_jax.kernels import Spread
-    from qil_jax.mesh import Task, Weights, rules_for
-    from qil_jax.models.attention import AttentionKind
+    from qil_jax.mesh import Task, rules_for
 
-    rules = rules_for(Task.INFERENCE, Weights(arguments.weights))
+    rules = rules_for(Task.INFERENCE, arguments.weights)
     return Pipeline.of(
         checkpoint,
         mesh=open_mesh(arguments.mesh, rules, checkpoint),
         rules=rules,
-        attention=None if arguments.attention is None else AttentionKind(arguments.attention),
-        spread=None if arguments.spread is None else Spread(arguments.spread),
+        attention=arguments.attention,
+        spread=arguments.spread,
         passes=arguments.passes,
         residency=Residency.PHASES,
         is_abstract=arguments.compile_only,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from qil_jax.encoders.caption_prompts import CaptionLanguage
+from qil_jax.choices import CaptionLanguage
 from qil_jax.errors import QilError
 from qil_jax.files import text_beside, whole_file
 from qil_jax.inference.pictures import PROMPT, InputImage

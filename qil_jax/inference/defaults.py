@@ -3,8 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+from qil_jax.choices import MAX_LAYERS, RESOLUTION, OutputSize
 from qil_jax.errors import ProblemsError, QilError, shown
-from qil_jax.limits import MAX_LAYERS, RESOLUTION, OutputSize
 from qil_jax.strict_json import read_json
 
 FILE = "qil.json"

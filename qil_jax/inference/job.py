@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from qil_jax.choices import OutputSize
 from qil_jax.errors import ProblemsError
 from qil_jax.export.bounds import PIXEL_BYTES
 from qil_jax.export.format import Format
@@ -27,7 +28,6 @@ from qil_jax.inference.request import Decomposer, Decomposition, JobOptions, OnS
 from qil_jax.layers.descriptions import described_prompt
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.profiles import SRGB, converted
-from qil_jax.limits import OutputSize
 from qil_jax.mesh import gathered
 
 

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import Mesh
 
+from qil_jax.choices import Passes, Residency
 from qil_jax.encoders.image_encoder import PLAIN_PIXELS
 from qil_jax.errors import QilError
 from qil_jax.host_memory import gigabytes, host_bytes
 from qil_jax.inference.checkpoint import Checkpoint
 from qil_jax.inference.images import bucket_size
 from qil_jax.inference.request import Settings, known
-from qil_jax.inference.residency import Residency
-from qil_jax.limits import Passes
 
 STREAMS = 6
 """Simultaneous arrays of the residual stream's width in a block: input, norm, queries, keys, values and sum."""

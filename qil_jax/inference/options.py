@@ -2,16 +2,15 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
+from qil_jax.choices import LONGEST_TEXT, integer_problems, resolution_problems
+from qil_jax.command_line import one_of
 from qil_jax.errors import halved, shown
 from qil_jax.inference.defaults import Defaults
-from qil_jax.limits import integer_problems, resolution_problems
 
-LONGEST_TEXT = 20_000
-"""Maximum number of characters of a text, such as a prompt. The default limit of its tokens is reached much sooner."""
 LARGEST = sys.float_info.max
 KEY = "option"
 """Key of an `Option` in the metadata of its field."""
@@ -122,9 +121,8 @@ def add_options(add: Callable[..., Any], cls: type, names: Sequence[str], **note
         if option.kind is bool:
             add(flag(name), action="store_true", default=None, help=option.help + note)
             continue
-        says: Mapping[str, Any] = {"choices": tuple(option.kind)} if issubclass(option.kind, StrEnum) else {}
-        kind = str if says else option.kind
-        add(flag(name), type=kind, help=f"{option.help}{note} (default{_default(cls, name, option)})", **says)
+        says = one_of(option.kind) if issubclass(option.kind, StrEnum) else {"type": option.kind}
+        add(flag(name), **says, help=f"{option.help}{note} (default{_default(cls, name, option)})")
 
 
 def _default(cls: type, name: str, option: Option) -> str:

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from PIL import Image
 
-from qil_jax.encoders.caption_prompts import CaptionLanguage, CaptionStyle
+from qil_jax.choices import AttentionKind, CaptionLanguage, Passes, Residency, Spread
+from qil_jax.encoders.caption_prompts import CaptionStyle
 from qil_jax.encoders.image_encoder import Autoencoder
 from qil_jax.encoders.lengths import row_bucket
 from qil_jax.encoders.text_encoder import PromptEncoder
@@ -31,12 +32,10 @@ from qil_jax.inference.images import bucket_size, preprocess
 from qil_jax.inference.memory import Drawing, plan_memory, require_memory
 from qil_jax.inference.outline import Outline
 from qil_jax.inference.request import Decomposition, Request, Settings, known, require_types
-from qil_jax.inference.residency import Residency
-from qil_jax.kernels import Spread, attend_for
+from qil_jax.kernels import attend_for
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.limits import Passes
 from qil_jax.mesh import INFERENCE_RULES, MeshAxis, Rules, single_device_mesh
-from qil_jax.models.attention import Attend, AttentionKind
+from qil_jax.models.attention import Attend
 from qil_jax.models.axes import Axis
 from qil_jax.models.latents import unpack
 from qil_jax.models.vld_mmdit import ModulationTable

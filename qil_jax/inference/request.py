@@ -8,7 +8,18 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from qil_jax.encoders.caption_prompts import CaptionLanguage
+from qil_jax.choices import (
+    MAX_DEPTH,
+    MAX_LAYERS,
+    MAX_PROMPT_TOKENS,
+    MAX_SEED,
+    CaptionLanguage,
+    Edges,
+    OutputSize,
+    Rescale,
+    Split,
+    resolution_problems,
+)
 from qil_jax.errors import ProblemsError, shown
 from qil_jax.export.format import Format
 from qil_jax.inference.defaults import Defaults
@@ -16,17 +27,6 @@ from qil_jax.inference.images import ImageError, check_size
 from qil_jax.inference.options import Named, deciding, option, option_problems
 from qil_jax.layers.descriptions import LayerDescription
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.limits import (
-    MAX_DEPTH,
-    MAX_LAYERS,
-    MAX_PROMPT_TOKENS,
-    MAX_SEED,
-    Edges,
-    OutputSize,
-    Rescale,
-    Split,
-    resolution_problems,
-)
 
 Value = TypeVar("Value")
 OnStep = Callable[[int, int], None]
@@ -227,7 +227,7 @@ def result_settings(options: JobOptions, settings: Settings, dtype: str | None) 
     chosen = deciding(options)
     if options.output_size is not OutputSize.INPUT and options.depth == 1:
         del chosen["edges"]  # nothing is brought to another size
-    return {**chosen, **described, **deciding(settings), "dtype": dtype}
+    return {**chosen, **described, **deciding(settings), "dtype": None if dtype is None else str(dtype)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

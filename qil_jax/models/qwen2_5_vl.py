@@ -15,7 +15,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from qil_jax.models.attention import AttentionKind, Mask, attention
+from qil_jax.choices import AttentionKind
+from qil_jax.models.attention import Mask, attention
 from qil_jax.models.axes import Axis, Constrain, unconstrained
 from qil_jax.models.config import Blocks, Index, read_fields, require_none, shown
 from qil_jax.models.layers import RMSNorm, embedding, gated, linear

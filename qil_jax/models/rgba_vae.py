@@ -17,7 +17,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Key
 
-from qil_jax.models.attention import AttentionKind, attention
+from qil_jax.choices import AttentionKind
+from qil_jax.models.attention import attention
 from qil_jax.models.config import Blocks, ConfigError, parse_config
 from qil_jax.models.layers import ChannelNorm, Conv, conv3x3, pointwise, rounded
 from qil_jax.models.products import convolution

@@ -13,7 +13,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from qil_jax.models.attention import AttentionKind, attention
+from qil_jax.choices import AttentionKind
+from qil_jax.models.attention import attention
 from qil_jax.models.axes import Axis, Constrain, unconstrained
 from qil_jax.models.config import Blocks, Index, read_fields, shown
 from qil_jax.models.layers import RMSNorm, gated, linear

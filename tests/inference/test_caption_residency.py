@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qil_jax.choices import Residency
 from qil_jax.inference import components as components_module
 from qil_jax.inference.checkpoint import Checkpoint
 from qil_jax.inference.memory import plan_memory
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
-from qil_jax.inference.residency import Residency
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 PICTURES = [Image.fromarray(NOISE), Image.new("RGBA", (64, 64), (255, 0, 0, 90))]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from qil_jax import host_memory
+from qil_jax.choices import OutputSize
 from qil_jax.errors import QilError
 from qil_jax.export.result import ResultError
 from qil_jax.inference import pictures as pictures_module
@@ -21,7 +22,6 @@ from qil_jax.inference.pictures import find_pictures
 from qil_jax.inference.request import Decomposition, JobOptions, Request, Settings, result_settings
 from qil_jax.layers.filtering import resize_layers
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.limits import OutputSize
 
 ROOT = Path(__file__).resolve().parents[2]
 

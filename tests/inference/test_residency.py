@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qil_jax.choices import Passes, Residency
 from qil_jax.errors import ProblemsError
 from qil_jax.inference import components as components_module
 from qil_jax.inference.checkpoint import Checkpoint
@@ -15,8 +16,6 @@ from qil_jax.inference.memory import Drawing, plan_memory
 from qil_jax.inference.outline import Outline
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
-from qil_jax.inference.residency import Residency
-from qil_jax.limits import Passes
 from qil_jax.mesh import MeshShape, make_mesh
 
 SETTINGS = Settings(steps=2)
