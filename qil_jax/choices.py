@@ -25,6 +25,8 @@ MAX_SEED = 2**32 - 1
 """The largest seed: jax.random.key uses 32 bits and would ignore higher ones."""
 LONGEST_TEXT = 20_000
 """Maximum number of characters of a text, such as a prompt. The default limit of its tokens is reached much sooner."""
+LARGEST = 3e38
+"""The largest number: about that of fp32, in which numbers are used."""
 
 
 class Rescale(StrEnum):

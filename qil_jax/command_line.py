@@ -1,4 +1,7 @@
-"""The argument parser that all programs share. It imports no JAX, so that --help is printed without delay."""
+"""The argument parser that all programs share, and options of dataclasses as its arguments.
+
+It imports no JAX, so that --help is printed without delay.
+"""
 
 import argparse
 import difflib
@@ -6,7 +9,7 @@ import math
 import sys
 import threading
 from argparse import ArgumentTypeError
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import Any, NoReturn
 
@@ -108,6 +111,35 @@ def one_of(choices: Iterable[StrEnum]) -> dict[str, Any]:
         return members[members.index(text)]  # pyright: ignore[reportArgumentType] (a member equals its value)
 
     return {"type": member, "metavar": f"{{{','.join(members)}}}"}
+
+
+def flag(name: str) -> str:
+    """The name of an option on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def add_options(add: Callable[..., Any], cls: type, names: Sequence[str], **notes: str) -> None:
+    """Add options of a dataclass to a command-line parser. Absent options have the value None.
+
+    Args:
+      add: method `add_argument` of a parser or of a group.
+      cls: dataclass that has the options.
+      names: names of the options to add.
+      notes: text to append to the help of an option, by name.
+    """
+    from qil_jax.options import options_of, plain_type
+
+    options = options_of(cls)
+    for name in names:
+        kind, said = plain_type(cls, name), options[name]
+        help = f"{said.help}; {notes[name]}" if name in notes else said.help
+        if kind is bool:
+            add(flag(name), action="store_true", default=None, help=help)
+            continue
+        default = getattr(cls, name)
+        means = f": {said.unset}" if default is None else " a space" if default == " " else f" {default}"
+        says = one_of(kind) if issubclass(kind, StrEnum) else {"type": kind}
+        add(flag(name), **says, help=f"{help} (default{means})")
 
 
 def _float(text: str) -> float:
