@@ -6,8 +6,6 @@ The modules that act on an option import its choices from here, and nowhere are 
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from qil_jax.errors import shown
-
 if TYPE_CHECKING:
     import numpy as np
 
@@ -166,19 +164,3 @@ class Reconstruction(StrEnum):
 
     AB_MSE = "ab_mse"  # squared error after blending over a random background, in closed form
     AB_L1 = "ab_l1"  # absolute error after blending over one background drawn per picture
-
-
-def integer_problems(name: str, value: object, *, least: int, most: int | None = None) -> list[str]:
-    """The reasons why a value is not an integer within the bounds; empty if it is one."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        return [f"{name} must be an integer, got {shown(value)}"]
-    bounds = f"at least {least}" if most is None else f"from {least} to {most}"
-    return (
-        [] if least <= value and (most is None or value <= most) else [f"{name} must be {bounds}, got {shown(value)}"]
-    )
-
-
-def resolution_problems(name: str, value: object) -> list[str]:
-    """The reasons why a value is not the side of a size bucket; empty if it is one."""
-    fits = isinstance(value, int) and not isinstance(value, bool) and value >= MULTIPLE and value % MULTIPLE == 0
-    return [] if fits else [f"{name} must be a multiple of {MULTIPLE}, got {shown(value)}"]

@@ -83,29 +83,29 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
     from qil_jax.inference.caption_command import caption_files, captioned
     from qil_jax.inference.job import require_same_plan, results_left, run_job
     from qil_jax.inference.pictures import find_pictures
-    from qil_jax.inference.request import known
     from qil_jax.mesh import Task, rules_for
     from qil_jax.weights.assemble import reporting
 
     options, settings = arguments.options, arguments.settings
     use_compilation_cache()
     with show_pictures() as on_picture:
-        found = find_pictures(arguments.inputs, resolution=known(options.resolution), on_picture=on_picture)
+        found = find_pictures(arguments.inputs, resolution=options.resolution, on_picture=on_picture)
     for line in [*found.beside, *found.notes()]:
         say(line)
     checkpoint = open_checkpoint(arguments, found)
     plan = planner(arguments, checkpoint)
     ledger.planned, ledger.skipped = plan(found.pictures), found.bad
-    if arguments.caption_only:
+    out = arguments.out
+    if arguments.caption_only or out is None:
         require_same_plan(ledger.planned, arguments.command)
         ledger.planned, rules = [], rules_for(Task.INFERENCE, arguments.weights)
         place = {"mesh": open_mesh(arguments.mesh, rules, checkpoint), "rules": rules}
         caption_files(arguments, checkpoint, found.pictures, ledger, **place)
         return
-    pipeline, out = open_pipeline(arguments, checkpoint), known(arguments.out)
+    pipeline = open_pipeline(arguments, checkpoint)
     mesh = pipeline.components.mesh
     require_same_plan(ledger.planned, arguments.command)
-    ledger.planned = plan(captioned(arguments, pipeline, found.pictures, plan, ledger))
+    ledger.planned = plan(captioned(arguments, pipeline, found.pictures, plan, ledger, out=out))
     if arguments.compile_only:
         arguments.require_memory(ledger.planned, checkpoint, mesh)
         outlines = [outline_of(result) for result in arranged(ledger.planned, pipeline, settings)]
@@ -118,7 +118,7 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
     if left:
         arguments.require_memory(left, checkpoint, mesh)
         left = arranged(left, pipeline, settings)
-        ledger.announce(known(options.resolution))
+        ledger.announce(options.resolution)
         say(f"loading {arguments.checkpoint}")
         with show_loading() as on_bytes, reporting(on_bytes):
             pipeline.prepare([outline_of(result) for result in left], settings, batch=arguments.batch)

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+from annotated_types import Ge
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -29,18 +30,17 @@ from qil_jax.choices import (
     Residency,
     Spread,
     Weights,
-    integer_problems,
 )
-from qil_jax.command_line import Parser, integer, one_of, seconds
+from qil_jax.command_line import Parser, add_options, flag, integer, one_of, seconds
 from qil_jax.errors import QilError, cut, message, printable, say
 from qil_jax.export.format import Format
 from qil_jax.files import no_folder
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.describe import read_descriptions
-from qil_jax.inference.options import add_options, flag, options_of
-from qil_jax.inference.request import JobOptions, Settings, known
+from qil_jax.inference.request import JobOptions, ResolvedOptions, ResolvedSettings, Settings
 from qil_jax.launch import DISTRIBUTED_HELP, WAIT, WAIT_HELP
 from qil_jax.layers.descriptions import LayerDescription
+from qil_jax.options import options_of, value_problems
 from qil_jax.shipped import shipped_checkpoint
 from qil_jax.terminal import Table, console
 
@@ -89,8 +89,8 @@ class Arguments:
     inputs: list[Path]
     checkpoint: Path
     out: Path | None
-    options: JobOptions
-    settings: Settings
+    options: ResolvedOptions
+    settings: ResolvedSettings
     batch: int
     dtype: Precision | None
     loras: list[tuple[Path, float]]
@@ -116,7 +116,7 @@ class Arguments:
     def problems(self) -> list[str]:
         """One message for each invalid argument."""
         found = [*self.options.problems(flag), *self.settings.problems(flag)]
-        found += integer_problems("--batch", self.batch, least=1)
+        found += value_problems("--batch", self.batch, Annotated[int, Ge(1)])
         found += [f"--lora {file}: no such file" for file, _ in self.loras if not file.is_file()]
         found += [
             f"--lora {file}: the scale must be a finite number, got {scale}"
@@ -139,7 +139,7 @@ class Arguments:
         """
         from qil_jax.inference.memory import Drawing, plan_memory, require_memory
 
-        resolution, layers = known(self.options.resolution), known(self.options.layers)
+        resolution, layers = self.options.resolution, self.options.layers
         drawings = [Drawing.of(result.picture.size, resolution=resolution, layers=layers) for result in left]
         largest = sorted(drawings, key=lambda drawing: math.prod(drawing.size))[-self.batch :]
         how = {"residency": Residency.PHASES, "passes": self.passes, "captioned": captioned}
@@ -226,8 +226,7 @@ Asked = TypeVar("Asked", JobOptions, Settings)
 
 def _said(cls: type[Asked], said: Mapping[str, Any]) -> Asked:
     """An instance of `cls` with the values given on the command line."""
-    kinds = {name: option.kind for name, option in options_of(cls).items()}
-    return cls(**{name: kinds[name](value) for name, value in said.items() if name in kinds and value is not None})
+    return cls(**{name: said[name] for name in options_of(cls) if said.get(name) is not None})
 
 
 def _parser() -> Parser:
