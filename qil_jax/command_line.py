@@ -5,6 +5,7 @@ It imports no JAX, so that --help is printed without delay.
 
 import argparse
 import difflib
+import functools
 import math
 import sys
 import threading
@@ -104,13 +105,14 @@ def seconds(text: str) -> float:
 def one_of(choices: Iterable[StrEnum]) -> dict[str, Any]:
     """The arguments of `add_argument` for an option whose values are members of an enum: all of them, or some."""
     members = tuple(choices)
+    return {"type": functools.partial(_member, members), "metavar": f"{{{','.join(members)}}}"}
 
-    def member(text: str) -> StrEnum:
-        if text not in members:
-            raise ArgumentTypeError(f"invalid choice: {cut(text)!r} (choose from {', '.join(members)})")
-        return members[members.index(text)]  # pyright: ignore[reportArgumentType] (a member equals its value)
 
-    return {"type": member, "metavar": f"{{{','.join(members)}}}"}
+def _member(members: Sequence[StrEnum], text: str) -> StrEnum:
+    found = next((member for member in members if member == text), None)
+    if found is None:
+        raise ArgumentTypeError(f"invalid choice: {cut(text)!r} (choose from {', '.join(members)})")
+    return found
 
 
 def flag(name: str) -> str:
