@@ -1,12 +1,17 @@
-"""The argument parser that all programs share. It imports no JAX, so that --help is printed without delay."""
+"""The argument parser that all programs share, and options of dataclasses as its arguments.
+
+It imports no JAX, so that --help is printed without delay.
+"""
 
 import argparse
 import difflib
+import functools
 import math
 import sys
 import threading
 from argparse import ArgumentTypeError
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
 from typing import Any, NoReturn
 
 from qil_jax.errors import cut
@@ -95,6 +100,48 @@ def seconds(text: str) -> float:
     if not 0 <= value <= threading.TIMEOUT_MAX:
         raise ArgumentTypeError(f"{cut(text)} is no number of seconds: give 0 or more")
     return value
+
+
+def one_of(choices: Iterable[StrEnum]) -> dict[str, Any]:
+    """The arguments of `add_argument` for an option whose values are members of an enum: all of them, or some."""
+    members = tuple(choices)
+    return {"type": functools.partial(_member, members), "metavar": f"{{{','.join(members)}}}"}
+
+
+def _member(members: Sequence[StrEnum], text: str) -> StrEnum:
+    found = next((member for member in members if member == text), None)
+    if found is None:
+        raise ArgumentTypeError(f"invalid choice: {cut(text)!r} (choose from {', '.join(members)})")
+    return found
+
+
+def flag(name: str) -> str:
+    """The name of an option on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def add_options(add: Callable[..., Any], cls: type, names: Sequence[str], **notes: str) -> None:
+    """Add options of a dataclass to a command-line parser. Absent options have the value None.
+
+    Args:
+      add: method `add_argument` of a parser or of a group.
+      cls: dataclass that has the options.
+      names: names of the options to add.
+      notes: text to append to the help of an option, by name.
+    """
+    from qil_jax.options import options_of, plain_type
+
+    options = options_of(cls)
+    for name in names:
+        kind, said = plain_type(cls, name), options[name]
+        help = f"{said.help}; {notes[name]}" if name in notes else said.help
+        if kind is bool:
+            add(flag(name), action="store_true", default=None, help=help)
+            continue
+        default = getattr(cls, name)
+        means = f": {said.unset}" if default is None else " a space" if default == " " else f" {default}"
+        says = one_of(kind) if issubclass(kind, StrEnum) else {"type": kind}
+        add(flag(name), **says, help=f"{help} (default{means})")
 
 
 def _float(text: str) -> float:

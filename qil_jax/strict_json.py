@@ -6,27 +6,15 @@ Halves of surrogate pairs pass: a record may hold the name of a file that is no 
 import json
 import math
 from collections import Counter
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, TypeAdapter, ValidationError
-
-from qil_jax.errors import ProblemsError, QilError, halved, shown
+from qil_jax.errors import QilError, shown
 from qil_jax.files import AnyPath, read_file
 
 MOST_BYTES = 100_000_000
 """Maximum size of JSON in bytes, equal to the safetensors library's limit for headers."""
 MOST_DEPTH = 400
 """Maximum nesting depth of objects and lists: three for each group within a group, two for each edit of an edit."""
-
-
-def _sayable(text: str) -> str:
-    if half := halved(text):
-        raise ValueError(f"has half of a surrogate pair, {half}, which no encoding holds")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_sayable)]
-"""A text that is to be encoded: it holds no half of a surrogate pair."""
 
 
 def parse(data: bytes | str, *, depth: int = MOST_DEPTH) -> Any:
@@ -64,20 +52,6 @@ def read_json(file: AnyPath, *, fix: str) -> Any:
         return parse(data)
     except QilError as error:
         raise QilError(f"{file}: {error}; {fix}") from error
-
-
-def fitted(adapter: TypeAdapter, value: Any, *, where: str, fix: str) -> Any:
-    """A value of JSON as the type of a pydantic adapter.
-
-    Raises:
-      ProblemsError: if it does not fit; the message names `where`, every place in the value, and `fix`.
-    """
-    try:
-        return adapter.validate_python(value)
-    except ValidationError as error:
-        found = error.errors(include_url=False)
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}, got {shown(e['input'])}" for e in found]
-        raise ProblemsError(where, [*problems, fix]) from error
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ BAD_IMPORTS = [
     ("scenes", "import qil_jax.loader.plan", "only training loads batches"),
     ("app", "from qil_jax.models.axes import Axis", "the app reaches networks through inference"),
     ("kernels", "from qil_jax.weights import strict", "the maths and the root's modules stand for themselves"),
-    ("programs.py", "from qil_jax import limits", "the maths and the root's modules stand for themselves"),
+    ("programs.py", "from qil_jax import command_line", "the maths and the root's modules stand for themselves"),
     ("__init__.py", "import qil_jax.errors", "the package itself imports no room"),
     ("mesh", "import qil_jax", "imports name a room"),
     ("inference", "import torch.nn", ALONE),

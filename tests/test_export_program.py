@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from qil_jax import host_memory
+from qil_jax.choices import Edges
 from qil_jax.cli.export import main
 from qil_jax.errors import QilError
 from qil_jax.export import formats
@@ -16,7 +17,6 @@ from qil_jax.export.result import write_result
 from qil_jax.layers.layer_tree import Group, LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.refinement import at_size
-from qil_jax.limits import Edges
 from qil_jax.scenes.scene import SceneConfig, make_scene
 
 

@@ -108,10 +108,13 @@ def test_a_checkpoint_without_defaults_is_asked_as_the_release_is(tmp_path):
         ("{", "is not JSON"),
         ("[]", "must be an object with layers, resolution, steps, guidance, output_size, about"),
         ('{"layer": 3}', "'layer' is none of layers"),
-        ('{"steps": "12"}', "'steps' is '12', which is not int"),
-        ('{"output_size": "huge"}', "'output_size' is 'huge', which is not one of model, input"),
-        ('{"output_size": []}', "'output_size' is [], which is not one of model, input"),
-        ('{"guidance": true, "layers": 2.5}', "'layers' is 2.5, which is not int"),
+        ('{"steps": "12"}', "steps = '12': must be a whole number of at least 1"),
+        ('{"output_size": "huge"}', "output_size = 'huge': must be one of model, input"),
+        ('{"output_size": []}', "output_size = []: must be one of model, input"),
+        ('{"guidance": true, "layers": 2.5}', "layers = 2.5: must be a whole number"),
+        ('{"guidance": true, "layers": 2.5}', "guidance = True: must be a number"),
+        ('{"resolution": 500}', "resolution = 500: must be a multiple of 32"),
+        ('{"about": "\\ud800"}', "about = '\\ud800': must be a text"),
     ],
 )
 def test_defaults_that_are_none_are_refused_before_compute(tmp_path, text, says, capsys):

@@ -42,13 +42,13 @@ def decompose(out: Path, checkpoint: Path | None) -> None:
     import numpy as np
     from PIL import Image
 
+    from qil_jax.choices import Edges
     from qil_jax.export.result import require_replaceable, write_result
     from qil_jax.export.sheet import write_sheet
     from qil_jax.inference.pipeline import Pipeline
     from qil_jax.inference.request import Request
     from qil_jax.layers.layered_image import LayeredImage
     from qil_jax.layers.refinement import at_size
-    from qil_jax.limits import Edges
 
     for name in PICTURES:
         require_replaceable(out / name)

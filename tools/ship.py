@@ -8,11 +8,11 @@ import json
 import shutil
 from pathlib import Path
 
+from qil_jax.choices import OutputSize
 from qil_jax.command_line import Parser
 from qil_jax.errors import QilError, say
 from qil_jax.files import whole_folder
 from qil_jax.inference.defaults import FILE, Defaults
-from qil_jax.limits import OutputSize
 from qil_jax.programs import run_main
 from qil_jax.shipped import shipped_checkpoint
 from qil_jax.strict_json import read_json

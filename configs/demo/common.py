@@ -2,10 +2,11 @@
 
 import dataclasses
 
+from qil_jax.choices import Precision
 from qil_jax.loader.buckets import BucketConfig
 from qil_jax.loader.config import LoaderConfig, Workers
 from qil_jax.loader.tasks import Task, TaskConfig
-from qil_jax.training.experiment import Made, Precision
+from qil_jax.training.experiment import Made
 
 FOLDER = "build/demo_training"
 BASE = f"{FOLDER}/base"

@@ -1,10 +1,11 @@
 """Configs shared by the diffusion runs of the demonstration model."""
 
 from configs.demo.common import DATA, PRECISION, RUNS, SIDE, SIDE_128, WORKERS, latents_of, loader, made_by
+from qil_jax.choices import Inputs, LRSchedule, OptimiserKind
 from qil_jax.flow.loss import FlowLoss
 from qil_jax.loader.tasks import Task
-from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, Inputs, Start, ValidationConfig
-from qil_jax.training.optimiser import LRSchedule, OptimiserConfig, OptimiserKind
+from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, Start, ValidationConfig
+from qil_jax.training.optimiser import OptimiserConfig
 from qil_jax.training.stages.kinds import Stage
 
 Mix = tuple[tuple[Task, float], ...]

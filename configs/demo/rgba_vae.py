@@ -1,11 +1,12 @@
 """The demonstration model's RGBA-VAE, trained from random initialisation."""
 
 from configs.demo.common import BASE, PRECISION, WORKERS, loader, made_by, scenes_of
+from qil_jax.choices import LRSchedule, Reconstruction
 from qil_jax.loader.tasks import Task
 from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, Start, ValidationConfig
-from qil_jax.training.optimiser import LRSchedule, OptimiserConfig
+from qil_jax.training.optimiser import OptimiserConfig
 from qil_jax.training.stages.kinds import Stage
-from qil_jax.training.vae_loss import Reconstruction, VAELoss
+from qil_jax.training.vae_loss import VAELoss
 
 
 def config() -> Experiment:

@@ -1,21 +1,12 @@
 """Folders, commands and settings shared by the presets of the full-size model (docs/training.md)."""
 
+from qil_jax.choices import AttentionKind, Inputs, Remat
 from qil_jax.flow.loss import FlowLoss
 from qil_jax.loader.buckets import BucketConfig
 from qil_jax.loader.config import LoaderConfig, Workers
 from qil_jax.loader.tasks import Task, TaskConfig
 from qil_jax.mesh import MeshShape
-from qil_jax.models.attention import AttentionKind
-from qil_jax.models.stack import Remat
-from qil_jax.training.experiment import (
-    CheckpointConfig,
-    DataConfig,
-    Experiment,
-    Inputs,
-    Made,
-    Start,
-    ValidationConfig,
-)
+from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, Made, Start, ValidationConfig
 from qil_jax.training.optimiser import OptimiserConfig
 from qil_jax.training.stages.kinds import Stage
 

@@ -9,12 +9,13 @@ A step is 8 pictures, one on each chip, that is 131,072 latents or 34 MB of pixe
 """
 
 from configs.released.common import LPIPS, QWEN_IMAGE, RECORDS, WORKERS, made_by
+from qil_jax.choices import LRSchedule
 from qil_jax.loader.buckets import BucketConfig
 from qil_jax.loader.config import LoaderConfig
 from qil_jax.loader.tasks import Task, TaskConfig
 from qil_jax.mesh import MeshShape
 from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, Start, ValidationConfig
-from qil_jax.training.optimiser import LRSchedule, OptimiserConfig
+from qil_jax.training.optimiser import OptimiserConfig
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.vae_loss import VAELoss
 

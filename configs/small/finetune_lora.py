@@ -2,20 +2,13 @@
 
 import os
 
+from qil_jax.choices import Precision
 from qil_jax.flow.loss import FlowLoss
 from qil_jax.loader.buckets import BucketConfig
 from qil_jax.loader.config import LoaderConfig, Workers
 from qil_jax.loader.tasks import Task, TaskConfig
 from qil_jax.shipped import shipped_checkpoint
-from qil_jax.training.experiment import (
-    CheckpointConfig,
-    DataConfig,
-    Experiment,
-    Made,
-    Precision,
-    Start,
-    ValidationConfig,
-)
+from qil_jax.training.experiment import CheckpointConfig, DataConfig, Experiment, Made, Start, ValidationConfig
 from qil_jax.training.lora import LoRAConfig
 from qil_jax.training.optimiser import OptimiserConfig
 from qil_jax.training.stages.kinds import Stage

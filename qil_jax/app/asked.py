@@ -1,24 +1,27 @@
 """What a client asks for, as the options of `qil decompose`."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Interval
 
 from qil_jax.app.limits import LONGEST_PROMPT, MOST_DEPTH, MOST_STEPS, Limits
+from qil_jax.choices import MAX_LAYERS
 from qil_jax.errors import ProblemsError, QilError
 from qil_jax.inference.cli import AUTO
 from qil_jax.inference.defaults import Defaults
-from qil_jax.inference.options import options_of
-from qil_jax.inference.request import JobOptions, Settings, known
-from qil_jax.limits import MAX_LAYERS, integer_problems
+from qil_jax.inference.request import JobOptions, ResolvedOptions, ResolvedSettings, Settings
+from qil_jax.options import problems_in, value_problems
 
 OF_PICTURES, OF_BATCHES = ("layers", "prompt", "seed", "exact", "depth"), ("steps", "guidance")
 MOST = {"layers": MAX_LAYERS, "depth": MOST_DEPTH, "steps": MOST_STEPS}
-"""Upper bounds for clients."""
+BOUNDED = {name: Annotated[int, Interval(ge=1, le=most)] for name, most in MOST.items()}
+"""What clients may ask for."""
 LONGEST_NUMBER = 20
 """The most digits of a number that is given as text."""
 
 
-def asked(values: Mapping[str, Any], defaults: Defaults, limits: Limits) -> tuple[JobOptions, Settings]:
+def asked(values: Mapping[str, Any], defaults: Defaults, limits: Limits) -> tuple[ResolvedOptions, ResolvedSettings]:
     """The options of a decomposition, with the checkpoint's defaults for those that are None.
 
     Args:
@@ -34,15 +37,13 @@ def asked(values: Mapping[str, Any], defaults: Defaults, limits: Limits) -> tupl
     is_auto = given.get("layers") == AUTO
     if is_auto:
         given["layers"] = defaults.auto_layers
-    kinds = options_of(JobOptions) | options_of(Settings)
-    problems = [problem for name, value in given.items() for problem in kinds[name].problems(name, value)]
-    problems = problems or _too_much(given)
+    of_pictures, of_batches = ({name: given[name] for name in n if name in given} for n in (OF_PICTURES, OF_BATCHES))
+    problems = problems_in(JobOptions, of_pictures) + problems_in(Settings, of_batches) or _too_much(given)
     if problems:
         raise ProblemsError("cannot start", problems)
-    given["prompt"] = given.get("prompt", "").strip() or None
-    options = JobOptions(auto=is_auto, **{name: given[name] for name in OF_PICTURES if name in given})
-    settings = Settings(**{name: given[name] for name in OF_BATCHES if name in given})
-    options, settings = options.filled(defaults), settings.filled(defaults)
+    of_pictures["prompt"] = given.get("prompt", "").strip() or None
+    options = JobOptions(auto=is_auto, **of_pictures).filled(defaults)
+    settings = Settings(**of_batches).filled(defaults)
     _check_work(options, settings, defaults, limits)
     return options, settings
 
@@ -60,9 +61,9 @@ def _decompositions(layers: int, depth: int) -> int:
     return sum(layers**level for level in range(depth))
 
 
-def _check_work(options: JobOptions, settings: Settings, defaults: Defaults, limits: Limits) -> None:
-    layers, steps = known(options.layers), known(settings.steps)
-    wanted = work(layers=layers, steps=steps, guidance=known(settings.guidance), depth=options.depth)
+def _check_work(options: ResolvedOptions, settings: ResolvedSettings, defaults: Defaults, limits: Limits) -> None:
+    layers, steps = options.layers, settings.steps
+    wanted = work(layers=layers, steps=steps, guidance=settings.guidance, depth=options.depth)
     usual = work(layers=defaults.layers, steps=defaults.steps, guidance=defaults.guidance)
     if wanted <= limits.work * usual:
         return
@@ -84,7 +85,6 @@ def _read(name: str, value: Any) -> Any:
 
 
 def _too_much(given: Mapping[str, Any]) -> list[str]:
-    bounded = {name: most for name, most in MOST.items() if name in given}
-    found = [x for name, most in bounded.items() for x in integer_problems(name, given[name], least=1, most=most)]
+    found = [x for n, kind in BOUNDED.items() if n in given for x in value_problems(n, given[n], kind)]
     length = len(given.get("prompt", ""))
     return found + ([f"prompt has {length} characters, {LONGEST_PROMPT} at most"] if length > LONGEST_PROMPT else [])

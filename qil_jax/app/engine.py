@@ -11,7 +11,7 @@ import jax
 
 from qil_jax.app.limits import Limits
 from qil_jax.app.uploads import opened
-from qil_jax.encoders.caption_prompts import CaptionLanguage
+from qil_jax.choices import CaptionLanguage, OutputSize
 from qil_jax.errors import QilError
 from qil_jax.export.names import safe_name
 from qil_jax.inference.caption_job import written_by_model
@@ -21,14 +21,13 @@ from qil_jax.inference.pictures import InputImage
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import (
     Decomposition,
-    JobOptions,
     OnStep,
     Request,
+    ResolvedOptions,
+    ResolvedSettings,
     Settings,
-    known,
     result_settings,
 )
-from qil_jax.limits import OutputSize
 from qil_jax.weights import fingerprint
 
 MOST_SHAPES = 64
@@ -73,8 +72,8 @@ class Engine:
         self,
         upload: Path,
         folder: Path,
-        options: JobOptions,
-        settings: Settings,
+        options: ResolvedOptions,
+        settings: ResolvedSettings,
         *,
         on_step: OnStep,
         is_wanted: Callable[[], bool],
@@ -103,7 +102,7 @@ class Engine:
             on_step(done, steps)
 
         with self._own_turn(is_wanted):
-            picture = opened(upload, self.limits, resolution=known(options.resolution))
+            picture = opened(upload, self.limits, resolution=options.resolution)
             _require_pixels(picture, options, self.limits)
             self._forget(picture.size, options)
             planned = plan_results(
@@ -117,7 +116,7 @@ class Engine:
             (written,) = run_job(planned, watched, settings, batch=1, overwrite=False, on_step=step)
         return written.planned.folder
 
-    def _prompted(self, picture: InputImage, options: JobOptions) -> InputImage:
+    def _prompted(self, picture: InputImage, options: ResolvedOptions) -> InputImage:
         """The picture with its prompt: a caption if none is given, or an empty one if the checkpoint cannot caption."""
         if options.prompt is not None:
             return picture
@@ -141,9 +140,9 @@ class Engine:
         finally:
             self._turn.release()
 
-    def _forget(self, size: tuple[int, int], options: JobOptions) -> None:
+    def _forget(self, size: tuple[int, int], options: ResolvedOptions) -> None:
         """Drop compiled programs when there are those of many shapes, so that no client fills the memory with them."""
-        shape = bucket_size(*size, known(options.resolution)), options.layers, options.depth
+        shape = bucket_size(*size, options.resolution), options.layers, options.depth
         if shape not in self._shapes and len(self._shapes) >= MOST_SHAPES:
             jax.clear_caches()
             self._shapes.clear()
@@ -155,7 +154,7 @@ def _require(is_wanted: Callable[[], bool]) -> None:
         raise StoppedError("stopped: nobody waits for this decomposition")
 
 
-def _require_pixels(picture: InputImage, options: JobOptions, limits: Limits) -> None:
+def _require_pixels(picture: InputImage, options: ResolvedOptions, limits: Limits) -> None:
     """Refuse results of more pixels than are made here; layers of the model's size are always made."""
     (width, height), count = picture.size, most_layers(options)
     if options.output_size is OutputSize.INPUT and width * height * count > limits.layer_pixels:

@@ -1,8 +1,7 @@
 """What one client may ask of the app. This module imports nothing heavy."""
 
 import dataclasses
-
-from qil_jax.limits import integer_problems
+from typing import Annotated
 
 MOST_STEPS = 100
 """The most Euler steps of a decomposition."""
@@ -41,8 +40,15 @@ class Limits:
 
     def problems(self) -> list[str]:
         """One message for each limit that allows nothing."""
+        from annotated_types import Ge
+
+        from qil_jax.options import value_problems
+
         named = {"--max-pixels": self.pixels, "--max-megabytes": self.megabytes, "--max-work": self.work}
         named |= {"--max-layer-pixels": self.layer_pixels}
         named |= {"--queue": self.queue, "--keep-minutes": self.minutes}
-        found = [problem for name, value in named.items() for problem in integer_problems(name, value, least=1)]
-        return found + integer_problems("--disk-megabytes", self.disk, least=max(1, self.megabytes + 1))
+        found = [
+            problem for name, value in named.items() for problem in value_problems(name, value, Annotated[int, Ge(1)])
+        ]
+        least = Ge(max(1, self.megabytes + 1))
+        return found + value_problems("--disk-megabytes", self.disk, Annotated[int, least])

@@ -22,13 +22,13 @@ from qil_jax.app.look import MENDED, WAITING
 from qil_jax.app.results import FORMATS, downloads, framed_viewer, summary
 from qil_jax.app.storage import Storage
 from qil_jax.app.streams import Streams
+from qil_jax.choices import MAX_LAYERS, MAX_SEED
 from qil_jax.errors import QilError
 from qil_jax.export.format import Format
 from qil_jax.export.manifest import RECORD
 from qil_jax.inference.cli import AUTO
 from qil_jax.inference.defaults import Defaults
-from qil_jax.inference.request import JobOptions, Settings
-from qil_jax.limits import MAX_LAYERS, MAX_SEED
+from qil_jax.inference.request import ResolvedOptions, ResolvedSettings
 
 TITLE = "Pictures into layers"
 FAULT = "The server made a mistake, which is not yours. It is in the server's log; please tell who runs it."
@@ -142,7 +142,7 @@ def _connect(served: Served, asking: tuple[dict[str, Any], gr.Button, gr.Button]
     cancel.click(lambda: "Stopped.", None, said, cancels=[started], queue=False, api_visibility="private")
 
 
-def checked(served: Served, values: Mapping[str, Any]) -> tuple[Path, JobOptions, Settings]:
+def checked(served: Served, values: Mapping[str, Any]) -> tuple[Path, ResolvedOptions, ResolvedSettings]:
     """The upload, the options and the settings of a call.
 
     Args:

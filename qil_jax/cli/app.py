@@ -9,12 +9,12 @@ import json
 import re
 import signal
 from pathlib import Path
+from typing import Annotated
 
 from qil_jax.app.limits import Limits
 from qil_jax.command_line import Parser
 from qil_jax.errors import ProblemsError, say
 from qil_jax.extras import require
-from qil_jax.limits import integer_problems
 from qil_jax.programs import called
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -51,6 +51,10 @@ def main(argv: list[str]) -> int:
     """
     args = parser().parse_args(argv)
     require(called("app"), "gradio")
+    from annotated_types import Interval
+
+    from qil_jax.options import value_problems
+
     limits = Limits(
         pixels=args.max_pixels,
         megabytes=args.max_megabytes,
@@ -60,7 +64,7 @@ def main(argv: list[str]) -> int:
         work=args.max_work,
         layer_pixels=args.max_layer_pixels,
     )
-    problems = [*limits.problems(), *integer_problems("--port", args.port, least=1, most=65535)]
+    problems = [*limits.problems(), *value_problems("--port", args.port, Annotated[int, Interval(ge=1, le=65535)])]
     if args.root_path is not None and not ROOT_PATH.fullmatch(args.root_path):
         problems.append(f"--root-path must be a path such as /layers or an http(s) address, got {args.root_path!r}")
     if problems:

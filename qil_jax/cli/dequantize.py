@@ -8,12 +8,11 @@ import argparse
 import time
 from pathlib import Path
 
-from qil_jax.command_line import Parser
+from qil_jax.choices import Precision
+from qil_jax.command_line import Parser, one_of
 from qil_jax.errors import QilError, say
 from qil_jax.programs import called, quieten_orbax
 from qil_jax.progress import byte_progress
-
-FLOATS = ("bfloat16", "float32")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = "quantised checkpoint folder; or safetensors file of a transformer in ComfyUI's fp8"
     add("source", type=Path, help=source)
     add("destination", type=Path, help="folder to write, which appears whole")
-    add("--dtype", choices=FLOATS, default=FLOATS[0], help="of these weights (default bfloat16)")
+    add("--dtype", **one_of(Precision), default=Precision.BF16, help="of these weights (default bfloat16)")
     add("--base", type=Path, help="checkpoint folder with all that a file lacks")
 
 

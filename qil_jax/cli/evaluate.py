@@ -7,14 +7,17 @@ qil evaluate reconstruction RECORDS --checkpoint FOLDER --out FOLDER     the RGB
 
 import argparse
 from pathlib import Path
+from typing import Annotated
 
-from qil_jax.command_line import Parser
+from annotated_types import Ge, Interval
+
+from qil_jax.choices import MAX_LAYERS, MAX_SEED, Precision
+from qil_jax.command_line import Parser, add_options, flag, one_of
 from qil_jax.errors import ProblemsError, QilError, cut, say
 from qil_jax.extras import require
-from qil_jax.inference.defaults import Defaults
-from qil_jax.inference.options import add_options, flag, options_of
+from qil_jax.inference.defaults import Defaults, Resolution
 from qil_jax.inference.request import PictureOptions, Settings
-from qil_jax.limits import MAX_LAYERS, MAX_SEED, integer_problems, resolution_problems
+from qil_jax.options import problems_in, value_problems
 from qil_jax.programs import called
 from qil_jax.shipped import shipped_checkpoint
 
@@ -32,7 +35,7 @@ def parser() -> Parser:
     add("records", help="a dataset, folders of PNGs, or LayerD's Crello (docs/data.md)")
     add("--out", type=Path, required=True, help="folder of the report; a run that was cut goes on in it")
     add("--split", default="test", help="(default test)")
-    add("--dtype", choices=("float32", "bfloat16"), help="compute precision (default: as stored)")
+    add("--dtype", **one_of(Precision), help="compute precision (default: as stored)")
     add("--mesh", default="", help='devices, such as "data=2,tensor=4" (default: the first device)')
     layers = verbs.add_parser("layers", parents=[common], help="decompositions, by the LayerD protocol")
     _add_layers(layers)
@@ -95,13 +98,12 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
 
     found = []
     for name in ("count", "batch"):
-        found += integer_problems(f"--{name}", getattr(arguments, name), least=1)
-    found += integer_problems("--seed", getattr(arguments, "seed", 0), least=0, most=MAX_SEED - arguments.count)
-    for name, option in {**options_of(PictureOptions), **options_of(Settings)}.items():
-        if name in ("resolution", "steps", "guidance"):
-            found += option.problems(flag(name), getattr(arguments, name, None))
-    if getattr(arguments, "size", None) is not None:
-        found += resolution_problems("--size", arguments.size)
+        found += value_problems(f"--{name}", getattr(arguments, name), Annotated[int, Ge(1)])
+    seeds = Interval(ge=0, le=MAX_SEED - arguments.count)
+    found += value_problems("--seed", getattr(arguments, "seed", 0), Annotated[int, seeds])
+    for cls, names in ((PictureOptions, ("resolution",)), (Settings, ("steps", "guidance"))):
+        found += problems_in(cls, {name: getattr(arguments, name, None) for name in names}, flag)
+    found += value_problems("--size", getattr(arguments, "size", None), Resolution | None)
     layers = getattr(arguments, "layers", "true")
     if layers != "true" and layers not in map(str, range(2, MAX_LAYERS + 1)):
         found.append(f"--layers must be 'true' or from 2 to {MAX_LAYERS}, got {cut(layers)}")

@@ -13,11 +13,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qil_jax.command_line import Parser
+from qil_jax.choices import Edges
+from qil_jax.command_line import Parser, one_of
 from qil_jax.errors import ProblemsError, QilError, printable, say
 from qil_jax.export.format import Format
 from qil_jax.extras import require
-from qil_jax.limits import Edges
 from qil_jax.programs import called
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def parser() -> Parser:
     parse = Parser(prog=called("export"), description=__doc__)
     add = parse.add_argument
     add("sources", nargs="+", type=Path, metavar="RESULT", help="results, folders of PNGs, or files of these formats")
-    add("--to", required=True, choices=tuple(Format), help="the format; png is a folder of PNGs with a manifest")
+    add("--to", required=True, **one_of(Format), help="the format; png is a folder of PNGs with a manifest")
     add(
         "--out",
         type=Path,
@@ -40,7 +40,7 @@ def parser() -> Parser:
     )
     add("--picture", type=Path, help="the larger picture that was decomposed: layers get its size and its edges")
     how = "with --picture: with the picture's edges, or interpolated"
-    add("--edges", choices=tuple(Edges), help=f"{how} (default {Edges.REFINED})")
+    add("--edges", **one_of(Edges), help=f"{how} (default {Edges.REFINED})")
     add(
         "--hidden-masks",
         action="store_true",

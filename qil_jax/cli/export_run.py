@@ -8,12 +8,11 @@ import os
 import time
 from pathlib import Path
 
-from qil_jax.command_line import Parser
+from qil_jax.choices import Precision
+from qil_jax.command_line import Parser, one_of
 from qil_jax.errors import say
 from qil_jax.programs import called, quieten_orbax
 from qil_jax.progress import byte_progress
-
-DTYPES = ("float32", "bfloat16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="the moving average of the trained parameters, or the parameters themselves (default: --ema)",
     )
-    add("--dtype", choices=DTYPES, default=DTYPES[0], help="of the trained tensors (default float32)")
+    add("--dtype", **one_of(Precision), default=Precision.FP32, help="of the trained tensors (default float32)")
 
 
 def main(argv: list[str]) -> int:

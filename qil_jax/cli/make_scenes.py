@@ -6,11 +6,11 @@ qil make-scenes --count 10000 --out FOLDER [--preset rich|simple|grouped|varied|
 """
 
 from pathlib import Path
+from typing import Annotated
 
 from qil_jax.command_line import Parser, at_dashes
 from qil_jax.errors import ProblemsError
 from qil_jax.extras import require
-from qil_jax.limits import integer_problems
 from qil_jax.programs import called
 from qil_jax.records.splits import SPLITS
 
@@ -52,11 +52,15 @@ def main(argv: list[str]) -> int:
     own, for_beam = at_dashes(argv)
     args = parser().parse_args(own)
     require(called("make-scenes"), *NEEDS)
+    from annotated_types import Interval
+
+    from qil_jax.options import value_problems
+
     problems = [
         problem
         for name, least, most in (("count", 1, 10**9), ("side", 32, 16384), ("seed", 0, 10**18))
         if getattr(args, name) is not None
-        for problem in integer_problems(f"--{name}", getattr(args, name), least=least, most=most)
+        for problem in value_problems(f"--{name}", getattr(args, name), Annotated[int, Interval(ge=least, le=most)])
     ]
     if for_beam and args.format != "records":
         problems.append(f"--format {args.format} takes no options of Apache Beam: leave out {' '.join(for_beam)}")

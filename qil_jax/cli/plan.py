@@ -11,15 +11,14 @@ bytes, collectives, and the time of a step that peak rates allow (docs/pods.md).
 import argparse
 from pathlib import Path
 
-from qil_jax.command_line import Parser
+from qil_jax.choices import AttentionKind, Passes, Quantisation, Spread, Weights
+from qil_jax.command_line import Parser, one_of
 from qil_jax.planning.chips import Topology
 from qil_jax.planning.devices import prepare_environment, require_compiler
 from qil_jax.programs import called
 
-ATTENTION = ("splash", "cudnn", "xla_chunked", "xla", "tokamax")
-SPREADS = ("ulysses", "gather", "ring", "none")
-WEIGHTS = ("split", "whole")
-FORMATS = ("int8", "fp8")
+ATTENTION = [kind for kind in AttentionKind if kind is not AttentionKind.XLA_BY_HEAD]
+"""The kernels of accelerators: all but the one that is for a single CPU."""
 
 
 def parser() -> Parser:
@@ -38,15 +37,15 @@ def parser() -> Parser:
     infer.add_argument(
         "--guidance", action=argparse.BooleanOptionalAction, default=True, help="two passes a step, or one"
     )
-    infer.add_argument("--passes", choices=("batch", "sequential"), default="batch", help="both at once, or in turn")
-    infer.add_argument("--attention", choices=ATTENTION, help="its kernel (default: splash on TPUs, cudnn on GPUs)")
+    infer.add_argument("--passes", **one_of(Passes), default=Passes.BATCH, help="both at once, or in turn")
+    infer.add_argument("--attention", **one_of(ATTENTION), help="its kernel (default: splash on TPUs, cudnn on GPUs)")
     infer.add_argument(
-        "--spread", choices=SPREADS, default="ulysses", help="attention over --mesh context (default %(default)s)"
+        "--spread", **one_of(Spread), default=Spread.ULYSSES, help="attention over --mesh context (default %(default)s)"
     )
     infer.add_argument(
-        "--weights", choices=WEIGHTS, default="split", help="kernels over --mesh context (default %(default)s)"
+        "--weights", **one_of(Weights), default=Weights.SPLIT, help="kernels over --mesh context (default %(default)s)"
     )
-    infer.add_argument("--quantize", choices=FORMATS, help="kernels of one byte an element (default: bf16)")
+    infer.add_argument("--quantize", **one_of(Quantisation), help="kernels of one byte an element (default: bf16)")
     infer.add_argument("--keep-modulation", action="store_true", help="its parameters stay in device memory")
     infer.add_argument("--keep-text-encoder", action="store_true", help="its parameters stay in device memory")
     infer.add_argument("--sweep", action="store_true", help="all meshes of the topology, spreads and placements")

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qil_jax.command_line import Parser
+from qil_jax.choices import Quantisation
+from qil_jax.command_line import Parser, one_of
 from qil_jax.errors import QilError, say
 from qil_jax.programs import called, quieten_orbax
 from qil_jax.progress import byte_progress
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from qil_jax.terminal import Table
     from qil_jax.weights.quantise import QuantisationReport
 
-HOW = ("int8", "fp8")
 COMPONENTS = ("transformer", "text_encoder")
 
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", type=Path, help="folder that holds model_index.json, of either layout")
     add("destination", type=Path, help="folder to write, which appears whole")
-    add("--dtype", choices=HOW, required=True, help="fp8 is e4m3; int8 is about three times closer")
+    add("--dtype", **one_of(Quantisation), required=True, help="fp8 is e4m3; int8 is about three times closer")
     add(
         "--components",
         type=lambda text: text.split(","),
@@ -55,7 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise QilError(f"--components: {', '.join(wrong)}: give one or several of {','.join(COMPONENTS)}")
     quieten_orbax()
     # Heavy imports are deferred until the arguments are valid.
-    from qil_jax.models.quantised import Quantisation
     from qil_jax.terminal import console
     from qil_jax.weights import Component
     from qil_jax.weights.quantise import REPORT, quantise_checkpoint
@@ -67,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         reports = quantise_checkpoint(
             arguments.source,
             arguments.destination,
-            Quantisation(arguments.dtype),
+            arguments.dtype,
             components=components,
             on_bytes=lambda done: progress.advance(bar, done),
         )

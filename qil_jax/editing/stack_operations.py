@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
+from qil_jax.choices import Edges
 from qil_jax.editing import geometry
 from qil_jax.editing.operation import Address, Distance, Length, Margin, Name, OneLayer, Operation, Place, picture_at
 from qil_jax.editing.stack import MOST_LAYERS, EditError, Stack, boxed
@@ -13,7 +14,6 @@ from qil_jax.layers.enlarging import require_picture_of
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.pictures import LARGEST_SIDE, ImageError
 from qil_jax.layers.refinement import at_size
-from qil_jax.limits import Edges
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
-from qil_jax.errors import QilError
-from qil_jax.models.config import ConfigError, read_fields, require_none, shown
+from qil_jax.errors import QilError, shown
+from qil_jax.models.config import ConfigError, Size, require_none
+from qil_jax.options import Number, read_fields
 from qil_jax.weights.strict import COPY, WeightsError, read_json
 
 FILE = Path("processor") / "preprocessor_config.json"
@@ -39,14 +40,14 @@ class PixelConfig:
       image_mean, image_std: mean and standard deviation of the rescaled values, by channel.
     """
 
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    merge_size: int = 2
-    min_pixels: int = 56 * 56
-    max_pixels: int = 28 * 28 * 16384
-    rescale_factor: float = 1 / 255
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    patch_size: Size = 14
+    temporal_patch_size: Size = 2
+    merge_size: Size = 2
+    min_pixels: Size = 56 * 56
+    max_pixels: Size = 28 * 28 * 16384
+    rescale_factor: Number = 1 / 255
+    image_mean: tuple[Number, Number, Number] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[Number, Number, Number] = (0.26862954, 0.26130258, 0.27577711)
 
     @classmethod
     def of(cls, checkpoint: Path) -> "PixelConfig":

@@ -3,19 +3,14 @@
 import re
 from enum import StrEnum
 
+from qil_jax.choices import CaptionLanguage
+
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 """The tokens of a picture in a chat; `<|image_pad|>` stands for all tokens of the picture."""
 CHAT = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     f"<|im_start|>user\n{{}}\n{PICTURE}<|im_end|>\n<|im_start|>assistant\n"
 )
-
-
-class CaptionLanguage(StrEnum):
-    """The language in which the model is asked, and answers."""
-
-    EN = "en"
-    ZH = "zh"
 
 
 class CaptionStyle(StrEnum):

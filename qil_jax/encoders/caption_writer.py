@@ -9,8 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from qil_jax.choices import CaptionLanguage
 from qil_jax.encoders.caption_pixels import FILE, PixelConfig, caption_grid, caption_patches
-from qil_jax.encoders.caption_prompts import PICTURE, CaptionLanguage, CaptionStyle, caption_chat
+from qil_jax.encoders.caption_prompts import PICTURE, CaptionStyle, caption_chat
 from qil_jax.encoders.captioner import Captioner, Programs
 from qil_jax.encoders.generation import Generation
 from qil_jax.encoders.tokenizer import PromptTokenizer

@@ -1,11 +1,13 @@
 """How text is written, as a checkpoint's generation_config.json says."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from qil_jax.models.config import Index, read_fields, require_none
+from annotated_types import Ge, Gt, Interval
+
+from qil_jax.models.config import Index, Indexes, Size, require_none
+from qil_jax.options import Number, read_fields
 from qil_jax.weights.strict import read_json
 
 FILE = "text_encoder/generation_config.json"
@@ -29,13 +31,13 @@ class Generation:
       pad_token_id: id with which prompts are padded, to no effect.
     """
 
-    max_new_tokens: int = 512
-    repetition_penalty: float = 1.0
+    max_new_tokens: Size = 512
+    repetition_penalty: Annotated[Number, Gt(0)] = 1.0
     do_sample: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: Annotated[Number, Ge(0)] = 1.0
+    top_p: Annotated[Number, Interval(ge=0, le=1)] = 1.0
     top_k: Index = 50
-    eos_token_id: tuple[Index, ...] = ()
+    eos_token_id: Indexes = ()
     pad_token_id: Index = 0
 
     def __post_init__(self):
@@ -44,7 +46,9 @@ class Generation:
         Raises:
           ConfigError: if one is out of range.
         """
-        require_none(_problems(dataclasses.asdict(self)), "generation")
+        problems: list[str] = []
+        read_fields(type(self), vars(self), problems)
+        require_none(problems, "generation")
 
     @classmethod
     def of(cls, checkpoint: Path) -> "Generation":
@@ -63,23 +67,10 @@ class Generation:
             values["eos_token_id"] = [values["eos_token_id"]]
         problems: list[str] = [] if "eos_token_id" in values else [f"'eos_token_id' is missing: {FIX}"]
         found = read_fields(cls, values, problems)
-        require_none(problems + _problems(found), str(file))
+        require_none(problems, str(file))
         return cls(**found)
 
     @property
     def is_sampled(self) -> bool:
         """Whether seeds matter: `do_sample`, unless the most likely token is drawn in any case, as in the release."""
         return self.do_sample and self.top_k != 1 and self.temperature > COLDEST
-
-
-def _problems(values: Mapping[str, Any]) -> list[str]:
-    """A message for each value that is out of range."""
-    ranges = {"max_new_tokens": (1, None), "temperature": (0, None), "top_p": (0, 1)}
-    found = [
-        f"{name} = {values[name]} must be from {least}" + (f" to {most}" if most else "")
-        for name, (least, most) in ranges.items()
-        if name in values and not least <= values[name] <= (most or values[name])
-    ]
-    if not values.get("repetition_penalty", 1) > 0:
-        found.append(f"repetition_penalty = {values['repetition_penalty']} must be above 0")
-    return found

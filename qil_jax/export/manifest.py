@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, StrictInt, TypeAdapter
+from pydantic import Field, StrictInt
 
 from qil_jax.errors import QilError, shown
 from qil_jax.export.bounds import require_depth, require_pixels
@@ -18,7 +18,7 @@ from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.pictures import picture_size, read_picture
 from qil_jax.layers.profiles import SRGB, image_converted, profile_name
 from qil_jax.layers.visibility import visible_box
-from qil_jax.strict_json import Text, fitted
+from qil_jax.options import Text, fitted
 
 MANIFEST = "manifest.json"
 """The manifest's file, in exported folders and ZIPs."""
@@ -67,9 +67,6 @@ class Listing:
     caption: Text = ""
     decisions: tuple[Text, ...] = ()
     settings: Asked | None = None
-
-
-LISTING = TypeAdapter(Listing)
 
 
 def manifest(tree: LayerTree, masks: Sequence[Mask] = ()) -> dict[str, Any]:
@@ -134,7 +131,7 @@ def listed_files(fields: Any, where: str, listing: str = MANIFEST) -> list[str]:
 
 def _listing(fields: Any, where: str, listing: str) -> Listing:
     place, fix = f"{where}: its {listing} does not list layers as it should", "mend it, or make the layers again"
-    return fitted(LISTING, fields, where=place, fix=fix)
+    return fitted(Listing, fields, where=place, fix=fix)
 
 
 def _files(layers: Sequence[ListedLayer], where: str, depth: int = 0) -> Iterator[str]:

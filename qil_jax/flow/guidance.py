@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from qil_jax.limits import Rescale
+from qil_jax.choices import Rescale
 
 
 def guide(

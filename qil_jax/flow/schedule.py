@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from qil_jax.errors import QilError
-from qil_jax.models.config import read_fields, require_none, shown
+from qil_jax.errors import QilError, shown
+from qil_jax.models.config import require_none
+from qil_jax.options import Number, read_fields
 
 CLASS = "FlowMatchEulerDiscreteScheduler"
 """The diffusers scheduler that is implemented here."""
@@ -36,8 +37,8 @@ class Schedule:
 
     time_shift_type: TimeShift = TimeShift.LINEAR
     use_dynamic_shifting: bool = True
-    shift: float = 1.0
-    shift_terminal: float | None = None
+    shift: Number = 1.0
+    shift_terminal: Number | None = None
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str = "scheduler/scheduler_config.json") -> "Schedule":

@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from qil_jax.choices import MAX_PROMPT_TOKENS, Residency
 from qil_jax.errors import ProblemsError, QilError, complain, say
 from qil_jax.inference.cli import (
     SHOWN,
@@ -21,7 +22,6 @@ from qil_jax.inference.cli import (
     show_progress,
 )
 from qil_jax.launch import connected
-from qil_jax.limits import MAX_PROMPT_TOKENS
 from qil_jax.programs import INTERRUPTED, command, interruptible, run_main
 
 if TYPE_CHECKING:
@@ -83,29 +83,29 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
     from qil_jax.inference.caption_command import caption_files, captioned
     from qil_jax.inference.job import require_same_plan, results_left, run_job
     from qil_jax.inference.pictures import find_pictures
-    from qil_jax.inference.request import known
-    from qil_jax.mesh import Task, Weights, rules_for
+    from qil_jax.mesh import Task, rules_for
     from qil_jax.weights.assemble import reporting
 
     options, settings = arguments.options, arguments.settings
     use_compilation_cache()
     with show_pictures() as on_picture:
-        found = find_pictures(arguments.inputs, resolution=known(options.resolution), on_picture=on_picture)
+        found = find_pictures(arguments.inputs, resolution=options.resolution, on_picture=on_picture)
     for line in [*found.beside, *found.notes()]:
         say(line)
     checkpoint = open_checkpoint(arguments, found)
     plan = planner(arguments, checkpoint)
     ledger.planned, ledger.skipped = plan(found.pictures), found.bad
-    if arguments.caption_only:
+    out = arguments.out
+    if arguments.caption_only or out is None:
         require_same_plan(ledger.planned, arguments.command)
-        ledger.planned, rules = [], rules_for(Task.INFERENCE, Weights(arguments.weights))
+        ledger.planned, rules = [], rules_for(Task.INFERENCE, arguments.weights)
         place = {"mesh": open_mesh(arguments.mesh, rules, checkpoint), "rules": rules}
         caption_files(arguments, checkpoint, found.pictures, ledger, **place)
         return
-    pipeline, out = open_pipeline(arguments, checkpoint), known(arguments.out)
+    pipeline = open_pipeline(arguments, checkpoint)
     mesh = pipeline.components.mesh
     require_same_plan(ledger.planned, arguments.command)
-    ledger.planned = plan(captioned(arguments, pipeline, found.pictures, plan, ledger))
+    ledger.planned = plan(captioned(arguments, pipeline, found.pictures, plan, ledger, out=out))
     if arguments.compile_only:
         arguments.require_memory(ledger.planned, checkpoint, mesh)
         outlines = [outline_of(result) for result in arranged(ledger.planned, pipeline, settings)]
@@ -118,7 +118,7 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
     if left:
         arguments.require_memory(left, checkpoint, mesh)
         left = arranged(left, pipeline, settings)
-        ledger.announce(known(options.resolution))
+        ledger.announce(options.resolution)
         say(f"loading {arguments.checkpoint}")
         with show_loading() as on_bytes, reporting(on_bytes):
             pipeline.prepare([outline_of(result) for result in left], settings, batch=arguments.batch)
@@ -182,18 +182,15 @@ def open_pipeline(arguments: Arguments, checkpoint: "Checkpoint") -> "Pipeline":
       QilError: if the parameters do not fit into memory, or the mesh splits sequential passes.
     """
     from qil_jax.inference.pipeline import Pipeline
-    from qil_jax.inference.residency import Residency
-    from qil_jax.kernels import Spread
-    from qil_jax.mesh import Task, Weights, rules_for
-    from qil_jax.models.attention import AttentionKind
+    from qil_jax.mesh import Task, rules_for
 
-    rules = rules_for(Task.INFERENCE, Weights(arguments.weights))
+    rules = rules_for(Task.INFERENCE, arguments.weights)
     return Pipeline.of(
         checkpoint,
         mesh=open_mesh(arguments.mesh, rules, checkpoint),
         rules=rules,
-        attention=None if arguments.attention is None else AttentionKind(arguments.attention),
-        spread=None if arguments.spread is None else Spread(arguments.spread),
+        attention=arguments.attention,
+        spread=arguments.spread,
         passes=arguments.passes,
         residency=Residency.PHASES,
         is_abstract=arguments.compile_only,

@@ -10,7 +10,7 @@ from qil_jax.inference.batch import Item
 from qil_jax.inference.job import PlannedResult
 from qil_jax.inference.outline import Outline
 from qil_jax.inference.pipeline import Pipeline, draw_noise
-from qil_jax.inference.request import Settings
+from qil_jax.inference.request import ResolvedSettings, Settings
 
 OnProgram = Callable[[int, int], None]
 """A callback with (programs compiled, programs)."""
@@ -19,7 +19,7 @@ Name = tuple[object, ...]
 
 
 def outline_of(result: PlannedResult) -> Outline:
-    """The outline of a planned result, whose options have the checkpoint's defaults filled in."""
+    """The outline of a planned result."""
     return Outline.of(result.picture.size, result.options, result.prompt)
 
 
@@ -70,7 +70,7 @@ def compile_programs(
 
 
 def _programs(
-    outlines: Sequence[Outline], pipeline: Pipeline, settings: Settings
+    outlines: Sequence[Outline], pipeline: Pipeline, settings: ResolvedSettings
 ) -> Iterator[tuple[Name, Callable[[], list[jax.stages.Lowered]]]]:
     """The programs of one batch: prompts, noise and pictures, modulation, and the denoiser's step."""
     items = [_blank(outline, pipeline, settings) for outline in outlines]
@@ -92,7 +92,7 @@ def _drawn(shape: tuple[int, ...]) -> list[jax.stages.Lowered]:
     return []
 
 
-def _blank(outline: Outline, pipeline: Pipeline, settings: Settings) -> Item:
+def _blank(outline: Outline, pipeline: Pipeline, settings: ResolvedSettings) -> Item:
     """An item of an outline's shapes."""
     scale, z = pipeline.checkpoint.vae.scale_factor, pipeline.checkpoint.vae.z_dim
     width = pipeline.checkpoint.transformer.joint_attention_dim

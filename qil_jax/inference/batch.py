@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
+from qil_jax.choices import Passes
 from qil_jax.encoders.lengths import image_bucket, round_up, text_bucket
-from qil_jax.limits import Passes
 from qil_jax.mesh import Rules
 from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.latents import pack

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
@@ -28,7 +29,6 @@ from qil_jax.inference.cli import Arguments, Ledger, show_captions, show_loading
 from qil_jax.inference.job import JobError, PlannedResult, results_left
 from qil_jax.inference.memory import MemoryPlan, require_memory
 from qil_jax.inference.pipeline import Pipeline
-from qil_jax.inference.request import known
 from qil_jax.mesh import Rules, of_first
 from qil_jax.weights import fingerprint
 from qil_jax.weights.assemble import reporting
@@ -40,18 +40,20 @@ def captioned(
     pictures: Pictures,
     plan: Callable[[Pictures], list[PlannedResult]],
     ledger: Ledger,
+    *,
+    out: Path,
 ) -> Pictures:
     """The pictures, each with a prompt: its own, or a caption, which an earlier run has kept or this one writes.
 
-    If the checkpoint cannot caption, it is an empty one. With --compile-only nothing is written, and pictures whose
-    captions are not kept yet are left out. All processes must call this function.
+    If the checkpoint cannot caption, it is an empty one. Captions are kept in `out`. With --compile-only nothing is
+    written, and pictures whose captions are not kept yet are left out. All processes must call this function.
 
     Raises:
       ConfigError: if files of the checkpoint do not fit together.
       JobError: if pictures cannot be captioned, or their results not be written; raised before any compute.
       QilError: if the parameters do not fit into memory.
     """
-    options, checkpoint, out = arguments.options, pipeline.checkpoint, known(arguments.out)
+    options, checkpoint = arguments.options, pipeline.checkpoint
     if options.prompt is not None:
         return pictures
     if not checkpoint.has_vision:
@@ -133,12 +135,12 @@ def _write(
 
 def _require_captionable(arguments: Arguments, checkpoint: Checkpoint, missing: Pictures) -> None:
     config = CaptionConfig.of(checkpoint.folder, PromptTokenizer.load(checkpoint.folder))
-    require_captionable(missing, config.pixels, known(arguments.options.resolution))
+    require_captionable(missing, config.pixels, arguments.options.resolution)
 
 
 def _asked(arguments: Arguments) -> dict[str, Any]:
     options = arguments.options
-    return {"resolution": known(options.resolution), "language": options.caption_language}
+    return {"resolution": options.resolution, "language": options.caption_language}
 
 
 def _written_by(arguments: Arguments) -> dict[str, str]:

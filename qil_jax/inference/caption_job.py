@@ -12,8 +12,9 @@ from typing import Any
 import jax
 from PIL import Image
 
+from qil_jax.choices import CaptionLanguage
 from qil_jax.encoders.caption_pixels import CaptionPixelsError, PixelConfig, caption_grid
-from qil_jax.encoders.caption_prompts import CaptionLanguage, CaptionStyle
+from qil_jax.encoders.caption_prompts import CaptionStyle
 from qil_jax.encoders.caption_writer import CaptionWriter
 from qil_jax.inference.captions import CaptionStore
 from qil_jax.inference.images import bucket_size, preprocess

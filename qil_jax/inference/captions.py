@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from qil_jax.encoders.caption_prompts import CaptionLanguage
+from qil_jax.choices import CaptionLanguage
 from qil_jax.errors import QilError
 from qil_jax.files import text_beside, whole_file
 from qil_jax.inference.pictures import PROMPT, InputImage
@@ -19,8 +19,8 @@ FOLDER = ".captions"
 """The folder beside a run's results in which captions are kept."""
 
 
-def with_captions(requests: Sequence[Request], write: Callable[..., list[str]] | None) -> list[Request]:
-    """The requests, those without a prompt with a caption of `write` as theirs; or an empty one, if that is None.
+def prompts_of(requests: Sequence[Request], write: Callable[..., list[str]] | None) -> list[str]:
+    """The prompts of requests; of one that has none a caption of `write`, or an empty prompt if that is None.
 
     `write` is the method `captions` of a pipeline.
     """
@@ -33,10 +33,7 @@ def with_captions(requests: Sequence[Request], write: Callable[..., list[str]] |
         how = {"resolution": resolution, "language": language, "batch": len(indexes)}
         texts = write([requests[i].image for i in indexes], **how) if write else [""] * len(indexes)
         prompts |= dict(zip(indexes, texts, strict=True))
-    return [
-        dataclasses.replace(request, prompt=prompts[i]) if i in prompts else request
-        for i, request in enumerate(requests)
-    ]
+    return [prompts[i] if request.prompt is None else request.prompt for i, request in enumerate(requests)]
 
 
 @runtime_checkable

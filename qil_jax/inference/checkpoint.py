@@ -11,6 +11,7 @@ from typing import Any
 
 from flax import nnx
 
+from qil_jax.choices import Precision
 from qil_jax.errors import QilError, shown
 from qil_jax.flow import Schedule
 from qil_jax.inference.defaults import Defaults
@@ -33,7 +34,6 @@ from qil_jax.weights import (
 from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import targets
 
-DTYPES = ("float32", "bfloat16")
 ENTRANCE = "backbone/image_in/kernel"
 """The parameter whose dtype the transformer computes in; it is never quantised."""
 
@@ -138,8 +138,8 @@ class Checkpoint:
           ConfigError: if the checkpoint's model does not decompose pictures.
           QilError: if an argument is of another type, or `dtype` or qil.json cannot be used.
         """
-        if dtype not in (None, *DTYPES):
-            raise QilError(f"dtype must be one of {', '.join(DTYPES)}, or None for what is stored; got {dtype!r}")
+        if dtype not in (None, *Precision):
+            raise QilError(f"dtype must be one of {', '.join(Precision)}, or None for what is stored; got {dtype!r}")
         if not isinstance(folder, str | os.PathLike | None):
             raise QilError(
                 f"the checkpoint must be the path of a folder, or None for the shipped one; got {shown(folder)}"

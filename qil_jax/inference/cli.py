@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+from annotated_types import Ge
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -20,17 +21,26 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from qil_jax.command_line import Parser, integer, seconds
+from qil_jax.choices import (
+    MAX_LAYERS,
+    AttentionKind,
+    OutputSize,
+    Passes,
+    Precision,
+    Residency,
+    Spread,
+    Weights,
+)
+from qil_jax.command_line import Parser, add_options, flag, integer, one_of, seconds
 from qil_jax.errors import QilError, cut, message, printable, say
 from qil_jax.export.format import Format
 from qil_jax.files import no_folder
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.describe import read_descriptions
-from qil_jax.inference.options import add_options, flag, options_of
-from qil_jax.inference.request import JobOptions, Settings, known
+from qil_jax.inference.request import JobOptions, ResolvedOptions, ResolvedSettings, Settings
 from qil_jax.launch import DISTRIBUTED_HELP, WAIT, WAIT_HELP
 from qil_jax.layers.descriptions import LayerDescription
-from qil_jax.limits import MAX_LAYERS, OutputSize, Passes, integer_problems
+from qil_jax.options import options_of, value_problems
 from qil_jax.programs import called
 from qil_jax.shipped import shipped_checkpoint
 from qil_jax.terminal import Table, console
@@ -45,12 +55,6 @@ OnCount = Callable[[int, int], None]
 OF_PICTURES = ("layers", "max_layers", "prompt", "caption_language", "negative_prompt")
 OF_PICTURES += ("resolution", "output_size", "edges", "seed", "samples", "exact", "depth", "split", "hidden_masks")
 OF_BATCHES = ("steps", "guidance", "rescale", "max_prompt_tokens")
-ATTENTION = ("xla", "xla_chunked", "xla_by_head", "splash", "cudnn", "tokamax")
-"""The values of AttentionKind, whose module imports JAX."""
-SPREADS = ("none", "gather", "ulysses", "ring")
-"""The values of kernels.Spread."""
-WEIGHTS = ("split", "whole")
-"""The values of mesh.Weights."""
 AUTO = "auto"
 """The value of --layers that leaves their number to the program."""
 SHOWN = 10
@@ -73,9 +77,9 @@ class Arguments:
       mesh: mesh axes and their sizes, such as data=2,tensor=4; empty: the first device.
       skip_bad: whether unreadable pictures are skipped instead of ending the run.
       overwrite: whether existing results are replaced.
-      weights: what the devices along the mesh's axis context hold of the kernels, a value of `mesh.Weights`.
-      attention: the transformer's attention, a value of AttentionKind; None: by the devices.
-      spread: how queries meet keys along context, a value of `kernels.Spread`; None: by the number of heads.
+      weights: what the devices along the mesh's axis context hold of the kernels.
+      attention: the transformer's attention; None: by the devices.
+      spread: how queries meet keys along context; None: by the number of heads.
       passes: the way in which the two passes of guidance are computed.
       distributed: specification of the other processes (see `launch.connected`); None: a single process.
       wait: number of seconds within which all processes must have joined.
@@ -86,17 +90,17 @@ class Arguments:
     inputs: list[Path]
     checkpoint: Path
     out: Path | None
-    options: JobOptions
-    settings: Settings
+    options: ResolvedOptions
+    settings: ResolvedSettings
     batch: int
-    dtype: str | None
+    dtype: Precision | None
     loras: list[tuple[Path, float]]
     mesh: str
     skip_bad: bool
     overwrite: bool
-    weights: str
-    attention: str | None
-    spread: str | None
+    weights: Weights
+    attention: AttentionKind | None
+    spread: Spread | None
     passes: Passes
     compile_only: bool
     caption_only: bool
@@ -113,7 +117,7 @@ class Arguments:
     def problems(self) -> list[str]:
         """One message for each invalid argument."""
         found = [*self.options.problems(flag), *self.settings.problems(flag)]
-        found += integer_problems("--batch", self.batch, least=1)
+        found += value_problems("--batch", self.batch, Annotated[int, Ge(1)])
         found += [f"--lora {file}: no such file" for file, _ in self.loras if not file.is_file()]
         found += [
             f"--lora {file}: the scale must be a finite number, got {scale}"
@@ -135,9 +139,8 @@ class Arguments:
           QilError: if the batch does not fit; the message gives the required and the available memory.
         """
         from qil_jax.inference.memory import Drawing, plan_memory, require_memory
-        from qil_jax.inference.residency import Residency
 
-        resolution, layers = known(self.options.resolution), known(self.options.layers)
+        resolution, layers = self.options.resolution, self.options.layers
         drawings = [Drawing.of(result.picture.size, resolution=resolution, layers=layers) for result in left]
         largest = sorted(drawings, key=lambda drawing: math.prod(drawing.size))[-self.batch :]
         how = {"residency": Residency.PHASES, "passes": self.passes, "captioned": captioned}
@@ -224,8 +227,7 @@ Asked = TypeVar("Asked", JobOptions, Settings)
 
 def _said(cls: type[Asked], said: Mapping[str, Any]) -> Asked:
     """An instance of `cls` with the values given on the command line."""
-    kinds = {name: option.kind for name, option in options_of(cls).items()}
-    return cls(**{name: kinds[name](value) for name, value in said.items() if name in kinds and value is not None})
+    return cls(**{name: said[name] for name in options_of(cls) if said.get(name) is not None})
 
 
 def _parser() -> Parser:
@@ -247,7 +249,7 @@ def _parser() -> Parser:
     add("--export", type=_formats, default=(Format.PSD,), metavar="FORMATS", help=files)
     add_options(add, Settings, OF_BATCHES)
     add("--batch", type=int, default=1, help="decompositions at once (default 1)")
-    add("--dtype", choices=("float32", "bfloat16"), default=None, help="compute precision (default: as stored)")
+    add("--dtype", **one_of(Precision), help="compute precision (default: as stored)")
     add(
         "--lora",
         dest="loras",
@@ -259,15 +261,14 @@ def _parser() -> Parser:
     )
     add("--mesh", default="", help='devices, such as "data=2,tensor=4" (default: the first device)')
     kernels = "kernels along the mesh's axis context: a part on each device, or whole where there is room"
-    add("--weights", choices=WEIGHTS, default="split", help=f"{kernels} (default split)")
-    add("--attention", choices=ATTENTION, help="implementation (default: splash on TPUs, xla_chunked elsewhere)")
-    add("--spread", choices=SPREADS, help="keys along context (default: ulysses if the heads divide, else gather)")
+    add("--weights", **one_of(Weights), default=Weights.SPLIT, help=f"{kernels} (default split)")
+    add("--attention", **one_of(AttentionKind), help="implementation (default: splash on TPUs, xla_chunked elsewhere)")
+    add("--spread", **one_of(Spread), help="keys along context (default: ulysses if the heads divide, else gather)")
     add("--skip-bad", action="store_true", help="go on without pictures that cannot be read; exit status 3 if any")
     add("--overwrite", action="store_true", help="replace results that are there")
     add(
         "--passes",
-        type=Passes,
-        choices=tuple(Passes),
+        **one_of(Passes),
         default=Passes.BATCH,
         help="guidance's two passes: at once, or one after the other with half the activations (default batch)",
     )

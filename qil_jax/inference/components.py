@@ -6,6 +6,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from qil_jax.choices import Passes, Residency
 from qil_jax.encoders.caption_writer import CaptionWriter
 from qil_jax.encoders.image_encoder import Autoencoder
 from qil_jax.encoders.text_encoder import PromptEncoder
@@ -14,8 +15,7 @@ from qil_jax.inference.batch import Ways
 from qil_jax.inference.checkpoint import Checkpoint
 from qil_jax.inference.denoiser import Denoiser
 from qil_jax.inference.modulator import Modulator
-from qil_jax.inference.residency import Residency, Resident
-from qil_jax.limits import Passes
+from qil_jax.inference.residency import Resident
 from qil_jax.mesh import Rules
 from qil_jax.models.attention import Attend
 from qil_jax.models.qwen2_5_vl import TextEncoder

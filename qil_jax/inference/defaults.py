@@ -2,12 +2,20 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
-from qil_jax.errors import ProblemsError, QilError, shown
-from qil_jax.limits import MAX_LAYERS, RESOLUTION, OutputSize
+from annotated_types import Ge, MultipleOf
+
+from qil_jax.choices import MAX_LAYERS, MULTIPLE, RESOLUTION, OutputSize
+from qil_jax.errors import ProblemsError, QilError
+from qil_jax.options import Number, Text, read_fields
 from qil_jax.strict_json import read_json
 
 FILE = "qil.json"
+Layers = Annotated[int, Ge(1)]
+Resolution = Annotated[int, Ge(MULTIPLE), MultipleOf(MULTIPLE)]
+"""The type of the side of a size bucket, in pixels."""
+Steps = Annotated[int, Ge(1)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,12 +31,12 @@ class Defaults:
       about: one line that describes the checkpoint and its limitations.
     """
 
-    layers: int = 4
-    resolution: int = RESOLUTION
-    steps: int = 50
-    guidance: float = 4.0
+    layers: Layers = 4
+    resolution: Resolution = RESOLUTION
+    steps: Steps = 50
+    guidance: Number = 4.0
     output_size: OutputSize = OutputSize.MODEL
-    about: str = ""
+    about: Text = ""
 
     @property
     def auto_layers(self) -> int:
@@ -47,19 +55,11 @@ class Defaults:
         if not file.is_file():
             return cls()
         values = read_json(file, fix="mend it, or take it away for the release's")
-        kinds: dict[str, type] = {"layers": int, "resolution": int, "steps": int, "guidance": float}
-        kinds |= {"output_size": OutputSize, "about": str}
+        names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(values, dict):
-            raise QilError(f"{file}: must be an object with {', '.join(kinds)}")
-        problems = [f"'{name}' is none of {', '.join(kinds)}" for name in values if name not in kinds]
-        for name, kind in kinds.items():
-            value = values.get(name, getattr(cls, name))
-            if kind is OutputSize:
-                fits, wanted = value in tuple(OutputSize), f"one of {', '.join(OutputSize)}"
-            else:
-                fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-                wanted = kind.__name__
-            problems += [] if fits else [f"'{name}' is {shown(value)}, which is not {wanted}"]
+            raise QilError(f"{file}: must be an object with {', '.join(names)}")
+        problems = [f"'{name}' is none of {', '.join(names)}" for name in values if name not in names]
+        found = read_fields(cls, values, problems)
         if problems:
             raise ProblemsError(str(file), problems)
-        return cls(**{name: kinds[name](value) for name, value in values.items()})
+        return cls(**found)

@@ -12,12 +12,12 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
+from qil_jax.choices import Passes, Rescale
 from qil_jax.errors import QilError
-from qil_jax.flow import Rescale, euler_step, guide
+from qil_jax.flow import euler_step, guide
 from qil_jax.inference.batch import SequenceBatch
 from qil_jax.inference.modulator import Modulator, step_slice
 from qil_jax.kernels import with_scattered_sums
-from qil_jax.limits import Passes
 from qil_jax.mesh import MeshAxis, Rules, constrain, fetch, put
 from qil_jax.models.attention import Attend
 from qil_jax.models.axes import Axes, Axis

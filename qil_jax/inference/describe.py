@@ -3,14 +3,12 @@
 import json
 from pathlib import Path
 
-from pydantic import ConfigDict, TypeAdapter, with_config
-
 from qil_jax.errors import ProblemsError, QilError
 from qil_jax.files import read_file
 from qil_jax.layers.descriptions import LayerDescription
-from qil_jax.strict_json import MOST_BYTES, fitted, parse
+from qil_jax.options import fitted
+from qil_jax.strict_json import MOST_BYTES, parse
 
-ADAPTER = TypeAdapter(tuple[with_config(ConfigDict(extra="forbid"))(LayerDescription), ...])
 FORM = 'a list from the bottom layer to the top, such as [{}, {"text": "a red kite", "box": [40, 30, 90, 80]}]'
 
 
@@ -29,7 +27,7 @@ def read_descriptions(file: Path) -> tuple[LayerDescription, ...]:
         raise ProblemsError(str(file), [f"is no text ({error.reason}): give {FORM}"]) from error
     except QilError as error:
         raise ProblemsError(str(file), [str(error), f"give {FORM}"]) from error
-    found = fitted(ADAPTER, items, where=str(file), fix=f"give {FORM}")
+    found = fitted(tuple[LayerDescription, ...], items, where=str(file), fix=f"give {FORM}")
     problems = [
         f"{i}.box: {list(said.box)} has no area: give left, top, right, bottom in pixels of the picture"
         for i, said in enumerate(found)

@@ -6,10 +6,10 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from qil_jax.choices import MULTIPLE, RESOLUTION
 from qil_jax.encoders.pixels import to_float
 from qil_jax.layers.pictures import LARGEST_SIDE, ImageError, Picture, read_bytes, read_picture, to_rgba
 from qil_jax.layers.resize import sides
-from qil_jax.limits import MULTIPLE, RESOLUTION
 
 SMALLEST_SIDE = 2
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")

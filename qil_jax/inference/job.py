@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from qil_jax.choices import OutputSize
 from qil_jax.errors import ProblemsError
 from qil_jax.export.bounds import PIXEL_BYTES
 from qil_jax.export.format import Format
@@ -23,11 +24,10 @@ from qil_jax.files import recover
 from qil_jax.host_memory import require_memory
 from qil_jax.inference.finish import finish
 from qil_jax.inference.pictures import InputImage
-from qil_jax.inference.request import Decomposer, Decomposition, JobOptions, OnStep, Request, Settings, known
+from qil_jax.inference.request import Decomposer, Decomposition, OnStep, Request, ResolvedOptions, Settings
 from qil_jax.layers.descriptions import described_prompt
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.profiles import SRGB, converted
-from qil_jax.limits import OutputSize
 from qil_jax.mesh import gathered
 from qil_jax.programs import called
 
@@ -55,7 +55,7 @@ class PlannedResult:
     picture: InputImage
     sample: int
     folder: Path
-    options: JobOptions
+    options: ResolvedOptions
     made_from: Mapping[str, Any]
 
     @property
@@ -89,7 +89,7 @@ class WrittenResult:
 def plan_results(
     pictures: Mapping[str, InputImage],
     out: Path,
-    options: JobOptions,
+    options: ResolvedOptions,
     *,
     checkpoint: Mapping[str, str],
     settings: Mapping[str, Any],
@@ -140,12 +140,12 @@ def plan_results(
     return planned
 
 
-def most_layers(options: JobOptions) -> int:
+def most_layers(options: ResolvedOptions) -> int:
     """The most layers of a result: at each further level, each layer may become as many."""
-    return known(options.layers) ** options.depth
+    return options.layers**options.depth
 
 
-def _prompt(options: JobOptions, picture: InputImage) -> str | None:
+def _prompt(options: ResolvedOptions, picture: InputImage) -> str | None:
     return picture.prompt if options.prompt is None else options.prompt
 
 

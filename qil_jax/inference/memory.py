@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import Mesh
 
+from qil_jax.choices import Passes, Residency
 from qil_jax.encoders.image_encoder import PLAIN_PIXELS
 from qil_jax.errors import QilError
 from qil_jax.host_memory import gigabytes, host_bytes
 from qil_jax.inference.checkpoint import Checkpoint
 from qil_jax.inference.images import bucket_size
-from qil_jax.inference.request import Settings, known
-from qil_jax.inference.residency import Residency
-from qil_jax.limits import Passes
+from qil_jax.inference.request import ResolvedSettings
 
 STREAMS = 6
 """Simultaneous arrays of the residual stream's width in a block: input, norm, queries, keys, values and sum."""
@@ -70,20 +69,20 @@ class Drawing:
 
 def plan_memory(
     drawings: Sequence[Drawing],
-    settings: Settings,
+    settings: ResolvedSettings,
     checkpoint: Checkpoint,
     *,
     residency: Residency = Residency.ALL,
     passes: Passes = Passes.BATCH,
     captioned: int = 0,
 ) -> MemoryPlan:
-    """Memory of one batch; `settings` must have the defaults filled in, `captioned` pictures have no prompt."""
+    """Memory of one batch, of which `captioned` pictures have no prompt."""
     mmdit, vae, size = checkpoint.transformer, checkpoint.vae, checkpoint.size
     pixels = [math.prod(drawing.size) for drawing in drawings]
     drawn = sum(each * drawing.pictures for each, drawing in zip(pixels, drawings, strict=True))
     tokens = drawn // (vae.scale_factor * mmdit.patch_size) ** 2
-    rows = 2 if known(settings.guidance) > 1 and passes is Passes.BATCH else 1
-    table = known(settings.steps) * mmdit.num_layers * MODULATIONS * mmdit.width * size.itemsize
+    rows = 2 if settings.guidance > 1 and passes is Passes.BATCH else 1
+    table = settings.steps * mmdit.num_layers * MODULATIONS * mmdit.width * size.itemsize
     coded = min(max(pixels, default=0), PLAIN_PIXELS)
     everything = residency is Residency.ALL
     vision = size.vision if captioned else 0

@@ -3,7 +3,7 @@
 import dataclasses
 
 from qil_jax.inference.images import bucket_size
-from qil_jax.inference.request import PictureOptions, known
+from qil_jax.inference.request import ResolvedPicture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,11 +23,11 @@ class Outline:
     negative_prompt: str | None
 
     @classmethod
-    def of(cls, size: tuple[int, int], options: PictureOptions, prompt: str) -> "Outline":
-        """The outline of a picture whose file has `size`; the options must have the checkpoint's defaults filled in."""
+    def of(cls, size: tuple[int, int], options: ResolvedPicture, prompt: str) -> "Outline":
+        """The outline of a picture whose file has `size`, width and height in pixels."""
         return cls(
-            size=bucket_size(*size, known(options.resolution)),
-            layers=known(options.layers),
+            size=bucket_size(*size, options.resolution),
+            layers=options.layers,
             prompt=prompt,
             negative_prompt=options.negative_prompt,
         )

@@ -8,11 +8,11 @@ from typing import Any
 
 from PIL import Image
 
+from qil_jax.choices import LONGEST_TEXT
 from qil_jax.errors import QilError
 from qil_jax.export.names import safe_name
 from qil_jax.files import text_beside
 from qil_jax.inference.images import RESOLUTION, SUFFIXES, decode_image
-from qil_jax.inference.options import LONGEST_TEXT
 from qil_jax.layers.pictures import LARGEST_SIDE, ImageError, Picture, read_bytes
 from qil_jax.layers.profiles import SRGB
 from qil_jax.programs import called

@@ -3,6 +3,7 @@
 RGBA picture -> bucket -> RGBA-VAE -> tokens and positions -> Euler with VLD-MMDiT -> RGBA-VAE -> LayeredImage
 """
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,27 +17,26 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from PIL import Image
 
-from qil_jax.encoders.caption_prompts import CaptionLanguage, CaptionStyle
+from qil_jax.choices import AttentionKind, CaptionLanguage, Passes, Residency, Spread
+from qil_jax.encoders.caption_prompts import CaptionStyle
 from qil_jax.encoders.image_encoder import Autoencoder
 from qil_jax.encoders.lengths import row_bucket
 from qil_jax.encoders.text_encoder import PromptEncoder
 from qil_jax.errors import ProblemsError, shown
 from qil_jax.inference.batch import Item, SequenceBatch, build_batch
 from qil_jax.inference.caption_job import captions_of
-from qil_jax.inference.captions import with_captions
+from qil_jax.inference.captions import prompts_of
 from qil_jax.inference.checkpoint import Checkpoint
 from qil_jax.inference.components import Components
 from qil_jax.inference.denoiser import Denoiser, OnStep, OnTokens
 from qil_jax.inference.images import bucket_size, preprocess
 from qil_jax.inference.memory import Drawing, plan_memory, require_memory
 from qil_jax.inference.outline import Outline
-from qil_jax.inference.request import Decomposition, Request, Settings, known, require_types
-from qil_jax.inference.residency import Residency
-from qil_jax.kernels import Spread, attend_for
+from qil_jax.inference.request import Decomposition, Request, ResolvedRequest, ResolvedSettings, Settings, require_types
+from qil_jax.kernels import attend_for
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.limits import Passes
 from qil_jax.mesh import INFERENCE_RULES, MeshAxis, Rules, single_device_mesh
-from qil_jax.models.attention import Attend, AttentionKind
+from qil_jax.models.attention import Attend
 from qil_jax.models.axes import Axis
 from qil_jax.models.latents import unpack
 from qil_jax.models.vld_mmdit import ModulationTable
@@ -127,7 +127,8 @@ class Pipeline:
         its programs, and decomposes nothing.
         """
         mesh = single_device_mesh() if mesh is None else mesh
-        nothing = plan_memory([], Settings(steps=1, guidance=1.0), checkpoint, residency=residency, passes=passes)
+        least = ResolvedSettings(steps=1, guidance=1.0)
+        nothing = plan_memory([], least, checkpoint, residency=residency, passes=passes)
         require_memory(nothing, mesh)
         components = Components(
             checkpoint,
@@ -229,11 +230,13 @@ class Pipeline:
         settings = settings.filled(self.checkpoint.defaults)
         self._check(requests, settings)
         timings: dict[str, float] = {}
-        if any(request.prompt is None for request in requests):
+        prompts = [request.prompt for request in requests if request.prompt is not None]
+        if len(prompts) < len(requests):
             with _timed(timings, "caption"):
-                requests = with_captions(requests, self.captions if self.checkpoint.has_vision else None)
-        inputs = [preprocess(request.image, known(request.resolution)) for request in requests]
-        outlines = [Outline.of(request.image.size, request, known(request.prompt)) for request in requests]
+                prompts = prompts_of(requests, self.captions if self.checkpoint.has_vision else None)
+        requests = [dataclasses.replace(request, prompt=prompts[i]) for i, request in enumerate(requests)]
+        inputs = [preprocess(request.image, request.resolution) for request in requests]
+        outlines = [Outline.of(requests[i].image.size, requests[i], prompt) for i, prompt in enumerate(prompts)]
         with _timed(timings, "text"):
             states = self._encoded([prompt for outline in outlines for prompt in outline.prompts], settings)
         with _timed(timings, "denoise"):
@@ -242,7 +245,8 @@ class Pipeline:
         with _timed(timings, "encode"):
             conditions = [self.autoencoder.encode(pixels[None])[0] for _, pixels in inputs]
         jobs = [(i, sample) for i, request in enumerate(requests) for sample in range(request.samples)]
-        items = [self._item(requests[i], sample, conditions[i], states, settings) for i, sample in jobs]
+        texts = [[states[prompt, settings.max_prompt_tokens] for prompt in outline.prompts] for outline in outlines]
+        items = [self._item(requests[i], sample, conditions[i], texts[i], settings) for i, sample in jobs]
         with _timed(timings, "denoise"):
             latents = self._denoised(items, tables, settings, on_step=on_step, on_tokens=on_tokens)
         with _timed(timings, "decode"):
@@ -252,8 +256,8 @@ class Pipeline:
                 layered=LayeredImage(
                     layers=p[1:],
                     names=_names(len(p) - 1),
-                    caption=known(requests[i].prompt),
-                    decisions=tuple(self.cuts(requests[i], settings)),
+                    caption=prompts[i],
+                    decisions=tuple(self.cuts(outlines[i], settings)),
                 ),
                 composite=p[0],
                 input=inputs[i][0],
@@ -265,10 +269,10 @@ class Pipeline:
             for (i, sample), p, latent in zip(jobs, pictures, latents, strict=True)
         ]
 
-    def cuts(self, asked: "Request | Outline", settings: Settings) -> list[str]:
+    def cuts(self, outline: Outline, settings: Settings) -> list[str]:
         """A sentence for the prompt, and one for the negative prompt, if it has more tokens than are read."""
         most = settings.max_prompt_tokens
-        prompts = {"prompt": known(asked.prompt), "negative prompt": asked.negative_prompt or ""}
+        prompts = {"prompt": outline.prompt, "negative prompt": outline.negative_prompt or ""}
         return [
             f"the {what} has {most + unread} tokens, of which the last {unread} are not read"
             for what, prompt in prompts.items()
@@ -279,10 +283,10 @@ class Pipeline:
         """The number of a prompt's tokens that are cut off."""
         return max(0, self.components.tokenizer.count(prompt) - settings.max_prompt_tokens)
 
-    def sigmas(self, size: tuple[int, int], settings: Settings) -> Float[np.ndarray, " steps1"]:
+    def sigmas(self, size: tuple[int, int], settings: ResolvedSettings) -> Float[np.ndarray, " steps1"]:
         """The noise levels of a picture that the model sees at `size`, width and height in pixels."""
         side = self.checkpoint.vae.scale_factor * self._patch
-        return self.checkpoint.schedule.sigmas(known(settings.steps), tokens=(size[0] // side) * (size[1] // side))
+        return self.checkpoint.schedule.sigmas(settings.steps, tokens=(size[0] // side) * (size[1] // side))
 
     def _encoded(self, prompts: Iterable[str], settings: Settings) -> dict[tuple[str, int], np.ndarray]:
         """Hidden states by prompt and maximum length: those that are kept, and the others computed."""
@@ -307,7 +311,7 @@ class Pipeline:
     def _patch(self) -> int:
         return self.checkpoint.transformer.patch_size
 
-    def _check(self, requests: Sequence[Request], settings: Settings) -> None:
+    def _check(self, requests: Sequence[ResolvedRequest], settings: ResolvedSettings) -> None:
         problems, components = settings.problems(), self.components
         if not requests:
             problems.append("there is nothing to decompose: give at least one request")
@@ -318,8 +322,7 @@ class Pipeline:
             raise ProblemsError("cannot decompose", problems)
         self._require_guidance([request.negative_prompt for request in requests], settings)
         drawings = [
-            Drawing.of(r.image.size, resolution=known(r.resolution), layers=known(r.layers), samples=r.samples)
-            for r in requests
+            Drawing.of(r.image.size, resolution=r.resolution, layers=r.layers, samples=r.samples) for r in requests
         ]
         plan = plan_memory(
             drawings,
@@ -331,55 +334,56 @@ class Pipeline:
         )
         require_memory(plan, components.mesh)
 
-    def _require_guidance(self, negatives: Sequence[str | None], settings: Settings) -> None:
+    def _require_guidance(self, negatives: Sequence[str | None], settings: ResolvedSettings) -> None:
         """Refuse a mesh that splits guidance where there is none, since half of its devices would be idle."""
         split = self.components.mesh.shape[MeshAxis.CFG]
-        if split > 1 and (known(settings.guidance) <= 1 or all(negative is None for negative in negatives)):
+        if split > 1 and (settings.guidance <= 1 or all(negative is None for negative in negatives)):
             hint = f"use data={split} in place of cfg={split}"
             raise ProblemsError("cannot decompose", [f"the mesh splits guidance, which is switched off: {hint}"])
 
-    def _latent_problems(self, request: Request) -> list[str]:
+    def _latent_problems(self, request: ResolvedRequest) -> list[str]:
         if request.latents is None:
             return []
-        wide, high = bucket_size(*request.image.size, known(request.resolution))
+        wide, high = bucket_size(*request.image.size, request.resolution)
         scale, z = self.checkpoint.vae.scale_factor, self.checkpoint.vae.z_dim
-        shape = (request.samples, known(request.layers) + 1, high // scale, wide // scale, z)
+        shape = (request.samples, request.layers + 1, high // scale, wide // scale, z)
         found = np.shape(request.latents)
         return [] if found == shape else [f"latents have shape {found}, this picture needs {shape}"]
 
     def _item(
         self,
-        request: Request,
+        request: ResolvedRequest,
         sample: int,
         condition: np.ndarray,
-        states: dict[tuple[str, int], np.ndarray],
-        settings: Settings,
+        texts: list[np.ndarray],
+        settings: ResolvedSettings,
     ) -> Item:
-        most, scale = settings.max_prompt_tokens, self.checkpoint.vae.scale_factor
+        """A picture's inputs of the sampler; `texts` are the hidden states of its prompt, and of a negative one."""
+        scale = self.checkpoint.vae.scale_factor
         if request.latents is None:
-            shape = (known(request.layers) + 1, *condition.shape)
+            shape = (request.layers + 1, *condition.shape)
             noise = draw_noise(request.seed, request.first_sample + sample, shape)
         else:
             noise = np.asarray(request.latents[sample], np.float32)
         return Item(
             noise=noise,
             condition=condition,
-            prompt=states[known(request.prompt), most],
-            negative=None if request.negative_prompt is None else states[request.negative_prompt, most],
+            prompt=texts[0],
+            negative=texts[1] if len(texts) > 1 else None,
             sigmas=self.sigmas((condition.shape[1] * scale, condition.shape[0] * scale), settings),
         )
 
-    def batch_of(self, items: list[Item], settings: Settings) -> SequenceBatch:
+    def batch_of(self, items: list[Item], settings: ResolvedSettings) -> SequenceBatch:
         """The padded batch of `items`, as the mesh divides it."""
         samples = row_bucket(len(items), max(self.batch, len(items)))
-        guidance, ways = known(settings.guidance), self.components.ways
-        return build_batch(items, patch=self._patch, guidance=guidance, ways=ways, samples=samples)
+        ways = self.components.ways
+        return build_batch(items, patch=self._patch, guidance=settings.guidance, ways=ways, samples=samples)
 
     def _denoised(
         self,
         items: list[Item],
         tables: dict[bytes, ModulationTable],
-        settings: Settings,
+        settings: ResolvedSettings,
         *,
         on_step: OnStep | None,
         on_tokens: OnTokens | None,

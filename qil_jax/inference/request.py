@@ -2,41 +2,39 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
+from annotated_types import Ge, Interval
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from qil_jax.encoders.caption_prompts import CaptionLanguage
-from qil_jax.errors import ProblemsError, shown
-from qil_jax.export.format import Format
-from qil_jax.inference.defaults import Defaults
-from qil_jax.inference.images import ImageError, check_size
-from qil_jax.inference.options import Named, deciding, option, option_problems
-from qil_jax.layers.descriptions import LayerDescription
-from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.limits import (
+from qil_jax.choices import (
     MAX_DEPTH,
     MAX_LAYERS,
     MAX_PROMPT_TOKENS,
     MAX_SEED,
+    CaptionLanguage,
     Edges,
     OutputSize,
     Rescale,
     Split,
-    resolution_problems,
 )
+from qil_jax.errors import ProblemsError, shown
+from qil_jax.export.format import Format
+from qil_jax.inference.defaults import Defaults, Layers, Resolution, Steps
+from qil_jax.inference.images import ImageError, check_size
+from qil_jax.layers.descriptions import LayerDescription
+from qil_jax.layers.layered_image import LayeredImage
+from qil_jax.options import Named, Number, ShortText, option, problems_of, recorded, value_problems
 
-Value = TypeVar("Value")
 OnStep = Callable[[int, int], None]
 """A callback with (steps done, steps)."""
 
 
-def known(value: Value | None) -> Value:
-    """The value of an optional field after `filled` has set it."""
-    assert value is not None
-    return value
+def _else(default: object) -> str:
+    """What None means in an option for which a checkpoint may have a default."""
+    return f"what the checkpoint says in qil.json, else {default}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,25 +51,36 @@ class PictureOptions:
       caption_language: language in which the model captions a picture that has no prompt.
     """
 
-    layers: int | None = option(None, int, f"layers to make, 1 to {MAX_LAYERS}", least=1)
-    negative_prompt: str | None = option(" ", str, "what guidance leads away from", optional=True)
-    resolution: int | None = option(None, int, "size bucket: 640 or 1024 in the release", bucket=True)
-    seed: int = option(777, int, f"seed of the noise, 0 to {MAX_SEED}", most=MAX_SEED)
-    samples: int = option(1, int, "decompositions per picture", least=1, decides=False)
-    max_layers: int = option(
-        MAX_LAYERS, int, "allow more layers than the model was trained with", least=1, decides=False
+    layers: Layers | None = option(None, f"layers to make, 1 to {MAX_LAYERS}", unset=_else(Defaults.layers))
+    negative_prompt: ShortText | None = option(" ", "what guidance leads away from")
+    resolution: Resolution | None = option(
+        None, "size bucket: 640 or 1024 in the release", unset=_else(Defaults.resolution)
     )
-    caption_language: CaptionLanguage = option(
-        CaptionLanguage.EN, CaptionLanguage, "language of captions by the model", decides=False
-    )
+    seed: Annotated[int, Interval(ge=0, le=MAX_SEED)] = option(777, f"seed of the noise, 0 to {MAX_SEED}")
+    samples: Annotated[int, Ge(1)] = option(1, "decompositions per picture", decides=False)
+    max_layers: Layers = option(MAX_LAYERS, "allow more layers than the model was trained with", decides=False)
+    caption_language: CaptionLanguage = option(CaptionLanguage.EN, "language of captions by the model", decides=False)
 
     def problems(self, named: Named = str) -> list[str]:
         """One message for each invalid option."""
-        found, layers, most = option_problems(self, named), self.layers, self.max_layers
+        found, layers, most = problems_of(self, named), self.layers, self.max_layers
         if isinstance(layers, int) and isinstance(most, int) and layers > most >= 1:
             hint = f"the model was trained with at most {MAX_LAYERS}, {named('max_layers')} N allows more"
             found.append(f"{named('layers')} must be from 1 to {most}, got {layers}; {hint}")
         return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedPicture(PictureOptions):
+    """Options of a decomposition, with the checkpoint's defaults in place of None; `filled` makes its subclasses.
+
+    Attributes:
+      layers: number of layers.
+      resolution: side of the size bucket in pixels.
+    """
+
+    layers: Layers = dataclasses.field()
+    resolution: Resolution = dataclasses.field()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,13 +95,13 @@ class Request(PictureOptions):
     """
 
     image: Image.Image
-    prompt: str | None = option(None, str, "what the picture shows")
-    first_sample: int = option(0, int, "number of the first sample", decides=False)
+    prompt: ShortText | None = option(None, "what the picture shows")
+    first_sample: Annotated[int, Ge(0)] = option(0, "number of the first sample", decides=False)
     latents: Float[np.ndarray, "s l1 h w z"] | None = None
 
-    def filled(self, defaults: Defaults) -> "Request":
-        """A copy in which fields that are None have the checkpoint's defaults."""
-        return _filled(self, defaults)
+    def filled(self, defaults: Defaults) -> "ResolvedRequest":
+        """The request in which options that are None have the checkpoint's defaults."""
+        return ResolvedRequest(**_filled(self, defaults))
 
     def problems(self, named: Named = str) -> list[str]:
         """One message for each invalid field of the request."""
@@ -100,12 +109,17 @@ class Request(PictureOptions):
         if not isinstance(self.image, Image.Image):
             what = type(self.image).__name__
             return [*found, f"image must be a PIL image, got {what}: open it with PIL.Image.open"]
-        if self.resolution is not None and not resolution_problems("resolution", self.resolution):
+        if self.resolution is not None and not value_problems("", self.resolution, Resolution):
             try:
                 check_size(self.image.size, "image", self.resolution)
             except ImageError as error:
                 found.append(str(error))
         return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedRequest(ResolvedPicture, Request):
+    """A request with the checkpoint's defaults in place of None."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,24 +139,24 @@ class JobOptions(PictureOptions):
       exports: formats of the files that a result holds beside its PNGs.
     """
 
-    prompt: str | None = option(
-        None, str, "what each picture shows", unset="what NAME.txt beside NAME.png says, else a caption", decides=False
+    prompt: ShortText | None = option(
+        None, "what each picture shows", unset="what NAME.txt beside NAME.png says, else a caption", decides=False
     )
-    output_size: OutputSize | None = option(None, OutputSize, "size of the layers written")
-    edges: Edges = option(Edges.REFINED, Edges, "layers at the size of the input: with the picture's edges, or blurred")
-    auto: bool = option(False, bool, "take out superfluous layers", later=True)
-    exact: bool = option(False, bool, "adjust colours so that the layers blend to the picture within 1/255", later=True)
-    depth: int = option(1, int, "levels: 2 decomposes the layers once more", least=1, most=MAX_DEPTH, later=True)
-    split: Split = option(Split.ALL, Split, "which layers are decomposed again", later=True)
-    hidden_masks: bool = option(
-        False, bool, "write NN_NAME.hidden.png beside each layer: where others hide it", later=True
+    output_size: OutputSize | None = option(None, "size of the layers written", unset=_else(Defaults.output_size))
+    edges: Edges = option(Edges.REFINED, "layers at the size of the input: with the picture's edges, or blurred")
+    auto: bool = option(False, "take out superfluous layers", later=True)
+    exact: bool = option(False, "adjust colours so that the layers blend to the picture within 1/255", later=True)
+    depth: Annotated[int, Interval(ge=1, le=MAX_DEPTH)] = option(
+        1, "levels: 2 decomposes the layers once more", later=True
     )
+    split: Split = option(Split.ALL, "which layers are decomposed again", later=True)
+    hidden_masks: bool = option(False, "write NN_NAME.hidden.png beside each layer: where others hide it", later=True)
     described: tuple[LayerDescription, ...] = ()
     exports: tuple[Format, ...] = (Format.PSD,)
 
-    def filled(self, defaults: Defaults) -> "JobOptions":
-        """A copy in which fields that are None have the checkpoint's defaults."""
-        return _filled(self, defaults)
+    def filled(self, defaults: Defaults) -> "ResolvedOptions":
+        """The options in which those that are None have the checkpoint's defaults."""
+        return ResolvedOptions(**_filled(self, defaults))
 
     def problems(self, named: Named = str) -> list[str]:
         """One message for each invalid option."""
@@ -159,6 +173,17 @@ class JobOptions(PictureOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedOptions(ResolvedPicture, JobOptions):
+    """Options of a run, with the checkpoint's defaults in place of None.
+
+    Attributes:
+      output_size: size at which layers are written.
+    """
+
+    output_size: OutputSize = dataclasses.field()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """Sampler settings shared by all pictures of a batch.
 
@@ -170,28 +195,39 @@ class Settings:
       max_prompt_tokens: maximum number of text tokens of a prompt; further ones are cut off, which is told.
     """
 
-    steps: int | None = option(None, int, "Euler steps", least=1)
-    guidance: float | None = option(None, float, "guidance scale, 1 switches it off")
-    rescale: Rescale = option(Rescale.NORM, Rescale, "length of guided velocities")
-    max_prompt_tokens: int = option(
-        512, int, f"tokens of a prompt that are read, 1 to {MAX_PROMPT_TOKENS}", least=1, most=MAX_PROMPT_TOKENS
+    steps: Steps | None = option(None, "Euler steps", unset=_else(Defaults.steps))
+    guidance: Number | None = option(None, "guidance scale, 1 switches it off", unset=_else(Defaults.guidance))
+    rescale: Rescale = option(Rescale.NORM, "length of guided velocities")
+    max_prompt_tokens: Annotated[int, Interval(ge=1, le=MAX_PROMPT_TOKENS)] = option(
+        512, f"tokens of a prompt that are read, 1 to {MAX_PROMPT_TOKENS}"
     )
 
-    def filled(self, defaults: Defaults) -> "Settings":
-        """A copy in which fields that are None have the checkpoint's defaults."""
-        return _filled(self, defaults)
+    def filled(self, defaults: Defaults) -> "ResolvedSettings":
+        """The settings in which those that are None have the checkpoint's defaults."""
+        return ResolvedSettings(**_filled(self, defaults))
 
     def problems(self, named: Named = str) -> list[str]:
         """One message for each invalid setting."""
-        return option_problems(self, named)
+        return problems_of(self, named)
 
 
-Asked = TypeVar("Asked", Request, JobOptions, Settings)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedSettings(Settings):
+    """Sampler settings, with the checkpoint's defaults in place of None.
+
+    Attributes:
+      steps: number of Euler steps.
+      guidance: scale of classifier-free guidance.
+    """
+
+    steps: Steps = dataclasses.field()
+    guidance: Number = dataclasses.field()
 
 
-def _filled(asked: Asked, defaults: Defaults) -> Asked:
-    unsaid = [f.name for f in dataclasses.fields(asked) if getattr(asked, f.name) is None and hasattr(defaults, f.name)]
-    return dataclasses.replace(asked, **{name: getattr(defaults, name) for name in unsaid})
+def _filled(options: Request | JobOptions | Settings, defaults: Defaults) -> dict[str, Any]:
+    """The values of all fields, with the checkpoint's defaults in place of None."""
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    return {name: getattr(defaults, name, None) if value is None else value for name, value in values.items()}
 
 
 def require_types(requests: object, settings: object) -> "list[Request]":
@@ -221,13 +257,13 @@ def require_types(requests: object, settings: object) -> "list[Request]":
     return found
 
 
-def result_settings(options: JobOptions, settings: Settings, dtype: str | None) -> dict[str, Any]:
+def result_settings(options: ResolvedOptions, settings: ResolvedSettings, dtype: str | None) -> dict[str, Any]:
     """The options and settings that affect a result, except its prompt and its sample, as JSON values."""
     described = {"described": [dataclasses.asdict(said) for said in options.described]} if options.described else {}
-    chosen = deciding(options)
+    chosen = recorded(options)
     if options.output_size is not OutputSize.INPUT and options.depth == 1:
         del chosen["edges"]  # nothing is brought to another size
-    return {**chosen, **described, **deciding(settings), "dtype": dtype}
+    return {**chosen, **described, **recorded(settings), "dtype": None if dtype is None else str(dtype)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -249,7 +285,7 @@ class Decomposition:
     input: UInt8[np.ndarray, "y x 4"]
     latents: Float[np.ndarray, "l1 h w z"]
     timings: Mapping[str, float]
-    request: Request
+    request: ResolvedRequest
     sample: int
 
 

@@ -1,17 +1,9 @@
 """Which components lie in device memory, and when."""
 
 from collections.abc import Callable
-from enum import StrEnum
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
-
-
-class Residency(StrEnum):
-    """The policy by which components stay in device memory."""
-
-    ALL = "all"  # all but the captioner are loaded at once, and all stay: repeated calls are fast
-    PHASES = "phases"  # each is loaded when its phase begins and freed when another phase begins: least memory
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from qil_jax.choices import Edges, Split
 from qil_jax.inference.request import Decomposer, Decomposition, Request, Settings
 from qil_jax.layers.boxed_layer import Box, recut
 from qil_jax.layers.exact import exact
@@ -16,7 +17,6 @@ from qil_jax.layers.profiles import SRGB, converted
 from qil_jax.layers.refinement import at_size
 from qil_jax.layers.selection import select_layers
 from qil_jax.layers.visibility import visible_box
-from qil_jax.limits import Edges, Split
 
 MARGIN = 1 / 16
 """Clear margin around a layer's content, relative to its longer side."""

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
+from qil_jax.choices import AttentionKind, Spread
 from qil_jax.kernels.local import Ids, cudnn, splash, splash_part, tokamax
-from qil_jax.kernels.plan import AttentionPlan, Spread, plan_attention
+from qil_jax.kernels.plan import AttentionPlan, plan_attention
 from qil_jax.mesh.rules import MeshError, Rules
 from qil_jax.models.attention import (
     XLA_KINDS,
     Attend,
-    AttentionKind,
     Pair,
     Part,
     attention,

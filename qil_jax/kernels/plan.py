@@ -3,21 +3,11 @@
 import dataclasses
 import importlib.util
 from collections.abc import Iterable
-from enum import StrEnum
 
+from qil_jax.choices import AttentionKind, Spread
 from qil_jax.mesh.rules import AnyMesh, MeshError, Rules
-from qil_jax.models.attention import XLA_KINDS, AttentionKind
+from qil_jax.models.attention import XLA_KINDS
 from qil_jax.models.axes import Axis
-
-
-class Spread(StrEnum):
-    """The way in which queries meet the keys of other devices where a sequence is split over the axis `context`."""
-
-    NONE = "none"  # they do not: every device holds whole sequences
-    GATHER = "gather"  # each device gathers all keys and values: any number of heads, most memory and traffic
-    ULYSSES = "ulysses"  # all-to-all from tokens to heads and back: least traffic; arXiv 2309.14509
-    RING = "ring"  # keys and values travel round the devices: least memory; arXiv 2310.01889
-
 
 Q_BLOCKS = (512, 384, 256, 128)
 """Numbers of queries that make a block of splash attention."""

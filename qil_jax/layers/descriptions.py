@@ -11,7 +11,7 @@ import numpy as np
 from qil_jax.layers.boxed_layer import Box, intersection
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.visibility import visible_box
-from qil_jax.strict_json import Text
+from qil_jax.options import CLOSED, Text
 
 SOLID = 127
 """Alpha above which a pixel counts for a layer's box."""
@@ -26,6 +26,7 @@ class LayerDescription:
       box: left, top, right, bottom on the canvas, in pixels; None if nothing is said.
     """
 
+    __pydantic_config__ = CLOSED
     text: Text = ""
     box: Box | None = None
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from qil_jax.choices import MULTIPLE, Edges
 from qil_jax.layers.boxed_layer import Box, recut
 from qil_jax.layers.exact import exact
 from qil_jax.layers.layer_tree import Group, LayerTree
@@ -12,7 +13,6 @@ from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.pictures import LARGEST_SIDE, ImageError, Picture, read_bytes, read_picture
 from qil_jax.layers.refinement import Refinement, at_size
 from qil_jax.layers.resize import sides
-from qil_jax.limits import MULTIPLE, Edges
 
 
 def open_picture(path: Path) -> Picture:

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
-from pydantic import TypeAdapter
 
 from qil_jax.errors import QilError, halved
 from qil_jax.files import read_text, whole_folder
 from qil_jax.layers.compositing import parts_of
 from qil_jax.layers.pictures import decoded, read_bytes
 from qil_jax.layers.profiles import SRGB, converted
-from qil_jax.strict_json import fitted, read_json
+from qil_jax.options import fitted
+from qil_jax.strict_json import read_json
 
 METADATA = "layered.json"
 """The file of names, source, licence and decisions."""
@@ -158,9 +158,6 @@ class Metadata:
     decisions: tuple[str, ...] = ()
 
 
-ADAPTER = TypeAdapter(Metadata)
-
-
 def _composite(layers: UInt8[np.ndarray, "l y x 4"]) -> Float[np.ndarray, "y x 4"]:
     colour = np.zeros((*layers.shape[1:3], 3))
     alpha = np.zeros((*layers.shape[1:3], 1))
@@ -185,7 +182,7 @@ def pngs_in(folder: Path) -> list[Path]:
 
 def _metadata(file: Path) -> Metadata:
     fix = "mend or remove it"
-    return fitted(ADAPTER, read_json(file, fix=fix), where=str(file), fix=fix) if file.exists() else Metadata()
+    return fitted(Metadata, read_json(file, fix=fix), where=str(file), fix=fix) if file.exists() else Metadata()
 
 
 def _first_number(file: Path) -> tuple[int, str]:

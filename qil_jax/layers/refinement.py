@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
+from qil_jax.choices import Edges
 from qil_jax.layers.exact import fit_colours
 from qil_jax.layers.filtering import resampled, resize_layers
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.ownership import reassigned
 from qil_jax.layers.shares import FAINT, alphas_of, has_edge, shares_of, valid
 from qil_jax.layers.windows import Guide, neighbours, window_mean
-from qil_jax.limits import Edges
 
 EPSILON = 1e-5
 """Regularisation of the fits, for values in [0, 1]."""

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Float16, Int
-from pydantic import TypeAdapter
 from safetensors import safe_open
 from safetensors.numpy import save
 
 from qil_jax.errors import QilError
 from qil_jax.files import write_whole
 from qil_jax.identity import to_json
+from qil_jax.options import fitted
 from qil_jax.programs import called
-from qil_jax.strict_json import fitted, read_json
+from qil_jax.strict_json import read_json
 
 EXTRA = 3
 """Number of images that are encoded for a record besides its layers."""
@@ -144,4 +144,4 @@ def read_index(folder: Path, split: str) -> LatentIndex:
     if not file.is_file():
         raise QilError(f"{file}: missing: run {called('cache-latents')} to the end for the split '{split}'")
     fix = f"remove it, and run {called('cache-latents')} again"
-    return fitted(TypeAdapter(LatentIndex), read_json(file, fix=fix), where=str(file), fix=fix)
+    return fitted(LatentIndex, read_json(file, fix=fix), where=str(file), fix=fix)

@@ -1,18 +1,10 @@
 """Sharding of logical axes over device meshes: rules, placement, and checks before compilation."""
 
+from qil_jax.choices import Weights
 from qil_jax.mesh.agreement import gathered, of_first
 from qil_jax.mesh.devices import MeshShape, abstract_mesh, make_mesh, single_device_mesh
 from qil_jax.mesh.placement import constrain, describe, place, shardings
-from qil_jax.mesh.rules import (
-    INFERENCE_RULES,
-    TRAINING_RULES,
-    MeshAxis,
-    MeshError,
-    Rules,
-    Task,
-    Weights,
-    rules_for,
-)
+from qil_jax.mesh.rules import INFERENCE_RULES, TRAINING_RULES, MeshAxis, MeshError, Rules, Task, rules_for
 from qil_jax.mesh.transfer import fetch, put
 from qil_jax.models.axes import Axis
 

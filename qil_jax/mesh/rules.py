@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
+from qil_jax.choices import Weights
 from qil_jax.errors import ProblemsError
 from qil_jax.models.axes import Axes, Axis
 
@@ -94,13 +95,6 @@ class Task(StrEnum):
 
     INFERENCE = "inference"  # guidance passes and samples are split over cfg, data and fsdp
     TRAINING = "training"  # rows are split over data and fsdp
-
-
-class Weights(StrEnum):
-    """What the devices along `context` hold of the transformer's and the text encoder's kernels."""
-
-    SPLIT = "split"  # a part each, gathered block by block: least memory
-    WHOLE = "whole"  # the same, which moves least: for chips that have room
 
 
 def rules_for(task: Task, weights: Weights = Weights.SPLIT) -> Rules:

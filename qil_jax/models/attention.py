@@ -8,16 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-
-class AttentionKind(StrEnum):
-    """The implementation of attention."""
-
-    XLA = "xla"  # one matrix of scores, b * n * t * s values
-    XLA_CHUNKED = "xla_chunked"  # scores of a chunk of queries of all heads at a time, in bounded memory
-    XLA_BY_HEAD = "xla_by_head"  # chunks of one head at a time: fastest on a CPU; samples and heads must not be sharded
-    SPLASH = "splash"  # Pallas splash attention on TPUs, by `kernels`
-    CUDNN = "cudnn"  # cuDNN's flash attention on GPUs, by `kernels`
-    TOKAMAX = "tokamax"  # the kernels of the package tokamax, by `kernels`
+from qil_jax.choices import AttentionKind
 
 
 class Mask(StrEnum):

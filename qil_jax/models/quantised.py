@@ -8,7 +8,6 @@ qwix (0.1.8) is not used: its provider does not find kernels inside a scan over 
 without a word, and its array type needs a call of its own in each map, whose arithmetic is that of `Linear`.
 """
 
-from enum import StrEnum
 from typing import Any
 
 import jax
@@ -17,25 +16,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Float32, Shaped
 
+from qil_jax.choices import Quantisation
 from qil_jax.models.axes import Axis
 from qil_jax.models.lora import linear_maps
-
-
-class Quantisation(StrEnum):
-    """The type of a quantised kernel's elements."""
-
-    INT8 = "int8"  # whole numbers from -127 to 127
-    FP8 = "fp8"  # float8_e4m3fn
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The dtype of the elements."""
-        return np.dtype(jnp.int8 if self is Quantisation.INT8 else jnp.float8_e4m3fn)
-
-    @property
-    def largest(self) -> float:
-        """The element by which the largest weight of a channel is represented."""
-        return 127.0 if self is Quantisation.INT8 else 448.0
 
 
 def quantised(

@@ -15,13 +15,16 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from qil_jax.models.attention import AttentionKind, Mask, attention
+from qil_jax.choices import AttentionKind
+from qil_jax.errors import shown
+from qil_jax.models.attention import Mask, attention
 from qil_jax.models.axes import Axis, Constrain, unconstrained
-from qil_jax.models.config import Blocks, Index, read_fields, require_none, shown
+from qil_jax.models.config import Blocks, Index, Size, require_none
 from qil_jax.models.layers import RMSNorm, embedding, gated, linear
 from qil_jax.models.rope import Rotary, mrope_embedding, rotary_embedding, rotate_half
 from qil_jax.models.stack import Fold, scan_blocks, scan_blocks_in_place, stack_blocks
 from qil_jax.models.vision_tower import VisionConfig, VisionTower
+from qil_jax.options import Number, read_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,14 +66,14 @@ class Qwen2_5VLConfig:  # noqa: N801 (the model's own name)
       vision: sizes of the vision tower.
     """
 
-    hidden_size: int = 3584
+    hidden_size: Size = 3584
     num_hidden_layers: Blocks = 28
-    num_attention_heads: int = 28
-    num_key_value_heads: int = 4
-    intermediate_size: int = 18944
-    vocab_size: int = 152064
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 1e6
+    num_attention_heads: Size = 28
+    num_key_value_heads: Size = 4
+    intermediate_size: Size = 18944
+    vocab_size: Size = 152064
+    rms_norm_eps: Number = 1e-6
+    rope_theta: Number = 1e6
     mrope_section: tuple[Index, Index, Index] = (16, 24, 24)
     image_token_id: Index = 151655
     vision: VisionConfig = dataclasses.field(default_factory=VisionConfig)

@@ -17,8 +17,9 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Key
 
-from qil_jax.models.attention import AttentionKind, attention
-from qil_jax.models.config import Blocks, ConfigError, parse_config
+from qil_jax.choices import AttentionKind
+from qil_jax.models.attention import attention
+from qil_jax.models.config import Blocks, ConfigError, Flags, Numbers, Size, Sizes, parse_config
 from qil_jax.models.layers import ChannelNorm, Conv, conv3x3, pointwise, rounded
 from qil_jax.models.products import convolution
 
@@ -41,14 +42,14 @@ class VAEConfig:
       input_channels: number of channels of the pictures, 3 for RGB or 4 for RGBA.
     """
 
-    latents_mean: tuple[float, ...]
-    latents_std: tuple[float, ...]
-    base_dim: int = 96
-    z_dim: int = 16
-    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    latents_mean: Numbers
+    latents_std: Numbers
+    base_dim: Size = 96
+    z_dim: Size = 16
+    dim_mult: Sizes = (1, 2, 4, 4)
     num_res_blocks: Blocks = 2
-    temperal_downsample: tuple[bool, ...] = (False, True, True)
-    input_channels: int = 3
+    temperal_downsample: Flags = (False, True, True)
+    input_channels: Size = 3
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str = "vae/config.json") -> "VAEConfig":

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
-from enum import StrEnum
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from qil_jax.choices import Remat
 from qil_jax.models.axes import Axis
 from qil_jax.models.layers import use_matmul
 from qil_jax.models.products import InPlace
@@ -17,14 +17,6 @@ Block = TypeVar("Block", bound=nnx.Module)
 Carry = TypeVar("Carry")
 Fold = Callable[[Any, Callable[[Any, Any, Any], Any], Any, Any], Any]
 """`scan_blocks`, or `scan_blocks_in_place` on a CPU."""
-
-
-class Remat(StrEnum):
-    """The activations that a block keeps for the backward pass; the others are recomputed."""
-
-    NONE = "none"  # everything is kept: fastest
-    DOTS = "dots"  # the products with parameters are kept
-    BLOCK = "block"  # only the inputs of blocks are kept: least memory, a third more compute
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,15 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from qil_jax.models.attention import AttentionKind, attention
+from qil_jax.choices import AttentionKind
+from qil_jax.errors import shown
+from qil_jax.models.attention import attention
 from qil_jax.models.axes import Axis, Constrain, unconstrained
-from qil_jax.models.config import Blocks, Index, read_fields, shown
+from qil_jax.models.config import Blocks, Indexes, Size
 from qil_jax.models.layers import RMSNorm, gated, linear
 from qil_jax.models.rope import Rotary, rotary_embedding, rotate_half
 from qil_jax.models.stack import Fold, scan_blocks, stack_blocks
+from qil_jax.options import Number, read_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,17 +44,17 @@ class VisionConfig:
     """
 
     depth: Blocks = 32
-    hidden_size: int = 1280
-    intermediate_size: int = 3420
-    num_heads: int = 16
-    in_channels: int = 3
-    out_hidden_size: int = 3584
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    spatial_merge_size: int = 2
-    window_size: int = 112
-    fullatt_block_indexes: tuple[Index, ...] = (7, 15, 23, 31)
-    rope_theta: float = 1e4
+    hidden_size: Size = 1280
+    intermediate_size: Size = 3420
+    num_heads: Size = 16
+    in_channels: Size = 3
+    out_hidden_size: Size = 3584
+    patch_size: Size = 14
+    temporal_patch_size: Size = 2
+    spatial_merge_size: Size = 2
+    window_size: Size = 112
+    fullatt_block_indexes: Indexes = (7, 15, 23, 31)
+    rope_theta: Number = 1e4
 
     @classmethod
     def fields_of(cls, values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 
 from qil_jax.models.attention import JOINT, Attend
 from qil_jax.models.axes import Axis, Constrain, unconstrained
-from qil_jax.models.config import Blocks, ConfigError, parse_config
+from qil_jax.models.config import Blocks, ConfigError, Size, parse_config
 from qil_jax.models.layers import Linear, RMSNorm, embedding, layer_norm, linear
 from qil_jax.models.rope import (
     LayerIndex,
@@ -55,13 +55,13 @@ class MMDiTConfig:
     """
 
     num_layers: Blocks = 60
-    num_attention_heads: int = 24
-    attention_head_dim: int = 128
-    joint_attention_dim: int = 3584
-    in_channels: int = 64
-    out_channels: int = 16
-    patch_size: int = 2
-    axes_dims_rope: tuple[int, int, int] = (16, 56, 56)
+    num_attention_heads: Size = 24
+    attention_head_dim: Size = 128
+    joint_attention_dim: Size = 3584
+    in_channels: Size = 64
+    out_channels: Size = 16
+    patch_size: Size = 2
+    axes_dims_rope: tuple[Size, Size, Size] = (16, 56, 56)
     use_additional_t_cond: bool = False
     use_layer3d_rope: bool = False
 

@@ -7,11 +7,8 @@ from etils import epath
 
 from qil_jax.errors import say
 from qil_jax.files import write_whole
-from qil_jax.kernels import Spread
-from qil_jax.limits import Passes
-from qil_jax.mesh import MeshShape, Weights
+from qil_jax.mesh import MeshShape
 from qil_jax.models.attention import AttentionKind
-from qil_jax.models.quantised import Quantisation
 from qil_jax.planning.cache import RESULT, Results
 from qil_jax.planning.chips import Topology
 from qil_jax.planning.inference import InferencePlan, plan_inference
@@ -56,11 +53,11 @@ def _inference(arguments: argparse.Namespace) -> InferencePlan:
         batch=arguments.batch,
         guidance=arguments.guidance,
         text=arguments.text,
-        passes=Passes(arguments.passes),
-        attention=AttentionKind(arguments.attention or default),
-        spread=Spread(arguments.spread),
-        weights=Weights(arguments.weights),
-        quantize=Quantisation(arguments.quantize) if arguments.quantize else None,
+        passes=arguments.passes,
+        attention=arguments.attention or default,
+        spread=arguments.spread,
+        weights=arguments.weights,
+        quantize=arguments.quantize,
         keep_modulation=arguments.keep_modulation,
         keep_text_encoder=arguments.keep_text_encoder,
     )

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from qil_jax.choices import Passes
 from qil_jax.encoders.lengths import image_bucket, round_up
 from qil_jax.errors import QilError
 from qil_jax.flow import Rescale
 from qil_jax.inference.batch import SequenceBatch, Ways
 from qil_jax.inference.denoiser import Denoiser
 from qil_jax.kernels import Spread, attend_for
-from qil_jax.limits import Passes
 from qil_jax.mesh import MeshShape, Rules, Task, Weights, make_mesh, rules_for
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.quantised import Quantisation, quantise

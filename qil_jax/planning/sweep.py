@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Iterator
 
+from qil_jax.choices import Passes
 from qil_jax.errors import complain
 from qil_jax.kernels import Spread
-from qil_jax.limits import Passes
 from qil_jax.mesh import MeshError, MeshShape, Weights
 from qil_jax.planning.cache import Results
 from qil_jax.planning.chips import GIB, Topology

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-from pydantic import ConfigDict, TypeAdapter, with_config
 
 from qil_jax.errors import QilError
 from qil_jax.files import opened
 from qil_jax.layers.visibility import visible_box
+from qil_jax.options import CLOSED, fitted
 from qil_jax.programs import called
 from qil_jax.records.splits import split_of_text
-from qil_jax.strict_json import fitted, read_json
+from qil_jax.strict_json import read_json
 
 LIST = "assets.json"
 """The file that lists the assets of a package."""
@@ -95,13 +95,11 @@ class Stored:
       licence: licence as an SPDX expression.
     """
 
+    __pydantic_config__ = CLOSED
     file: str
     name: str
     kind: Kind
     licence: str
-
-
-STORED = TypeAdapter(list[with_config(ConfigDict(extra="forbid"))(Stored)])
 
 
 class _Pictures(Sequence[Asset]):
@@ -178,7 +176,7 @@ def read_list(file: Path) -> list[Stored]:
       QilError: if the file, which the message names, is no list of assets.
     """
     fix = "remove its folder and fetch it again"
-    return fitted(STORED, read_json(file, fix=fix), where=f"{file} does not list assets", fix=fix)
+    return fitted(list[Stored], read_json(file, fix=fix), where=f"{file} does not list assets", fix=fix)
 
 
 def write_list(file: Path, assets: Sequence[Stored]) -> None:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from qil_jax.limits import MAX_SEED
+from qil_jax.choices import MAX_SEED
 
 COUNT = 2**31 - 1
 """The largest number of steps, which the state counts in int32, and of whatever has no smaller bound of its own."""

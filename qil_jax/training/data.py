@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from qil_jax.choices import Inputs
 from qil_jax.errors import counted
 from qil_jax.loader.config import LoaderConfig, Processes
 from qil_jax.loader.latents import open_latents
@@ -14,7 +15,7 @@ from qil_jax.loader.tasks import Task
 from qil_jax.programs import called
 from qil_jax.records.sources import SPLIT, SplitError, open_sources
 from qil_jax.records.splits import SPLITS, records_for
-from qil_jax.training.experiment import Experiment, ExperimentError, Inputs, refusing
+from qil_jax.training.experiment import Experiment, ExperimentError, refusing
 
 TEXT_TASKS = (Task.TEXT_TO_RGB, Task.TEXT_TO_RGBA, Task.TEXT_TO_LAYERS)
 

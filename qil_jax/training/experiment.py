@@ -4,38 +4,21 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 
 from pydantic import StrictBool, with_config
 
+from qil_jax.choices import AttentionKind, Inputs, OptimiserKind, Precision, Remat, Spread
 from qil_jax.errors import QilError
 from qil_jax.flow.loss import FlowLoss
-from qil_jax.kernels import Spread
 from qil_jax.loader.config import LoaderConfig, Workers
 from qil_jax.mesh import MeshShape
-from qil_jax.models.attention import AttentionKind
-from qil_jax.models.stack import Remat
 from qil_jax.training.bounds import number_problems
 from qil_jax.training.lora import LoRAConfig
 from qil_jax.training.muon import KERNELS
-from qil_jax.training.optimiser import OptimiserConfig, OptimiserKind
+from qil_jax.training.optimiser import OptimiserConfig
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.vae_loss import VAELoss
 from qil_jax.weights.tables.entries import Component
-
-
-class Inputs(StrEnum):
-    """The form of the records from which batches are made."""
-
-    PICTURES = "pictures"  # pictures and captions, encoded while training
-    LATENTS = "latents"  # latents and text states that `qil cache-latents` wrote
-
-
-class Precision(StrEnum):
-    """The dtype of activations and of the parameter copy used in matrix products."""
-
-    FP32 = "float32"
-    BF16 = "bfloat16"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

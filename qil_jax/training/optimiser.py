@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from enum import StrEnum
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,25 +9,12 @@ import optax
 from jax import Array
 from jaxtyping import Float, Int
 
+from qil_jax.choices import LRSchedule, OptimiserKind
 from qil_jax.errors import QilError
 from qil_jax.training.muon import KERNELS, Layout, scale_by_muon
 
 DECAYED = ("/kernel", "/lora/a", "/lora/b")
 """Ends of the paths of parameters that have weight decay."""
-
-
-class OptimiserKind(StrEnum):
-    """The rule by which gradients change parameters."""
-
-    ADAMW = "adamw"
-    MUON = "muon"  # of the kernels of blocks (`muon.KERNELS`), AdamW of all other parameters
-
-
-class LRSchedule(StrEnum):
-    """The schedule of the learning rate after the warm-up."""
-
-    CONSTANT = "constant"
-    COSINE = "cosine"  # falls to `final_fraction` of the peak at the last step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

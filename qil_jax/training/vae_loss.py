@@ -6,13 +6,13 @@ Pictures are RGBA in [-1, 1]; opacity is (alpha + 1) / 2.
 
 import dataclasses
 from collections.abc import Callable
-from enum import StrEnum
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from qil_jax.choices import Reconstruction
 from qil_jax.errors import QilError
 from qil_jax.models.rgba_vae import Posterior
 
@@ -22,13 +22,6 @@ PerceptualLoss = Callable[[Float[Array, "b y x 3"], Float[Array, "b y x 3"]], Fl
 BACKGROUND_MEAN = (-0.0357, -0.0811, -0.1797)
 BACKGROUND_SQUARE = (0.3163, 0.3060, 0.3634)
 """First and second moment of a random background's colours, from ImageNet, in [-1, 1], as in AlphaVAE."""
-
-
-class Reconstruction(StrEnum):
-    """The kind of the reconstruction term."""
-
-    AB_MSE = "ab_mse"  # squared error after blending over a random background, in closed form
-    AB_L1 = "ab_l1"  # absolute error after blending over one background drawn per picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from qil_jax.errors import ProblemsError
-from qil_jax.models.config import shown
+from annotated_types import Ge, Interval
+
+from qil_jax.errors import ProblemsError, shown
+from qil_jax.options import read_fields
 from qil_jax.weights.strict import parse_object, read_json
 
 CONFIG_KEY = "lora_adapter_metadata"
@@ -19,6 +21,9 @@ PREFIX = "transformer."
 """What each name of the configuration begins with in files of whole pipelines."""
 MOST_ALPHA = 1e9
 """Maximum alpha; larger ones make no scale that fp32 can work with."""
+Rank = Annotated[int, Ge(1)]
+Alpha = Annotated[int | float, Interval(gt=0, le=MOST_ALPHA)]
+"""The type of an alpha, which stays an integer where it is one."""
 DEFAULT = 8
 """The rank and the alpha of a configuration that states none, as in PEFT."""
 
@@ -43,10 +48,10 @@ class AdapterConfig:
       base_model_name_or_path: the model that it was trained on, as PEFT writes it; empty if it does not say.
     """
 
-    r: int = DEFAULT
-    lora_alpha: int | float = DEFAULT
-    rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    alpha_pattern: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
+    r: Rank = DEFAULT
+    lora_alpha: Alpha = DEFAULT
+    rank_pattern: Mapping[str, Rank] = dataclasses.field(default_factory=dict)
+    alpha_pattern: Mapping[str, Alpha] = dataclasses.field(default_factory=dict)
     use_rslora: bool = False
     base_model_name_or_path: str = ""
 
@@ -61,11 +66,14 @@ class AdapterConfig:
         values = parse_object(text.encode(), where=f"{where}: {CONFIG_KEY}")
         inside = {name.removeprefix(PREFIX): value for name, value in values.items() if name.startswith(PREFIX)}
         values = {name: value for name, value in (inside or values).items() if value is not None}
-        problems = [f"{where}: {CONFIG_KEY}: {problem}" for problem in _problems(values)]
+        problems: list[str] = []
+        fields = read_fields(cls, values, problems)
+        problems += _odd_patterns(fields)
+        if values.get("use_dora"):
+            problems.append("use_dora is true: DoRA is not read; give a plain LoRA")
         if problems:
-            raise AdapterConfigError(problems)
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+            raise AdapterConfigError([f"{where}: {CONFIG_KEY}: {problem}" for problem in problems])
+        return cls(**fields)
 
     @classmethod
     def beside(cls, file: Path) -> "AdapterConfig | None":
@@ -116,34 +124,11 @@ def _fits(pattern: str, module: str) -> bool:
     return f".{module}".endswith(f".{pattern}")
 
 
-def _problems(values: Mapping[str, Any]) -> list[str]:
-    """What cannot be followed. A pattern is never run as a regular expression, which a file could make endless."""
-    problems = []
-    for name, number in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
-        patterns = values.get(name, {})
-        if not isinstance(patterns, dict) or not all(map(number, patterns.values())):
-            problems.append(f"{name} must be positive numbers by module, got {shown(patterns)}")
-        else:
-            odd = [pattern for pattern in patterns if not re.fullmatch(r"\^?[\w.]+", pattern)]
-            problems += [f"{name}: {shown(pattern)} is no name of a module; write the names out" for pattern in odd]
-    if not _is_rank(values.get("r", DEFAULT)):
-        problems.append(f"r must be a positive integer, got {shown(values['r'])}")
-    if not _is_alpha(values.get("lora_alpha", DEFAULT)):
-        problems.append(
-            f"lora_alpha must be a number above 0 and at most {MOST_ALPHA:g}, got {shown(values['lora_alpha'])}"
-        )
-    if not isinstance(values.get("use_rslora", False), bool):
-        problems.append(f"use_rslora must be true or false, got {shown(values['use_rslora'])}")
-    if not isinstance(values.get("base_model_name_or_path", ""), str):
-        problems.append(f"base_model_name_or_path must be a text, got {shown(values['base_model_name_or_path'])}")
-    if values.get("use_dora"):
-        problems.append("use_dora is true: DoRA is not read; give a plain LoRA")
-    return problems
-
-
-def _is_rank(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_alpha(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_ALPHA
+def _odd_patterns(values: Mapping[str, Any]) -> list[str]:
+    """The patterns that are no names. None is run as a regular expression, which a file could make endless."""
+    return [
+        f"{name}: {shown(pattern)} is no name of a module; write the names out"
+        for name in ("rank_pattern", "alpha_pattern")
+        for pattern in values.get(name, {})
+        if not re.fullmatch(r"\^?[\w.]+", pattern)
+    ]

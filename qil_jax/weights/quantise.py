@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Shaped
 
-from qil_jax.models.quantised import Quantisation, quantised
+from qil_jax.choices import Quantisation
+from qil_jax.models.quantised import quantised
 from qil_jax.programs import called
 from qil_jax.weights.convert import ConversionError, copy_weights, prepared
 from qil_jax.weights.load import open_source

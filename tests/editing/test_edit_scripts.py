@@ -10,6 +10,7 @@ from edits import PICTURE, content, layered
 from PIL import Image
 
 from qil_jax import host_memory
+from qil_jax.choices import Edges
 from qil_jax.editing import geometry, script
 from qil_jax.editing.history import History
 from qil_jax.editing.layer_operations import Move, Opacity, Replace, Resize
@@ -17,7 +18,6 @@ from qil_jax.editing.script import KINDS, ScriptError
 from qil_jax.editing.stack import Stack
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.refinement import at_size
-from qil_jax.limits import Edges
 
 THREE = layered(np.full((3, 6, 8, 4), 200, np.uint8))
 GRAY = {"at": 0.5, "colour": "#808080"}

@@ -173,8 +173,11 @@ def test_generation_config(tmp_path):
     [
         ({"eos_token_id": None}, "'eos_token_id' is missing: copy it from the release"),
         ({"eos_token_id": "end"}, "eos_token_id = 'end': must be a list"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty = 0.0 must be above 0"),
-        ({"top_p": 1.5, "temperature": -1.0}, r"temperature = -1.0 must be from 0\n  top_p = 1.5 must be from 0 to 1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty = 0.0: must be a number above 0"),
+        (
+            {"top_p": 1.5, "temperature": -1.0},
+            r"temperature = -1.0: must be a number of at least 0\n  top_p = 1.5: must be a number from 0 to 1",
+        ),
         ({"top_k": -1}, "top_k = -1: must be a whole number from 0"),
     ],
 )
@@ -186,5 +189,5 @@ def test_generation_configs_that_are_refused(tmp_path, changes, message):
 def test_a_missing_generation_config(tmp_path):
     with pytest.raises(WeightsError, match=r"generation_config\.json: missing; copy it from the release"):
         Generation.of(tmp_path)
-    with pytest.raises(ConfigError, match="max_new_tokens = 0 must be from 1"):
+    with pytest.raises(ConfigError, match="max_new_tokens = 0: must be a whole number from 1"):
         Generation(max_new_tokens=0)

@@ -5,11 +5,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from qil_jax.choices import Passes
 from qil_jax.flow import Rescale
 from qil_jax.inference.batch import Item, SequenceBatch, Ways, build_batch
 from qil_jax.inference.denoiser import Denoiser
 from qil_jax.kernels import Spread, attend_for
-from qil_jax.limits import Passes
 from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, place, shardings
 from qil_jax.models.attention import Attend, AttentionKind
 from qil_jax.models.paths import slashed

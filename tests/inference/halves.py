@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.images import preprocess
 from qil_jax.inference.request import Decomposition, Request, Settings
 from qil_jax.layers.layered_image import LayeredImage
@@ -34,6 +35,6 @@ class Halves:
             input=pixels,
             latents=np.zeros((1, 1, 1, 1), np.float32),
             timings={},
-            request=request,
+            request=request.filled(Defaults()),
             sample=0,
         )

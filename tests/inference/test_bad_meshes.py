@@ -66,9 +66,11 @@ def test_attention_that_does_not_fit_the_mesh_is_refused(words, options, message
 
 
 def test_the_command_line_names_what_the_mesh_and_the_kernels_know():
-    assert tuple(AttentionKind) == cli.ATTENTION
-    assert tuple(Spread) == cli.SPREADS
-    assert tuple(Weights) == cli.WEIGHTS
+    parser = cli._parser()
+    for name, kind in {"attention": AttentionKind, "spread": Spread, "weights": Weights}.items():
+        for member in kind:
+            assert getattr(parser.parse_args(["a.png", f"--{name}", str(member)]), name) is member
+        assert f"--{name} {{{','.join(kind)}}}" in parser.format_help()
 
 
 def test_processes_without_a_coordinator_are_refused(words, capsys):

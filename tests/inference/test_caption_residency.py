@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qil_jax.choices import Residency
 from qil_jax.inference import components as components_module
 from qil_jax.inference.checkpoint import Checkpoint
 from qil_jax.inference.memory import plan_memory
 from qil_jax.inference.pipeline import Pipeline
-from qil_jax.inference.request import Request, Settings
-from qil_jax.inference.residency import Residency
+from qil_jax.inference.request import Request, ResolvedSettings, Settings
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 PICTURES = [Image.fromarray(NOISE), Image.new("RGBA", (64, 64), (255, 0, 0, 90))]
@@ -77,6 +77,6 @@ def test_memory_of_captions_is_planned(captioning):
     stored = sum(file.stat().st_size for file in (captioning / "text_encoder").glob("*.safetensors"))
     assert 0.95 * stored < size.text_encoder + size.vision < stored and size.vision > 0.2 * size.text_encoder
     plan = lambda captioned: plan_memory(
-        [], Settings(steps=1, guidance=1.0), checkpoint, residency=Residency.PHASES, captioned=captioned
+        [], ResolvedSettings(steps=1, guidance=1.0), checkpoint, residency=Residency.PHASES, captioned=captioned
     )
     assert plan(1).before >= size.text_encoder + size.vision and plan(0).parameters == plan(1).parameters

@@ -8,12 +8,12 @@ import pytest
 from denoisers import CONFIG, UNLIKE, abstract_denoiser, batch_on, denoise, denoiser_on, item, mesh_of
 from reference import error
 
+from qil_jax.choices import Passes
 from qil_jax.encoders.lengths import image_bucket, row_bucket, text_bucket
 from qil_jax.errors import QilError
 from qil_jax.flow import Rescale
 from qil_jax.inference.images import bucket_size
 from qil_jax.kernels import Spread
-from qil_jax.limits import Passes
 
 
 @pytest.fixture(scope="module")

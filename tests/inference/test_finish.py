@@ -12,6 +12,7 @@ from psd_tools import PSDImage
 
 from qil_jax.export import formats
 from qil_jax.inference.__main__ import main
+from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.describe import read_descriptions
 from qil_jax.inference.finish import finish
 from qil_jax.inference.request import Decomposition, JobOptions, Request, Settings
@@ -124,7 +125,7 @@ def test_boxes_follow_the_size_at_which_layers_are_written():
     layers = np.zeros((2, 30, 40, 4), np.uint8)
     layers[0, 15:, 20:], layers[1, :10, :10] = (255, 0, 0, 255), (0, 0, 255, 255)
     stack = LayeredImage(layers=layers, names=("a", "b"))
-    request = Request(image=Image.new("RGBA", (400, 300)), prompt="")
+    request = Request(image=Image.new("RGBA", (400, 300)), prompt="").filled(Defaults())
     boxes = [(0, 0, 100, 100), (200, 150, 400, 300)]
     options = JobOptions(described=tuple(LayerDescription(text=str(box), box=box) for box in boxes))
     made = Decomposition(

@@ -5,23 +5,25 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from qil_jax import host_memory
+from qil_jax.choices import OutputSize
+from qil_jax.command_line import flag
 from qil_jax.errors import QilError
 from qil_jax.export.result import ResultError
 from qil_jax.inference import pictures as pictures_module
+from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.images import ImageError
 from qil_jax.inference.job import JobError, PlannedResult, plan_results, results_left, run_job
-from qil_jax.inference.options import flag
 from qil_jax.inference.pictures import find_pictures
 from qil_jax.inference.request import Decomposition, JobOptions, Request, Settings, result_settings
 from qil_jax.layers.filtering import resize_layers
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.limits import OutputSize
 from qil_jax.programs import called
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +51,7 @@ class Painter:
             input=layers[0],
             latents=np.zeros((request.layers + 1, 1, 1, 2), np.float32),
             timings={"denoise": 1.0},
-            request=request,
+            request=request.filled(Defaults()),
             sample=sample,
         )
 
@@ -62,7 +64,11 @@ SETTINGS = {"layers": 2, "steps": 3}
 def planned(inputs, out, options=OPTIONS, *, checkpoint=CHECKPOINT, settings=SETTINGS):
     found = find_pictures(inputs)
     assert not found.problems and not found.bad
-    return plan_results(found.pictures, out, options, checkpoint=checkpoint, settings=settings)
+    return plan_results(found.pictures, out, options.filled(Defaults()), checkpoint=checkpoint, settings=settings)
+
+
+def settings_of(options: JobOptions) -> dict[str, Any]:
+    return result_settings(options.filled(Defaults()), Settings().filled(Defaults()), None)
 
 
 def run(results, painter, *, overwrite=False, batch=2):
@@ -272,11 +278,10 @@ def test_masks_of_hidden_pixels_belong_to_the_result(pictures, tmp_path):
     """Listed, checked when a run is resumed, and at the layers' size; a result without them is another one."""
     out, plain = tmp_path / "out", JobOptions(layers=2, output_size=OutputSize.INPUT)
     options = dataclasses.replace(plain, hidden_masks=True)
-    assert not options.problems() and "hidden_masks" not in result_settings(plain, Settings(), None)
+    assert not options.problems() and "hidden_masks" not in settings_of(plain)
 
     def plan(options: JobOptions) -> list[PlannedResult]:
-        settings = result_settings(options, Settings(), None)
-        return planned([pictures / "b.png"], out, options, settings=settings)
+        return planned([pictures / "b.png"], out, options, settings=settings_of(options))
 
     run(plan(options), Coverer())
     record = json.loads((out / "b" / "result.json").read_text())

@@ -10,7 +10,8 @@ from PIL import Image
 from qil_jax.encoders.caption_pixels import PixelConfig
 from qil_jax.encoders.caption_prompts import CaptionLanguage
 from qil_jax.inference.caption_job import kept_captions, require_captionable, write_captions
-from qil_jax.inference.captions import CaptionFiles, KeptCaptions, with_captions
+from qil_jax.inference.captions import CaptionFiles, KeptCaptions, prompts_of
+from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.job import JobError, plan_results
 from qil_jax.inference.pictures import find_pictures
 from qil_jax.inference.request import JobOptions, Request
@@ -139,7 +140,11 @@ def test_pictures_that_the_vision_tower_refuses_are_named(pictures, tmp_path):
 def test_results_record_who_wrote_the_prompt(pictures, store, tmp_path):
     """A caption given as a prompt is the same result; a prompt of all pictures wins."""
     planned = lambda found, **options: plan_results(
-        found, tmp_path, JobOptions(layers=1, **options), checkpoint={"fingerprint": "0"}, settings={"steps": 1}
+        found,
+        tmp_path,
+        JobOptions(layers=1, **options).filled(Defaults()),
+        checkpoint={"fingerprint": "0"},
+        settings={"steps": 1},
     )
     before, after = planned(pictures), planned(write(pictures, store, Writer()))
     assert "prompt" not in before[0].made_from["settings"] and before[3].made_from["settings"]["prompt"] == "it is said"
@@ -160,7 +165,7 @@ def test_requests_without_prompts_are_captioned_together():
     ask = lambda **options: Request(image=image, **{"resolution": 64, **options})
     zh = CaptionLanguage.ZH
     requests = [ask(), ask(prompt="told"), ask(caption_language=zh), ask(), ask(prompt=""), ask(resolution=96)]
-    found = [request.prompt for request in with_captions(requests, describe)]
+    found = prompts_of(requests, describe)
     assert found == ["caption 1.0", "told", "caption 2.0", "caption 1.1", "", "caption 3.0"]
     assert asked == [(2, 64, "en", 2), (1, 64, "zh", 1), (1, 96, "en", 1)]
-    assert [request.prompt for request in with_captions(requests, None)] == ["", "told", "", "", "", ""]
+    assert prompts_of(requests, None) == ["", "told", "", "", "", ""]

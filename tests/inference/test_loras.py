@@ -13,6 +13,7 @@ from qil_jax.export.result import ResultError
 from qil_jax.inference.__main__ import main
 from qil_jax.inference.checkpoint import Checkpoint
 from qil_jax.inference.cli import parse_arguments, scaled_file
+from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.job import is_finished, plan_results
 from qil_jax.inference.pictures import find_pictures
 from qil_jax.inference.pipeline import Pipeline
@@ -149,10 +150,10 @@ def test_a_result_that_names_no_loras_has_none(folder, results):
     record = json.loads((out / "b" / "result.json").read_text())
     made_from = {"checkpoint": record["checkpoint"], "settings": record["settings"]}
     found = find_pictures([folder / "b.png"]).pictures
-    (planned,) = plan_results(found, out, JobOptions(layers=2), **made_from)
+    (planned,) = plan_results(found, out, JobOptions(layers=2).filled(Defaults()), **made_from)
     assert is_finished(planned)
     lora = {"file": "a", "sha256": "0", "scale": 1.0}
-    (planned,) = plan_results(found, out, JobOptions(layers=2), loras=[lora], **made_from)
+    (planned,) = plan_results(found, out, JobOptions(layers=2).filled(Defaults()), loras=[lora], **made_from)
     with pytest.raises(ResultError, match=r"LoRAs of sha256 and scale \[\], now \[\['0', 1.0\]\]"):
         is_finished(planned)
 

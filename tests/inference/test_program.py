@@ -252,7 +252,7 @@ def test_what_is_no_request_is_told_at_once():
         "request 2: latents have shape (1, 4, 8, 8, 3), this picture needs (1, 4, 8, 8, 16)",
         "steps must be an integer, got True",
         "guidance must be a finite number, got '4'",
-        "rescale must be one of none, norm of qil_jax.limits.Rescale, got 'norm'",
+        "rescale must be one of none, norm of qil_jax.choices.Rescale, got 'norm'",
         "GB to denoise 8,000,000,000 tokens",
         "dtype must be one of float32, bfloat16",
     ):

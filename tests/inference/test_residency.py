@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qil_jax.choices import Passes, Residency
 from qil_jax.errors import ProblemsError
 from qil_jax.inference import components as components_module
 from qil_jax.inference.checkpoint import Checkpoint
+from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.memory import Drawing, plan_memory
 from qil_jax.inference.outline import Outline
 from qil_jax.inference.pipeline import Pipeline
-from qil_jax.inference.request import Request, Settings
-from qil_jax.inference.residency import Residency
-from qil_jax.limits import Passes
+from qil_jax.inference.request import Request, ResolvedSettings, Settings
 from qil_jax.mesh import MeshShape, make_mesh
 
 SETTINGS = Settings(steps=2)
@@ -60,7 +60,7 @@ def test_phases_give_the_same_layers_and_load_each_component_once(loaded):
     loaded.clear()
     pipeline = Pipeline.load(residency=Residency.PHASES)
     assert not loaded
-    outlines = [Outline.of(request.image.size, request, request.prompt) for request in REQUESTS]
+    outlines = [Outline.of(request.image.size, request.filled(Defaults()), request.prompt) for request in REQUESTS]
     pipeline.prepare(outlines, SETTINGS)
     for request, there in zip(REQUESTS, expected, strict=True):
         made = pipeline.decompose([request], SETTINGS)[0]
@@ -87,7 +87,7 @@ def test_what_a_phase_does_not_need_leaves_the_devices():
 
 
 def test_memory_is_planned_by_phase():
-    checkpoint, settings = Checkpoint.open(), Settings(steps=50, guidance=4.0)
+    checkpoint, settings = Checkpoint.open(), ResolvedSettings(steps=50, guidance=4.0)
     size, drawings = checkpoint.size, [Drawing(size=(640, 640), pictures=6)]
     everything, phases = (plan_memory(drawings, settings, checkpoint, residency=policy) for policy in Residency)
     assert everything.parameters == size.parameters and phases.parameters == size.backbone + size.vae

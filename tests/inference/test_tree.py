@@ -4,11 +4,11 @@ import numpy as np
 from halves import SIDE, Halves
 from PIL import Image
 
+from qil_jax.choices import Split
 from qil_jax.inference.request import Decomposition, Request, Settings
 from qil_jax.inference.tree import POLICIES, split_layers
 from qil_jax.layers.exact import exact
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.limits import Split
 
 
 def soft_picture(size: tuple[int, int], seed: int = 0) -> np.ndarray:

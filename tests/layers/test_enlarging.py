@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qil_jax.choices import Edges
 from qil_jax.inference.images import bucket_size
 from qil_jax.layers.enlarging import require_picture_of, tree_at_size
 from qil_jax.layers.layer_tree import Group, LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.pictures import ImageError
 from qil_jax.layers.refinement import at_size
-from qil_jax.limits import Edges
 
 
 def test_every_picture_fits_its_own_bucket():

@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from qil_jax.choices import Edges
 from qil_jax.inference.images import bucket_size
 from qil_jax.layers import refinement
 from qil_jax.layers.filtering import resampled, resize_layers
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.refinement import at_size, refine
 from qil_jax.layers.shares import shares_of
-from qil_jax.limits import Edges
 from qil_jax.scenes.scene import SceneConfig, make_scene
 
 

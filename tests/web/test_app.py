@@ -13,8 +13,8 @@ from PIL import Image
 from waiting import until
 
 from qil_jax import Pipeline, Request, Settings
+from qil_jax.choices import Edges
 from qil_jax.layers.refinement import at_size
-from qil_jax.limits import Edges
 
 pytestmark = pytest.mark.full
 

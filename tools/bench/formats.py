@@ -17,6 +17,7 @@ import psd_tools
 from PIL import Image
 from psd_tools import PSDImage
 
+from qil_jax.choices import RESOLUTION
 from qil_jax.errors import say
 from qil_jax.export.format import Format
 from qil_jax.export.formats import WRITERS, write
@@ -28,7 +29,6 @@ from qil_jax.layers.health import health
 from qil_jax.layers.layer_tree import LayerTree
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.layers.refinement import refine
-from qil_jax.limits import RESOLUTION
 from qil_jax.scenes.scene import SceneConfig, make_scene
 from tools.bench import harness
 

@@ -171,16 +171,17 @@ def _painted() -> Iterator[None]:
 
 
 def _paint(_self: Any, requests: Sequence["Request"], *_: Any, **__: Any) -> "list[Decomposition]":
+    from qil_jax.inference.defaults import Defaults
     from qil_jax.inference.images import bucket_size
-    from qil_jax.inference.request import Decomposition, known
+    from qil_jax.inference.request import Decomposition
     from qil_jax.layers.layered_image import LayeredImage
 
     made = []
-    for request in requests:
+    for request in [request.filled(Defaults()) for request in requests]:
         problems = request.problems()
         assert not problems, problems
-        wide, high = bucket_size(*request.image.size, known(request.resolution))
-        layers = np.full((known(request.layers), high, wide, 4), 100, np.uint8)
+        wide, high = bucket_size(*request.image.size, request.resolution)
+        layers = np.full((request.layers, high, wide, 4), 100, np.uint8)
         layered = LayeredImage(layers=layers, names=tuple(f"Layer {i}" for i in range(len(layers))))
         made.append(
             Decomposition(

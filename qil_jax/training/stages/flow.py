@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from qil_jax.choices import Inputs
 from qil_jax.encoders.image_encoder import Autoencoder
 from qil_jax.encoders.text_encoder import PromptEncoder
 from qil_jax.encoders.tokenizer import PromptTokenizer
@@ -25,7 +26,7 @@ from qil_jax.models.latents import unpack
 from qil_jax.models.stack import Scan
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
 from qil_jax.training.batches import FlowBatch, RowPlacement
-from qil_jax.training.experiment import Experiment, Inputs
+from qil_jax.training.experiment import Experiment
 from qil_jax.training.flops import flow_flops
 from qil_jax.training.inputs import CachedInputs, OnlineInputs, TokenShape
 from qil_jax.training.lora import LoRAConfig, initial_factors, stored_factors

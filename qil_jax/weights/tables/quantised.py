@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from qil_jax.choices import Quantisation
 from qil_jax.models.config import ConfigError, shown
-from qil_jax.models.quantised import Quantisation
 from qil_jax.programs import called
 from qil_jax.weights.tables.entries import Component, Entry, Transform, plain
 
