@@ -12,7 +12,6 @@ import argparse
 import logging
 import os
 import time
-from functools import cache
 from pathlib import Path
 
 from qil_jax.command_line import Parser
@@ -59,21 +58,20 @@ def main(argv: list[str]) -> int:
 
 def _convert(arguments: argparse.Namespace) -> int:
     # Heavy imports are deferred until the arguments are valid.
-    from qil_jax.weights.convert import checkpoint_bytes, to_diffusers, to_orbax
+    from qil_jax.weights.convert import to_diffusers, to_orbax
 
     convert = dict(zip(DIRECTIONS, (to_orbax, to_diffusers), strict=True))[arguments.command]
     began = time.perf_counter()
-    total = cache(lambda: checkpoint_bytes(arguments.source))  # read once the source is known to be sound
     with byte_progress() as progress:
         bar = progress.add_task(arguments.command, total=None)
-        convert(
+        size = convert(
             arguments.source,
             arguments.destination,
             overwrite=arguments.overwrite,
-            on_bytes=lambda done: progress.update(bar, advance=done, total=total()),
+            on_bytes=lambda done, total: progress.update(bar, advance=done, total=total),
         )
     seconds = time.perf_counter() - began
-    say(f"{total() / 1e6:,.0f} MB in {seconds:.1f} s to {arguments.destination}")
+    say(f"{size / 1e6:,.0f} MB in {seconds:.1f} s to {arguments.destination}")
     return 0
 
 

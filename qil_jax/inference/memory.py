@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from qil_jax.encoders.image_encoder import PLAIN_PIXELS
 from qil_jax.errors import QilError
 from qil_jax.host_memory import gigabytes, host_bytes
-from qil_jax.inference.checkpoint import Checkpoint
+from qil_jax.inference.checkpoint import LayeredCheckpoint
 from qil_jax.inference.images import bucket_size
 from qil_jax.inference.request import Settings, known
 from qil_jax.inference.residency import Residency
@@ -71,7 +71,7 @@ class Drawing:
 def plan_memory(
     drawings: Sequence[Drawing],
     settings: Settings,
-    checkpoint: Checkpoint,
+    checkpoint: LayeredCheckpoint,
     *,
     residency: Residency = Residency.ALL,
     passes: Passes = Passes.BATCH,

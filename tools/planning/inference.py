@@ -22,7 +22,7 @@ from qil_jax.models.attention import AttentionKind
 from qil_jax.models.quantised import Quantisation, quantise
 from qil_jax.models.vld_mmdit import MMDiTConfig, TokenLayout, VLDMMDiT
 from qil_jax.strict_json import read_json
-from qil_jax.weights import Component, abstract
+from qil_jax.weights import Architecture, Component
 from tools.planning.abstract import cast, device_bytes, fresh_network, network, place_shapes, placed_shapes
 from tools.planning.cache import Results, planned
 from tools.planning.chips import Topology
@@ -169,7 +169,7 @@ def transformer_of(plan: InferencePlan) -> VLDMMDiT:
         return fresh_network(Component.TRANSFORMER)
     fix = "give a transformer/config.json"
     try:
-        return abstract(Component.TRANSFORMER, read_json(plan.transformer, fix=fix))
+        return Architecture(Component.TRANSFORMER, read_json(plan.transformer, fix=fix)).abstract()
     except OSError as error:
         raise QilError(f"{plan.transformer}: cannot be read ({error.strerror}); {fix}") from error
 
