@@ -185,7 +185,7 @@ def test_a_failed_conversion_leaves_the_old_result_whole(tiny, tmp_path, monkeyp
     to_orbax(source, destination)
     before = {f.relative_to(destination): f.read_bytes() for f in destination.rglob("*") if f.is_file()}
 
-    def broken(done: int) -> None:
+    def broken(done: int, total: int) -> None:
         raise OSError("No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
