@@ -9,7 +9,7 @@ from flax import nnx
 
 from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
 from qil_jax.models.qwen2_5_vl import VisionLanguage
-from qil_jax.weights import Component, TextEncoderPart, load_component
+from qil_jax.weights import Checkpoint, Component, TextEncoderPart
 
 Module = TypeVar("Module")
 """A module of torch, which tests without the extra parity lack: this file does without it."""
@@ -18,14 +18,14 @@ Module = TypeVar("Module")
 def ours(reference, component: str, folder: Path) -> nnx.Module:
     """Our model with the weights of a reference module, by way of the files that it saves."""
     reference.save_pretrained(folder / component)
-    return load_component(folder, Component(component), mesh=single_device_mesh(), rules=INFERENCE_RULES)
+    return Checkpoint(folder).load(Component(component), mesh=single_device_mesh(), rules=INFERENCE_RULES)
 
 
 def our_vision_language(reference, folder: Path) -> VisionLanguage:
     """Our whole vision-language model with the weights of a reference one."""
     reference.save_pretrained(folder / Component.TEXT_ENCODER)
     place = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
-    return load_component(folder, TextEncoderPart.VISION_LANGUAGE, **place)
+    return Checkpoint(folder).load(TextEncoderPart.VISION_LANGUAGE, **place)
 
 
 def error(actual, expected) -> float:

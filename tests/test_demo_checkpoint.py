@@ -10,7 +10,7 @@ import pytest
 
 from qil_jax.encoders.tokenizer import PREFIX, SUFFIX, PromptTokenizer
 from qil_jax.programs import ended
-from qil_jax.weights import checkpoint_problems, require_sound
+from qil_jax.weights import Checkpoint
 from tools.make_demo_checkpoint import main, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +24,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def test_it_is_sound_and_a_few_megabytes(checkpoint):
-    require_sound(checkpoint)
+    Checkpoint(checkpoint).require_sound()
     assert 1e6 < sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) < 10e6
 
 
@@ -39,7 +39,7 @@ def test_it_has_the_flags_of_the_layered_release(checkpoint):
 
 
 def test_its_tokenizer_reads_any_prompt(checkpoint):
-    tokenizer = PromptTokenizer.load(checkpoint)
+    tokenizer = PromptTokenizer(Checkpoint(checkpoint).tokenizer)
     for prompt in ("", " ", "a tabby cat", "一只猫", "\nmélange 🐈"):
         ids = tokenizer.ids(prompt)
         assert tokenizer._tokenizer.decode(ids, skip_special_tokens=False) == PREFIX + prompt + SUFFIX
@@ -62,7 +62,7 @@ def test_a_folder_is_replaced_only_on_demand(checkpoint, capsys):
         main([str(checkpoint)])
     assert "--overwrite" in capsys.readouterr().err and mark.exists()
     assert main([str(checkpoint), "--overwrite"]) == 0
-    assert not mark.exists() and checkpoint_problems(checkpoint) == []
+    assert not mark.exists() and Checkpoint(checkpoint).problems == []
 
 
 def test_a_folder_is_replaced_once_the_new_one_is_whole(checkpoint, tmp_path, monkeypatch, capsys):
@@ -77,7 +77,7 @@ def test_a_folder_is_replaced_once_the_new_one_is_whole(checkpoint, tmp_path, mo
     monkeypatch.setattr("tools.make_demo_checkpoint.write_component", full)
     assert ended(main, [str(folder), "--overwrite"]) == 2
     assert capsys.readouterr().err.startswith("error: No space left on device; to go on: ")
-    assert (folder / "mark").exists() and checkpoint_problems(folder) == []
+    assert (folder / "mark").exists() and Checkpoint(folder).problems == []
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 

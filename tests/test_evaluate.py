@@ -228,7 +228,7 @@ def test_a_run_that_was_cut_gives_the_same_files(world, tmp_path, monkeypatch, c
     assert evaluate(world, cut) == 0
     assert files_of(cut) == files_of(whole)
     # What is done needs no model.
-    monkeypatch.setattr(Pipeline, "load", None)
+    monkeypatch.setattr(Pipeline, "of", None)
     (cut / "summary.md").unlink()
     assert evaluate(world, cut) == 0 and files_of(cut) == files_of(whole)
     # The samples are results like any other, and score the same.

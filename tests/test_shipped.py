@@ -18,7 +18,7 @@ from qil_jax.inference.request import Request, Settings
 from qil_jax.layers.layered_image import LayeredImage
 from qil_jax.programs import called, ended
 from qil_jax.shipped import shipped_checkpoint
-from qil_jax.weights import Component, checkpoint_problems
+from qil_jax.weights import Checkpoint, Component
 from qil_jax.weights.safetensors_io import read_headers, weight_files
 from tools import demo, ship
 from tools.make_demo_checkpoint import write_checkpoint
@@ -29,7 +29,7 @@ EXAMPLES = ROOT / "examples"
 
 def test_it_is_sound_small_and_in_the_released_precision():
     folder = shipped_checkpoint()
-    assert checkpoint_problems(folder) == []
+    assert Checkpoint(folder).problems == []
     for component in Component:
         assert {x.dtype.name for x in read_headers(weight_files(folder / component)).values()} == {"bfloat16"}
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 40_000_000
@@ -149,7 +149,7 @@ def test_shipping(tmp_path, monkeypatch, capsys):
     destination = tmp_path / "shipped"
     monkeypatch.setattr(ship, "shipped_checkpoint", lambda: destination)
     assert ship.main([str(tmp_path / "trained")]) == 0
-    assert checkpoint_problems(destination) == [] and Defaults.of(destination) == ship.DEFAULTS
+    assert Checkpoint(destination).problems == [] and Defaults.of(destination) == ship.DEFAULTS
     with pytest.raises(SystemExit):
         ship.main([str(tmp_path / "trained")])
     assert "--overwrite" in capsys.readouterr().err

@@ -39,9 +39,9 @@ def ship(checkpoint: Path, destination: Path) -> int:
     Raises:
       QilError: if the checkpoint is not sound, or too large to be shipped.
     """
-    from qil_jax.weights import require_sound
+    from qil_jax.weights import Checkpoint
 
-    require_sound(checkpoint)
+    Checkpoint(checkpoint).require_sound()
     with whole_folder(destination, overwrite=True) as draft:
         size = _fill(draft, checkpoint)
         if size > MOST_BYTES:
@@ -53,7 +53,7 @@ def _fill(draft: Path, checkpoint: Path) -> int:
     import ml_dtypes
     from safetensors.numpy import save_file
 
-    from qil_jax.weights import Component, require_sound
+    from qil_jax.weights import Checkpoint, Component
     from qil_jax.weights.safetensors_io import TensorReader, read_headers, weight_files
 
     shutil.copytree(checkpoint, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors*"))
@@ -67,7 +67,7 @@ def _fill(draft: Path, checkpoint: Path) -> int:
     values = {**json.loads(scheduler.read_text()), "use_dynamic_shifting": False, "shift": SHIFT}
     scheduler.write_text(json.dumps(values, indent=2) + "\n")
     (draft / FILE).write_text(json.dumps(dataclasses.asdict(DEFAULTS), indent=2) + "\n")
-    require_sound(draft)
+    Checkpoint(draft).require_sound()
     return sum(file.stat().st_size for file in draft.rglob("*") if file.is_file())
 
 

@@ -28,7 +28,6 @@ from qil_jax.inference.request import (
     Settings,
     result_settings,
 )
-from qil_jax.weights import fingerprint
 
 MOST_SHAPES = 64
 """Kinds of jobs whose compiled programs stay in memory; at the next one, all are dropped."""
@@ -64,8 +63,8 @@ class Engine:
 
     def __init__(self, pipeline: Pipeline, limits: Limits):
         self.pipeline, self.limits = pipeline, limits
-        folder = pipeline.checkpoint.folder
-        self._identity = {"folder": folder.resolve().name, "fingerprint": fingerprint(folder)}
+        checkpoint = pipeline.checkpoint
+        self._identity = {"folder": checkpoint.folder.resolve().name, "fingerprint": checkpoint.fingerprint()}
         self._turn, self._shapes = threading.Lock(), set[Any]()
 
     def decompose(

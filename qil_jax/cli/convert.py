@@ -10,7 +10,6 @@ qil convert dequantize COMFYUI.safetensors DST --base CHECKPOINT
 
 import argparse
 import time
-from functools import cache
 from pathlib import Path
 
 from qil_jax.cli import dequantize, export_run, quantize
@@ -51,19 +50,18 @@ def main(argv: list[str]) -> int:
 def _convert(arguments: argparse.Namespace) -> int:
     quieten_orbax()
     # Heavy imports are deferred until the arguments are valid.
-    from qil_jax.weights.convert import checkpoint_bytes, to_diffusers, to_orbax
+    from qil_jax.weights.convert import to_diffusers, to_orbax
 
     convert = dict(zip(DIRECTIONS, (to_orbax, to_diffusers), strict=True))[arguments.command]
     began = time.perf_counter()
-    total = cache(lambda: checkpoint_bytes(arguments.source))  # read once the source is known to be sound
     with byte_progress() as progress:
         bar = progress.add_task(arguments.command, total=None)
-        convert(
+        size = convert(
             arguments.source,
             arguments.destination,
             overwrite=arguments.overwrite,
-            on_bytes=lambda done: progress.update(bar, advance=done, total=total()),
+            on_bytes=lambda done, total: progress.update(bar, advance=done, total=total),
         )
     seconds = time.perf_counter() - began
-    say(f"{total() / 1e6:,.0f} MB in {seconds:.1f} s to {arguments.destination}")
+    say(f"{size / 1e6:,.0f} MB in {seconds:.1f} s to {arguments.destination}")
     return 0

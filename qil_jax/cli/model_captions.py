@@ -19,13 +19,12 @@ from qil_jax.documents.rows import ReportRow
 from qil_jax.encoders.caption_pixels import caption_grid
 from qil_jax.encoders.caption_prompts import CaptionLanguage, caption_chat
 from qil_jax.encoders.caption_writer import CaptionConfig, CaptionWriter
-from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.errors import QilError, say
 from qil_jax.inference.caption_job import captions_of
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.images import bucket_size
 from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, single_device_mesh
-from qil_jax.weights import fingerprint
+from qil_jax.weights import Checkpoint
 
 
 class DocumentCaptions:
@@ -47,16 +46,17 @@ class DocumentCaptions:
         Raises:
           QilError: if one of them cannot be used.
         """
+        self._checkpoint = Checkpoint(checkpoint)
         try:
-            self._config = CaptionConfig.of(checkpoint, PromptTokenizer.load(checkpoint))
+            self._config = CaptionConfig.of(self._checkpoint)
         except FileNotFoundError as error:
             raise QilError(str(error)) from error
-        self._checkpoint, self._batch = checkpoint, batch
+        self._batch = batch
         self._mesh = make_mesh(MeshShape.parse(mesh)) if mesh else single_device_mesh()
         self._resolution = Defaults.of(checkpoint).resolution
         self._writer: CaptionWriter | None = None
         asked = {
-            "checkpoint": fingerprint(checkpoint, ("text_encoder", "tokenizer", "processor")),
+            "checkpoint": self._checkpoint.fingerprint("text_encoder", "tokenizer", "processor"),
             "resolution": self._resolution,
             "chat_sha256": hashlib.sha256(caption_chat().encode()).hexdigest(),
         }
@@ -74,7 +74,7 @@ class DocumentCaptions:
 
     def _describe(self, pictures: Sequence[UInt8[np.ndarray, "y x 4"]]) -> list[str]:
         if self._writer is None:
-            say(f"loading {self._checkpoint} to caption documents")
+            say(f"loading {self._checkpoint.folder} to caption documents")
             self._writer = CaptionWriter.load(self._checkpoint, mesh=self._mesh, rules=INFERENCE_RULES)
         images = {i: Image.fromarray(picture) for i, picture in enumerate(pictures) if self._can_show(picture)}
         how = {"resolution": self._resolution, "language": CaptionLanguage.EN, "batch": self._batch}

@@ -11,38 +11,27 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from qil_jax.errors import complain, message, say
-from qil_jax.inference.checkpoint import unlayered
+from qil_jax.inference.checkpoint import require_layered
+from qil_jax.models.config import ConfigError
 from qil_jax.terminal import Table, console
-from qil_jax.weights import (
-    Component,
-    StructureError,
-    WeightsError,
-    component_config,
-    layout_of,
-    open_source,
-    require_sound,
-)
+from qil_jax.weights import Checkpoint, Component, Layout, StructureError, WeightsError
 from qil_jax.weights.convert import checkpoint_bytes
 from qil_jax.weights.released import STRUCTURE_HASHES, structure_hash
-from qil_jax.weights.source import Layout
 from qil_jax.weights.strict import read_json
-from qil_jax.weights.tables import table_of
-from qil_jax.weights.tables.entries import targets
-from qil_jax.weights.tables.quantised import quantisation_of
 from qil_jax.weights.values import TensorValues, checkpoint_values, differences, read_checksums, write_checksums
 
 
-def structure(checkpoint: Path) -> Table:
+def structure(checkpoint: Checkpoint) -> Table:
     """Table of the contents of a sound checkpoint, one row per component."""
     table = Table("component", "layout", "tensors", "parameters", "dtypes", "names and shapes of")
     for component in Component:
-        entries = table_of(component, component_config(checkpoint, component))
-        source = open_source(checkpoint / component, component)
-        dtypes = sorted({source.dtype(target).name for target in targets(entries).values()})
+        stored = checkpoint[component]
+        source, entries = stored.source(), stored.table
+        dtypes = sorted({source.dtype(target).name for target in stored.targets.values()})
         digest = structure_hash((entry.name, entry.shape) for entry in entries)
         table.add_row(
             component,
-            layout_of(checkpoint / component),
+            stored.layout,
             f"{len(entries):,}",
             f"{sum(math.prod(entry.shape) for entry in entries):,}",
             ", ".join(dtypes),
@@ -56,11 +45,11 @@ def made_by(origin: Mapping[str, Any]) -> str:
     return f"made by the stage {origin.get('stage')}, step {origin.get('step')}" if origin else "made by no known stage"
 
 
-def numerics(checkpoint: Path, reference: Path, tolerance: float, console: Console) -> int:
+def numerics(checkpoint: Checkpoint, reference: Checkpoint, tolerance: float, console: Console) -> int:
     """Print the errors of every block; returns how many exceed the tolerance."""
     from qil_jax.weights.numerics import compare
 
-    console.print(f"fp32 against PyTorch with the weights of {reference}; errors relative to the block's output")
+    console.print(f"fp32 against PyTorch with the weights of {reference.folder}; errors relative to the block's output")
     failed = 0
     for row in compare(checkpoint, reference):
         bad = not row.largest <= tolerance
@@ -70,7 +59,7 @@ def numerics(checkpoint: Path, reference: Path, tolerance: float, console: Conso
     return failed
 
 
-def values(checkpoint: Path, console: Console) -> tuple[dict[str, TensorValues], int]:
+def values(checkpoint: Checkpoint, console: Console) -> tuple[dict[str, TensorValues], int]:
     """Read every tensor and print anomalies; returns the statistics of each and the number with NaN or infinities."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, disable=not sys.stdout.isatty()) as progress:
@@ -102,48 +91,55 @@ def validate(arguments: argparse.Namespace) -> int:
     Raises:
       WeightsError: if PyTorch cannot read the reference.
     """
-    reference = arguments.reference or arguments.checkpoint
+    checkpoint, other = Checkpoint(arguments.checkpoint), arguments.reference
+    reference = checkpoint if other in (None, arguments.checkpoint) else Checkpoint(other)
     screen = console()
     try:
         sums = None if arguments.against is None else read_checksums(arguments.against)
-        for folder in dict.fromkeys((arguments.checkpoint, reference)):
-            require_sound(folder)
+        for opened in (checkpoint, reference):
+            opened.require_sound()
         if arguments.numerics and not _is_released(reference):
-            raise WeightsError([f"PyTorch cannot read {reference}: give the released folder with --reference"])
-        return checked(arguments, reference, sums, screen)
+            raise WeightsError([f"PyTorch cannot read {reference.folder}: give the released folder with --reference"])
+        return checked(arguments, checkpoint, reference, sums, screen)
     except StructureError as error:
         complain(error)
         return 1
 
 
-def _is_released(reference: Path) -> bool:
+def _is_released(reference: Checkpoint) -> bool:
     """Whether PyTorch can read a sound checkpoint: it has the released layout and is not quantised."""
-    layouts = {layout_of(reference / component) for component in Component}
-    quantised = [c for c in Component if quantisation_of(c, component_config(reference, c)) is not None]
-    return layouts == {Layout.DIFFUSERS} and not quantised
+    parts = [reference[component] for component in Component]
+    return all(part.layout is Layout.DIFFUSERS and part.architecture.quantisation is None for part in parts)
 
 
-def checked(arguments: argparse.Namespace, reference: Path, sums: Mapping[str, Any] | None, console: Console) -> int:
+def checked(
+    arguments: argparse.Namespace,
+    checkpoint: Checkpoint,
+    reference: Checkpoint,
+    sums: Mapping[str, Any] | None,
+    console: Console,
+) -> int:
     """Make the requested checks beyond the structure, which is sound, and return the exit status."""
-    console.print(structure(arguments.checkpoint))
+    console.print(structure(checkpoint))
     training = arguments.checkpoint / "training.json"
     if training.is_file():
         console.print(message(made_by(read_json(training, fix="remove it if no stage made this checkpoint"))))
     failed = 0
     if arguments.values or arguments.checksums is not None or sums is not None:
-        found, failed = values(arguments.checkpoint, console)
+        found, failed = values(checkpoint, console)
         if arguments.checksums is not None:
             write_checksums(arguments.checksums, found)
         failed += 0 if sums is None else compared(found, arguments.against, sums)
     if arguments.numerics:
-        wrong = numerics(arguments.checkpoint, reference, arguments.tolerance, console)
+        wrong = numerics(checkpoint, reference, arguments.tolerance, console)
         if wrong:
             complain(f"{wrong} blocks differ by more than {arguments.tolerance:g}")
         failed += wrong
     if failed:
         return 1
     console.print(message(f"{arguments.checkpoint} is sound"))
-    problem = unlayered(arguments.checkpoint)
-    if problem is not None:
-        console.print(f"but it decomposes nothing: {message(problem)}")
+    try:
+        require_layered(checkpoint)
+    except ConfigError as error:
+        console.print(f"but it decomposes nothing: {message(error)}")
     return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from qil_jax.cli.validate_checkpoint import made_by
 from qil_jax.errors import complain, message, say
 from qil_jax.terminal import Table, console
-from qil_jax.weights import Component, LoRAError, component_config, read_lora
+from qil_jax.weights import Checkpoint, Component, LoRAError, read_lora
 from qil_jax.weights.lora_header import LoRAHeader, read_lora_header
 from qil_jax.weights.released import CONFIGS
 from qil_jax.weights.tables import table_of
@@ -20,8 +20,8 @@ def validate_lora(file: Path, base: Path | None) -> int:
       file: the LoRA.
       base: checkpoint whose transformer it must fit; None: the released structure.
     """
-    config = CONFIGS[Component.TRANSFORMER] if base is None else component_config(base, Component.TRANSFORMER)
-    entries = table_of(Component.TRANSFORMER, config)
+    part = Component.TRANSFORMER
+    entries = table_of(part, CONFIGS[part]) if base is None else Checkpoint(base)[part].table
     try:
         header = read_lora_header(file, entries)
         read_lora(file, entries)

@@ -1,8 +1,7 @@
 """Captions of pictures by a checkpoint's own vision-language model (docs/specification.md, 5)."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,7 @@ from qil_jax.encoders.generation import Generation
 from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.mesh import Rules
 from qil_jax.models.config import ConfigError, require_none
-from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, VisionLanguage
-from qil_jax.weights import Component, TextEncoderPart, component_config, has_vision, load_component
+from qil_jax.weights import Checkpoint, TextEncoderPart
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,27 +32,30 @@ class CaptionConfig:
     generation: Generation
 
     @classmethod
-    def of(cls, checkpoint: Path, tokenizer: PromptTokenizer) -> "CaptionConfig":
+    def of(cls, checkpoint: Checkpoint) -> "CaptionConfig":
         """Read the configs of a checkpoint, and check that they, its model and its tokenizer belong together.
 
         Raises:
           ConfigError: if the checkpoint cannot caption pictures, or its files are damaged or do not fit together.
+          FileNotFoundError: if it has no tokenizer.
+          WeightsError: if files cannot be read.
         """
-        if not has_vision(checkpoint):
+        tokenizer, folder = PromptTokenizer(checkpoint.tokenizer), checkpoint.folder
+        if not checkpoint.has_vision:
             raise ConfigError(
-                f"{checkpoint}: its text encoder knows no token of a picture, so it cannot caption: give prompts, or "
+                f"{folder}: its text encoder knows no token of a picture, so it cannot caption: give prompts, or "
                 "Qwen-Image-Layered"
             )
-        model = Qwen2_5VLConfig.from_json(component_config(checkpoint, Component.TEXT_ENCODER))
-        pixels, vision = PixelConfig.of(checkpoint), model.vision
+        model = checkpoint.text_encoder
+        pixels, vision = PixelConfig.of(folder), model.vision
         cut = (pixels.patch_size, pixels.temporal_patch_size, pixels.merge_size)
         read = (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
         problems = [f"patch, temporal and merge size {cut} are not {read} of text_encoder/config.json"] * (cut != read)
         ids = tokenizer.chat_ids(PICTURE)
         if len(ids) != 3 or ids[1] != model.image_token_id:
             problems.append(f"the tokenizer reads {PICTURE} as {ids}, text_encoder/config.json: {model.image_token_id}")
-        require_none(problems, f"{checkpoint / FILE}")
-        return cls(pixels=pixels, generation=Generation.of(checkpoint))
+        require_none(problems, f"{folder / FILE}")
+        return cls(pixels=pixels, generation=Generation.of(folder))
 
 
 class CaptionWriter:
@@ -67,21 +68,21 @@ class CaptionWriter:
     @classmethod
     def load(
         cls,
-        checkpoint: Path,
+        checkpoint: Checkpoint,
         *,
         mesh: Mesh,
         rules: Rules,
         dtype: str | None = None,
-        read: Callable[..., VisionLanguage] = load_component,
+        is_abstract: bool = False,
     ) -> "CaptionWriter":
         """Load what captions need of a checkpoint: text_encoder, tokenizer and processor.
 
         Args:
-          checkpoint: folder that holds model_index.json.
+          checkpoint: checkpoint, of which nothing else need be there.
           mesh: mesh on which the parameters are placed.
           rules: sharding rules that map logical axes to mesh axes.
           dtype: dtype of parameters and activations; None: the stored dtype.
-          read: `load_component`, or `abstract_component` for shapes in place of parameters.
+          is_abstract: whether parameters are shapes only.
 
         Raises:
           ConfigError: as `CaptionConfig.of`; raised before any tensor is read.
@@ -89,10 +90,10 @@ class CaptionWriter:
           MeshError: if rules, mesh and shapes are inconsistent; raised before any tensor is read.
           WeightsError: if files cannot be read.
         """
-        tokenizer = PromptTokenizer.load(checkpoint)
-        config = CaptionConfig.of(checkpoint, tokenizer)
-        model = read(checkpoint, TextEncoderPart.VISION_LANGUAGE, mesh=mesh, rules=rules, dtype=dtype)
-        return cls(tokenizer, config, Captioner(model, mesh=mesh, rules=rules))
+        config = CaptionConfig.of(checkpoint)
+        load = checkpoint.abstract if is_abstract else checkpoint.load
+        model = load(TextEncoderPart.VISION_LANGUAGE, mesh=mesh, rules=rules, dtype=dtype)
+        return cls(PromptTokenizer(checkpoint.tokenizer), config, Captioner(model, mesh=mesh, rules=rules))
 
     @property
     def state(self) -> Any:

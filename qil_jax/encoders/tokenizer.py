@@ -1,11 +1,8 @@
 """Tokenization of prompts with the checkpoint's own tokenizer files (docs/specification.md, 5)."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from tokenizers import Tokenizer
-
-from qil_jax.weights.tokenizer import read_tokenizer
 
 SYSTEM = (
     "Describe the image by detailing the color, shape, size, texture, quantity, text, "
@@ -19,19 +16,10 @@ class PromptTokenizer:
     """The released prompt template around a byte-level BPE tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer):
+        """Take the tokenizer of a checkpoint, which stays as it is."""
         self._tokenizer = tokenizer
         self.drop = len(self._encode(PREFIX))
         """Number of the template's tokens before the prompt, whose states are dropped: 34 with Qwen's vocabulary."""
-
-    @classmethod
-    def load(cls, checkpoint: Path) -> "PromptTokenizer":
-        """Read tokenizer.json, or vocab.json and merges.txt, from CHECKPOINT/tokenizer or CHECKPOINT/processor.
-
-        Raises:
-          FileNotFoundError: if neither folder holds a tokenizer.
-          WeightsError: if the files cannot be read as a tokenizer, or are incomplete.
-        """
-        return cls(read_tokenizer(checkpoint))
 
     def ids(self, prompt: str) -> list[int]:
         """Token ids of the template with the prompt inserted, never truncated; the first `drop` precede the prompt."""

@@ -18,6 +18,7 @@ from qil_jax.evaluation.samples import LayerResult, TrueSample, sample_rows, sco
 from qil_jax.export.manifest import RECORD, listed_files
 from qil_jax.export.result import read_record
 from qil_jax.files import opened, read_file
+from qil_jax.inference.checkpoint import LayeredCheckpoint
 from qil_jax.inference.images import bucket_size, check_size
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import MAX_LAYERS, Request, Settings
@@ -28,7 +29,6 @@ from qil_jax.mesh import MeshShape, make_mesh, single_device_mesh
 from qil_jax.progress import shown
 from qil_jax.records.record import Record
 from qil_jax.records.sources import RecordMetadata, RecordSource, open_source, read
-from qil_jax.weights import fingerprint, require_sound
 from qil_jax.weights.identity import PARTS
 
 SAMPLES = "samples"
@@ -144,14 +144,10 @@ class Sampling:
         names = ("prompts", "steps", "guidance", "seed", "dtype")
         return {"layers": layers, **{name: getattr(self, name) for name in names}}
 
-    def load(self) -> Pipeline:
-        """Load the checkpoint onto the mesh."""
+    def load(self, checkpoint: LayeredCheckpoint) -> Pipeline:
+        """Load the opened checkpoint onto the mesh."""
         mesh = make_mesh(MeshShape.parse(self.mesh)) if self.mesh else single_device_mesh()
-        return Pipeline.load(self.checkpoint, mesh=mesh, dtype=self.dtype)
-
-    def fingerprints(self) -> dict[str, str]:
-        """Fingerprints of the checkpoint's components on which a decomposition depends, by component."""
-        return {part: fingerprint(self.checkpoint, (part,)) for part in PARTS}
+        return Pipeline.of(checkpoint, mesh=mesh)
 
 
 def score_sampled(subset: Subset, sampling: Sampling, out: Path) -> str:
@@ -160,11 +156,12 @@ def score_sampled(subset: Subset, sampling: Sampling, out: Path) -> str:
     Raises:
       QilError: before any compute, if the checkpoint is not sound or OUT holds something else.
     """
-    require_sound(sampling.checkpoint)
-    claim(out, {**subset.identity(), **sampling.identity(), **sampling.fingerprints()})
+    checkpoint = LayeredCheckpoint.open(sampling.checkpoint, dtype=sampling.dtype)
+    fingerprints = {part: checkpoint.fingerprint(part) for part in PARTS}
+    claim(out, {**subset.identity(), **sampling.identity(), **fingerprints})
     left = [group for group in batches(subset, sampling.batch) if any(not _folder(out, n).exists() for n in group)]
     if left:
-        made = decomposed(left, subset, sampling, out)
+        made = decomposed(left, subset, sampling, checkpoint, out)
         for _ in shown(made, sum(map(len, left)), "decomposing"):
             pass
     settings = {"checkpoint": sampling.checkpoint.resolve().name, **sampling.identity()}
@@ -200,9 +197,11 @@ def batches(subset: Subset, size: int) -> list[list[int]]:
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def decomposed(groups: Sequence[Sequence[int]], subset: Subset, sampling: Sampling, out: Path) -> Iterator[int]:
+def decomposed(
+    groups: Sequence[Sequence[int]], subset: Subset, sampling: Sampling, checkpoint: LayeredCheckpoint, out: Path
+) -> Iterator[int]:
     """Decompose whole batches, so that a resumed run gives the same result; yields numbers as they are saved."""
-    pipeline = sampling.load()
+    pipeline = sampling.load(checkpoint)
     settings = Settings(steps=sampling.steps, guidance=sampling.guidance)
     for group in groups:
         found = pipeline.decompose([request_for(number, subset, sampling) for number in group], settings)

@@ -24,10 +24,9 @@ from qil_jax.files import read_file
 from qil_jax.inference.images import MULTIPLE, bucket_size
 from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.lpips import lpips, pooled_features
-from qil_jax.models.rgba_vae import VAEConfig
 from qil_jax.progress import shown
 from qil_jax.records.sources import RecordSource, open_source
-from qil_jax.weights import Component, component_config, fingerprint, load_component, require_sound
+from qil_jax.weights import Checkpoint, Component
 from qil_jax.weights.lpips import load_lpips
 
 GROUND, UPPER = "ground", "upper"
@@ -107,10 +106,10 @@ def score_reconstructions(job: Reconstruction) -> str:
     """
     source = open_source(job.records, job.split)
     sizes = sizes_of(source, job)
-    require_sound(job.checkpoint)
+    checkpoint = Checkpoint.open(job.checkpoint)
     perceptual = None if job.lpips is None else PerceptualMetric(job.lpips)
-    claim(job.out, identity(job, source))
-    autoencoder = load_autoencoder(job)
+    claim(job.out, identity(job, checkpoint, source))
+    autoencoder = load_autoencoder(job, checkpoint)
     rows, features = [], {}
     layers = reconstructed(true_layers(source, sizes, job.count), job.batch, autoencoder)
     total = min(job.count, int(source.metadata().layers.sum()))
@@ -157,29 +156,29 @@ def sizes_of(source: RecordSource, job: Reconstruction) -> list[tuple[int, int]]
     return sizes
 
 
-def identity(job: Reconstruction, source: RecordSource) -> dict[str, Any]:
+def identity(job: Reconstruction, checkpoint: Checkpoint, source: RecordSource) -> dict[str, Any]:
     """All settings that determine the result, as JSON values."""
     names = ("split", "count", "size", "dtype")
     return {
         "verb": "reconstruction",
         "records": hashlib.sha256(source.metadata().rows.tobytes()).hexdigest()[:16],
         **{name: getattr(job, name) for name in names},
-        "vae": fingerprint(job.checkpoint, (Component.VAE,)),
+        "vae": checkpoint.fingerprint(Component.VAE),
         "lpips": None if job.lpips is None else hashlib.sha256(read_file(job.lpips)).hexdigest()[:16],
     }
 
 
-def load_autoencoder(job: Reconstruction) -> Autoencoder:
+def load_autoencoder(job: Reconstruction, checkpoint: Checkpoint) -> Autoencoder:
     """Load the RGBA-VAE of the checkpoint.
 
     Raises:
       QilError: if it has no alpha channel.
     """
-    channels = VAEConfig.from_json(component_config(job.checkpoint, Component.VAE)).input_channels
+    channels = checkpoint.vae.input_channels
     if channels != 4:
         raise QilError(f"{job.checkpoint}: its VAE has {channels} channels, not the 4 of RGBA")
     mesh = make_mesh(MeshShape.parse(job.mesh)) if job.mesh else single_device_mesh()
-    vae = load_component(job.checkpoint, Component.VAE, mesh=mesh, rules=INFERENCE_RULES, dtype=job.dtype)
+    vae = checkpoint.load(Component.VAE, mesh=mesh, rules=INFERENCE_RULES, dtype=job.dtype)
     return Autoencoder(vae, mesh=mesh)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from qil_jax.inference.caption_job import Pictures
-    from qil_jax.inference.checkpoint import Checkpoint
+    from qil_jax.inference.checkpoint import LayeredCheckpoint
     from qil_jax.inference.job import PlannedResult
     from qil_jax.inference.pictures import Found
     from qil_jax.inference.pipeline import Pipeline
@@ -129,17 +129,16 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
     report(ledger)
 
 
-def planner(arguments: Arguments, checkpoint: "Checkpoint") -> "Callable[[Pictures], list[PlannedResult]]":
+def planner(arguments: Arguments, checkpoint: "LayeredCheckpoint") -> "Callable[[Pictures], list[PlannedResult]]":
     """The function from pictures to the results that the command line asks for."""
     from qil_jax.inference.job import plan_results
     from qil_jax.inference.request import result_settings
-    from qil_jax.weights import fingerprint
 
     return functools.partial(
         plan_results,
         out=arguments.out or Path(),
         options=arguments.options,
-        checkpoint={"folder": checkpoint.folder.resolve().name, "fingerprint": fingerprint(checkpoint.folder)},
+        checkpoint={"folder": checkpoint.folder.resolve().name, "fingerprint": checkpoint.fingerprint()},
         settings=result_settings(arguments.options, arguments.settings, arguments.dtype),
         loras=[lora.made_from for lora in checkpoint.loras],
     )
@@ -174,7 +173,7 @@ def load_rest(pipeline: "Pipeline") -> None:
     components.denoiser()
 
 
-def open_pipeline(arguments: Arguments, checkpoint: "Checkpoint") -> "Pipeline":
+def open_pipeline(arguments: Arguments, checkpoint: "LayeredCheckpoint") -> "Pipeline":
     """The pipeline of the command line, which has read no tensor yet; with --compile-only it never will.
 
     Raises:
@@ -197,7 +196,7 @@ def open_pipeline(arguments: Arguments, checkpoint: "Checkpoint") -> "Pipeline":
     )
 
 
-def open_mesh(text: str, rules: "Rules", checkpoint: "Checkpoint") -> "Mesh":
+def open_mesh(text: str, rules: "Rules", checkpoint: "LayeredCheckpoint") -> "Mesh":
     """The mesh of the command line, after a check that it divides the parameters; an empty text is the first device.
 
     Raises:
@@ -206,7 +205,7 @@ def open_mesh(text: str, rules: "Rules", checkpoint: "Checkpoint") -> "Mesh":
     import jax
 
     from qil_jax.mesh import Axis, MeshError, MeshShape, make_mesh, shardings, single_device_mesh
-    from qil_jax.weights import Component, abstract, component_config
+    from qil_jax.weights import Component
 
     if not text and jax.process_count() > 1:
         count = jax.device_count()
@@ -215,9 +214,8 @@ def open_mesh(text: str, rules: "Rules", checkpoint: "Checkpoint") -> "Mesh":
     heads, ways = checkpoint.transformer.num_attention_heads, rules.ways(Axis.HEADS, mesh)
     problems = [f"transformer: {heads} attention heads do not divide into {ways} parts"] if heads % ways else []
     for component in Component:
-        module = abstract(component, component_config(checkpoint.folder, component))
         try:
-            shardings(module, mesh, rules)
+            shardings(checkpoint.abstract(component), mesh, rules)
         except MeshError as error:
             problems += [f"{component}/{problem}" for problem in error.problems]
     if problems:
@@ -225,16 +223,16 @@ def open_mesh(text: str, rules: "Rules", checkpoint: "Checkpoint") -> "Mesh":
     return mesh
 
 
-def open_checkpoint(arguments: Arguments, found: "Found") -> "Checkpoint":
+def open_checkpoint(arguments: Arguments, found: "Found") -> "LayeredCheckpoint":
     """Open the checkpoint and its LoRAs; what is wrong with them and with the pictures is reported together."""
-    from qil_jax.inference.checkpoint import Checkpoint
+    from qil_jax.inference.checkpoint import LayeredCheckpoint
     from qil_jax.inference.job import JobError
 
     refused = [] if arguments.skip_bad else found.bad
     problems = [*found.problems, *refused]
     hint = ["or give --skip-bad to go on without them"] if refused else []
     try:
-        checkpoint = Checkpoint.open(arguments.checkpoint, dtype=arguments.dtype, loras=arguments.loras)
+        checkpoint = LayeredCheckpoint.open(arguments.checkpoint, dtype=arguments.dtype, loras=arguments.loras)
     except ProblemsError as error:
         if not problems:
             raise

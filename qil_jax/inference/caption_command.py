@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from qil_jax.encoders.caption_prompts import caption_chat
 from qil_jax.encoders.caption_writer import CaptionConfig, CaptionWriter
-from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.errors import say
 from qil_jax.inference.caption_job import (
     Pictures,
@@ -24,13 +23,12 @@ from qil_jax.inference.caption_job import (
     written_by_model,
 )
 from qil_jax.inference.captions import FOLDER, CaptionFiles, CaptionStore, KeptCaptions
-from qil_jax.inference.checkpoint import Checkpoint
+from qil_jax.inference.checkpoint import LayeredCheckpoint
 from qil_jax.inference.cli import Arguments, Ledger, show_captions, show_loading
 from qil_jax.inference.job import JobError, PlannedResult, results_left
 from qil_jax.inference.memory import MemoryPlan, require_memory
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.mesh import Rules, of_first
-from qil_jax.weights import fingerprint
 from qil_jax.weights.assemble import reporting
 
 
@@ -59,7 +57,7 @@ def captioned(
     if not checkpoint.has_vision:
         return {name: dataclasses.replace(p, prompt=p.prompt or "") for name, p in pictures.items()}
     asked = {
-        "checkpoint": fingerprint(checkpoint.folder),
+        "checkpoint": checkpoint.fingerprint(),
         "dtype": checkpoint.dtype,
         "resolution": options.resolution,
         "chat_sha256": hashlib.sha256(caption_chat(options.caption_language).encode()).hexdigest(),
@@ -86,7 +84,7 @@ def captioned(
 
 
 def caption_files(
-    arguments: Arguments, checkpoint: Checkpoint, pictures: Pictures, ledger: Ledger, *, mesh: Mesh, rules: Rules
+    arguments: Arguments, checkpoint: LayeredCheckpoint, pictures: Pictures, ledger: Ledger, *, mesh: Mesh, rules: Rules
 ) -> None:
     """Write the captions of pictures that have no prompt to text files; files that are there stay as they are.
 
@@ -104,7 +102,7 @@ def caption_files(
     if missing:
         size = checkpoint.size
         require_memory(MemoryPlan(parameters=size.text_encoder + size.vision), mesh)
-        load = functools.partial(CaptionWriter.load, checkpoint.folder, mesh=mesh, rules=rules, dtype=checkpoint.dtype)
+        load = functools.partial(CaptionWriter.load, checkpoint, mesh=mesh, rules=rules, dtype=checkpoint.dtype)
         _write(arguments, checkpoint, missing, store, load, ledger)
 
 
@@ -115,7 +113,7 @@ def _captioner(pipeline: Pipeline) -> CaptionWriter:
 
 def _write(
     arguments: Arguments,
-    checkpoint: Checkpoint,
+    checkpoint: LayeredCheckpoint,
     pictures: Pictures,
     store: CaptionStore,
     load: Callable[[], CaptionWriter],
@@ -133,8 +131,8 @@ def _write(
         return write_captions(pictures, store, write, written_by=by, batch=batch, on_caption=on_caption)
 
 
-def _require_captionable(arguments: Arguments, checkpoint: Checkpoint, missing: Pictures) -> None:
-    config = CaptionConfig.of(checkpoint.folder, PromptTokenizer.load(checkpoint.folder))
+def _require_captionable(arguments: Arguments, checkpoint: LayeredCheckpoint, missing: Pictures) -> None:
+    config = CaptionConfig.of(checkpoint)
     require_captionable(missing, config.pixels, arguments.options.resolution)
 
 

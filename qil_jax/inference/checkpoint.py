@@ -1,7 +1,8 @@
-"""Opening of a checkpoint without reading tensors: structure check, parsed configs, and size of the parameters."""
+"""A checkpoint that decomposes pictures: its defaults and LoRAs, and the memory of its parameters."""
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import math
 import os
@@ -13,26 +14,12 @@ from flax import nnx
 
 from qil_jax.choices import Precision
 from qil_jax.errors import QilError, shown
-from qil_jax.flow import Schedule
 from qil_jax.inference.defaults import Defaults
 from qil_jax.models.config import ConfigError
 from qil_jax.models.paths import slashed
-from qil_jax.models.rgba_vae import VAEConfig
-from qil_jax.models.vld_mmdit import MMDiTConfig
 from qil_jax.shipped import shipped_checkpoint
-from qil_jax.weights import (
-    Component,
-    LoRA,
-    LoRAError,
-    abstract,
-    component_config,
-    has_vision,
-    open_source,
-    read_lora,
-    require_sound,
-)
-from qil_jax.weights.tables import table_of
-from qil_jax.weights.tables.entries import targets
+from qil_jax.weights import Checkpoint, Component, LoRA, LoRAError, read_lora
+from qil_jax.weights.tables.entries import Entry
 
 ENTRANCE = "backbone/image_in/kernel"
 """The parameter whose dtype the transformer computes in; it is never quantised."""
@@ -86,36 +73,17 @@ class AppliedLoRA:
         return {"file": self.file.name, "sha256": self.sha256, "scale": self.scale}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A checkpoint whose structure was checked and that can decompose pictures.
+class LayeredCheckpoint(Checkpoint):
+    """A sound checkpoint that decomposes pictures, and how it is loaded to do so.
 
     Attributes:
-      folder: the folder that holds model_index.json.
       dtype: dtype of parameters and activations; None: the stored dtype.
-      defaults: default options from qil.json.
-      transformer: config of the VLD-MMDiT.
-      vae: config of the RGBA-VAE.
-      schedule: schedule of the sampler's noise levels.
-      size: memory of the parameters in `dtype`.
-      has_vision: whether its text encoder can caption pictures.
-      loras: LoRAs that are added to the transformer when it is loaded.
     """
 
-    folder: Path
-    dtype: str | None
-    defaults: Defaults
-    transformer: MMDiTConfig
-    vae: VAEConfig
-    schedule: Schedule
-    size: StoredSize
-    has_vision: bool = False
-    loras: tuple[AppliedLoRA, ...] = ()
-
-    @property
-    def advice(self) -> list[str]:
-        """What its LoRAs need beside their files, as far as they are known."""
-        return [line for applied in self.loras for line in applied.lora.advice]
+    def __init__(self, folder: Path | str, *, dtype: str | None = None, loras: Sequence[tuple[Path | str, float]] = ()):
+        """Take the arguments of `open`, which checks them and the folder."""
+        super().__init__(folder)
+        self.dtype, self._given = dtype, loras
 
     @classmethod
     def open(
@@ -124,7 +92,7 @@ class Checkpoint:
         *,
         dtype: str | None = None,
         loras: Sequence[tuple[Path | str, float]] = (),
-    ) -> "Checkpoint":
+    ) -> "LayeredCheckpoint":
         """Check a folder of the released layout (diffusers) or of ours (orbax).
 
         Args:
@@ -144,35 +112,40 @@ class Checkpoint:
             raise QilError(
                 f"the checkpoint must be the path of a folder, or None for the shipped one; got {shown(folder)}"
             )
-        folder = shipped_checkpoint() if folder is None else Path(folder)
-        require_sound(folder)
-        transformer = MMDiTConfig.from_json(component_config(folder, Component.TRANSFORMER))
-        vae = VAEConfig.from_json(component_config(folder, Component.VAE))
-        _require_layered(transformer, vae)
-        return cls(
-            folder=folder,
-            dtype=dtype,
-            defaults=Defaults.of(folder),
-            transformer=transformer,
-            vae=vae,
-            schedule=Schedule.from_json(component_config(folder, "scheduler")),
-            size=_stored_size(folder, dtype),
-            has_vision=has_vision(folder),
-            loras=_read_loras(folder, loras),
-        )
+        opened = cls(shipped_checkpoint() if folder is None else folder, dtype=dtype, loras=loras)
+        opened.require_sound()
+        require_layered(opened)
+        _ = opened.defaults, opened.loras  # what is wrong with them is said here
+        return opened
+
+    @functools.cached_property
+    def defaults(self) -> Defaults:
+        """Default options from qil.json."""
+        return Defaults.of(self.folder)
+
+    @functools.cached_property
+    def loras(self) -> tuple[AppliedLoRA, ...]:
+        """The LoRAs that are added to the transformer when it is loaded."""
+        return _read_loras(self[Component.TRANSFORMER].table, self._given)
+
+    @property
+    def advice(self) -> list[str]:
+        """What its LoRAs need beside their files, as far as they are known."""
+        return [line for applied in self.loras for line in applied.lora.advice]
+
+    @functools.cached_property
+    def size(self) -> StoredSize:
+        """Memory of the parameters in `dtype`."""
+        return _stored_size(self)
 
 
-def unlayered(folder: Path) -> str | None:
-    """Why a sound checkpoint decomposes nothing, such as one of Qwen-Image; None if it decomposes pictures."""
-    transformer, vae = (component_config(folder, part) for part in (Component.TRANSFORMER, Component.VAE))
-    try:
-        _require_layered(MMDiTConfig.from_json(transformer), VAEConfig.from_json(vae))
-    except ConfigError as error:
-        return str(error)
-    return None
+def require_layered(checkpoint: Checkpoint) -> None:
+    """Refuse a sound checkpoint that decomposes nothing, such as one of Qwen-Image.
 
-
-def _require_layered(transformer: MMDiTConfig, vae: VAEConfig) -> None:
+    Raises:
+      ConfigError: if it does not decompose pictures.
+    """
+    transformer, vae = checkpoint.transformer, checkpoint.vae
     if not (transformer.use_layer3d_rope and transformer.use_additional_t_cond):
         raise ConfigError(
             "transformer/config.json: use_layer3d_rope and use_additional_t_cond must be true to decompose pictures; "
@@ -195,8 +168,7 @@ def _is_scaled(given: object) -> bool:
     return isinstance(given[0], str | os.PathLike) and isinstance(given[1], int | float)
 
 
-def _read_loras(folder: Path, given: Sequence[tuple[Path | str, float]]) -> tuple[AppliedLoRA, ...]:
-    table = table_of(Component.TRANSFORMER, component_config(folder, Component.TRANSFORMER))
+def _read_loras(table: list[Entry], given: Sequence[tuple[Path | str, float]]) -> tuple[AppliedLoRA, ...]:
     found, problems = [], []
     if isinstance(given, str) or not isinstance(given, Sequence) or not all(map(_is_scaled, given)):
         raise LoRAError(
@@ -219,19 +191,18 @@ def _read_loras(folder: Path, given: Sequence[tuple[Path | str, float]]) -> tupl
     return tuple(found)
 
 
-def _stored_size(folder: Path, dtype: str | None) -> StoredSize:
+def _stored_size(checkpoint: LayeredCheckpoint) -> StoredSize:
     sizes, itemsize = collections.Counter[str](), 0
     for component in Component:
-        source, config = open_source(folder / component, component), component_config(folder, component)
-        state = nnx.to_flat_state(nnx.state(abstract(component, config), nnx.Param))
+        source, wanted = checkpoint[component].source(), checkpoint[component].targets
+        state = nnx.to_flat_state(nnx.state(checkpoint.abstract(component), nnx.Param))
         parts = dict.fromkeys((slashed(path) for path, _ in state), component.value)
-        wanted = targets(table_of(component, config))
         if component is Component.TRANSFORMER:
             parts = {path: path.partition("/")[0] for path in parts}
         elif component is Component.TEXT_ENCODER:
             parts = {**dict.fromkeys(wanted, "vision"), **parts}
         for path, part in parts.items():
-            kind = wanted[path].loaded_dtype(source.dtype(wanted[path]), dtype)
+            kind = wanted[path].loaded_dtype(source.dtype(wanted[path]), checkpoint.dtype)
             sizes[part] += math.prod(wanted[path].shape) * kind.itemsize
             itemsize = kind.itemsize if path == ENTRANCE else itemsize
     return StoredSize(**sizes, itemsize=itemsize)

@@ -48,7 +48,7 @@ from qil_jax.terminal import Table, console
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from qil_jax.inference.checkpoint import Checkpoint
+    from qil_jax.inference.checkpoint import LayeredCheckpoint
     from qil_jax.inference.job import PlannedResult, WrittenResult
 
 OnCount = Callable[[int, int], None]
@@ -131,7 +131,7 @@ class Arguments:
         return found + ([] if self.checkpoint.is_dir() else [f"--checkpoint {no_folder(self.checkpoint)}"])
 
     def require_memory(
-        self, left: "Sequence[PlannedResult]", checkpoint: "Checkpoint", mesh: "Mesh", *, captioned: int = 0
+        self, left: "Sequence[PlannedResult]", checkpoint: "LayeredCheckpoint", mesh: "Mesh", *, captioned: int = 0
     ) -> None:
         """Refuse a batch that does not fit into memory, before the checkpoint is loaded to caption or decompose.
 

@@ -12,7 +12,7 @@ from qil_jax.encoders.image_encoder import Autoencoder
 from qil_jax.encoders.text_encoder import PromptEncoder
 from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.inference.batch import Ways
-from qil_jax.inference.checkpoint import Checkpoint
+from qil_jax.inference.checkpoint import LayeredCheckpoint
 from qil_jax.inference.denoiser import Denoiser
 from qil_jax.inference.modulator import Modulator
 from qil_jax.inference.residency import Resident
@@ -20,7 +20,7 @@ from qil_jax.mesh import Rules
 from qil_jax.models.attention import Attend
 from qil_jax.models.qwen2_5_vl import TextEncoder
 from qil_jax.models.vld_mmdit import VLDMMDiT
-from qil_jax.weights import Component, TransformerPart, abstract_component, load_component
+from qil_jax.weights import Component, TransformerPart
 
 
 class Components:
@@ -38,7 +38,7 @@ class Components:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: LayeredCheckpoint,
         *,
         mesh: Mesh,
         rules: Rules,
@@ -60,10 +60,9 @@ class Components:
         """
         self.mesh, self.rules, self.residency, self.passes = mesh, rules, residency, passes
         self.ways = Ways.of(mesh, rules, passes)
-        self.tokenizer = PromptTokenizer.load(checkpoint.folder)
-        place: dict[str, Any] = {"mesh": mesh, "rules": rules, "dtype": checkpoint.dtype}
-        read: Callable[..., Any] = abstract_component if is_abstract else load_component
-        load = functools.partial(read, checkpoint.folder, **place)
+        self.tokenizer = PromptTokenizer(checkpoint.tokenizer)
+        read: Callable[..., Any] = checkpoint.abstract if is_abstract else checkpoint.load
+        load = functools.partial(read, mesh=mesh, rules=rules, dtype=checkpoint.dtype)
         loras = [(applied.lora, applied.scale) for applied in checkpoint.loras]
 
         def transformer(part: TransformerPart) -> VLDMMDiT:
@@ -74,7 +73,9 @@ class Components:
 
         def captioner() -> CaptionWriter:
             self.prompts.free()  # the captioner has the language model too
-            return CaptionWriter.load(checkpoint.folder, read=read, **place)
+            return CaptionWriter.load(
+                checkpoint, mesh=mesh, rules=rules, dtype=checkpoint.dtype, is_abstract=is_abstract
+            )
 
         self.prompts = Resident(lambda: PromptEncoder(self.tokenizer, encoder(), mesh=mesh))
         self.captioner = Resident(captioner)

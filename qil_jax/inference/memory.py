@@ -11,7 +11,7 @@ from qil_jax.choices import Passes, Residency
 from qil_jax.encoders.image_encoder import PLAIN_PIXELS
 from qil_jax.errors import QilError
 from qil_jax.host_memory import gigabytes, host_bytes
-from qil_jax.inference.checkpoint import Checkpoint
+from qil_jax.inference.checkpoint import LayeredCheckpoint
 from qil_jax.inference.images import bucket_size
 from qil_jax.inference.request import ResolvedSettings
 
@@ -70,7 +70,7 @@ class Drawing:
 def plan_memory(
     drawings: Sequence[Drawing],
     settings: ResolvedSettings,
-    checkpoint: Checkpoint,
+    checkpoint: LayeredCheckpoint,
     *,
     residency: Residency = Residency.ALL,
     passes: Passes = Passes.BATCH,

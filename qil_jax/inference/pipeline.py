@@ -26,7 +26,7 @@ from qil_jax.errors import ProblemsError, shown
 from qil_jax.inference.batch import Item, SequenceBatch, build_batch
 from qil_jax.inference.caption_job import captions_of
 from qil_jax.inference.captions import prompts_of
-from qil_jax.inference.checkpoint import Checkpoint
+from qil_jax.inference.checkpoint import LayeredCheckpoint
 from qil_jax.inference.components import Components
 from qil_jax.inference.denoiser import Denoiser, OnStep, OnTokens
 from qil_jax.inference.images import bucket_size, preprocess
@@ -51,7 +51,7 @@ class Pipeline:
       batch: number of samples of a job's batches; smaller ones are padded to a power of two of at most this.
     """
 
-    def __init__(self, checkpoint: Checkpoint, components: Components):
+    def __init__(self, checkpoint: LayeredCheckpoint, components: Components):
         self.checkpoint, self.components = checkpoint, components
         self._states: dict[tuple[str, int], np.ndarray] = {}
         self._tables: dict[bytes, ModulationTable] = {}
@@ -102,7 +102,7 @@ class Pipeline:
         ]
         if problems:
             raise ProblemsError("cannot load", problems)
-        opened = Checkpoint.open(checkpoint, dtype=dtype, loras=loras)
+        opened = LayeredCheckpoint.open(checkpoint, dtype=dtype, loras=loras)
         for line in opened.advice:
             warnings.warn(line, stacklevel=2)
         return cls.of(opened, mesh=mesh, rules=rules, attention=attention, passes=passes, residency=residency)
@@ -110,7 +110,7 @@ class Pipeline:
     @classmethod
     def of(
         cls,
-        checkpoint: Checkpoint,
+        checkpoint: LayeredCheckpoint,
         *,
         mesh: Mesh | None = None,
         rules: Rules = INFERENCE_RULES,

@@ -11,8 +11,7 @@ from qil_jax.mesh import Rules, shardings
 from qil_jax.models.paths import slashed
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.vld_mmdit import VLDMMDiT
-from qil_jax.weights import Component, abstract
-from qil_jax.weights.extension import layered_config
+from qil_jax.weights import Architecture, Component
 
 STATISTICS = {"latents_mean": (0.0,) * 16, "latents_std": (1.0,) * 16}
 """Statistics of the latents, which the VAE's config needs and which do not matter here."""
@@ -26,9 +25,9 @@ def fresh_network(component: Component) -> nnx.Module:
     """`network` as an object of its own; the configs are the defaults of our classes, and what makes them layered."""
     match component:
         case Component.TRANSFORMER:
-            return abstract(component, layered_config(component, {}))
+            return Architecture(component, {}).layered.abstract()
         case Component.VAE:
-            return abstract(component, layered_config(component, STATISTICS))
+            return Architecture(component, STATISTICS).layered.abstract()
         case Component.TEXT_ENCODER:
             return nnx.eval_shape(lambda: TextEncoder(Qwen2_5VLConfig(), rngs=nnx.Rngs(0)))
 

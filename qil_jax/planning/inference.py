@@ -28,7 +28,7 @@ from qil_jax.planning.devices import compile_only_devices, places
 from qil_jax.planning.flops import forward_flops
 from qil_jax.planning.result import Result, Subject
 from qil_jax.strict_json import read_json
-from qil_jax.weights import Component, abstract
+from qil_jax.weights import Architecture, Component
 
 STEPS = 50
 """Steps of the sampler: they set the size of the modulation table only."""
@@ -169,7 +169,7 @@ def transformer_of(plan: InferencePlan) -> VLDMMDiT:
         return fresh_network(Component.TRANSFORMER)
     fix = "give a transformer/config.json"
     try:
-        return abstract(Component.TRANSFORMER, read_json(plan.transformer, fix=fix))
+        return Architecture(Component.TRANSFORMER, read_json(plan.transformer, fix=fix)).abstract()
     except OSError as error:
         raise QilError(f"{plan.transformer}: cannot be read ({error.strerror}); {fix}") from error
 

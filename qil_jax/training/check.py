@@ -18,11 +18,11 @@ from qil_jax.training.batches import FlowBatch, PictureBatch
 from qil_jax.training.checkpoints import MARGIN
 from qil_jax.training.disk import CHECKPOINTS, free_bytes, newest_step
 from qil_jax.training.experiment import Experiment, ExperimentError
+from qil_jax.training.initial import new_text
 from qil_jax.training.run_folder import check_folder
 from qil_jax.training.setup import TrainingRun, prepare
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.stages.vae import missing_perceptual
-from qil_jax.training.start import new_text
 from qil_jax.training.state_tree import state_tree
 from qil_jax.training.step import TrainState
 
@@ -57,7 +57,7 @@ def check_run(experiment: Experiment, folder: AnyPath, mesh: Mesh) -> list[str]:
         f"compiled: the step of the first batch's shape, in {seconds:.1f} s",
         *_memory(compiled.memory_analysis(), jax.tree.leaves((state, run.frozen, inputs)), mesh),
         *folder_lines(experiment, folder, needed=sum(x.nbytes for x in jax.tree.leaves(state_tree(state)))),
-        *_notes(experiment),
+        *_notes(run),
     ]
 
 
@@ -177,10 +177,11 @@ def folder_lines(experiment: Experiment, folder: AnyPath, *, needed: int) -> lis
     return lines
 
 
-def _notes(experiment: Experiment) -> list[str]:
+def _notes(run: TrainingRun) -> list[str]:
     """What is missing, and what the checkpoint that the run starts from has not."""
+    experiment = run.experiment
     missing = missing_perceptual(experiment.vae_loss) if experiment.stage is Stage.RGBA_VAE else None
-    new = new_text(experiment)
+    new = new_text(run.new)
     return [*([f"missing: {missing}"] if missing else []), *([new] if new else [])]
 
 

@@ -13,7 +13,8 @@ from qil_jax.training.batches import RowPlacement
 from qil_jax.training.data import open_data
 from qil_jax.training.disk import at
 from qil_jax.training.experiment import Experiment, ExperimentError
-from qil_jax.training.finish import example_batches, exported_config, origin_of_export, start_folders, trained_lora
+from qil_jax.training.finish import example_batches, exported_config, origin_of_export, trained_lora
+from qil_jax.training.initial import Initial, initial_checkpoints, trained_component
 from qil_jax.training.inputs import picture_batch
 from qil_jax.training.parameters import params_of, training_network
 from qil_jax.training.run_folder import EXPERIMENT, experiment_of
@@ -21,7 +22,7 @@ from qil_jax.training.saved import SavedParams
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.stages.vae import latent_statistics
 from qil_jax.training.state_tree import Weights
-from qil_jax.weights import Component, load_component, require_sound
+from qil_jax.weights import Checkpoint, Component
 from qil_jax.weights.export import export_checkpoint, require_free
 from qil_jax.weights.load import MergedParams
 from qil_jax.weights.lora import write_lora
@@ -64,23 +65,23 @@ def export_saved(
         raise ExperimentError(f"{run} trains no LoRA, so {destination} cannot be a file of one: give a folder")
     require_free(destination)
     params = SavedParams(run, step, weights)
-    _require_start(experiment, run)
-    config = exported_config(experiment)
+    initial = initial_checkpoints(experiment)
+    _require_initial(initial, run)
+    config = exported_config(experiment, initial)
     if experiment.stage is Stage.RGBA_VAE:
-        config |= _measured(experiment, params, config, run)
-    origin = origin_of_export(experiment, params.step, weights)
-    lora = None if experiment.lora is None else trained_lora(experiment, params, origin)
+        config |= _measured(experiment, initial[Component.VAE], params, run)
+    origin = origin_of_export(experiment, initial, params.step, weights)
+    lora = None if experiment.lora is None else trained_lora(experiment, initial, params, origin)
     with at(destination):
         if lora is not None and as_lora:
             write_lora(destination, lora, dtype)
             return params.step
-        start = start_folders(experiment)
         export_checkpoint(
             destination,
             component=experiment.stage.component,
-            params=params if lora is None else MergedParams(start[Component.TRANSFORMER], [(lora, 1.0)]),
+            params=params if lora is None else MergedParams(trained_component(experiment, initial), [(lora, 1.0)]),
             config=config,
-            others=start,
+            others=initial,
             origin=origin,
             dtype=dtype,
             on_bytes=on_bytes,
@@ -88,14 +89,14 @@ def export_saved(
     return params.step
 
 
-def _require_start(experiment: Experiment, run: Path) -> None:
-    for folder in dict.fromkeys(start_folders(experiment).values()):
-        if not folder.is_dir():
-            raise ExperimentError(f"{folder}: {run} started from it, and it is not there; {_relative(run)}")
-        require_sound(folder)
+def _require_initial(initial: Initial, run: Path) -> None:
+    for checkpoint in dict.fromkeys(initial.values()):
+        if not checkpoint.folder.is_dir():
+            raise ExperimentError(f"{checkpoint.folder}: {run} started from it, and it is not there; {_relative(run)}")
+        checkpoint.require_sound()
 
 
-def _measured(experiment: Experiment, params: SavedParams, config: dict[str, Any], run: Path) -> dict[str, Any]:
+def _measured(experiment: Experiment, checkpoint: Checkpoint, params: SavedParams, run: Path) -> dict[str, Any]:
     """The entries of the VAE's config that are measured on the run's first batches.
 
     Raises:
@@ -108,8 +109,8 @@ def _measured(experiment: Experiment, params: SavedParams, config: dict[str, Any
             f"{error}\nlatents_mean and latents_std are measured on the run's data, so make it available; "
             f"{_relative(run)}"
         ) from error
-    mesh, folder = single_device_mesh(), start_folders(experiment)[Component.VAE]
-    vae = load_component(folder, Component.VAE, mesh=mesh, rules=TRAINING_RULES, dtype=jnp.float32, config=config)
+    mesh = single_device_mesh()
+    vae = checkpoint.load(Component.VAE, mesh=mesh, rules=TRAINING_RULES, dtype=jnp.float32, layered=True)
     values = params_of(vae) | {path: jnp.asarray(value) for path, value in params.items()}
     placement = RowPlacement(mesh, TRAINING_RULES, experiment.data.loader.rows)
     batches = (picture_batch(batch, placement) for batch in example_batches(experiment, source, placement))

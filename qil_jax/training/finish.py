@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,16 +13,14 @@ from qil_jax.loader.samples import SampleSource
 from qil_jax.training.batches import RowPlacement
 from qil_jax.training.disk import at
 from qil_jax.training.experiment import Experiment
+from qil_jax.training.initial import Initial, initial_checkpoints, new_in_network, trained_component
 from qil_jax.training.lora import lora_of
 from qil_jax.training.setup import TrainingRun
-from qil_jax.training.start import LORA, LORA_FILE, new_in_network
+from qil_jax.training.start import LORA, LORA_FILE
 from qil_jax.training.state_tree import Weights
 from qil_jax.training.step import TrainState
-from qil_jax.weights import Component, component_config
 from qil_jax.weights.export import ORIGIN, export_checkpoint, gathered, require_free
-from qil_jax.weights.extension import layered_config
 from qil_jax.weights.lora import LoRA, write_lora
-from qil_jax.weights.tables import table_of
 
 CHECKPOINT = "checkpoint"
 EXAMPLES = 64
@@ -56,9 +53,10 @@ def export_run(run: TrainingRun, state: TrainState, destination: AnyPath, *, dty
       OSError: if the disk is full.
     """
     experiment = run.experiment
-    origin = origin_of_export(experiment, int(state.step), Weights.EMA)
+    initial = initial_checkpoints(experiment)  # anew: the run may have taken weeks
+    origin = origin_of_export(experiment, initial, int(state.step), Weights.EMA)
     if experiment.lora is not None:
-        lora = trained_lora(experiment, state.ema_params, origin)
+        lora = trained_lora(experiment, initial, state.ema_params, origin)
         if jax.process_index() == 0:
             require_free(destination)
             with at(destination), result_folder(destination, last=ORIGIN) as folder:
@@ -67,7 +65,7 @@ def export_run(run: TrainingRun, state: TrainState, destination: AnyPath, *, dty
         return
     params = {**run.frozen, **state.ema_params}
     batches = example_batches(experiment, run.source, run.placement)
-    config = exported_config(experiment)
+    config = exported_config(experiment, initial)
     config |= run.stage.export_config(params, (run.stage.inputs(batch) for batch in batches))
     with at(destination):
         export_checkpoint(
@@ -75,35 +73,31 @@ def export_run(run: TrainingRun, state: TrainState, destination: AnyPath, *, dty
             component=experiment.stage.component,
             params=params,
             config=config,
-            others=start_folders(experiment),
+            others=initial,
             origin=origin,
             dtype=dtype,
         )
 
 
-def trained_lora(experiment: Experiment, factors: Mapping[str, Any], origin: Mapping[str, Any]) -> LoRA:
+def trained_lora(
+    experiment: Experiment, initial: Initial, factors: Mapping[str, Any], origin: Mapping[str, Any]
+) -> LoRA:
     """The low-rank changes of factors by path, which may be on the mesh; all processes must call this function."""
     assert experiment.lora is not None
-    table = table_of(experiment.stage.component, exported_config(experiment))
+    table = trained_component(experiment, initial).architecture.layered.table
     whole = {path: gathered(values) for path, values in factors.items()}
     return lora_of(whole, experiment.lora, table, origin)
 
 
-def start_folders(experiment: Experiment) -> dict[Component, Path]:
-    """The folder of the initial checkpoint from which each component is read or copied."""
-    return {part: Path(experiment.start.folder(part)) for part in Component}
-
-
-def exported_config(experiment: Experiment) -> dict[str, Any]:
+def exported_config(experiment: Experiment, initial: Initial) -> dict[str, Any]:
     """The config of the trained component, as that of a layered model, without what training measures."""
-    component = experiment.stage.component
-    return layered_config(component, component_config(start_folders(experiment)[component], component))
+    return dict(trained_component(experiment, initial).architecture.layered.json)
 
 
-def origin_of_export(experiment: Experiment, step: int, weights: Weights) -> dict[str, Any]:
+def origin_of_export(experiment: Experiment, initial: Initial, step: int, weights: Weights) -> dict[str, Any]:
     """The content of training.json: stage, step, whether it is the EMA, and what the initial checkpoint lacks."""
     origin = {"stage": experiment.stage.value, "step": step, "ema": weights is Weights.EMA}
-    new = new_in_network(experiment)
+    new = new_in_network(experiment, initial)
     return {**origin, "new": new} if new else origin
 
 

@@ -28,13 +28,12 @@ from qil_jax.loader.samples import make_sample, resized_record
 from qil_jax.loader.tasks import Subject, Task, TaskConfig
 from qil_jax.mesh import TRAINING_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.axes import Axis
-from qil_jax.models.rgba_vae import VAEConfig
 from qil_jax.records.record import Record
 from qil_jax.records.sources import RecordSource, open_sources
 from qil_jax.strict_json import read_json
 from qil_jax.training.batches import RowPlacement
 from qil_jax.training.config_file import load_experiment
-from qil_jax.weights import Component, component_config, fingerprint, load_component, require_sound
+from qil_jax.weights import Checkpoint, Component
 
 SHARD = 512
 """Maximum number of records of a shard; an interrupted run loses at most the work on one shard."""
@@ -125,12 +124,14 @@ def cache(arguments: argparse.Namespace, splits: Sequence[str]) -> None:
     experiment = load_experiment(arguments.config)
     sources = {split: open_sources(arguments.records, split) for split in splits}
     mesh = make_mesh(MeshShape.parse(arguments.mesh)) if arguments.mesh else single_device_mesh()
-    encoders = load_encoders(arguments, mesh, text=experiment.data.text_tokens)
+    checkpoint = Checkpoint.open(arguments.checkpoint)
+    vae = checkpoint if arguments.vae is None else Checkpoint(arguments.vae)
+    encoders = load_encoders(checkpoint, vae, mesh, rows=arguments.rows, text=experiment.data.text_tokens)
     job = Job(
         out=arguments.out,
         config=experiment.data.loader,
-        vae=fingerprint(arguments.vae or arguments.checkpoint, (Component.VAE,)),
-        text_encoder=fingerprint(arguments.checkpoint, (Component.TEXT_ENCODER,)),
+        vae=vae.fingerprint(Component.VAE),
+        text_encoder=checkpoint.fingerprint(Component.TEXT_ENCODER),
         no_prompt=experiment.loss.no_prompt if isinstance(experiment.loss, FlowLoss) else FlowLoss.no_prompt,
         text=experiment.data.text_tokens,
     )
@@ -139,24 +140,22 @@ def cache(arguments: argparse.Namespace, splits: Sequence[str]) -> None:
         encode_split(source, split, job, encoders)
 
 
-def load_encoders(arguments: argparse.Namespace, mesh: Mesh, *, text: int) -> Encoders:
-    """The VAE and the text encoder of a checkpoint, on the mesh.
+def load_encoders(checkpoint: Checkpoint, vae: Checkpoint, mesh: Mesh, *, rows: int, text: int) -> Encoders:
+    """The text encoder of a checkpoint and the VAE of one, which may be another, on the mesh.
 
     Raises:
       QilError: if the VAE has no alpha channel.
     """
-    checkpoint, vae_folder = arguments.checkpoint, arguments.vae or arguments.checkpoint
-    require_sound(checkpoint)
     place = {"mesh": mesh, "rules": TRAINING_RULES}
-    channels = VAEConfig.from_json(component_config(vae_folder, Component.VAE)).input_channels
+    channels = vae.vae.input_channels
     if channels != 4:
-        raise QilError(f"{vae_folder}: its VAE has {channels} channels: --vae of a run of rgba_vae")
-    vae = load_component(vae_folder, Component.VAE, **place)
-    tower = load_component(checkpoint, Component.TEXT_ENCODER, **place)
+        raise QilError(f"{vae.folder}: its VAE has {channels} channels: --vae of a run of rgba_vae")
+    autoencoder = Autoencoder(vae.load(Component.VAE, **place), mesh=mesh)
+    tower = checkpoint.load(Component.TEXT_ENCODER, **place)
     return Encoders(
-        autoencoder=Autoencoder(vae, mesh=mesh),
-        prompts=PromptEncoder(PromptTokenizer.load(checkpoint), tower, mesh=mesh),
-        placement=RowPlacement(mesh, TRAINING_RULES, arguments.rows),
+        autoencoder=autoencoder,
+        prompts=PromptEncoder(PromptTokenizer(checkpoint.tokenizer), tower, mesh=mesh),
+        placement=RowPlacement(mesh, TRAINING_RULES, rows),
         width=text,
     )
 

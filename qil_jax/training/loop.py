@@ -16,11 +16,11 @@ from qil_jax.files import AnyPath
 from qil_jax.loader.batch import Batch
 from qil_jax.training.checkpoints import Checkpoints
 from qil_jax.training.experiment import Experiment
+from qil_jax.training.initial import report_new
 from qil_jax.training.inputs import sample_ids
 from qil_jax.training.metrics import Ledger, MetricsWriter, RunningMeans, Spent, bad_rows, throughput
 from qil_jax.training.run_folder import check_folder, claim, keep_compiled
 from qil_jax.training.setup import TrainingRun, prepare
-from qil_jax.training.start import report_new
 from qil_jax.training.step import StepFunction, StepMetrics, TrainState
 from qil_jax.training.validation import Validation
 from qil_jax.training.watchdog import Watchdog
@@ -76,7 +76,7 @@ def train(
     run = prepare(experiment, mesh)
     watch.now("restoring the newest checkpoint")
     claim(folder, experiment)
-    report_new(experiment)
+    report_new(run.new)
     keep_compiled(folder)
     checkpoints = Checkpoints(folder, experiment.checkpoints)
     state = run.fresh_state()

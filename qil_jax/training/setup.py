@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from qil_jax.mesh import TRAINING_RULES
 from qil_jax.training.batches import RowPlacement
 from qil_jax.training.data import training_data, validation_data
 from qil_jax.training.experiment import Experiment, ExperimentError
+from qil_jax.training.initial import initial_checkpoints, new_in_network
 from qil_jax.training.lora import FACTORS
 from qil_jax.training.parameters import Params
 from qil_jax.training.stages.flow import flow_stage
@@ -39,6 +40,7 @@ class TrainingRun:
       stage: operations of the stage on batches and parameters.
       params: trained parameters by path: of the component, or the factors of its low-rank changes.
       frozen: frozen parameters of the trained component by path.
+      new: what the trained component has and the initial checkpoint has not, with its values.
     """
 
     experiment: Experiment
@@ -50,6 +52,7 @@ class TrainingRun:
     stage: StageProgram[Any]
     params: Params
     frozen: Params
+    new: Mapping[str, bool | int | float]
 
     def fresh_state(self) -> TrainState:
         """The state before the first step."""
@@ -76,19 +79,20 @@ def prepare(experiment: Experiment, mesh: Mesh) -> TrainingRun:
       QilError: a StructureError, ConfigError or MeshError, if the checkpoint, a config or the mesh is invalid.
     """
     require_inputs(experiment)
+    initial = initial_checkpoints(experiment)
     rows, microbatches = experiment.data.loader.rows, experiment.optimiser.accumulate
     placement = RowPlacement(mesh, TRAINING_RULES, rows, microbatches=microbatches)
     processes, validation = placement.processes, experiment.validation
     _, _, (source, loader), validation_loader = _all_of(
         (
-            lambda: check_start(experiment),
-            lambda: check_lora(experiment),
+            lambda: check_start(experiment, initial),
+            lambda: check_lora(experiment, initial),
             lambda: training_data(experiment, processes),
             lambda: validation_data(experiment, processes) if validation.every else None,
         )
     )
     build = vae_stage if experiment.stage is Stage.RGBA_VAE else flow_stage
-    stage, params = build(experiment, mesh, placement, source)
+    stage, params = build(experiment, initial, mesh, placement, source)
     trained, frozen = split(params, experiment.trainable if experiment.lora is None else FACTORS)
     return TrainingRun(
         experiment=experiment,
@@ -100,6 +104,7 @@ def prepare(experiment: Experiment, mesh: Mesh) -> TrainingRun:
         stage=stage,
         params=trained,
         frozen=frozen,
+        new=new_in_network(experiment, initial),
     )
 
 

@@ -1,14 +1,12 @@
 """Checks of a run's initial state: required folders exist, and initial checkpoints suit the stage."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 from etils import epath
 from flax import nnx
 
-from qil_jax.errors import ProblemsError, say
+from qil_jax.errors import ProblemsError
 from qil_jax.files import is_remote
 from qil_jax.models.lora import linear_maps
 from qil_jax.models.paths import slashed
@@ -16,15 +14,13 @@ from qil_jax.programs import called, typed
 from qil_jax.records.sources import dataset_in
 from qil_jax.strict_json import read_json
 from qil_jax.training.experiment import Experiment, ExperimentError
+from qil_jax.training.initial import Initial
 from qil_jax.training.lora import differences
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.stages.vae import trains_encoder
-from qil_jax.weights import Component, abstract, component_config, require_sound
+from qil_jax.weights import Checkpoint, Component, StoredComponent
 from qil_jax.weights.export import ORIGIN
-from qil_jax.weights.extension import layered_config, new_parts
 from qil_jax.weights.lora import read_lora
-from qil_jax.weights.tables import table_of
-from qil_jax.weights.tables.quantised import quantisation_of
 
 LORA, LORA_FILE = "lora", "pytorch_lora_weights.safetensors"
 """The folder in which a run that trains low-rank changes leaves them, and diffusers' name for the file."""
@@ -64,7 +60,7 @@ def require_inputs(experiment: Experiment) -> None:
         raise ExperimentError("\n".join(problems))
 
 
-def check_start(experiment: Experiment) -> None:
+def check_start(experiment: Experiment, initial: Initial) -> None:
     """Refuse an initial folder that is no checkpoint, or one of a stage that does not precede this one.
 
     Raises:
@@ -74,41 +70,42 @@ def check_start(experiment: Experiment) -> None:
     """
     stage = experiment.stage
     for component in stage.reads:
-        folder = Path(experiment.start.folder(component))
+        checkpoint = initial[component]
+        folder = checkpoint.folder
         _refuse_lora(folder)
-        require_sound(folder)
+        checkpoint.require_sound()
         if component is not stage.component:
             continue
-        _require_full_precision(folder, component)
+        _require_full_precision(folder, checkpoint[component])
         origin = origin_of(folder)
-        if origin is not None and origin not in stage.predecessors and not _decoder_alone(experiment, folder):
+        if origin is not None and origin not in stage.predecessors and not _decoder_alone(experiment, checkpoint):
             allowed = ", ".join(stage.predecessors)
             raise ExperimentError(
                 f"{folder}: its {component} was trained by {origin}, and {stage} starts from {allowed}, or from a "
                 f"checkpoint that no stage wrote: set start.checkpoint to one of these"
             )
-    _require_channels(experiment)
+    _require_channels(experiment, initial[Component.VAE])
 
 
-def _decoder_alone(experiment: Experiment, folder: Path) -> bool:
+def _decoder_alone(experiment: Experiment, checkpoint: Checkpoint) -> bool:
     """Whether the run trains a VAE's decoder alone, which may follow every stage: all that knows the latents stays."""
     if experiment.stage is not Stage.RGBA_VAE:
         return False
-    config = layered_config(Component.VAE, component_config(folder, Component.VAE))
-    paths = [slashed(path) for path, _ in nnx.to_flat_state(nnx.state(abstract(Component.VAE, config), nnx.Param))]
+    vae = checkpoint[Component.VAE].architecture.layered.abstract()
+    paths = [slashed(path) for path, _ in nnx.to_flat_state(nnx.state(vae, nnx.Param))]
     return not trains_encoder(paths, experiment.trainable)
 
 
-def _require_full_precision(folder: Path, component: Component) -> None:
-    how = quantisation_of(component, component_config(folder, component))
+def _require_full_precision(folder: Path, stored: StoredComponent) -> None:
+    how = stored.architecture.quantisation
     if how is not None:
         raise ExperimentError(
-            f"{folder}: its {component} is quantised to {how} and cannot be trained: set start.checkpoint to the "
-            f"checkpoint of full precision"
+            f"{folder}: its {stored.component} is quantised to {how} and cannot be trained: set start.checkpoint to "
+            f"the checkpoint of full precision"
         )
 
 
-def check_lora(experiment: Experiment) -> None:
+def check_lora(experiment: Experiment, initial: Initial) -> None:
     """Refuse low-rank changes of which no linear map of the transformer is a target, or that differ from `start.lora`.
 
     Raises:
@@ -118,8 +115,8 @@ def check_lora(experiment: Experiment) -> None:
     """
     if experiment.lora is None:
         return
-    config = component_config(Path(experiment.start.checkpoint), Component.TRANSFORMER)
-    model = abstract(Component.TRANSFORMER, config)
+    stored = initial[Component.TRANSFORMER][Component.TRANSFORMER]
+    model = stored.architecture.abstract()
     targets = experiment.lora.add_to(model)
     if not targets:
         paths = sorted(linear_maps(model))
@@ -129,7 +126,7 @@ def check_lora(experiment: Experiment) -> None:
         )
     if experiment.start.lora is None:
         return
-    file, table = Path(experiment.start.lora), table_of(Component.TRANSFORMER, config)
+    file, table = Path(experiment.start.lora), stored.table
     if not file.is_file():
         raise ExperimentError(f"{file}: there is no such file: set start.lora to a LoRA file, or to none")
     problems = differences(read_lora(file, table), experiment.lora, table, targets)
@@ -152,32 +149,8 @@ def _refuse_lora(folder: Path) -> None:
             )
 
 
-def new_in_network(experiment: Experiment) -> dict[str, bool | int | float]:
-    """What the trained component has and the initial checkpoint has not, with its values, as `new_parts` names it.
-
-    Raises:
-      ConfigError: if the component's config is missing or invalid.
-    """
-    component = experiment.stage.component
-    return new_parts(component, component_config(Path(experiment.start.folder(component)), component))
-
-
-def new_text(experiment: Experiment) -> str:
-    """A line that names what is new in the network, with its values; empty if nothing is."""
-    new = [f"{name} = {json.dumps(value)}" for name, value in new_in_network(experiment).items()]
-    return f"new in the network: {', '.join(new)}" if new else ""
-
-
-def report_new(experiment: Experiment) -> None:
-    """Print in one process what is new in the network, if anything is."""
-    text = new_text(experiment)
-    if text and jax.process_index() == 0:
-        say(text)
-
-
-def _require_channels(experiment: Experiment) -> None:
-    folder = experiment.start.folder(Component.VAE)
-    channels = component_config(Path(folder), Component.VAE).get("input_channels", 3)
+def _require_channels(experiment: Experiment, checkpoint: Checkpoint) -> None:
+    folder, channels = checkpoint.folder, checkpoint[Component.VAE].json.get("input_channels", 3)
     if experiment.stage is Stage.RGBA_VAE:
         if channels not in (3, 4):
             raise ExperimentError(f"{folder}: its VAE has {channels} channels, {experiment.stage} starts from 3 or 4")

@@ -19,69 +19,83 @@ from jaxtyping import Shaped
 
 from qil_jax.errors import QilError
 from qil_jax.files import recover, whole_folder
-from qil_jax.weights.load import open_source
-from qil_jax.weights.names import released_names
-from qil_jax.weights.pieces import Index, chunk_of, pieces_of, released_rows, sidecar_of
-from qil_jax.weights.safetensors_io import PICKLES, ShardedWriter, TensorPlan, TensorReader, stored_tensors
-from qil_jax.weights.source import PARAMS, SIDECAR, Layout, ParameterSource, layout_of, zarr_spec
-from qil_jax.weights.structure import component_config, require_sound
-from qil_jax.weights.tables import table_of
-from qil_jax.weights.tables.entries import Component, Entry, Target, Transform, targets
+from qil_jax.weights.checkpoint import Checkpoint
+from qil_jax.weights.pieces import Index, chunk_of, pieces_of, released_rows
+from qil_jax.weights.safetensors_io import PICKLES, ShardedWriter, TensorPlan, TensorReader
+from qil_jax.weights.source import PARAMS, SIDECAR, Layout, ParameterSource, zarr_spec
+from qil_jax.weights.stored import StoredComponent
+from qil_jax.weights.tables.entries import Component, Entry, Target, Transform
 
 THREADS = 2
 
 OnBytes = Callable[[int], None]
-"""A callback, from several threads, with the number of bytes that were written since the last call."""
+"""A callback with the number of bytes that were written since the last call."""
+OnTotal = Callable[[int, int], None]
+"""The same, with the number of all bytes beside it."""
+
+
+def _ignore(*_: int) -> None:
+    pass
 
 
 class ConversionError(QilError):
     """The conversion was refused; nothing was written."""
 
 
-def checkpoint_bytes(checkpoint: Path) -> int:
-    """Bytes of all parameters, which is the sum of the calls of `on_bytes`."""
+def checkpoint_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of all parameters of a sound checkpoint."""
     total = 0
     for component in Component:
-        source = open_source(checkpoint / component, component)
-        for target in targets(table_of(component, component_config(checkpoint, component))).values():
+        source = checkpoint[component].source()
+        for target in checkpoint[component].targets.values():
             total += math.prod(target.shape) * source.dtype(target).itemsize
     return total
 
 
-def to_orbax(source: Path, destination: Path, *, overwrite: bool = False, on_bytes: OnBytes | None = None) -> None:
+def to_orbax(source: Path, destination: Path, *, overwrite: bool = False, on_bytes: OnTotal = _ignore) -> int:
     """Convert a checkpoint of the released layout to orbax, copying all files that hold no weights.
 
     Each component becomes COMPONENT/params, which `ocp.StandardCheckpointer().restore` reads as a tree of plain
     dictionaries; parameters are uncompressed zarr arrays whose chunks never span two blocks, and keep their dtypes. VAE
     tensors that the network does not use go to vae/temporal.safetensors. Each thread holds a few pieces of 8 MiB.
 
+    Args:
+      source: checkpoint folder of the released layout.
+      destination: folder to write, which appears whole.
+      overwrite: whether a checkpoint at the destination is replaced.
+      on_bytes: callback with the number of bytes that were written since the last call, and that of all parameters.
+
+    Returns:
+      The number of bytes of all parameters.
+
     Raises:
       ConversionError: if the destination exists (without `overwrite`), or the source already has this layout.
       StructureError: if the source is not sound; the message lists every problem.
     """
-    with prepared(source, destination, layout=Layout.DIFFUSERS, overwrite=overwrite) as folder:
+    checkpoint = Checkpoint(source)
+    with prepared(checkpoint, destination, layout=Layout.DIFFUSERS, overwrite=overwrite) as folder:
+        total = checkpoint_bytes(checkpoint)
         for component in Component:
-            table = table_of(component, component_config(source, component))
-            _write_orbax(source / component, folder / component, table, on_bytes or _ignore)
+            _write_orbax(checkpoint[component], folder / component, lambda done: on_bytes(done, total))
+    return total
 
 
-def to_diffusers(source: Path, destination: Path, *, overwrite: bool = False, on_bytes: OnBytes | None = None) -> None:
+def to_diffusers(source: Path, destination: Path, *, overwrite: bool = False, on_bytes: OnTotal = _ignore) -> int:
     """Convert an orbax checkpoint to safetensors shards with released names, which diffusers and transformers load.
 
-    The errors are those of `to_orbax`.
+    Arguments, result and errors are those of `to_orbax`.
     """
-    with prepared(source, destination, layout=Layout.ORBAX, overwrite=overwrite) as folder:
+    checkpoint = Checkpoint(source)
+    with prepared(checkpoint, destination, layout=Layout.ORBAX, overwrite=overwrite) as folder:
+        total = checkpoint_bytes(checkpoint)
         for component in Component:
-            write_released(source, folder, component, on_bytes or _ignore)
-
-
-def _ignore(_: int) -> None:
-    pass
+            write_released(checkpoint[component], folder, lambda done: on_bytes(done, total))
+    return total
 
 
 @contextmanager
 def prepared(
-    source: Path,
+    source: Checkpoint,
     destination: Path,
     *,
     layout: Layout | None = None,
@@ -91,7 +105,7 @@ def prepared(
     """A draft folder with all files except the weights, which becomes the destination once the block ends.
 
     Args:
-      source: checkpoint folder.
+      source: checkpoint, whose structure is checked here.
       destination: folder to write.
       layout: layout that all components of the source must have; None: any.
       overwrite: whether a checkpoint at the destination is replaced.
@@ -104,14 +118,15 @@ def prepared(
     """
     if destination.parent.is_dir():
         recover(destination.parent)
-    _require_free(source, destination, overwrite=overwrite)
-    require_sound(source)
-    other = [c for c in Component if layout not in (None, layout_of(source / c))]
+    _require_free(source.folder, destination, overwrite=overwrite)
+    source.require_sound()
+    other = [c for c in Component if layout not in (None, source[c].layout)]
     if other:
-        raise ConversionError(f"{source}: {', '.join(other)} not stored as {layout}; the other direction is needed")
+        what = f"{', '.join(other)} not stored as {layout}"
+        raise ConversionError(f"{source.folder}: {what}; the other direction is needed")
     with whole_folder(destination, overwrite=overwrite) as folder:
-        _require_space(source, folder, destination, growth())
-        _carry(source, folder)
+        _require_space(source.folder, folder, destination, growth())
+        _carry(source.folder, folder)
         yield folder
 
 
@@ -155,9 +170,8 @@ def _is_weights(inside: Path) -> bool:
     return rest[0] == PARAMS or inside.name.endswith((".safetensors", ".safetensors.index.json"))
 
 
-def _write_orbax(source: Path, folder: Path, table: list[Entry], on_bytes: OnBytes) -> None:
-    reader = open_source(source, Component(source.name))
-    wanted = list(targets(table).values())
+def _write_orbax(stored: StoredComponent, folder: Path, on_bytes: OnBytes) -> None:
+    reader, wanted = stored.source(), list(stored.targets.values())
     _write_skeleton(folder / PARAMS, {t.path: reader.dtype(t) for t in wanted})
     jobs = []
     for target in wanted:
@@ -165,7 +179,7 @@ def _write_orbax(source: Path, folder: Path, table: list[Entry], on_bytes: OnByt
         indices = pieces_of(target, reader.dtype(target))
         jobs += [partial(_copy_to_array, reader, target, array, index) for index in indices]
     _run(jobs, on_bytes)
-    _write_sidecar(source, folder, table)
+    _write_sidecar(stored, folder)
 
 
 def _write_skeleton(folder: Path, dtypes: dict[str, np.dtype]) -> None:
@@ -198,14 +212,13 @@ def _copy_to_array(reader: ParameterSource, target: Target, array: ts.TensorStor
     return part.nbytes
 
 
-def _write_sidecar(source: Path, folder: Path, table: list[Entry]) -> None:
+def _write_sidecar(stored: StoredComponent, folder: Path) -> None:
     """Write the VAE's unused tensors, and the first two taps [out, in, 2, 3, 3] of each causal convolution."""
-    kept = [e for e in table if e.transform in (Transform.SIDECAR, Transform.TAP)]
+    kept = [e for e in stored.table if e.transform in (Transform.SIDECAR, Transform.TAP)]
     if not kept:
         return
-    stored = TensorReader(stored_tensors(source))
-    names = {released: name for name, released in released_names(Component.VAE, stored.tensors).items()}
-    tensors = {e.name: unused(e, stored[names[e.name]]) for e in kept}
+    reader = stored.reader()
+    tensors = {e.name: unused(e, reader[stored.names[e.name]]) for e in kept}
     plans = [TensorPlan(name=n, dtype=x.dtype, shape=x.shape) for n, x in tensors.items()]
     with closing(ShardedWriter(folder, SIDECAR.removesuffix(".safetensors"), plans)) as writer:
         for name, tensor in tensors.items():
@@ -217,34 +230,32 @@ def unused(entry: Entry, stored: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray
     return stored[:, :, :-1] if entry.transform is Transform.TAP else stored
 
 
-def copy_released(source: Path, folder: Path, component: Component) -> None:
+def copy_released(stored: StoredComponent, folder: Path) -> None:
     """Copy a component of a sound checkpoint of either layout to a checkpoint folder of the released layout."""
-    _carry(source, folder, component)
-    copy_weights(source, folder, component, _ignore)
+    _carry(stored.folder.parent, folder, stored.component)
+    copy_weights(stored, folder, _ignore)
 
 
-def copy_weights(source: Path, folder: Path, component: Component, on_bytes: OnBytes) -> None:
+def copy_weights(stored: StoredComponent, folder: Path, on_bytes: OnBytes) -> None:
     """Copy a component's weights to a checkpoint folder of the released layout that has its other files."""
-    if layout_of(source / component) is Layout.ORBAX:
-        write_released(source, folder, component, on_bytes)
+    if stored.layout is Layout.ORBAX:
+        write_released(stored, folder, on_bytes)
         return
-    for file in sorted((source / component).iterdir()):
-        if file.is_file() and _is_weights(file.relative_to(source)):
-            shutil.copyfile(file, folder / component / file.name)
+    for file in sorted(stored.folder.iterdir()):
+        if file.is_file() and _is_weights(file.relative_to(stored.folder.parent)):
+            shutil.copyfile(file, folder / stored.component / file.name)
             on_bytes(file.stat().st_size)
 
 
-def write_released(source: Path, folder: Path, component: Component, on_bytes: OnBytes) -> None:
+def write_released(stored: StoredComponent, folder: Path, on_bytes: OnBytes) -> None:
     """Write the tensors of an orbax checkpoint's component to a checkpoint folder of the released layout."""
-    table = table_of(component, component_config(source, component))
-    reader = open_source(source / component, component)
-    sidecar = sidecar_of(source / component, component)
-    wanted = targets(table)
-    dtypes = {e.name: reader.dtype(t) for t in wanted.values() for e in t.entries}
+    reader, sidecar, table = stored.source(), stored.reader(), stored.table
+    dtypes = stored.dtypes()
     dtypes |= {e.name: sidecar.tensors[e.name].dtype for e in table if e.transform is Transform.SIDECAR}
     plans = [TensorPlan(name=e.name, dtype=dtypes[e.name], shape=e.shape) for e in table]
-    pieces = [(target, index) for target in wanted.values() for index in pieces_of(target, reader.dtype(target))]
-    with closing(ShardedWriter(folder / component, component.stem, plans)) as writer:
+    wanted = stored.targets.values()
+    pieces = [(target, index) for target in wanted for index in pieces_of(target, reader.dtype(target))]
+    with closing(ShardedWriter(folder / stored.component, stored.component.stem, plans)) as writer:
         for entry in table:
             if entry.transform is Transform.SIDECAR:
                 writer.write(entry.name, sidecar[entry.name])

@@ -7,22 +7,22 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Shaped
 
+from qil_jax.weights.architecture import Architecture
+from qil_jax.weights.checkpoint import Checkpoint
 from qil_jax.weights.comfy import ComfyFile, read_comfy
 from qil_jax.weights.convert import ConversionError, copy_weights, prepared
-from qil_jax.weights.load import open_source
 from qil_jax.weights.pieces import Rows, released_pieces, tensor_rows
 from qil_jax.weights.quantise import REPORT
 from qil_jax.weights.rewrite import write_rows
 from qil_jax.weights.safetensors_io import TensorPlan
-from qil_jax.weights.structure import FLOATS, component_config, require_sound
-from qil_jax.weights.tables import table_of
-from qil_jax.weights.tables.entries import Component, Entry, targets
-from qil_jax.weights.tables.quantised import QUANTISABLE, SCALE, is_scale, plain_config, quantisation_of
+from qil_jax.weights.stored import StoredComponent
+from qil_jax.weights.structure import FLOATS
+from qil_jax.weights.tables.entries import Component, Entry
+from qil_jax.weights.tables.quantised import QUANTISABLE, SCALE, is_scale, plain_config
 
 OnBytes = Callable[[int], None]
 
@@ -32,20 +32,20 @@ class _Stored:
     """A component's tensors, some of which are quantised.
 
     Attributes:
-      config: content of its config.json in full precision.
+      architecture: its architecture in full precision.
       dtypes: dtype of each tensor, by released name.
       pieces: function that returns rows of all tensors.
       scales: scale of each quantised weight by released name, [o] or [1].
     """
 
-    config: Mapping[str, Any]
+    architecture: Architecture
     dtypes: Mapping[str, np.dtype]
     pieces: Callable[[], Iterator[Rows]]
     scales: Mapping[str, Float32[np.ndarray, " o"]]
 
     def write(self, folder: Path, component: Component, dtype: np.dtype, on_bytes: OnBytes) -> None:
         """Write config and weights to a checkpoint folder."""
-        plans = self.plans(component, dtype)
+        plans = self.plans(dtype)
         wanted = {plan.name: plan.dtype for plan in plans}
 
         def rewrite(rows: Rows) -> Iterator[tuple[str, Shaped[np.ndarray, "..."]]]:
@@ -54,21 +54,21 @@ class _Stored:
                 yield name, self._full_precision(rows).astype(wanted[name], copy=False)
 
         write_rows(folder, component, plans, self.pieces(), rewrite, on_bytes)
-        (folder / component / "config.json").write_text(json.dumps(dict(self.config), indent=2) + "\n")
+        (folder / component / "config.json").write_text(json.dumps(dict(self.architecture.json), indent=2) + "\n")
 
-    def plans(self, component: Component, dtype: np.dtype) -> list[TensorPlan]:
+    def plans(self, dtype: np.dtype) -> list[TensorPlan]:
         """The tensors in full precision: those of parameters of one float dtype as they are, the others in `dtype`."""
         plans = []
-        for target in targets(table_of(component, self.config)).values():
+        for target in self.architecture.targets.values():
             stored = {self.dtypes[entry.name] for entry in target.entries}
             kept = stored.pop() if len(stored) == 1 else dtype
             kept = kept if kept.name in FLOATS else dtype
             plans += [TensorPlan(name=entry.name, dtype=kept, shape=entry.shape) for entry in target.entries]
         return plans
 
-    def growth(self, component: Component, dtype: np.dtype, before: int) -> int:
+    def growth(self, dtype: np.dtype, before: int) -> int:
         """Bytes by which the component grows from `before`."""
-        return sum(plan.bytes for plan in self.plans(component, dtype)) - before
+        return sum(plan.bytes for plan in self.plans(dtype)) - before
 
     def _full_precision(self, rows: Rows) -> Shaped[np.ndarray, "..."]:
         scale = self.scales.get(rows.entry.name)
@@ -96,21 +96,18 @@ def dequantise_checkpoint(
       ConversionError: if the destination exists, or no component is quantised.
       StructureError: if the source is not sound; the message lists every problem.
     """
-    parts: dict[Component, _Stored] = {}
+    checkpoint, parts = Checkpoint(source), dict[Component, _Stored]()
 
     def growth() -> int:
         for component in QUANTISABLE:
-            if quantisation_of(component, component_config(source, component)) is not None:
-                parts[component] = _stored(source, component)
+            if checkpoint[component].architecture.quantisation is not None:
+                parts[component] = _stored(checkpoint[component])
         if not parts:
             raise ConversionError(f"{source}: no component is quantised; convert it by to-orbax or to-diffusers")
-        return sum(
-            part.growth(component, np.dtype(dtype), _size(part.dtypes, table_of(component, part.config)))
-            for component, part in parts.items()
-        )
+        return sum(part.growth(np.dtype(dtype), _size(part.dtypes, part.architecture.table)) for part in parts.values())
 
-    with prepared(source, destination, growth=growth) as folder:
-        _fill(folder, source, parts, dtype, on_bytes)
+    with prepared(checkpoint, destination, growth=growth) as folder:
+        _fill(folder, checkpoint, parts, dtype, on_bytes)
     return list(parts)
 
 
@@ -134,52 +131,49 @@ def dequantise_comfy(
       StructureError: if the base is not sound; the message lists every problem.
       WeightsError: if the file does not hold the base's transformer; the message lists every problem.
     """
-    component = Component.TRANSFORMER
-    config = plain_config(component_config(base, component))
-    table = table_of(component, config)
-    comfy = read_comfy(file, table)
+    checkpoint = Checkpoint(base)
+    before = checkpoint[Component.TRANSFORMER]
+    architecture = _plain(before)
+    comfy = read_comfy(file, architecture.table)
     stored = _Stored(
-        config=config,
+        architecture=architecture,
         dtypes=comfy.dtypes,
-        pieces=lambda: tensor_rows(comfy.reader, comfy.names, table),
+        pieces=lambda: tensor_rows(comfy.reader, comfy.names, architecture.table),
         scales=comfy.scales,
     )
-    before = table_of(component, component_config(base, component))
-    growth = lambda: stored.growth(component, np.dtype(dtype), _size(_dtypes(base, component, before), before))
-    with prepared(base, destination, growth=growth) as folder:
-        _fill(folder, base, {component: stored}, dtype, on_bytes)
+    growth = lambda: stored.growth(np.dtype(dtype), _size(before.dtypes(), before.table))
+    with prepared(checkpoint, destination, growth=growth) as folder:
+        _fill(folder, checkpoint, {Component.TRANSFORMER: stored}, dtype, on_bytes)
     return comfy
 
 
-def _fill(folder: Path, others: Path, parts: Mapping[Component, _Stored], dtype: str, on_bytes: OnBytes) -> None:
+def _fill(folder: Path, others: Checkpoint, parts: Mapping[Component, _Stored], dtype: str, on_bytes: OnBytes) -> None:
     for component in Component:
         if component in parts:
             parts[component].write(folder, component, np.dtype(dtype), on_bytes)
             (folder / component / REPORT).unlink(missing_ok=True)
         else:
-            copy_weights(others, folder, component, on_bytes)
-    require_sound(folder)
+            copy_weights(others[component], folder, on_bytes)
+    Checkpoint(folder).require_sound()
 
 
-def _stored(source: Path, component: Component) -> _Stored:
-    config = component_config(source, component)
-    table, folder = table_of(component, config), source / component
-    reader, scales = open_source(folder, component), {}
-    for target in targets(table).values():
+def _stored(stored: StoredComponent) -> _Stored:
+    reader, scales = stored.source(), {}
+    for target in stored.targets.values():
         if is_scale(target.entries[0]):
             values = reader.read(target, tuple(map(slice, target.shape)))
             scales |= {e.name.removesuffix(SCALE): v for e, v in zip(target.entries, values, strict=True)}
     return _Stored(
-        config=plain_config(config),
-        dtypes=_dtypes(source, component, table),
-        pieces=lambda: released_pieces(folder, component, table),
+        architecture=_plain(stored),
+        dtypes=stored.dtypes(),
+        pieces=lambda: released_pieces(stored),
         scales=scales,
     )
 
 
-def _dtypes(source: Path, component: Component, table: list[Entry]) -> dict[str, np.dtype]:
-    reader = open_source(source / component, component)
-    return {entry.name: reader.dtype(target) for target in targets(table).values() for entry in target.entries}
+def _plain(stored: StoredComponent) -> Architecture:
+    """The architecture in full precision."""
+    return Architecture(stored.component, plain_config(stored.json))
 
 
 def _size(dtypes: Mapping[str, np.dtype], table: Sequence[Entry]) -> int:

@@ -16,17 +16,15 @@ from jaxtyping import Shaped
 from qil_jax.errors import QilError
 from qil_jax.files import AnyPath, is_remote, recover, result_folder
 from qil_jax.mesh import fetch
+from qil_jax.weights.architecture import Architecture
+from qil_jax.weights.checkpoint import Checkpoint
 from qil_jax.weights.convert import copy_released, unused
 from qil_jax.weights.extension import ExtendedSource, new_parts
 from qil_jax.weights.layered_pipeline import make_layered
-from qil_jax.weights.load import open_source
-from qil_jax.weights.names import released_names
-from qil_jax.weights.pieces import sidecar_of
-from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan, TensorReader, stored_tensors
-from qil_jax.weights.source import Layout, layout_of, row_major
-from qil_jax.weights.structure import component_config
-from qil_jax.weights.tables import table_of
-from qil_jax.weights.tables.entries import Component, Entry, Transform, targets
+from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan
+from qil_jax.weights.source import Layout, row_major
+from qil_jax.weights.stored import StoredComponent
+from qil_jax.weights.tables.entries import Component, Entry, Transform
 
 ORIGIN = "training.json"
 """File in a checkpoint folder that names the stage and the step at which it was written."""
@@ -45,7 +43,7 @@ def export_checkpoint(
     component: Component,
     params: Params,
     config: Mapping[str, Any],
-    others: Mapping[Component, Path],
+    others: Mapping[Component, Checkpoint],
     origin: Mapping[str, Any],
     dtype: str = "float32",
     on_bytes: Callable[[int, int], None] = lambda written, total: None,
@@ -62,8 +60,8 @@ def export_checkpoint(
       params: parameters of the component, on the mesh or on the host; all processes must call this function. Those that
         are missing are read from the initial checkpoint, or have the initial values of a layered model.
       config: content of the component's config.json.
-      others: initial checkpoint folder, of either layout, for each component. That of the trained component provides
-        what no parameter holds, such as the temporal taps of the VAE.
+      others: initial checkpoint, of either layout, for each component. That of the trained component provides what no
+        parameter holds, such as the temporal taps of the VAE.
       origin: content of training.json.
       dtype: dtype in which the trained tensors are stored.
       on_bytes: callback with the size of a tensor that was written, and that of all tensors of the component.
@@ -75,20 +73,19 @@ def export_checkpoint(
     if writing and not is_remote(destination):
         recover(Path(destination.parent))
     require_free(destination)
-    table, start = table_of(component, config), others[component]
-    wanted = targets(table)
-    unknown = [path for path in params if path not in wanted]
+    made, start = Architecture(component, config), others[component][component]
+    unknown = [path for path in params if path not in made.targets]
     if unknown:
         raise ExportError(f"{component}: it has no parameters {', '.join(unknown[:4])}")
     if not writing:
-        for path in wanted:
+        for path in made.targets:
             if path in params:
                 gathered(params[path])
         return
     with result_folder(destination, last=ORIGIN) as folder:
         (folder / component).mkdir()
-        tensors = _tensors(component, config, params, start, np.dtype(dtype))
-        plans = [TensorPlan(name=e.name, dtype=np.dtype(dtype), shape=e.shape) for e in table]
+        tensors = _tensors(made, params, start, np.dtype(dtype))
+        plans = [TensorPlan(name=e.name, dtype=np.dtype(dtype), shape=e.shape) for e in made.table]
         size = sum(plan.bytes for plan in plans)
         with closing(ShardedWriter(folder / component, component.stem, plans)) as writer:
             for entry, tensor in tensors:
@@ -97,8 +94,8 @@ def export_checkpoint(
         (folder / component / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
         _carry(folder, component, others)
         (folder / ORIGIN).write_text(json.dumps(dict(origin), indent=2) + "\n")
-        if component is Component.TRANSFORMER and new_parts(component, component_config(start, component)):
-            make_layered(folder)
+        if component is Component.TRANSFORMER and new_parts(start.architecture):
+            make_layered(folder, others[Component.TEXT_ENCODER].text_encoder.vision)
 
 
 def require_free(destination: AnyPath) -> None:
@@ -112,13 +109,11 @@ def require_free(destination: AnyPath) -> None:
 
 
 def _tensors(
-    component: Component, config: Mapping[str, Any], params: Params, start: Path, dtype: np.dtype
+    made: Architecture, params: Params, start: StoredComponent, dtype: np.dtype
 ) -> Iterator[tuple[Entry, np.ndarray]]:
     """All tensors of the trained component in their released form."""
-    table, before = table_of(component, config), table_of(component, component_config(start, component))
-    source = ExtendedSource(open_source(start / component, component), targets(before))
-    rest = _Unparametrised(start / component, component)
-    for path, target in targets(table).items():
+    source, rest = ExtendedSource(start.source(), start.targets), _Unparametrised(start)
+    for path, target in made.targets.items():
         whole = tuple(map(slice, target.shape))
         values = gathered(params[path]) if path in params else source.read(target, whole)
         parts = (values,) if target.entries[0].block is None else values
@@ -127,7 +122,7 @@ def _tensors(
             if entry.transform is Transform.TAP:
                 tensor = np.concatenate([rest.read(entry).astype(dtype), tensor[:, :, None]], axis=2)
             yield entry, row_major(tensor)
-    for entry in table:
+    for entry in made.table:
         if entry.transform is Transform.SIDECAR:
             yield entry, rest.read(entry).astype(dtype)
 
@@ -135,15 +130,13 @@ def _tensors(
 class _Unparametrised:
     """The elements of the initial checkpoint's tensors that no parameter holds."""
 
-    def __init__(self, folder: Path, component: Component):
-        self._orbax = layout_of(folder) is Layout.ORBAX
-        self._reader = sidecar_of(folder, component) if self._orbax else TensorReader(stored_tensors(folder))
-        self._names = {new: name for name, new in released_names(component, self._reader.tensors).items()}
+    def __init__(self, start: StoredComponent):
+        self._start, self._reader = start, start.reader()
 
     def read(self, entry: Entry) -> np.ndarray:
         """Those of a tensor, with zeros for the channels by which the VAE is extended."""
-        stored = self._reader[self._names[entry.name]]
-        stored = stored if self._orbax else unused(entry, stored)
+        stored = self._reader[self._start.names[entry.name]]
+        stored = stored if self._start.layout is Layout.ORBAX else unused(entry, stored)
         added = [(0, size - old) for size, old in zip(entry.shape[:2], stored.shape[:2], strict=False)]
         return np.pad(stored, added + [(0, 0)] * (stored.ndim - len(added)))
 
@@ -161,9 +154,9 @@ def _once(*copied: Path) -> Callable[[str, list[str]], Sequence[str]]:
     return leave_out
 
 
-def _carry(folder: Path, component: Component, others: Mapping[Component, Path]) -> None:
+def _carry(folder: Path, component: Component, others: Mapping[Component, Checkpoint]) -> None:
     """Copy the frozen components, and all files outside of components."""
-    base = others[Component.TRANSFORMER]
+    base = others[Component.TRANSFORMER].folder
     for item in sorted(base.iterdir()):
         if item.name in tuple(Component) or item.name == ORIGIN or item.name.startswith("."):
             continue
@@ -173,7 +166,7 @@ def _carry(folder: Path, component: Component, others: Mapping[Component, Path])
             shutil.copyfile(item, folder / item.name)
     for part, source in others.items():
         if part is not component:
-            copy_released(source, folder, part)
+            copy_released(source[part], folder)
 
 
 def gathered(x: Shaped[Array, "*n"] | Shaped[np.ndarray, "*n"]) -> Shaped[np.ndarray, "*n"]:

@@ -1,4 +1,4 @@
-"""Extension of Qwen-Image's components to those of a layered model: their configs, and the values of new parameters.
+"""Extension of Qwen-Image's components to those of a layered model: the values of new parameters.
 
 The VAE gets an alpha channel as in arXiv 2512.15603, section 3.1. The paper does not describe how the transformer
 begins; here the embedding of the target kind begins at zero, so that on a single picture the layered transformer equals
@@ -6,21 +6,14 @@ Qwen-Image's (docs/specification.md, 4).
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
 
+from qil_jax.weights.architecture import LAYERED, Architecture
 from qil_jax.weights.source import ParameterSource
-from qil_jax.weights.tables import table_of
-from qil_jax.weights.tables.entries import Component, Target, targets
+from qil_jax.weights.tables.entries import Target
 
-LAYERED = {
-    Component.TRANSFORMER: {"use_additional_t_cond": True, "use_layer3d_rope": True},
-    Component.VAE: {"input_channels": 4},
-    Component.TEXT_ENCODER: {},
-}
-"""The entries of config.json by which the components of a layered model differ from those of Qwen-Image."""
 INITIAL = {
     "modulation/addition/embedding": 0.0,
     "encoder/conv_in/kernel": 0.0,
@@ -31,17 +24,11 @@ INITIAL = {
 which is opaque."""
 
 
-def layered_config(component: Component, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a component's config.json as that of a layered model."""
-    return {**config, **LAYERED[component]}
-
-
-def new_parts(component: Component, config: Mapping[str, Any]) -> dict[str, bool | int | float]:
+def new_parts(before: Architecture) -> dict[str, bool | int | float]:
     """The changed entries of a component's config and the new elements of its parameters, if it becomes layered.
 
     Args:
-      component: component of a model.
-      config: content of its config.json.
+      before: architecture of a component of a model.
 
     Returns:
       Values by the name of the entry, such as use_layer3d_rope, or by the elements of the parameter, such as
@@ -50,11 +37,10 @@ def new_parts(component: Component, config: Mapping[str, Any]) -> dict[str, bool
     Raises:
       ConfigError: if the config is not one that the models support.
     """
-    layered = layered_config(component, config)
-    before, after = (targets(table_of(component, values)) for values in (config, layered))
-    new: dict[str, bool | int | float] = {k: v for k, v in LAYERED[component].items() if config.get(k) != v}
-    for path, target in after.items():
-        stored = before[path].shape if path in before else ()
+    changes = LAYERED[before.component]
+    new: dict[str, bool | int | float] = {k: v for k, v in changes.items() if before.json.get(k) != v}
+    for path, target in before.layered.targets.items():
+        stored = before.targets[path].shape if path in before.targets else ()
         if stored != target.shape:
             new[f"{path}{_beyond(stored, target.shape)}"] = INITIAL[path]
     return new

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig
-from qil_jax.weights.structure import INDEX, component_config
-from qil_jax.weights.tables.entries import Component
+from qil_jax.models.vision_tower import VisionConfig
+from qil_jax.weights.stored import read_config
+from qil_jax.weights.structure import INDEX
 
 PIPELINE = {"_class_name": "QwenImageLayeredPipeline", "processor": ["transformers", "Qwen2VLProcessor"]}
 """Entries of model_index.json."""
@@ -30,23 +30,23 @@ IMAGE_PROCESSOR = {
 """Qwen2-VL's constants in preprocessor_config.json, beside the sizes of the vision tower's patches."""
 
 
-def make_layered(folder: Path) -> None:
+def make_layered(folder: Path, vision: VisionConfig) -> None:
     """Change and add the files of a folder of the released layout whose transformer and VAE are layered ones.
 
     Changed are the pipeline's class and the scheduler; the processor, which the pipeline needs for automatic captions,
-    is added with the tokenizer's files unless it is there.
+    is added with the tokenizer's files unless it is there, for the vision tower of the config `vision`.
 
     Raises:
       ConfigError: if a config is missing or invalid.
     """
     index = folder / INDEX
     _write(index, {**json.loads(index.read_text()), **PIPELINE})
-    _write(folder / "scheduler" / "scheduler_config.json", {**component_config(folder, "scheduler"), **SCHEDULER})
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    _write(scheduler, {**read_config(scheduler), **SCHEDULER})
     processor = folder / "processor"
     if processor.exists():
         return
     shutil.copytree(folder / "tokenizer", processor)
-    vision = Qwen2_5VLConfig.from_json(component_config(folder, Component.TEXT_ENCODER)).vision
     patches = {
         "merge_size": vision.spatial_merge_size,
         "patch_size": vision.patch_size,

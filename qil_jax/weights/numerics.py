@@ -6,7 +6,6 @@ a time on either side: the released 41 GB need about 4 GB. Needs torch, diffuser
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,17 +29,11 @@ from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
 from qil_jax.models.layers import layer_norm
 from qil_jax.models.paths import slashed
 from qil_jax.models.quantised import quantise
-from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
+from qil_jax.models.qwen2_5_vl import TextEncoder
 from qil_jax.models.rope import LayerIndex, image_positions, rotary_embedding, text_offset, text_positions
 from qil_jax.models.stack import block_at
 from qil_jax.models.vision_tower import PatchLayout, VisionTower
-from qil_jax.weights import Component, abstract, component_config, load_component, open_source
-from qil_jax.weights.names import released_names
-from qil_jax.weights.safetensors_io import weight_files
-from qil_jax.weights.source import ParameterSource
-from qil_jax.weights.tables import table_of
-from qil_jax.weights.tables.entries import Target, targets
-from qil_jax.weights.tables.quantised import quantisation_of
+from qil_jax.weights import Architecture, Checkpoint, Component, StoredComponent
 
 GRID, PICTURES, WORDS, SIGMA = (4, 6), 3, 9, 0.6
 PATCHES = (10, 14)
@@ -66,7 +59,7 @@ class BlockError:
     mean: float
 
 
-def compare(checkpoint: Path, reference: Path) -> Iterator[BlockError]:
+def compare(checkpoint: Checkpoint, reference: Checkpoint) -> Iterator[BlockError]:
     """Errors of the blocks of all components. `checkpoint` may have either layout, `reference` has the released one."""
     with torch.no_grad():
         yield from compare_vae(checkpoint, reference)
@@ -76,13 +69,13 @@ def compare(checkpoint: Path, reference: Path) -> Iterator[BlockError]:
         yield from compare_transformer(checkpoint, reference)
 
 
-def compare_vae(checkpoint: Path, reference: Path) -> Iterator[BlockError]:
+def compare_vae(checkpoint: Checkpoint, reference: Checkpoint) -> Iterator[BlockError]:
     """Encoder and decoder at 64 x 96 pixels."""
     part = Component.VAE
     with init_empty_weights():
-        torch_vae: Any = AutoencoderKLQwenImage.from_config(component_config(reference, part))
-    Tensors(reference, part).fill(torch_vae.eval(), "")
-    vae = load_component(checkpoint, part, mesh=single_device_mesh(), rules=INFERENCE_RULES, dtype=jnp.float32)
+        torch_vae: Any = AutoencoderKLQwenImage.from_config(reference[part].json)
+    Tensors(reference[part]).fill(torch_vae.eval(), "")
+    vae = checkpoint.load(part, mesh=single_device_mesh(), rules=INFERENCE_RULES, dtype=jnp.float32)
     flat = lambda x: x[:, :, 0].permute(0, 2, 3, 1)
     pixels = torch.rand(1, vae.config.input_channels, 1, 64, 96, generator=_seed()) * 2 - 1
     posterior = torch_vae.encode(pixels).latent_dist
@@ -91,23 +84,22 @@ def compare_vae(checkpoint: Path, reference: Path) -> Iterator[BlockError]:
     yield _row(part, "decoder", vae.decode(_ours(flat(posterior.mean))), flat(picture))
 
 
-def compare_text_encoder(checkpoint: Path, reference: Path) -> Iterator[BlockError]:
+def compare_text_encoder(checkpoint: Checkpoint, reference: Checkpoint) -> Iterator[BlockError]:
     """The language model: embedding, every layer, the final norm."""
     part = Component.TEXT_ENCODER
-    values = component_config(reference, part)
+    values = reference[part].json
     torch_config: Any = TorchTextConfig.from_dict(values).text_config
     depth, torch_config.num_hidden_layers, torch_config.vocab_size = torch_config.num_hidden_layers, 1, 8
     torch_config._attn_implementation = "eager"
     with init_empty_weights():
         torch_model = Qwen2_5_VLTextModel(torch_config).eval()
-    tensors = Tensors(reference, part)
-    stored = component_config(checkpoint, part)
-    config = dataclasses.replace(Qwen2_5VLConfig.from_json(stored), num_hidden_layers=1)
+    tensors = Tensors(reference[part])
+    config = dataclasses.replace(checkpoint.text_encoder, num_hidden_layers=1)
     model = nnx.eval_shape(lambda: TextEncoder(config, rngs=nnx.Rngs(0))).language
-    how = quantisation_of(part, stored)
+    how = checkpoint[part].architecture.quantisation
     if how is not None:
         quantise(model, how)
-    parameters = Parameters(checkpoint, part)
+    parameters = Parameters(checkpoint[part])
 
     ids = np.random.default_rng(0).integers(0, config.vocab_size, WORDS)
     parts = [slice(i, i + 1) for i in ids.tolist()]
@@ -134,10 +126,10 @@ def compare_text_encoder(checkpoint: Path, reference: Path) -> Iterator[BlockErr
     yield _row(part, "norm", model.norm(_ours(x)), torch_model.norm(x))
 
 
-def compare_output_head(checkpoint: Path, reference: Path) -> Iterator[BlockError]:
+def compare_output_head(checkpoint: Checkpoint, reference: Checkpoint) -> Iterator[BlockError]:
     """The logits of all tokens."""
     part = Component.TEXT_ENCODER
-    tensors, parameters = Tensors(reference, part), Parameters(checkpoint, part)
+    tensors, parameters = Tensors(reference[part]), Parameters(checkpoint[part])
     target = parameters.targets["lm_head/kernel"]
     width, count = target.shape
     x = torch.randn(WORDS, width, generator=_seed())
@@ -150,16 +142,16 @@ def compare_output_head(checkpoint: Path, reference: Path) -> Iterator[BlockErro
     yield _row(part, "output head", np.concatenate(ours, axis=1), torch.cat(expected, dim=1))
 
 
-def compare_vision_tower(checkpoint: Path, reference: Path) -> Iterator[BlockError]:
+def compare_vision_tower(checkpoint: Checkpoint, reference: Checkpoint) -> Iterator[BlockError]:
     """The vision tower: embedded patches, every block, the merged tokens."""
     part = Component.TEXT_ENCODER
-    torch_config: Any = TorchTextConfig.from_dict(component_config(reference, part)).vision_config
+    torch_config: Any = TorchTextConfig.from_dict(reference[part].json).vision_config
     depth, torch_config.depth = torch_config.depth, 1
     torch_config._attn_implementation = "eager"
     with init_empty_weights():
         torch_model = Qwen2_5_VisionTransformerPretrainedModel(torch_config).eval()
-    tensors, parameters = Tensors(reference, part), Parameters(checkpoint, part)
-    config = dataclasses.replace(Qwen2_5VLConfig.from_json(component_config(checkpoint, part)).vision, depth=1)
+    tensors, parameters = Tensors(reference[part]), Parameters(checkpoint[part])
+    config = dataclasses.replace(checkpoint.text_encoder.vision, depth=1)
     model = nnx.eval_shape(lambda: VisionTower(config, rngs=nnx.Rngs(0)))
 
     patches = torch.randn(PATCHES[0] * PATCHES[1], config.patch_width, generator=_seed())
@@ -189,17 +181,17 @@ def compare_vision_tower(checkpoint: Path, reference: Path) -> Iterator[BlockErr
     yield _row(part, "merger", model.merger(_ours(x)[None])[0], torch_model.merger(x))
 
 
-def compare_transformer(checkpoint: Path, reference: Path) -> Iterator[BlockError]:
+def compare_transformer(checkpoint: Checkpoint, reference: Checkpoint) -> Iterator[BlockError]:
     """VLD-MMDiT: the embeddings, every block with its modulation, the output."""
     part = Component.TRANSFORMER
-    values = component_config(reference, part)
+    values = reference[part].json
     with init_empty_weights():
         torch_model: Any = QwenImageTransformer2DModel.from_config({**values, "num_layers": 1})
-    tensors = Tensors(reference, part)
-    stored = component_config(checkpoint, part)
-    depth, model = stored["num_layers"], abstract(part, {**stored, "num_layers": 1})
+    tensors = Tensors(reference[part])
+    stored = checkpoint[part].json
+    depth, model = stored["num_layers"], Architecture(part, {**stored, "num_layers": 1}).abstract()
     config = model.config
-    parameters = Parameters(checkpoint, part)
+    parameters = Parameters(checkpoint[part])
 
     tokens = PICTURES * GRID[0] * GRID[1]
     image = torch.randn(1, tokens, config.in_channels, generator=_seed())
@@ -248,12 +240,8 @@ def compare_transformer(checkpoint: Path, reference: Path) -> Iterator[BlockErro
 class Tensors:
     """Released tensors of one component, read by safetensors into torch modules."""
 
-    def __init__(self, checkpoint: Path, component: Component):
-        self._files: dict[str, tuple[Path, str]] = {}
-        for file in weight_files(checkpoint / component):
-            with safe_open(file, framework="pt") as tensors:
-                names = released_names(component, tensors.keys())
-                self._files |= {released: (file, name) for name, released in names.items()}
+    def __init__(self, stored: StoredComponent):
+        self._files = {released: (stored.tensors[name].file, name) for released, name in stored.names.items()}
 
     def __getitem__(self, name: str) -> torch.Tensor:
         file, stored = self._files[name]
@@ -276,9 +264,8 @@ class Tensors:
 class Parameters:
     """Parameters of one component in fp32, read into single modules of this package's model."""
 
-    def __init__(self, checkpoint: Path, component: Component):
-        self.source: ParameterSource = open_source(checkpoint / component, component)
-        self.targets: dict[str, Target] = targets(table_of(component, component_config(checkpoint, component)))
+    def __init__(self, stored: StoredComponent):
+        self.source, self.targets = stored.source(), stored.targets
 
     def fill(self, module: nnx.Module, path: str, block: int | None = None) -> None:
         """Set the parameters of the module at `path`; with `block`, those of that block in a stack of depth one."""

@@ -3,15 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped
 
-from qil_jax.weights.names import released_names
-from qil_jax.weights.safetensors_io import TensorReader, read_headers, stored_tensors
-from qil_jax.weights.source import SIDECAR, Layout, OrbaxSource, ParameterSource, layout_of, row_major
-from qil_jax.weights.tables.entries import Component, Entry, Target, Transform, targets
+from qil_jax.weights.safetensors_io import TensorReader
+from qil_jax.weights.source import Layout, ParameterSource, row_major
+from qil_jax.weights.stored import StoredComponent
+from qil_jax.weights.tables.entries import Entry, Target, Transform
 
 PIECE_BYTES = 8 << 20
 """Maximum size of a chunk in bytes. Small pieces let the allocator reuse memory instead of mapping new pages."""
@@ -72,27 +71,20 @@ def released_rows(reader: ParameterSource, target: Target, index: Index, sidecar
     return Rows(entry=entry, first=rows.start, values=row_major(stored))
 
 
-def sidecar_of(folder: Path, component: Component) -> TensorReader:
-    """The tensors that an orbax component stores beside its parameters: those of the VAE that no picture uses."""
-    return TensorReader(read_headers([folder / SIDECAR]) if component is Component.VAE else {})
-
-
-def released_pieces(folder: Path, component: Component, table: list[Entry]) -> Iterator[Rows]:
-    """All tensors of a sound component folder of either layout, each once and with its rows in order.
+def released_pieces(stored: StoredComponent) -> Iterator[Rows]:
+    """All tensors of a sound component of either layout, each once and with its rows in order.
 
     Host memory is bounded by a few pieces of 8 MiB.
     """
-    if layout_of(folder) is Layout.ORBAX:
-        reader, sidecar = OrbaxSource(folder), sidecar_of(folder, component)
-        for target in targets(table).values():
-            for index in pieces_of(target, reader.dtype(target)):
-                yield released_rows(reader, target, index, sidecar)
-        whole = [entry for entry in table if entry.transform is Transform.SIDECAR]
-        yield from tensor_rows(sidecar, {entry.name: entry.name for entry in whole}, whole)
-    else:
-        stored = TensorReader(stored_tensors(folder))
-        names = {released: name for name, released in released_names(component, stored.tensors).items()}
-        yield from tensor_rows(stored, names, table)
+    reader = stored.reader()
+    if stored.layout is Layout.DIFFUSERS:
+        yield from tensor_rows(reader, stored.names, stored.table)
+        return
+    source = stored.source()
+    for target in stored.targets.values():
+        for index in pieces_of(target, source.dtype(target)):
+            yield released_rows(source, target, index, reader)
+    yield from tensor_rows(reader, stored.names, [e for e in stored.table if e.transform is Transform.SIDECAR])
 
 
 def tensor_rows(reader: TensorReader, names: Mapping[str, str], entries: list[Entry]) -> Iterator[Rows]:

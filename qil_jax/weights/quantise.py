@@ -13,21 +13,15 @@ from jaxtyping import Float32, Float64, Shaped
 from qil_jax.choices import Quantisation
 from qil_jax.models.quantised import quantised
 from qil_jax.programs import called
+from qil_jax.weights.architecture import Architecture
+from qil_jax.weights.checkpoint import Checkpoint
 from qil_jax.weights.convert import ConversionError, copy_weights, prepared
-from qil_jax.weights.load import open_source
 from qil_jax.weights.pieces import Rows, released_pieces
 from qil_jax.weights.rewrite import in_threads, write_rows
 from qil_jax.weights.safetensors_io import TensorPlan, TensorReader, stored_tensors
-from qil_jax.weights.structure import component_config, require_sound
-from qil_jax.weights.tables import table_of
-from qil_jax.weights.tables.entries import Component, Entry, targets
-from qil_jax.weights.tables.quantised import (
-    QUANTISABLE,
-    SCALE,
-    is_quantisable,
-    quantisation_of,
-    quantised_config,
-)
+from qil_jax.weights.stored import StoredComponent
+from qil_jax.weights.tables.entries import Component, Entry
+from qil_jax.weights.tables.quantised import QUANTISABLE, SCALE, is_quantisable, quantised_config
 
 REPORT = "quantization.json"
 """File beside the weights of a quantised component that holds its `QuantisationReport`."""
@@ -110,53 +104,49 @@ def quantise_checkpoint(
       ConversionError: if the destination exists, a component is quantised already, or weights are not finite.
       StructureError: if the source is not sound; the message lists every problem.
     """
-    parts: dict[Component, _Part] = {}
+    checkpoint, parts = Checkpoint(source), dict[Component, _Part]()
 
     def growth() -> int:
-        parts.update({component: _Part(source, component, how) for component in components})
+        parts.update({component: _Part(checkpoint[component], how) for component in components})
         return sum(part.bytes_after - part.bytes_before for part in parts.values())
 
     reports = {}
-    with prepared(source, destination, growth=growth) as folder:
+    with prepared(checkpoint, destination, growth=growth) as folder:
         for component in Component:
             if component not in parts:
-                copy_weights(source, folder, component, on_bytes)
+                copy_weights(checkpoint[component], folder, on_bytes)
                 continue
             reports[component] = parts[component].write(folder, on_bytes)
-        require_sound(folder)
+        Checkpoint(folder).require_sound()
     return reports
 
 
 class _Part:
     """One component to quantise."""
 
-    def __init__(self, source: Path, component: Component, how: Quantisation):
-        self.source, self.component, self.how = source, component, how
-        config = component_config(source, component)
-        before = quantisation_of(component, config)
+    def __init__(self, stored: StoredComponent, how: Quantisation):
+        self.stored, self.how = stored, how
+        before = stored.architecture.quantisation
         if before is not None:
-            raise ConversionError(
-                f"{source / component} is quantised to {before} already; give the original checkpoint"
-            )
-        self.config, self.table = quantised_config(config, how), table_of(component, config)
-        reader = open_source(source / component, component)
-        dtypes = {e.name: reader.dtype(t) for t in targets(self.table).values() for e in t.entries}
+            raise ConversionError(f"{stored.folder} is quantised to {before} already; give the original checkpoint")
+        self.config, dtypes = quantised_config(stored.json, how), stored.dtypes()
         size = lambda entry: TensorPlan(name=entry.name, dtype=dtypes[entry.name], shape=entry.shape).bytes
-        self.bytes_before = sum(map(size, self.table))
-        self.left = {e.name: size(e) for e in self.table if len(e.shape) > 1 and not is_quantisable(e)}
+        self.bytes_before = sum(map(size, stored.table))
+        self.left = {e.name: size(e) for e in stored.table if len(e.shape) > 1 and not is_quantisable(e)}
         self.plans = [
             TensorPlan(name=e.name, dtype=dtypes[e.name] if e.dtype is None else e.dtype, shape=e.shape)
-            for e in table_of(component, self.config)
+            for e in Architecture(stored.component, self.config).table
         ]
         self.bytes_after = sum(plan.bytes for plan in self.plans)
 
     def pieces(self) -> Iterator[Rows]:
-        return released_pieces(self.source / self.component, self.component, self.table)
+        return released_pieces(self.stored)
 
     def write(self, folder: Path, on_bytes: Callable[[int], None]) -> QuantisationReport:
         """Write the component's config, weights and report to a checkpoint folder, and verify the weights."""
-        within = folder / self.component
-        write_rows(folder, self.component, self.plans, self.pieces(), self._quantised, on_bytes)
+        component = self.stored.component
+        within = folder / component
+        write_rows(folder, component, self.plans, self.pieces(), self._quantised, on_bytes)
         (within / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
         written = TensorReader(stored_tensors(within))
         elements = [info for info in written.tensors.values() if info.dtype == self.how.dtype]
@@ -180,7 +170,7 @@ class _Part:
             elements, scale = quantised(rows.values, self.how, axis=-1)
         if not np.isfinite(scale).all():
             raise ConversionError(
-                f"{self.source / self.component}: {name} holds NaN or infinite values; find them with "
+                f"{self.stored.folder}: {name} holds NaN or infinite values; find them with "
                 f"{called('validate')} --values"
             )
         yield name, elements

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Shaped
 
-from qil_jax.weights.strict import DTYPES, METADATA, TensorInfo, WeightsError, read_header, read_index
+from qil_jax.weights.strict import DTYPES, METADATA, ShardIndex, TensorInfo, WeightsError, read_header, read_index
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -34,13 +34,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = _index_file(folder)
     if index is not None:
-        names = sorted(set(read_index(index).weight_map.values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise WeightsError(
-                [f"{folder / name}: named by {index.name} but missing; download it again" for name in missing]
-            )
-        return [folder / name for name in names]
+        return _indexed_files(index, read_index(index))
     files = sorted(folder.glob("*.safetensors"))
     if len(files) > 1:
         raise WeightsError([f"{folder}: {len(files)} safetensors files but no index; restore *.safetensors.index.json"])
@@ -49,6 +43,16 @@ def weight_files(folder: Path) -> list[Path]:
         found = f"; found {', '.join(pickles)}: pickles run code when read, convert them to safetensors" * bool(pickles)
         raise WeightsError([f"{folder}: no safetensors file{found}"])
     return files
+
+
+def _indexed_files(index: Path, said: ShardIndex) -> list[Path]:
+    names = sorted(set(said.weight_map.values()))
+    missing = [name for name in names if not index.with_name(name).is_file()]
+    if missing:
+        raise WeightsError(
+            [f"{index.with_name(name)}: named by {index.name} but missing; download it again" for name in missing]
+        )
+    return [index.with_name(name) for name in names]
 
 
 def _index_file(folder: Path) -> Path | None:
@@ -64,12 +68,11 @@ def stored_tensors(folder: Path) -> dict[str, TensorInfo]:
     Raises:
       WeightsError: if files are invalid, or an index and its shards differ; all problems are listed.
     """
-    tensors = read_headers(weight_files(folder))
     index = _index_file(folder)
     if index is None:
-        return tensors
-    said = read_index(index)
-    problems = []
+        return read_headers(weight_files(folder))
+    said, problems = read_index(index), []
+    tensors = read_headers(_indexed_files(index, said))
     for name, shard in said.weight_map.items():
         if name not in tensors:
             problems.append(f"{index}: {name} is in none of the shards; download both again")

@@ -28,11 +28,6 @@ class Layout(StrEnum):
     ORBAX = "orbax"  # our parameter tree
 
 
-def layout_of(component: Path) -> Layout:
-    """The layout of a component folder."""
-    return Layout.ORBAX if (component / PARAMS).is_dir() else Layout.DIFFUSERS
-
-
 @runtime_checkable
 class ParameterSource(Protocol):
     """A reader of slices of parameters."""

@@ -1,4 +1,7 @@
-"""Checks of a checkpoint's structure that report all problems together and read no tensors but scales."""
+"""Checks of a checkpoint's structure that report all problems together and read no tensors but scales.
+
+`Checkpoint.problems` puts them together.
+"""
 
 import itertools
 import math
@@ -10,21 +13,17 @@ import numpy as np
 from jaxtyping import Float32
 
 from qil_jax.errors import ProblemsError
-from qil_jax.files import no_folder
-from qil_jax.flow import Schedule
 from qil_jax.models.config import ConfigError, shown
 from qil_jax.models.paths import dotted
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig
 from qil_jax.models.rgba_vae import VAEConfig
 from qil_jax.models.vld_mmdit import MMDiTConfig
 from qil_jax.weights.names import released_names
-from qil_jax.weights.safetensors_io import TensorReader, read_headers, stored_tensors
-from qil_jax.weights.source import PARAMS, SIDECAR, Layout, OrbaxSource, layout_of
+from qil_jax.weights.source import PARAMS, SIDECAR, Layout
+from qil_jax.weights.stored import StoredComponent
 from qil_jax.weights.strict import CONVERT, COPY, TensorInfo, WeightsError, read_json
-from qil_jax.weights.tables import table_of
-from qil_jax.weights.tables.entries import Component, Entry, Target, Transform, targets
+from qil_jax.weights.tables.entries import Entry, Target, Transform
 from qil_jax.weights.tables.quantised import is_scale
-from qil_jax.weights.tokenizer import tokenizer_problems
 
 FLOATS = ("bfloat16", "float16", "float32")
 INDEX = "model_index.json"
@@ -50,59 +49,7 @@ class StructureError(ProblemsError):
         super().__init__(f"{checkpoint} is not a sound checkpoint", problems)
 
 
-def component_config(checkpoint: Path, component: str) -> dict[str, Any]:
-    """The parsed JSON of a component's config.
-
-    Raises:
-      ConfigError: if the file is absent or holds no JSON object.
-    """
-    file = checkpoint / component / ("scheduler_config.json" if component == "scheduler" else "config.json")
-    if not file.is_file():
-        raise ConfigError(f"{file}: missing; copy the whole {component}/ folder of the release")
-    try:
-        return read_json(file, fix=COPY)
-    except WeightsError as error:
-        raise ConfigError(error.problems[0]) from error
-
-
-def require_sound(checkpoint: Path) -> None:
-    """Check the structure of a complete checkpoint.
-
-    Raises:
-      StructureError: if there are problems; the message lists all of them.
-    """
-    problems = checkpoint_problems(checkpoint)
-    if problems:
-        raise StructureError(checkpoint, problems)
-
-
-def checkpoint_problems(checkpoint: Path) -> list[str]:
-    """All problems of the folder: configs, files, names, shapes, dtypes, and components that do not fit together."""
-    if not checkpoint.is_dir():
-        return [no_folder(checkpoint)]
-    if not (checkpoint / INDEX).is_file():
-        return [f"{checkpoint / INDEX}: missing; give the top folder of the release"]
-    problems = _pipeline_problems(checkpoint / INDEX)
-    configs: dict[Component, dict[str, Any]] = {}
-    for component in Component:
-        try:
-            config = component_config(checkpoint, component)
-            table_of(component, config)
-        except ConfigError as error:
-            problems.append(str(error))
-            continue
-        configs[component] = config
-        problems += component_problems(checkpoint / component, component, config)
-    try:
-        Schedule.from_json(component_config(checkpoint, "scheduler"))
-    except ConfigError as error:
-        problems.append(str(error))
-    text = configs.get(Component.TEXT_ENCODER)
-    problems += tokenizer_problems(checkpoint, None if text is None else Qwen2_5VLConfig.from_json(text).vocab_size)
-    return problems + (_misfits(configs) if len(configs) == len(Component) else [])
-
-
-def _pipeline_problems(file: Path) -> list[str]:
+def pipeline_problems(file: Path) -> list[str]:
     """The problems of model_index.json."""
     try:
         values = read_json(file, fix=COPY)
@@ -121,19 +68,19 @@ def _pipeline_problems(file: Path) -> list[str]:
     return problems
 
 
-def component_problems(folder: Path, component: Component, config: Mapping[str, Any]) -> list[str]:
+def component_problems(stored: StoredComponent) -> list[str]:
     """All problems of one component's files with respect to its config."""
     try:
-        table = table_of(component, config)
+        table = stored.table
     except ConfigError as error:
         return [str(error)]
-    if layout_of(folder) is Layout.ORBAX:
-        return _orbax_problems(folder, component, config)
+    if stored.layout is Layout.ORBAX:
+        return _orbax_problems(stored)
     try:
-        tensors = stored_tensors(folder)
+        tensors = stored.tensors
     except WeightsError as error:
         return list(error.problems)
-    names = released_names(component, tensors)
+    folder, names = stored.folder, released_names(stored.component, tensors)
     found = {released: tensors[name] for name, released in names.items()}
     expected = {entry.name: entry.shape for entry in table}
     problems = _tensor_problems(f"{folder}", expected, found, _dtypes(table))
@@ -142,12 +89,12 @@ def component_problems(folder: Path, component: Component, config: Mapping[str, 
         for released, same in _grouped(names).items()
         if len(same) > 1
     ]
-    problems = problems or _mixture_problems(folder, targets(table), found)
-    reader, stored = TensorReader(tensors), {released: name for name, released in names.items()}
+    problems = problems or _mixture_problems(folder, stored.targets, found)
+    reader = stored.reader()
     for entry in filter(is_scale, table):
         info = found.get(entry.name)
         if info is not None and (info.shape, info.dtype) == (entry.shape, entry.dtype):
-            problems += _scale_problems(f"{info.file}", entry, reader[stored[entry.name]])
+            problems += _scale_problems(f"{info.file}", entry, reader[stored.names[entry.name]])
     return problems
 
 
@@ -194,10 +141,9 @@ def _mixture_problems(folder: Path, wanted: Mapping[str, Target], found: Mapping
     return problems
 
 
-def _orbax_problems(folder: Path, component: Component, config: Mapping[str, Any]) -> list[str]:
-    table = table_of(component, config)
-    expected, source = targets(table), OrbaxSource(folder)
-    params, dtypes, supported = folder / PARAMS, {}, _dtypes(table)
+def _orbax_problems(stored: StoredComponent) -> list[str]:
+    table, expected, source = stored.table, stored.targets, stored.arrays
+    params, dtypes, supported = stored.folder / PARAMS, {}, _dtypes(table)
     problems = [f"{params / name}: missing; {CONVERT}" for name in ORBAX_FILES if not (params / name).is_file()]
     for target in expected.values():
         try:
@@ -221,11 +167,11 @@ def _orbax_problems(folder: Path, component: Component, config: Mapping[str, Any
                 values = zip(target.entries, array.read().result(), strict=True)
                 problems += [problem for each in values for problem in _scale_problems(f"{params}", *each)]
     names = {dotted(path) for path in expected}
-    stored = sorted(p.name for p in params.iterdir() if p.is_dir())
-    problems += [f"{params}: {n} is not in the model that config.json describes" for n in stored if n not in names]
+    there = sorted(p.name for p in params.iterdir() if p.is_dir())
+    problems += [f"{params}: {n} is not in the model that config.json describes" for n in there if n not in names]
     kept = {e.name: e.shape for e in table if e.transform is Transform.SIDECAR}
     kept |= {e.name: (*e.shape[:2], 2, *e.shape[3:]) for e in table if e.transform is Transform.TAP}
-    return problems + (_sidecar_problems(folder / SIDECAR, kept, dtypes) if kept else [])
+    return problems + (_sidecar_problems(stored, kept, dtypes) if kept else [])
 
 
 def _scale_problems(where: str, entry: Entry, scale: Float32[np.ndarray, " o"]) -> list[str]:
@@ -234,10 +180,13 @@ def _scale_problems(where: str, entry: Entry, scale: Float32[np.ndarray, " o"]) 
     return [f"{where}: {entry.name}: {bad} of {scale.size} scales are no positive numbers; {CONVERT}"] if bad else []
 
 
-def _sidecar_problems(file: Path, kept: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> list[str]:
+def _sidecar_problems(
+    stored: StoredComponent, kept: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]
+) -> list[str]:
     """The problems of the stored temporal taps and convolutions; a tap must have the dtype of its parameter."""
+    file = stored.folder / SIDECAR
     try:
-        found = read_headers([file])
+        found = stored.tensors
     except WeightsError as error:
         return list(error.problems)
     problems = _tensor_problems(str(file), kept, found, dict.fromkeys(kept, FLOATS))
@@ -262,12 +211,9 @@ def _chunk_problems(folder: Path, array: Any) -> list[str]:
     return list(itertools.islice(damaged(), MOST_CHUNKS))
 
 
-def _misfits(configs: Mapping[Component, Mapping[str, Any]]) -> list[str]:
+def misfits(mmdit: MMDiTConfig, vae: VAEConfig, text_encoder: Qwen2_5VLConfig) -> list[str]:
     """Messages for components whose sizes do not fit each other."""
-    mmdit = MMDiTConfig.from_json(configs[Component.TRANSFORMER])
-    vae = VAEConfig.from_json(configs[Component.VAE])
-    width = Qwen2_5VLConfig.from_json(configs[Component.TEXT_ENCODER]).hidden_size
-    problems = []
+    width, problems = text_encoder.hidden_size, []
     if mmdit.use_layer3d_rope and vae.input_channels != 4:
         problems.append(
             f"vae/config.json: input_channels is {vae.input_channels}, the layered transformer needs the "

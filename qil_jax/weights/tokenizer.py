@@ -36,22 +36,17 @@ def read_tokenizer(checkpoint: Path) -> Tokenizer:
     )
 
 
-def tokenizer_problems(checkpoint: Path, rows: int | None) -> list[str]:
-    """The problems of a checkpoint's tokenizer.
+def tokenizer_problems(tokenizer: Tokenizer, folder: Path, rows: int | None) -> list[str]:
+    """The problems of a checkpoint's tokenizer beside its text encoder.
 
     Args:
-      checkpoint: folder that holds tokenizer/.
+      tokenizer: what was read of the folder.
+      folder: folder of the tokenizer, for the message.
       rows: number of rows of the text encoder's embedding; None if it is unknown.
     """
-    try:
-        tokenizer = read_tokenizer(checkpoint)
-    except FileNotFoundError as error:
-        return [str(error)]
-    except WeightsError as error:
-        return list(error.problems)
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
     if rows is not None and largest >= rows:
-        return [f"{checkpoint}/tokenizer: has ids up to {largest}, the text encoder's vocab_size is {rows}"]
+        return [f"{folder}: has ids up to {largest}, the text encoder's vocab_size is {rows}"]
     return []
 
 

@@ -13,10 +13,9 @@ from etils import epath
 
 from qil_jax.files import write_whole
 from qil_jax.programs import called
+from qil_jax.weights.checkpoint import Checkpoint
 from qil_jax.weights.pieces import Rows, released_pieces
 from qil_jax.weights.strict import WeightsError, read_json
-from qil_jax.weights.structure import component_config
-from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component
 
 
@@ -46,19 +45,18 @@ class TensorValues:
         return {"dtype": self.dtype, "shape": list(self.shape), "sha256": self.sha256}
 
 
-def checkpoint_values(checkpoint: Path, on_bytes: Callable[[int], None]) -> dict[str, TensorValues]:
+def checkpoint_values(checkpoint: Checkpoint, on_bytes: Callable[[int], None]) -> dict[str, TensorValues]:
     """Read every tensor of a sound checkpoint once and return its statistics by COMPONENT/RELEASED_NAME.
 
     Args:
-      checkpoint: checkpoint folder of either layout.
+      checkpoint: checkpoint of either layout.
       on_bytes: callback with the number of bytes that were read since the last call.
 
     Host memory is bounded by a few pieces of 8 MiB.
     """
     found = {}
     for component in Component:
-        table = table_of(component, component_config(checkpoint, component))
-        pieces = released_pieces(checkpoint / component, component, table)
+        pieces = released_pieces(checkpoint[component])
         for name, rows in groupby(pieces, key=lambda piece: piece.entry.name):
             found[f"{component}/{name}"] = _values(rows, on_bytes)
     return found

@@ -8,9 +8,9 @@ import pytest
 from captioning import write_captioning_checkpoint
 
 from qil_jax.encoders.caption_writer import CaptionConfig
-from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.errors import QilError
 from qil_jax.shipped import shipped_checkpoint
+from qil_jax.weights import Checkpoint
 
 GENERATION, PROCESSOR = "text_encoder/generation_config.json", "processor/preprocessor_config.json"
 CONFIG = "text_encoder/config.json"
@@ -22,7 +22,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def config_of(folder: Path) -> CaptionConfig:
-    return CaptionConfig.of(folder, PromptTokenizer.load(folder))
+    return CaptionConfig.of(Checkpoint(folder))
 
 
 def test_configs_of_a_checkpoint(checkpoint, tmp_path):

@@ -14,7 +14,7 @@ from qil_jax.encoders.generation import FILE, Generation
 from qil_jax.errors import QilError
 from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.config import ConfigError
-from qil_jax.weights import Component, TextEncoderPart, WeightsError, load_component
+from qil_jax.weights import Checkpoint, Component, TextEncoderPart, WeightsError
 
 EVEN = {
     "hidden_size": 64,
@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory):
 
 
 def load(checkpoint, mesh) -> Captioner:
-    model = load_component(checkpoint, TextEncoderPart.VISION_LANGUAGE, mesh=mesh, rules=INFERENCE_RULES)
+    model = Checkpoint(checkpoint).load(TextEncoderPart.VISION_LANGUAGE, mesh=mesh, rules=INFERENCE_RULES)
     return Captioner(model, mesh=mesh, rules=INFERENCE_RULES)
 
 
@@ -114,7 +114,7 @@ def test_the_text_encoder_shares_parameters_and_outlives_the_tower(checkpoint, i
     tower = jax.tree.leaves(captioner.state["visual"])
     captioner.free_vision()
     assert all(leaf.is_deleted() for leaf in tower)
-    alone = load_component(checkpoint, Component.TEXT_ENCODER, mesh=mesh, rules=INFERENCE_RULES)
+    alone = Checkpoint(checkpoint).load(Component.TEXT_ENCODER, mesh=mesh, rules=INFERENCE_RULES)
     ids = jnp.arange(14).reshape(2, 7)
     states = [model(ids, jnp.asarray([[True] * 7, [True] * 5 + [False] * 2])) for model in (encoder, alone)]
     np.testing.assert_array_equal(*states)

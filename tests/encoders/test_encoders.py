@@ -10,7 +10,7 @@ from qil_jax.encoders.text_encoder import PromptEncoder
 from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
 from qil_jax.shipped import shipped_checkpoint
-from qil_jax.weights import Component, load_component
+from qil_jax.weights import Checkpoint, Component
 
 MESH = single_device_mesh()
 PLACE = {"mesh": MESH, "rules": INFERENCE_RULES, "dtype": "float32"}
@@ -28,7 +28,7 @@ def test_eight_bits_come_back():
 
 @pytest.mark.full
 def test_pictures_in_rows():
-    autoencoder = Autoencoder(load_component(shipped_checkpoint(), Component.VAE, **PLACE), mesh=MESH)
+    autoencoder = Autoencoder(Checkpoint(shipped_checkpoint()).load(Component.VAE, **PLACE), mesh=MESH)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 64, 4), np.uint8)
     rows = np.asarray(autoencoder.encode_rows(jnp.asarray(pixels)))
     flat = autoencoder.encode(to_float(pixels.reshape(6, 32, 64, 4)))
@@ -39,8 +39,10 @@ def test_pictures_in_rows():
 @pytest.mark.parametrize("max_tokens", [7, 40])
 @pytest.mark.full
 def test_prompts_in_rows(max_tokens):
-    tokenizer = PromptTokenizer.load(shipped_checkpoint())
-    encoder = PromptEncoder(tokenizer, load_component(shipped_checkpoint(), Component.TEXT_ENCODER, **PLACE), mesh=MESH)
+    tokenizer = PromptTokenizer(Checkpoint(shipped_checkpoint()).tokenizer)
+    encoder = PromptEncoder(
+        tokenizer, Checkpoint(shipped_checkpoint()).load(Component.TEXT_ENCODER, **PLACE), mesh=MESH
+    )
     prompts = ["", " ", "a red barn in the snow"]
     alone = encoder(prompts, max_tokens=max_tokens)
     ids, lengths = encoder.padded_ids(prompts, max_tokens=max_tokens)

@@ -16,7 +16,7 @@ from qil_jax.cli import validate
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.models.config import ConfigError
 from qil_jax.programs import ended
-from qil_jax.weights import StructureError, checkpoint_problems, require_sound
+from qil_jax.weights import Checkpoint, StructureError
 from qil_jax.weights.convert import to_diffusers, to_orbax
 from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan
 from tools.make_demo_checkpoint import write_checkpoint
@@ -30,7 +30,7 @@ FILE = "transformer/diffusion_pytorch_model.safetensors"
 def checkpoint(tmp_path) -> Path:
     folder = tmp_path / "checkpoint"
     write_checkpoint(folder)
-    assert checkpoint_problems(folder) == []
+    assert Checkpoint(folder).problems == []
     return folder
 
 
@@ -57,7 +57,7 @@ def shard(folder: Path, parts: int = 3) -> list[Path]:
 def only_problem(folder: Path, *words: str) -> str:
     """The problem that names all the words; whatever opens the checkpoint refuses it with the same report."""
     with pytest.raises(StructureError) as caught:
-        require_sound(folder)
+        Checkpoint(folder).require_sound()
     matching = [p for p in caught.value.problems if all(word in p for word in words)]
     assert matching, caught.value.problems
     with pytest.raises((StructureError, ConfigError)):
@@ -70,7 +70,7 @@ def only_problem(folder: Path, *words: str) -> str:
 
 def test_shards_are_sound(checkpoint):
     assert len(shard(checkpoint / "transformer")) >= 3
-    require_sound(checkpoint)
+    Checkpoint(checkpoint).require_sound()
 
 
 def test_missing_shard(checkpoint):
@@ -195,8 +195,8 @@ def test_missing_and_malformed_configs_are_reported_together(checkpoint):
 
 
 def test_wrong_folders(checkpoint):
-    assert "give the one that holds model_index.json" in checkpoint_problems(checkpoint / "nowhere")[0]
-    assert "give the top folder" in checkpoint_problems(checkpoint / "vae")[0]
+    assert "give the one that holds model_index.json" in Checkpoint(checkpoint / "nowhere").problems[0]
+    assert "give the top folder" in Checkpoint(checkpoint / "vae").problems[0]
 
 
 @pytest.mark.full
@@ -207,14 +207,14 @@ def test_damaged_orbax_folders(checkpoint):
     chunk = next((params / "backbone.blocks.image.q.kernel").glob("1.*"))
     data = chunk.read_bytes()
     chunk.unlink()
-    assert any(str(chunk) in p and "convert again" in p for p in checkpoint_problems(orbax))
+    assert any(str(chunk) in p and "convert again" in p for p in Checkpoint(orbax).problems)
     chunk.write_bytes(data[:-2])
-    assert any(str(chunk) in p for p in checkpoint_problems(orbax))
+    assert any(str(chunk) in p for p in Checkpoint(orbax).problems)
     chunk.write_bytes(data)
-    assert checkpoint_problems(orbax) == []
+    assert Checkpoint(orbax).problems == []
     shutil.rmtree(params / "backbone.image_in.bias")
     (orbax / "vae" / "temporal.safetensors").unlink()
-    problems = checkpoint_problems(orbax)
+    problems = Checkpoint(orbax).problems
     assert any("backbone/image_in/bias" in p and "missing" in p for p in problems)
     assert any("temporal.safetensors" in p for p in problems)
     with pytest.raises(StructureError):

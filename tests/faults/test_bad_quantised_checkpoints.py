@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.models.quantised import Quantisation
-from qil_jax.weights import StructureError, checkpoint_problems
+from qil_jax.weights import Checkpoint, StructureError
 from qil_jax.weights.convert import to_orbax
 from qil_jax.weights.quantise import quantise_checkpoint
 from tools.make_demo_checkpoint import write_checkpoint
@@ -25,7 +25,7 @@ def sound(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sound")
     write_checkpoint(folder / "plain")
     quantise_checkpoint(folder / "plain", folder / "quantised", Quantisation.INT8)
-    assert checkpoint_problems(folder / "quantised") == []
+    assert Checkpoint(folder / "quantised").problems == []
     return folder / "quantised"
 
 
@@ -76,7 +76,7 @@ def test_all_bad_scales_are_in_one_report(checkpoint):
 )
 def test_other_dtypes_and_names_are_refused(edit, complaint, checkpoint):
     change(checkpoint, edit)
-    assert complaint in "\n".join(checkpoint_problems(checkpoint))
+    assert complaint in "\n".join(Checkpoint(checkpoint).problems)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_other_dtypes_and_names_are_refused(edit, complaint, checkpoint):
 def test_another_mark_is_refused(component, mark, complaint, checkpoint):
     file = checkpoint / component / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": mark}))
-    problems = "\n".join(checkpoint_problems(checkpoint))
+    problems = "\n".join(Checkpoint(checkpoint).problems)
     assert complaint in problems and component in problems
 
 
@@ -101,13 +101,13 @@ def test_the_vae_is_never_quantised(checkpoint):
     file = checkpoint / "vae" / "config.json"
     mark = {"quant_method": "qil_weight_only", "dtype": "int8"}
     file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": mark}))
-    assert any("quantization_config" in problem for problem in checkpoint_problems(checkpoint))
+    assert any("quantization_config" in problem for problem in Checkpoint(checkpoint).problems)
 
 
 @pytest.mark.full
 def test_scales_of_orbax_are_checked(sound, tmp_path):
     to_orbax(sound, tmp_path / "orbax")
-    assert checkpoint_problems(tmp_path / "orbax") == []
+    assert Checkpoint(tmp_path / "orbax").problems == []
     params = tmp_path / "orbax/transformer/params"
     array = params / "backbone.blocks.image.q.scale"
     chunks = sorted(path for path in array.iterdir() if not path.name.startswith("."))
@@ -115,5 +115,5 @@ def test_scales_of_orbax_are_checked(sound, tmp_path):
     values[1] = np.nan
     chunks[0].write_bytes(values.tobytes())
     shutil.rmtree(params / "modulation.image.scale")
-    problems = "\n".join(checkpoint_problems(tmp_path / "orbax"))
+    problems = "\n".join(Checkpoint(tmp_path / "orbax").problems)
     assert f"{Q}_scale: 1 of " in problems and "modulation/image/scale" in problems and "is missing" in problems

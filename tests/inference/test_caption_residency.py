@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from qil_jax.choices import Residency
-from qil_jax.inference import components as components_module
-from qil_jax.inference.checkpoint import Checkpoint
+from qil_jax.inference.checkpoint import LayeredCheckpoint
 from qil_jax.inference.memory import plan_memory
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, ResolvedSettings, Settings
+from qil_jax.weights import Checkpoint
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 PICTURES = [Image.fromarray(NOISE), Image.new("RGBA", (64, 64), (255, 0, 0, 90))]
@@ -23,13 +23,13 @@ SETTINGS = Settings(steps=2)
 def loaded(monkeypatch) -> collections.Counter[str]:
     """How often each part of a checkpoint was read."""
     counts = collections.Counter[str]()
-    load = components_module.load_component
+    load = Checkpoint.load
 
-    def counting(folder, component, **arguments):
-        counts[str(component)] += 1
-        return load(folder, component, **arguments)
+    def counting(checkpoint, part, **arguments):
+        counts[str(part)] += 1
+        return load(checkpoint, part, **arguments)
 
-    monkeypatch.setattr(components_module, "load_component", counting)
+    monkeypatch.setattr(Checkpoint, "load", counting)
     return counts
 
 
@@ -72,7 +72,7 @@ def test_all_share_the_language_model(captioning, loaded):
 
 @pytest.mark.full
 def test_memory_of_captions_is_planned(captioning):
-    checkpoint = Checkpoint.open(captioning)
+    checkpoint = LayeredCheckpoint.open(captioning)
     size = checkpoint.size
     stored = sum(file.stat().st_size for file in (captioning / "text_encoder").glob("*.safetensors"))
     assert 0.95 * stored < size.text_encoder + size.vision < stored and size.vision > 0.2 * size.text_encoder

@@ -11,14 +11,14 @@ from PIL import Image
 
 from qil_jax.export.result import ResultError
 from qil_jax.inference.__main__ import main
-from qil_jax.inference.checkpoint import Checkpoint
+from qil_jax.inference.checkpoint import LayeredCheckpoint
 from qil_jax.inference.cli import parse_arguments, scaled_file
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.job import is_finished, plan_results
 from qil_jax.inference.pictures import find_pictures
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import JobOptions, Request, Settings
-from qil_jax.weights import Component, LoRAError, component_config, write_lora
+from qil_jax.weights import Checkpoint, Component, LoRAError, write_lora
 from qil_jax.weights.released import CONFIGS
 from qil_jax.weights.tables import table_of
 from tools.make_demo_checkpoint import write_checkpoint
@@ -29,7 +29,7 @@ def folder(tmp_path_factory) -> Path:
     """A checkpoint, two LoRAs of it, and one of the released transformer."""
     folder = tmp_path_factory.mktemp("demo")
     write_checkpoint(folder / "checkpoint")
-    table = table_of(Component.TRANSFORMER, component_config(folder / "checkpoint", Component.TRANSFORMER))
+    table = Checkpoint(folder / "checkpoint")[Component.TRANSFORMER].table
     modules = [*block_modules(0), *block_modules(1), *TOP, *TIMESTEP]
     write_lora(folder / "a:b.safetensors", random_lora(table, modules, ranks=(4,), scale=0.5, seed=1, strength=1.0))
     second = random_lora(table, block_modules(1), ranks=(2,), scale=2.0, seed=2, strength=1.0)
@@ -174,7 +174,7 @@ def test_everything_wrong_is_one_refusal(folder, pictures, tmp_path, capsys):
 
 @pytest.mark.full
 def test_python(folder, pictures):
-    """`Pipeline.load` with the files that `qil decompose` takes; `Checkpoint.open` names all that cannot be used."""
+    """`Pipeline.load` with the files that `qil decompose` takes; `LayeredCheckpoint.open` names all unusable ones."""
     request = Request(image=Image.open(pictures / "b.png"), layers=2, resolution=64)
     loras = [(folder / "a:b.safetensors", 0.5), (str(folder / "second.safetensors"), 1.0)]
     made = [
@@ -184,7 +184,9 @@ def test_python(folder, pictures):
     assert np.abs(made[0] - made[1]).max() > 0.1
     assert np.abs(made[1] - made[2]).max() < 1e-3
     with pytest.raises(LoRAError) as caught:
-        Checkpoint.open(folder / "checkpoint", loras=[(folder / "other.safetensors", 1.0), ("none", float("inf"))])
+        LayeredCheckpoint.open(
+            folder / "checkpoint", loras=[(folder / "other.safetensors", 1.0), ("none", float("inf"))]
+        )
     said = str(caught.value)
     assert "2 of its 6 keys" in said and "none: No such file" in said
     assert "none: the scale must be a finite number, got inf" in said

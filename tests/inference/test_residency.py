@@ -10,14 +10,14 @@ from PIL import Image
 
 from qil_jax.choices import Passes, Residency
 from qil_jax.errors import ProblemsError
-from qil_jax.inference import components as components_module
-from qil_jax.inference.checkpoint import Checkpoint
+from qil_jax.inference.checkpoint import LayeredCheckpoint
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.memory import Drawing, plan_memory
 from qil_jax.inference.outline import Outline
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, ResolvedSettings, Settings
 from qil_jax.mesh import MeshShape, make_mesh
+from qil_jax.weights import Checkpoint
 
 SETTINGS = Settings(steps=2)
 
@@ -34,13 +34,13 @@ REQUESTS = [asked(64, 64, "a red barn"), asked(96, 48, "a cat")]
 def loaded(monkeypatch) -> collections.Counter[str]:
     """How often each part of a checkpoint was read."""
     counts = collections.Counter[str]()
-    load = components_module.load_component
+    load = Checkpoint.load
 
-    def counting(folder, component, **arguments):
-        counts[str(component)] += 1
-        return load(folder, component, **arguments)
+    def counting(checkpoint, part, **arguments):
+        counts[str(part)] += 1
+        return load(checkpoint, part, **arguments)
 
-    monkeypatch.setattr(components_module, "load_component", counting)
+    monkeypatch.setattr(Checkpoint, "load", counting)
     return counts
 
 
@@ -70,7 +70,7 @@ def test_phases_give_the_same_layers_and_load_each_component_once(loaded):
 
 @pytest.mark.full
 def test_what_a_phase_does_not_need_leaves_the_devices():
-    size = Checkpoint.open().size
+    size = LayeredCheckpoint.open().size
     before = live_bytes()
     pipeline = Pipeline.load(residency=Residency.PHASES)
     peaks = []
@@ -87,7 +87,7 @@ def test_what_a_phase_does_not_need_leaves_the_devices():
 
 
 def test_memory_is_planned_by_phase():
-    checkpoint, settings = Checkpoint.open(), ResolvedSettings(steps=50, guidance=4.0)
+    checkpoint, settings = LayeredCheckpoint.open(), ResolvedSettings(steps=50, guidance=4.0)
     size, drawings = checkpoint.size, [Drawing(size=(640, 640), pictures=6)]
     everything, phases = (plan_memory(drawings, settings, checkpoint, residency=policy) for policy in Residency)
     assert everything.parameters == size.parameters and phases.parameters == size.backbone + size.vae

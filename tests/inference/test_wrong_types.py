@@ -16,9 +16,9 @@ import json, sys
 from PIL import Image
 from qil_jax import Pipeline, Request, Settings
 from qil_jax.errors import QilError
-from qil_jax.inference.checkpoint import Checkpoint
+from qil_jax.inference.checkpoint import LayeredCheckpoint
 
-pipeline = Pipeline.of(Checkpoint.open(), is_abstract=True)  # the shipped one, none of whose tensors is read
+pipeline = Pipeline.of(LayeredCheckpoint.open(), is_abstract=True)  # the shipped one, none of whose tensors is read
 image = Image.new("RGB", (8, 8))
 request = Request(image=image, prompt="")
 

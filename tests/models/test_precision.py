@@ -11,7 +11,7 @@ from flax import nnx
 from sizes import TEXT, TRANSFORMER, VAE, VISION
 
 from qil_jax.models.vld_mmdit import ModulationTable, TokenLayout
-from qil_jax.weights import Component, TextEncoderPart, abstract
+from qil_jax.weights import Architecture, Component, TextEncoderPart
 
 WIDE = ("exp", "rsqrt", "sqrt", "cos", "sin")
 """Softmax, norms, rotary embedding: all that these primitives are used for here, beside the sinusoid of the level."""
@@ -54,7 +54,8 @@ def carried(jaxpr: Any, length: int) -> set[Any]:
 
 def traced(component: Component | TextEncoderPart, config: dict, call: Any, *arguments: Any) -> tuple[Any, set[Any]]:
     """The program of a model whose parameters are bf16, and the dtypes of what it gives."""
-    graph, state = nnx.split(abstract(component, config))
+    kind = component if isinstance(component, Component) else Component.TEXT_ENCODER
+    graph, state = nnx.split(Architecture(kind, config).abstract(component))
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, BF16), state)
     program = jax.make_jaxpr(lambda state, *given: call(nnx.merge(graph, state), *given))(state, *arguments)
     return program.jaxpr, {aval.dtype for aval in program.out_avals}

@@ -11,6 +11,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_layered
 
 from qil_jax.encoders.caption_prompts import PICTURE, CaptionLanguage, CaptionStyle, caption_chat
 from qil_jax.encoders.tokenizer import PromptTokenizer
+from qil_jax.weights import Checkpoint
 
 EN, ZH, UNBROKEN, BROKEN = *CaptionLanguage, *CaptionStyle
 KNOWN = {
@@ -37,7 +38,7 @@ def tokenizer(tmp_path_factory, request):
     else:
         (folder / "tokenizer").mkdir()
         reference_tokenizer().backend_tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
-    return PromptTokenizer.load(folder)
+    return PromptTokenizer(Checkpoint(folder).tokenizer)
 
 
 def texts_of_diffusers() -> dict[str, str]:

@@ -16,6 +16,7 @@ from qil_jax.encoders.caption_writer import CaptionWriter
 from qil_jax.inference.caption_job import captions_of
 from qil_jax.inference.images import preprocess
 from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
+from qil_jax.weights import Checkpoint
 
 STOPS = [151645, 151643, *range(7, 151643, 40)]
 """Ids that end a caption: so many that random weights write short ones."""
@@ -79,7 +80,7 @@ def test_captions_are_those_of_diffusers(checkpoint):
     folder, pipeline = checkpoint
     noise = np.random.default_rng(0).integers(0, 256, (90, 150, 4), np.uint8)
     pictures = [Image.fromarray(noise), Image.new("RGB", (100, 300), "orange")]
-    writer = CaptionWriter.load(folder, mesh=single_device_mesh(), rules=INFERENCE_RULES)
+    writer = CaptionWriter.load(Checkpoint(folder), mesh=single_device_mesh(), rules=INFERENCE_RULES)
     how = {"resolution": 96, "language": CaptionLanguage.EN, "style": CaptionStyle.BROKEN, "batch": 2}
     ours = captions_of(pictures, writer, **how)
     shown = [Image.fromarray(preprocess(picture, 96)[0]) for picture in pictures]

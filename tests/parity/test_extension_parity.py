@@ -12,8 +12,8 @@ from reference import error
 
 from qil_jax.mesh import TRAINING_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.rope import LayerIndex
-from qil_jax.weights import Component, component_config, load_component
-from qil_jax.weights.extension import layered_config, new_parts
+from qil_jax.weights import Architecture, Checkpoint, Component
+from qil_jax.weights.extension import new_parts
 
 torch.set_grad_enabled(False)
 MESHES = [None, MeshShape(fsdp=4, tensor=2)]
@@ -23,8 +23,7 @@ def extended(reference, component: Component, folder, shape: MeshShape | None = 
     """Our layered model from the files that a reference module saves."""
     reference.save_pretrained(folder / component)
     mesh = single_device_mesh() if shape is None else make_mesh(shape)
-    config = layered_config(component, component_config(folder, component))
-    return load_component(folder, component, mesh=mesh, rules=TRAINING_RULES, dtype=jnp.float32, config=config)
+    return Checkpoint(folder).load(component, mesh=mesh, rules=TRAINING_RULES, dtype=jnp.float32, layered=True)
 
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)
@@ -73,17 +72,17 @@ def test_the_vae_begins_as_the_rgb_vae_with_opaque_alpha(tmp_path, shape):
 def test_what_is_new_is_named(tmp_path):
     reference = tiny_transformer(use_additional_t_cond=False, use_layer3d_rope=False)
     reference.save_pretrained(tmp_path / "transformer")
-    config = component_config(tmp_path, Component.TRANSFORMER)
-    assert new_parts(Component.TRANSFORMER, config) == {
+    transformer = Checkpoint(tmp_path)[Component.TRANSFORMER].architecture
+    assert new_parts(transformer) == {
         "use_additional_t_cond": True,
         "use_layer3d_rope": True,
         "modulation/addition/embedding": 0.0,
     }
-    assert new_parts(Component.TRANSFORMER, layered_config(Component.TRANSFORMER, config)) == {}
-    assert new_parts(Component.VAE, {**VAE, "input_channels": 3}) == {
+    assert new_parts(transformer.layered) == {}
+    assert new_parts(Architecture(Component.VAE, {**VAE, "input_channels": 3})) == {
         "input_channels": 4,
         "encoder/conv_in/kernel[:, :, 3:, :]": 0.0,
         "decoder/conv_out/kernel[:, :, :, 3:]": 0.0,
         "decoder/conv_out/bias[3:]": 1.0,
     }
-    assert new_parts(Component.VAE, VAE) == {}
+    assert new_parts(Architecture(Component.VAE, VAE)) == {}

@@ -17,8 +17,7 @@ from peft import LoraConfig
 from reference import error
 
 from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
-from qil_jax.weights import Component, component_config, load_component, read_lora, write_lora
-from qil_jax.weights.tables import table_of
+from qil_jax.weights import Checkpoint, Component, read_lora, write_lora
 
 torch.set_grad_enabled(False)
 GRID, LAYERS, WORDS = (3, 4), layered(2), 5
@@ -36,7 +35,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def table(checkpoint):
-    return table_of(Component.TRANSFORMER, component_config(checkpoint, Component.TRANSFORMER))
+    return Checkpoint(checkpoint)[Component.TRANSFORMER].table
 
 
 def theirs(transformer) -> np.ndarray:
@@ -55,7 +54,7 @@ def theirs(transformer) -> np.ndarray:
 
 def ours(checkpoint: Path, loras=()) -> np.ndarray:
     place = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
-    graph, state = nnx.split(load_component(checkpoint, Component.TRANSFORMER, loras=loras, **place))
+    graph, state = nnx.split(Checkpoint(checkpoint).load(Component.TRANSFORMER, loras=loras, **place))
     random = torch.Generator().manual_seed(5)
     tokens = len(LAYERS) * GRID[0] * GRID[1]
     x = jnp.asarray(torch.randn(1, tokens, TRANSFORMER["in_channels"], generator=random).numpy())

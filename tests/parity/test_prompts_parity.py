@@ -6,6 +6,7 @@ import pytest
 from checkpoints import reference_tokenizer, write_tokenizer
 
 from qil_jax.encoders.tokenizer import PREFIX, SUFFIX, PromptTokenizer
+from qil_jax.weights import Checkpoint
 
 PREFIX_IDS = [
     151644, 8948, 198, 74785, 279, 2168, 553, 44193, 279, 1894, 11, 6083, 11, 1379, 11, 10434, 11, 12194, 11, 1467, 11,
@@ -30,7 +31,7 @@ PROMPTS = [
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     write_tokenizer(folder / "tokenizer")
-    return PromptTokenizer.load(folder)
+    return PromptTokenizer(Checkpoint(folder).tokenizer)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -54,14 +55,14 @@ def test_prefix_and_suffix(tokenizer):
 def test_tokenizer_json_reads_the_same(tokenizer, tmp_path):
     (tmp_path / "processor").mkdir()
     reference_tokenizer().backend_tokenizer.save(str(tmp_path / "processor" / "tokenizer.json"))
-    other = PromptTokenizer.load(tmp_path)
+    other = PromptTokenizer(Checkpoint(tmp_path).tokenizer)
     assert [other.ids(p) for p in PROMPTS] == [tokenizer.ids(p) for p in PROMPTS]
 
 
 def test_absent_and_broken_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="tokenizer"):
-        PromptTokenizer.load(tmp_path)
+        PromptTokenizer(Checkpoint(tmp_path).tokenizer)
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="copy it again"):
-        PromptTokenizer.load(tmp_path)
+        PromptTokenizer(Checkpoint(tmp_path).tokenizer)

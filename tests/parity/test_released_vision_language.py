@@ -23,7 +23,7 @@ from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
 from qil_jax.models.decoding import prefill, read_token
 from qil_jax.models.qwen2_5_vl import ON_ONE_CPU, VisionLanguage, text_encoder_of
 from qil_jax.models.stack import scan_blocks_in_place
-from qil_jax.weights import Component, TextEncoderPart, load_component
+from qil_jax.weights import Checkpoint, Component, TextEncoderPart
 
 pytestmark = pytest.mark.full
 
@@ -48,7 +48,7 @@ PROMPTS = prompt_ids([39, 17, 40], IMAGE)
 
 
 def load(folder: Path, part: Component | TextEncoderPart, dtype: jnp.dtype) -> nnx.Module:
-    return load_component(folder, part, mesh=single_device_mesh(), rules=INFERENCE_RULES, dtype=dtype)
+    return Checkpoint(folder).load(part, mesh=single_device_mesh(), rules=INFERENCE_RULES, dtype=dtype)
 
 
 @dataclass(frozen=True)

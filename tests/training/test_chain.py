@@ -21,6 +21,7 @@ from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
 from qil_jax.programs import ended
 from qil_jax.training.stages.kinds import Stage
+from qil_jax.weights import Checkpoint
 from qil_jax.weights.values import checkpoint_values
 
 pytestmark = pytest.mark.full
@@ -97,7 +98,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("stage", Stage)
 def test_the_export_of_a_finished_run_is_its_checkpoint(chain: Chain, stage):
     folders = chain.run(stage) / "checkpoint", chain.exported(stage)
-    ran, exported = (checkpoint_values(folder, lambda _: None) for folder in folders)
+    ran, exported = (checkpoint_values(Checkpoint(folder), lambda _: None) for folder in folders)
     assert ran == exported
     assert files_of(folders[0]) == files_of(folders[1])
     assert validate.main([str(folders[1]), "--values"]) == 0

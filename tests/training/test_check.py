@@ -4,13 +4,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
+from counting import Counts
 from runs import ROOT, QuickRuns, World, command, config_of, environment, finish
 
+from qil_jax.cli import train
 from qil_jax.programs import called
-from qil_jax.training import setup
+from qil_jax.training import check, setup
 from qil_jax.training.check import folder_lines, size_text
 from qil_jax.training.config_file import load_experiment
 from qil_jax.training.stages.kinds import Stage
@@ -82,6 +85,21 @@ def test_the_vae(world: World, tmp_path):
     assert "pictures; padded: " in said["first batch"] and "frozen in the same network" in said
     assert said["missing"].startswith("the perceptual term is off")
     assert said["validation data"] == "none, validation.every is 0" and not run.exists()
+
+
+@pytest.mark.full
+def test_the_initial_checkpoint_is_read_once(world: World, one_device, tmp_path, monkeypatch, capsys):
+    """All but what run-time type checks, which are on in this process, refuse: lowering, and a number for an array."""
+    compiled = SimpleNamespace(memory_analysis=lambda: None)
+    step = SimpleNamespace(lower=lambda *_: SimpleNamespace(compile=lambda: compiled))
+    monkeypatch.setattr(setup.TrainingRun, "step", lambda *_: step)
+    monkeypatch.setattr(check, "_batch", lambda *_: [])
+    counts = Counts(world.base, monkeypatch)
+    call = command(Stage.IMAGE_TO_LAYERS, tmp_path / "run", world.settings(Stage.IMAGE_TO_LAYERS, {}), "--check")
+    assert train.main(call[2:]) == 0 and "compiled: " in capsys.readouterr().out
+    assert len(counts.of_weights()) == 6 and {*counts.of_weights().values()} == {1}
+    assert {name: count for name, count in counts.made.items() if count > 1} == {}
+    assert counts.made.keys() >= {"MMDiTConfig", "VAEConfig", "Qwen2_5VLConfig", "VLDMMDiT", "RGBAVAE", "TextEncoder"}
 
 
 @pytest.mark.full

@@ -19,10 +19,9 @@ from qil_jax.cli import convert
 from qil_jax.programs import called, ended
 from qil_jax.training.saved import SavedParams
 from qil_jax.training.state_tree import Weights, checksum
-from qil_jax.weights import Component, component_config, require_sound
+from qil_jax.weights import Checkpoint, Component
 from qil_jax.weights.convert import to_orbax
 from qil_jax.weights.safetensors_io import ShardedWriter
-from qil_jax.weights.tables import table_of
 from qil_jax.weights.values import checkpoint_values
 
 TRAINED = re.compile("image_out|modulation|text_in")
@@ -57,12 +56,12 @@ def test_values_are_those_of_the_checkpoint(world: World, run: Path, tmp_path, s
     """Bit for bit, or rounded once; what was frozen is the initial checkpoint's."""
     out, more = tmp_path / "out", [] if ema else ["--no-ema"]
     assert export(run, out, "--step", str(step), "--dtype", dtype.name, *more) == 0
-    require_sound(out)
+    Checkpoint(out).require_sound()
     origin = json.loads((out / "training.json").read_text())
     assert origin == {"stage": "stage1_text_to_rgba", "step": step, "ema": ema}
     file = "transformer/diffusion_pytorch_model.safetensors"
     found, base, state = load_file(out / file), load_file(world.base / file), saved(run, step)
-    table = table_of(Component.TRANSFORMER, component_config(world.base, Component.TRANSFORMER))
+    table = Checkpoint(world.base)[Component.TRANSFORMER].table
     assert found.keys() == {entry.name for entry in table}
     for entry in table:
         value = base[entry.name]
@@ -86,7 +85,9 @@ def test_a_start_stored_by_orbax_gives_the_same(world: World, copy: Path, tmp_pa
     assert export(copy, tmp_path / "released") == 0
     changed(copy, str(tmp_path / "orbax"))
     assert export(copy, tmp_path / "out") == 0
-    assert checkpoint_values(tmp_path / "out", ignored) == checkpoint_values(tmp_path / "released", ignored)
+    assert checkpoint_values(Checkpoint(tmp_path / "out"), ignored) == checkpoint_values(
+        Checkpoint(tmp_path / "released"), ignored
+    )
     assert not list((tmp_path / "out").rglob("params"))
 
 

@@ -31,9 +31,8 @@ from qil_jax.training.stages.flow import FlowStage
 from qil_jax.training.stages.kinds import Stage
 from qil_jax.training.start import LORA_FILE
 from qil_jax.training.step import fresh_state, make_step
-from qil_jax.weights import Component, abstract, component_config, load_component
+from qil_jax.weights import Checkpoint, Component
 from qil_jax.weights.lora import read_lora
-from qil_jax.weights.tables import table_of
 
 pytestmark = pytest.mark.full
 
@@ -66,7 +65,7 @@ def with_random_b(factors: Params) -> Params:
 def base_of(world: World) -> tuple[Objective, Params, Any]:
     """The stage's loss by a network without low-rank changes, the parameters of the checkpoint, and the network."""
     place = {"mesh": single_device_mesh(), "rules": TRAINING_RULES, "dtype": jnp.float32}
-    model = load_component(world.base, Component.TRANSFORMER, **place)
+    model = Checkpoint(world.base).load(Component.TRANSFORMER, **place)
     network = training_network(model)
     loss = world.experiment(Stage.IMAGE_TO_LAYERS, {}).flow_loss
     return flow_objective(network, loss, Compute(scan=Scan(unroll=True))), params_of(model), network
@@ -169,8 +168,7 @@ def test_meshes_and_accumulation_change_nothing(world, alone, mesh, changes):
 
 
 def test_initial_factors_depend_on_seed_and_path_alone(world, given):
-    config = component_config(world.base, Component.TRANSFORMER)
-    model = abstract(Component.TRANSFORMER, config)
+    model = Checkpoint(world.base).abstract(Component.TRANSFORMER)
     LoRAConfig(rank=RANK, alpha=ALPHA).add_to(model)
     mesh = make_mesh(MeshShape(fsdp=4, tensor=2))
     seed = given.run.experiment.seed
@@ -243,7 +241,7 @@ class Trained:
         )
         self.file = result_of(experiment, folder) / LORA_FILE
         export_run(self.run, self.state, self.file.parent)
-        self.table = table_of(Component.TRANSFORMER, component_config(world.base, Component.TRANSFORMER))
+        self.table = Checkpoint(world.base)[Component.TRANSFORMER].table
 
 
 @pytest.fixture(scope="module", params=[pytest.param(Precision.FP32, marks=pytest.mark.slow), Precision.BF16])
@@ -308,8 +306,8 @@ def test_a_checkpoint_of_the_run_is_exported_as_a_file_or_merged(world, trained,
     for module, change in wanted.changes.items():
         assert np.array_equal(found.changes[module].a, change.a) and np.array_equal(found.changes[module].b, change.b)
     place = {"mesh": single_device_mesh(), "rules": TRAINING_RULES}
-    kernels = params_of(load_component(folder, Component.TRANSFORMER, **place))
-    loaded = load_component(world.base, Component.TRANSFORMER, **place, loras=[(wanted, 1.0)])
+    kernels = params_of(Checkpoint(folder).load(Component.TRANSFORMER, **place))
+    loaded = Checkpoint(world.base).load(Component.TRANSFORMER, **place, loras=[(wanted, 1.0)])
     for path, value in params_of(loaded).items():
         assert np.array_equal(kernels[path], value), path
     assert any(not np.array_equal(kernels[path], given.base[path]) for path in kernels)

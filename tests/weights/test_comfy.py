@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from qil_jax.cli import convert
 from qil_jax.programs import ended
-from qil_jax.weights import WeightsError, component_config, require_sound
+from qil_jax.weights import Checkpoint, WeightsError
 from qil_jax.weights.comfy import read_comfy
-from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component
 from tools.make_demo_checkpoint import write_checkpoint
 
@@ -102,7 +101,7 @@ def test_a_file_becomes_a_checkpoint(style: Callable, base, tmp_path, capsys):
         assert ours[name].dtype == tensor.dtype and torch.equal(ours[name], tensor), name
     changed = [name for name in ours if not torch.equal(ours[name], original[name])]
     assert len(changed) == count
-    require_sound(tmp_path / "new")
+    Checkpoint(tmp_path / "new").require_sound()
     for part in ("vae", "text_encoder"):
         for file in (base / part).iterdir():
             assert (tmp_path / "new" / part / file.name).read_bytes() == file.read_bytes()
@@ -124,7 +123,7 @@ def test_fp32_keeps_the_product_as_torch_rounds_it(base, tmp_path):
 
 def test_formats_in_the_header_are_read(base, tmp_path):
     stored, _ = mixed(load_file(base / TRANSFORMER))
-    table = table_of(Component.TRANSFORMER, component_config(base, "transformer"))
+    table = Checkpoint(base)[Component.TRANSFORMER].table
     said = {"layers": {PREFIX + Q: {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}}}
     for values, sound in ((said, True), ({"layers": {PREFIX + Q: {"format": "nvfp4"}}}, False), ({"layers": 3}, False)):
         stored.pop(f"{PREFIX}{Q}.comfy_quant", None)

@@ -20,7 +20,7 @@ from qil_jax.cli import convert
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
 from qil_jax.programs import ended
-from qil_jax.weights import require_sound
+from qil_jax.weights import Checkpoint
 from qil_jax.weights.convert import ConversionError, to_diffusers, to_orbax
 from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan, TensorReader, read_headers, weight_files
 from qil_jax.weights.tables import table_of
@@ -59,9 +59,9 @@ def test_full_width_is_bit_exact(tmp_path):
     write_noise(tmp_path / "source", configs, shard_bytes=300_000_000)
     assert len(weight_files(tmp_path / "source" / "transformer")) > 1
     to_orbax(tmp_path / "source", tmp_path / "orbax")
-    require_sound(tmp_path / "orbax")
+    Checkpoint(tmp_path / "orbax").require_sound()
     to_diffusers(tmp_path / "orbax", tmp_path / "back")
-    require_sound(tmp_path / "back")
+    Checkpoint(tmp_path / "back").require_sound()
     assert unlike(tmp_path / "source", tmp_path / "back") == []
     names = read_headers(weight_files(tmp_path / "back" / "vae"))
     assert len(names) == 194 and any("time_conv" in name for name in names)
@@ -185,7 +185,7 @@ def test_a_failed_conversion_leaves_the_old_result_whole(tiny, tmp_path, monkeyp
     to_orbax(source, destination)
     before = {f.relative_to(destination): f.read_bytes() for f in destination.rglob("*") if f.is_file()}
 
-    def broken(done: int) -> None:
+    def broken(done: int, total: int) -> None:
         raise OSError("No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
@@ -193,7 +193,7 @@ def test_a_failed_conversion_leaves_the_old_result_whole(tiny, tmp_path, monkeyp
     assert {f.relative_to(destination): f.read_bytes() for f in destination.rglob("*") if f.is_file()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["orbax"]
     to_orbax(source, destination, overwrite=True)
-    require_sound(destination)
+    Checkpoint(destination).require_sound()
 
 
 KILLED = """
@@ -226,7 +226,7 @@ def test_what_a_killed_conversion_left_is_put_right_at_the_next(tiny, tmp_path, 
     assert {f.relative_to(destination): f.read_bytes() for f in destination.rglob("*") if f.is_file()} == before
     assert convert.main(words) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["orbax"]
-    require_sound(destination)
+    Checkpoint(destination).require_sound()
 
 
 @pytest.mark.full
@@ -240,7 +240,7 @@ def test_folders_of_other_names_are_nobodys_left_overs(tiny, tmp_path):
     words = ["to-orbax", str(source), str(destination)]
     assert convert.main(words) == 0
     assert convert.main([*words, "--overwrite"]) == 0
-    require_sound(destination)
+    Checkpoint(destination).require_sound()
     assert [file.read_text() for file in others] == ["kept", "kept"]
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -251,7 +251,7 @@ def test_the_rows_of_a_cut_tensor_meet(tiny, tmp_path, monkeypatch):
     source = tiny[0]
     monkeypatch.setattr("qil_jax.weights.pieces.PIECE_BYTES", 1 << 12)
     to_orbax(source, tmp_path / "orbax")
-    require_sound(tmp_path / "orbax")
+    Checkpoint(tmp_path / "orbax").require_sound()
     to_diffusers(tmp_path / "orbax", tmp_path / "back")
     assert unlike(source, tmp_path / "back") == []
 
@@ -292,7 +292,7 @@ def test_a_destination_may_lead_through_the_folder_above(tiny, tmp_path, monkeyp
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert ended(convert.main, ["to-orbax", str(tiny[0]), "../orbax"]) == 0
-    require_sound(Path("../orbax"))
+    Checkpoint(Path("../orbax")).require_sound()
     assert ended(convert.main, ["to-diffusers", "../orbax", "../back"]) == 0
     assert unlike(tiny[0], tmp_path / "back") == []
 

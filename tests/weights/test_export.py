@@ -7,9 +7,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from qil_jax.cli import validate
-from qil_jax.weights import component_config, export, open_source
-from qil_jax.weights.tables import table_of
-from qil_jax.weights.tables.entries import Component, targets
+from qil_jax.weights import Checkpoint, export
+from qil_jax.weights.tables.entries import Component
 from tools.make_demo_checkpoint import write_checkpoint
 
 FILES = {Component.TRANSFORMER: "diffusion_pytorch_model", Component.VAE: "diffusion_pytorch_model"}
@@ -22,13 +21,13 @@ class Trained:
     def __init__(self, folder, component: Component):
         self.base, self.component = folder / "base", component
         write_checkpoint(self.base)
-        config = component_config(self.base, component)
-        source, wanted = open_source(self.base / component, component), targets(table_of(component, config))
+        checkpoint = Checkpoint(self.base)
+        source, wanted = checkpoint[component].source(), checkpoint[component].targets
         self.arguments = {
             "component": component,
             "params": {p: jnp.asarray(2 * source.read(t, tuple(map(slice, t.shape)))) for p, t in wanted.items()},
-            "config": config,
-            "others": dict.fromkeys(Component, self.base),
+            "config": checkpoint[component].json,
+            "others": dict.fromkeys(Component, checkpoint),
             "origin": {"stage": "test", "step": 1},
         }
 

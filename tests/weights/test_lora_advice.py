@@ -9,12 +9,11 @@ from loras import block_modules, random_lora, write_layout
 
 from qil_jax import Pipeline
 from qil_jax.cli import validate
-from qil_jax.inference.checkpoint import Checkpoint
+from qil_jax.inference.checkpoint import LayeredCheckpoint
 from qil_jax.programs import ended
 from qil_jax.shipped import shipped_checkpoint
-from qil_jax.weights import Component, component_config
+from qil_jax.weights import Checkpoint, Component
 from qil_jax.weights.lora_advice import KNOWN, advice_on
-from qil_jax.weights.tables import table_of
 
 CONTROL, STABLE = "belongs on the checkpoint Qwen-Image-Layered-Control", "needs Heun's sampler, which is not there yet"
 
@@ -22,7 +21,7 @@ CONTROL, STABLE = "belongs on the checkpoint Qwen-Image-Layered-Control", "needs
 def lora_at(file: Path, layout: str = "peft", **how) -> Path:
     """A LoRA of the shipped checkpoint in a new file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    table = table_of(Component.TRANSFORMER, component_config(shipped_checkpoint(), Component.TRANSFORMER))
+    table = Checkpoint(shipped_checkpoint())[Component.TRANSFORMER].table
     return write_layout(file, random_lora(table, block_modules(0)), layout, alphas=False, **how)
 
 
@@ -36,7 +35,7 @@ def lora_at(file: Path, layout: str = "peft", **how) -> Path:
     ],
 )
 def test_files_are_known_by_their_names(tmp_path, name, advice):
-    found = Checkpoint.open(loras=[(lora_at(tmp_path / name), 1.0)]).advice
+    found = LayeredCheckpoint.open(loras=[(lora_at(tmp_path / name), 1.0)]).advice
     assert [advice in line and "its names say" in line for line in found] == [True] * (advice is not None)
 
 
@@ -48,7 +47,7 @@ def test_metadata_names_the_base(tmp_path):
     )
     within = lora_at(tmp_path / "y.safetensors", metadata={"ss_base_model": base})
     for file in (beside, within):
-        (line,) = Checkpoint.open(loras=[(file, 1.0)]).advice
+        (line,) = LayeredCheckpoint.open(loras=[(file, 1.0)]).advice
         assert line.startswith(f"{file}: its names say Qwen-Image-Layered-Control-V2") and CONTROL in line
 
 

@@ -25,20 +25,10 @@ from safetensors.numpy import load_file, save_file
 
 from qil_jax.mesh import INFERENCE_RULES, TRAINING_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.paths import slashed
-from qil_jax.weights import (
-    Component,
-    LoRA,
-    LoRAError,
-    component_config,
-    load_component,
-    open_source,
-    read_lora,
-    write_lora,
-)
+from qil_jax.weights import Checkpoint, Component, LoRA, LoRAError, read_lora, write_lora
 from qil_jax.weights.convert import to_orbax
 from qil_jax.weights.lora_header import linear_maps
 from qil_jax.weights.safetensors_io import TensorReader
-from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import targets
 from tools.make_demo_checkpoint import write_checkpoint
 
@@ -54,7 +44,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def table(checkpoint):
-    return table_of(Component.TRANSFORMER, component_config(checkpoint, Component.TRANSFORMER))
+    return Checkpoint(checkpoint)[Component.TRANSFORMER].table
 
 
 def same(one: LoRA, other: LoRA) -> None:
@@ -182,13 +172,13 @@ def test_a_failed_write_leaves_nothing(table, tmp_path):
 
 def load(checkpoint, loras=(), *, mesh=None, rules=INFERENCE_RULES, dtype=None) -> dict[str, np.ndarray]:
     mesh = single_device_mesh() if mesh is None else mesh
-    model = load_component(checkpoint, Component.TRANSFORMER, mesh=mesh, rules=rules, dtype=dtype, loras=loras)
+    model = Checkpoint(checkpoint).load(Component.TRANSFORMER, mesh=mesh, rules=rules, dtype=dtype, loras=loras)
     return {slashed(path): np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 
 def summed(checkpoint, table, loras) -> dict[str, np.ndarray]:
     """All parameters in fp64 with the changes added, from the definition."""
-    source, sums = open_source(checkpoint / Component.TRANSFORMER, Component.TRANSFORMER), {}
+    source, sums = Checkpoint(checkpoint)[Component.TRANSFORMER].source(), {}
     for path, target in targets(table).items():
         whole = source.read(target, tuple(slice(0, n) for n in target.shape)).astype(np.float64)
         for i, entry in enumerate(target.entries):
@@ -267,7 +257,7 @@ def test_what_cannot_be_added(checkpoint, table, loras, monkeypatch):
     monkeypatch.setattr(TensorReader, "__getitem__", untouched)
     for component in (Component.VAE, Component.TEXT_ENCODER):
         with pytest.raises(LoRAError, match="change the transformer only"):
-            load_component(checkpoint, component, loras=loras, **place)  # pyright: ignore[reportCallIssue]
+            Checkpoint(checkpoint).load(component, loras=loras, **place)  # pyright: ignore[reportCallIssue]
     with pytest.raises(LoRAError, match="LoRA 2: 1 modules are not in this transformer, such as blocks"):
         load(checkpoint, [loras[0], (other, 1.0)])
     with pytest.raises(LoRAError, match="LoRA 1: its scale must be a finite number, got nan"):

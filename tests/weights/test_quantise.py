@@ -17,7 +17,7 @@ from quantised_checkpoints import ELEMENTS, TEXT_ENCODER, TRANSFORMER, dequantis
 from safetensors.torch import load_file, save_file
 
 from qil_jax.cli import convert, validate
-from qil_jax.inference.checkpoint import Checkpoint
+from qil_jax.inference.checkpoint import LayeredCheckpoint
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
 from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, single_device_mesh
@@ -25,16 +25,7 @@ from qil_jax.models.lora import linear_maps
 from qil_jax.models.paths import slashed
 from qil_jax.models.quantised import Quantisation, quantised
 from qil_jax.programs import ended
-from qil_jax.weights import (
-    Component,
-    LoRA,
-    LoRAError,
-    LowRank,
-    TextEncoderPart,
-    fingerprint,
-    load_component,
-    require_sound,
-)
+from qil_jax.weights import Checkpoint, Component, LoRA, LoRAError, LowRank, TextEncoderPart
 from qil_jax.weights.convert import to_diffusers, to_orbax
 from qil_jax.weights.quantise import quantise_checkpoint
 from qil_jax.weights.tables import table_of
@@ -85,7 +76,7 @@ def plain_layers(plain, small_bucket) -> np.ndarray:
 
 
 def on(mesh, folder: Path, part, dtype=None):
-    return load_component(folder, part, mesh=mesh, rules=INFERENCE_RULES, dtype=dtype)
+    return Checkpoint(folder).load(part, mesh=mesh, rules=INFERENCE_RULES, dtype=dtype)
 
 
 @pytest.mark.full
@@ -153,7 +144,7 @@ def test_full_precision_is_torchs_own(made, dtype, tmp_path):
 def test_orbax_and_back_is_bit_exact(made, tmp_path):
     _, folder = made
     to_orbax(folder, tmp_path / "orbax")
-    require_sound(tmp_path / "orbax")
+    Checkpoint(tmp_path / "orbax").require_sound()
     to_diffusers(tmp_path / "orbax", tmp_path / "back")
     assert unlike(folder, tmp_path / "back") == []
     assert run("dequantize", tmp_path / "orbax", tmp_path / "a") == run("dequantize", folder, tmp_path / "b") == 0
@@ -208,7 +199,7 @@ def test_the_report_holds_the_errors_that_torch_finds(made, plain):
 def test_the_size_in_memory_is_that_of_the_loaded_arrays(made):
     _, folder = made
     for dtype, itemsize in ((None, 4), ("bfloat16", 2)):
-        size = Checkpoint.open(folder, dtype=dtype).size
+        size = LayeredCheckpoint.open(folder, dtype=dtype).size
         models = [on(single_device_mesh(), folder, component, dtype) for component in Component]
         loaded = sum(x.nbytes for model in models for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
         assert size.parameters == loaded
@@ -223,7 +214,7 @@ def test_pictures_are_decomposed(made, plain_layers):
 
 def test_it_is_another_checkpoint(made, plain):
     _, folder = made
-    assert fingerprint(folder) != fingerprint(plain)
+    assert Checkpoint(folder).fingerprint() != Checkpoint(plain).fingerprint()
     assert ended(validate.main, [str(folder), "--values"]) == 0
 
 
@@ -239,7 +230,7 @@ def test_one_component_alone(plain, tmp_path):
     small = {name for name, tensor in stored.items() if tensor.dtype == torch.int8}
     assert small == {n for n, x in original.items() if "layers" in n and "visual" not in n and x.ndim == 2}
     assert run("quantize", tmp_path / "q", tmp_path / "both", "--dtype", "fp8", "--components", "transformer") == 0
-    require_sound(tmp_path / "both")
+    Checkpoint(tmp_path / "both").require_sound()
 
 
 def test_shards_are_read(plain, tmp_path):
@@ -290,6 +281,6 @@ def test_loras_are_refused(made):
     lora = LoRA(changes={"transformer_blocks.0.attn.to_q": change}, origin={})
     place = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
     with pytest.raises(LoRAError, match="cannot be added to a quantised transformer"):
-        load_component(made[1], Component.TRANSFORMER, loras=[(lora, 1.0)], **place)
+        Checkpoint(made[1]).load(Component.TRANSFORMER, loras=[(lora, 1.0)], **place)
     with pytest.raises(LoRAError, match="cannot be added to a quantised transformer"):
-        Checkpoint.open(made[1], loras=[(made[1] / "lora.safetensors", 1.0)])
+        LayeredCheckpoint.open(made[1], loras=[(made[1] / "lora.safetensors", 1.0)])

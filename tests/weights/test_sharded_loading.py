@@ -16,10 +16,9 @@ from waiting import HANGS, free_port, simulated
 
 from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, single_device_mesh
 from qil_jax.models.paths import slashed
-from qil_jax.weights import TextEncoderPart, WeightsError, assemble, component_config, load_component
+from qil_jax.weights import Checkpoint, TextEncoderPart, WeightsError, assemble
 from qil_jax.weights.convert import to_orbax
 from qil_jax.weights.safetensors_io import ShardedWriter, TensorPlan, TensorReader, stored_tensors
-from qil_jax.weights.tables import table_of
 from qil_jax.weights.tables.entries import Component, targets
 from tools.bench.convert import shallow, write_component_noise
 from tools.make_demo_checkpoint import write_checkpoint
@@ -49,7 +48,7 @@ def parameters(model: nnx.Module) -> dict[str, jax.Array]:
 
 def loaded(folder: Path, component: Component | TextEncoderPart, mesh: str) -> dict[str, jax.Array]:
     place = make_mesh(MeshShape.parse(mesh)) if mesh else single_device_mesh()
-    return parameters(load_component(folder, component, mesh=place, rules=INFERENCE_RULES))
+    return parameters(Checkpoint(folder).load(component, mesh=place, rules=INFERENCE_RULES))
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -95,16 +94,15 @@ def main(folder, mesh, where, wait):
         from flax import nnx
         from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh
         from qil_jax.models.paths import slashed
-        from qil_jax.weights import Component, load_component, open_source, component_config
+        from qil_jax.weights import Checkpoint, Component
         from qil_jax.weights.assemble import reporting
-        from qil_jax.weights.tables import table_of
-        from qil_jax.weights.tables.entries import targets
         counts = []
         place = {"mesh": make_mesh(MeshShape.parse(mesh)), "rules": INFERENCE_RULES}
         folder, part = Path(folder), Component.TRANSFORMER
         with reporting(lambda *count: counts.append(count)):
-            model = load_component(folder, part, **place)
-        source, wanted = open_source(folder / part, part), targets(table_of(part, component_config(folder, part)))
+            model = Checkpoint(folder).load(part, **place)
+        stored = Checkpoint(folder)[part]
+        source, wanted = stored.source(), stored.targets
         whole = 0
         for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
             if leaf[...].sharding.is_fully_replicated:
@@ -133,7 +131,7 @@ def test_each_of_two_processes_reads_half(released, mesh):
         )
         for index in range(2)
     ]
-    table = table_of(Component.TRANSFORMER, component_config(released, Component.TRANSFORMER))
+    table = Checkpoint(released)[Component.TRANSFORMER].table
     reader = TensorReader(stored_tensors(released / Component.TRANSFORMER))
     size = (
         sum(math.prod(target.shape) for target in targets(table).values())

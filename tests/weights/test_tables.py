@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from qil_jax.models.paths import slashed
-from qil_jax.weights import TextEncoderPart, abstract
+from qil_jax.weights import Architecture, TextEncoderPart
 from qil_jax.weights.names import released_names
 from qil_jax.weights.released import CONFIGS, STRUCTURE_HASHES, structure_hash
 from qil_jax.weights.tables import table_of
@@ -70,7 +70,7 @@ def test_names_and_shapes_of_the_specification(component):
 @pytest.mark.full
 def test_the_table_fills_the_model_exactly(part):
     component = Component.TEXT_ENCODER if isinstance(part, TextEncoderPart) else part
-    state = nnx.to_flat_state(nnx.state(abstract(part, dict(CONFIGS[component])), nnx.Param))
+    state = nnx.to_flat_state(nnx.state(Architecture(component, CONFIGS[component]).abstract(part), nnx.Param))
     model = {slashed(path): parameter.get_value().shape for path, parameter in state}
     made = {path: target.shape for path, target in targets(table_of(component, CONFIGS[component])).items()}
     if part is Component.TEXT_ENCODER:  # the vision tower and the output head serve captions

@@ -9,7 +9,7 @@ from loras import TOP, block_modules, random_lora, tensors_of, write_layout
 from safetensors.numpy import save_file
 
 from qil_jax.cli import validate
-from qil_jax.weights import Component, component_config, write_lora
+from qil_jax.weights import Checkpoint, Component, write_lora
 from qil_jax.weights.released import CONFIGS
 from qil_jax.weights.tables import table_of
 from tools.make_demo_checkpoint import write_checkpoint
@@ -24,7 +24,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(base):
-    return table_of(Component.TRANSFORMER, component_config(base, Component.TRANSFORMER))
+    return Checkpoint(base)[Component.TRANSFORMER].table
 
 
 def run(*words) -> int:

@@ -82,10 +82,10 @@ def ours(folder: Path, case: Case, grid: tuple[int, int] = GRID) -> Write:
     from qil_jax.encoders.captioner import Captioner
     from qil_jax.encoders.generation import Generation
     from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
-    from qil_jax.weights import TextEncoderPart, load_component
+    from qil_jax.weights import Checkpoint, TextEncoderPart
 
     place: dict[str, Any] = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
-    captioner = Captioner(load_component(folder, TextEncoderPart.VISION_LANGUAGE, **place), **place)
+    captioner = Captioner(Checkpoint(folder).load(TextEncoderPart.VISION_LANGUAGE, **place), **place)
 
     def write(count: int, grid: tuple[int, int] = GRID) -> list[list[int]]:
         generation = Generation(max_new_tokens=count, repetition_penalty=1.05)

@@ -24,10 +24,10 @@ def ours(folder: Path, mesh: str) -> Any:
     from flax import nnx
 
     from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh
-    from qil_jax.weights import Component, load_component
+    from qil_jax.weights import Checkpoint, Component
 
     place = {"mesh": make_mesh(MeshShape.parse(mesh)), "rules": INFERENCE_RULES}
-    state = nnx.state(load_component(folder, Component.TRANSFORMER, **place))
+    state = nnx.state(Checkpoint(folder).load(Component.TRANSFORMER, **place))
     return jax.block_until_ready(state)
 
 
@@ -39,15 +39,12 @@ def by_orbax(folder: Path, mesh: str, *, assembled: bool) -> Any:
     from orbax.checkpoint.experimental import v1 as ocp
 
     from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, shardings
-    from qil_jax.weights import Component, component_config
-    from qil_jax.weights.load import abstract
-    from qil_jax.weights.tables import table_of
-    from qil_jax.weights.tables.entries import Transform, targets
+    from qil_jax.weights import Checkpoint, Component
+    from qil_jax.weights.tables.entries import Transform
 
-    config = component_config(folder, Component.TRANSFORMER)
-    grid = make_mesh(MeshShape.parse(mesh))
-    placements = shardings(abstract(Component.TRANSFORMER, config), grid, INFERENCE_RULES)
-    wanted = targets(table_of(Component.TRANSFORMER, config))
+    checkpoint, grid = Checkpoint(folder), make_mesh(MeshShape.parse(mesh))
+    placements = shardings(checkpoint.abstract(Component.TRANSFORMER), grid, INFERENCE_RULES)
+    wanted = checkpoint[Component.TRANSFORMER].targets
     tensors = {}
     for path, target in wanted.items():
         for entry in target.entries:

@@ -41,10 +41,10 @@ def load(folder: Path, loras: "list[tuple[LoRA, float]]") -> Any:
     from flax import nnx
 
     from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
-    from qil_jax.weights import Component, load_component
+    from qil_jax.weights import Checkpoint, Component
 
     place = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
-    model = load_component(folder, Component.TRANSFORMER, loras=loras, **place)
+    model = Checkpoint(folder).load(Component.TRANSFORMER, loras=loras, **place)
     jax.block_until_ready(nnx.state(model))
     return model
 

@@ -64,10 +64,10 @@ def velocity(folder: Path) -> np.ndarray:
 
     from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
     from qil_jax.models.vld_mmdit import TokenLayout
-    from qil_jax.weights import Component, load_component
+    from qil_jax.weights import Checkpoint, Component
 
     place: Mapping[str, Any] = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES, "dtype": jnp.float32}
-    graph, state = nnx.split(load_component(folder, Component.TRANSFORMER, **place))
+    graph, state = nnx.split(Checkpoint(folder).load(Component.TRANSFORMER, **place))
     random, where = np.random.default_rng(1), TokenLayout.of(GRID, LAYERS, np.ones((1, WORDS), np.int32))
     image = random.standard_normal((1, len(LAYERS) * GRID[0] * GRID[1], 64)).astype(np.float32)
     text = random.standard_normal((1, WORDS, 3584)).astype(np.float32)

@@ -46,10 +46,10 @@ def ours(folder: Path, rows: int, *, rank: int | None = None) -> Step:
     from qil_jax.training.optimiser import OptimiserConfig
     from qil_jax.training.parameters import params_of, training_network
     from qil_jax.training.step import fresh_state, make_step
-    from qil_jax.weights import Component, load_component
+    from qil_jax.weights import Checkpoint, Component
 
     place = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
-    model = load_component(folder, Component.TRANSFORMER, **place)
+    model = Checkpoint(folder).load(Component.TRANSFORMER, **place)
     config, params, frozen = model.config, params_of(model), {}
     if rank is not None:
         LoRAConfig(rank=rank, alpha=rank).add_to(model)

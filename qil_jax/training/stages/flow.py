@@ -28,14 +28,13 @@ from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
 from qil_jax.training.batches import FlowBatch, RowPlacement
 from qil_jax.training.experiment import Experiment
 from qil_jax.training.flops import flow_flops
+from qil_jax.training.initial import Initial
 from qil_jax.training.inputs import CachedInputs, OnlineInputs, TokenShape
 from qil_jax.training.lora import LoRAConfig, initial_factors, stored_factors
 from qil_jax.training.objectives import Compute, Objective, flow_objective
 from qil_jax.training.parameters import Network, Params, params_of, training_network
-from qil_jax.weights import Component, component_config, fingerprint, load_component
-from qil_jax.weights.extension import layered_config
+from qil_jax.weights import Component
 from qil_jax.weights.lora import read_lora
-from qil_jax.weights.tables import table_of
 
 SEED = 977
 """Seed of the initial noise of validation samples."""
@@ -122,7 +121,9 @@ class FlowStage:
         return jax.jit(sample)
 
 
-def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, source: Any) -> tuple[FlowStage, Params]:
+def flow_stage(
+    experiment: Experiment, initial: Initial, mesh: Mesh, placement: RowPlacement, source: Any
+) -> tuple[FlowStage, Params]:
     """The stage and its initial parameters; Qwen-Image's transformer is extended to a layered one.
 
     Raises:
@@ -130,22 +131,21 @@ def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sour
       QilError: if encoders or settings of cached latents differ from the experiment's.
     """
     start, dtype = experiment.start, jnp.dtype(experiment.precision)
-    checkpoint, place = Path(start.checkpoint), {"mesh": mesh, "rules": TRAINING_RULES}
+    checkpoint, place = initial[Component.TRANSFORMER], {"mesh": mesh, "rules": TRAINING_RULES}
     lora = experiment.lora
     kept = jnp.dtype(jnp.float32) if lora is None else dtype  # trained parameters are fp32, a frozen base need not be
-    layered = layered_config(Component.TRANSFORMER, component_config(checkpoint, Component.TRANSFORMER))
-    attend = _attend(experiment, MMDiTConfig.from_json(layered), mesh)
-    model = load_component(checkpoint, Component.TRANSFORMER, dtype=kept, config=layered, **place)
+    layered = checkpoint[Component.TRANSFORMER].architecture.layered
+    attend = _attend(experiment, layered.config, mesh)
+    model = checkpoint.load(Component.TRANSFORMER, dtype=kept, layered=True, **place)
     config, params = model.config, params_of(model)
     if lora is not None:
         lora.add_to(model)
         stored = {}
         if start.lora is not None:
-            table = table_of(Component.TRANSFORMER, layered)
-            stored = stored_factors(read_lora(Path(start.lora), table), table)
+            stored = stored_factors(read_lora(Path(start.lora), layered.table), layered.table)
         params |= initial_factors(model, **place, seed=experiment.seed, stored=stored)
     network = training_network(model)
-    vae = load_component(Path(start.folder(Component.VAE)), Component.VAE, dtype=dtype, **place)
+    vae = initial[Component.VAE].load(Component.VAE, dtype=dtype, **place)
     autoencoder = Autoencoder(vae, mesh=mesh)
     shape = TokenShape(
         scale=vae.config.scale_factor,
@@ -154,11 +154,11 @@ def flow_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, sour
         ways=TRAINING_RULES.ways(Axis.RESIDUAL, mesh),
     )
     if experiment.data.inputs is Inputs.LATENTS:
-        require_same_encoders(experiment, source)
+        require_same_encoders(experiment, initial, source)
         encode = CachedInputs(placement, shape, experiment.flow_loss, seed=experiment.seed)
     else:
-        tower = load_component(checkpoint, Component.TEXT_ENCODER, dtype=dtype, **place)
-        prompts = PromptEncoder(PromptTokenizer.load(checkpoint), tower, mesh=mesh)
+        tower = checkpoint.load(Component.TEXT_ENCODER, dtype=dtype, **place)
+        prompts = PromptEncoder(PromptTokenizer(checkpoint.tokenizer), tower, mesh=mesh)
         encode = OnlineInputs(autoencoder, prompts, placement, shape, experiment.flow_loss, seed=experiment.seed)
     compute = Compute(
         dtype=dtype,
@@ -190,12 +190,11 @@ def _attend(experiment: Experiment, config: MMDiTConfig, mesh: Mesh) -> Attend:
     )
 
 
-def require_same_encoders(experiment: Experiment, source: Any) -> None:
+def require_same_encoders(experiment: Experiment, initial: Initial, source: Any) -> None:
     """Refuse cached latents whose encoders or empty prompt differ from the experiment's, or with fewer text tokens."""
-    start = experiment.start
     source.require_encoders(
-        vae=fingerprint(Path(start.folder(Component.VAE)), (Component.VAE,)),
-        text_encoder=fingerprint(Path(start.checkpoint), (Component.TEXT_ENCODER,)),
+        vae=initial[Component.VAE].fingerprint(Component.VAE),
+        text_encoder=initial[Component.TEXT_ENCODER].fingerprint(Component.TEXT_ENCODER),
         no_prompt=experiment.flow_loss.no_prompt,
         text=experiment.data.text_tokens,
     )

@@ -24,12 +24,12 @@ from qil_jax.programs import called
 from qil_jax.training.batches import PictureBatch, RowPlacement
 from qil_jax.training.experiment import Experiment
 from qil_jax.training.flops import vae_flops_per_pixel
+from qil_jax.training.initial import Initial
 from qil_jax.training.inputs import picture_batch
 from qil_jax.training.objectives import Objective, vae_objective
 from qil_jax.training.parameters import Network, Params, copied, params_of, training_network
 from qil_jax.training.vae_loss import PerceptualLoss, VAELoss
-from qil_jax.weights import Component, component_config, load_component
-from qil_jax.weights.extension import layered_config
+from qil_jax.weights import Component
 from qil_jax.weights.lpips import load_lpips
 
 ACROSS = 8
@@ -87,12 +87,13 @@ class VAEStage:
         return latent_statistics(self.network, params, examples)
 
 
-def vae_stage(experiment: Experiment, mesh: Mesh, placement: RowPlacement, source: Any) -> tuple[VAEStage, Params]:
+def vae_stage(
+    experiment: Experiment, initial: Initial, mesh: Mesh, placement: RowPlacement, source: Any
+) -> tuple[VAEStage, Params]:
     """The stage and its initial parameters; an RGB VAE is extended to RGBA."""
     del source
-    folder = Path(experiment.start.folder(Component.VAE))
-    config = layered_config(Component.VAE, component_config(folder, Component.VAE))
-    vae = load_component(folder, Component.VAE, mesh=mesh, rules=TRAINING_RULES, dtype=jnp.float32, config=config)
+    load = initial[Component.VAE].load
+    vae = load(Component.VAE, mesh=mesh, rules=TRAINING_RULES, dtype=jnp.float32, layered=True)
     loss = experiment.vae_loss
     network, params = training_network(vae), params_of(vae)
     objective = vae_objective(
