@@ -27,7 +27,7 @@ CAMPAIGNS = {
     "edits": "edit scripts, through edit.py",
     "app": "the HTTP API of the app, without a model",
     "kills": "programs killed at random times and started again",
-    "psd": "Photoshop documents, through the reader of tools/export.py",
+    "psd": "Photoshop documents, through the reader of qil export",
     "ora": "OpenRaster files, likewise",
     "pptx": "presentations, likewise",
     "zip": "archives of PNGs with a manifest, likewise",

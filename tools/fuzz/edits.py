@@ -1,4 +1,4 @@
-"""The campaign of edit scripts, whole and broken, each carried out by tools/edit.py on a folder of layers.
+"""The campaign of edit scripts, whole and broken, each carried out by `qil edit` on a folder of layers.
 
 What is carried out is compared with a reading of docs/layers.md in a few lines of NumPy (`Canvas`): the names, the
 order, the size, and the pixels of layers that exact operations alone changed.

@@ -1,4 +1,4 @@
-"""The campaigns of broken files of layers: PSD, ORA, PPTX and ZIP, each read as `tools/export.py` reads it.
+"""The campaigns of broken files of layers: PSD, ORA, PPTX and ZIP, each read as `qil export` reads it.
 
 What is read nevertheless must be what another, simpler reader finds in the file: nothing may differ in silence.
 """
