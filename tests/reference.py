@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 from flax import nnx
 
-from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, Sharding, single_device_mesh
 from qil_jax.models.qwen2_5_vl import VisionLanguage
 from qil_jax.weights import Checkpoint, Component, TextEncoderPart
 
@@ -18,14 +18,14 @@ Module = TypeVar("Module")
 def ours(reference, component: str, folder: Path) -> nnx.Module:
     """Our model with the weights of a reference module, by way of the files that it saves."""
     reference.save_pretrained(folder / component)
-    return Checkpoint(folder).load(Component(component), mesh=single_device_mesh(), rules=INFERENCE_RULES)
+    return Checkpoint(folder).load(Component(component), Sharding(single_device_mesh(), INFERENCE_RULES))
 
 
 def our_vision_language(reference, folder: Path) -> VisionLanguage:
     """Our whole vision-language model with the weights of a reference one."""
     reference.save_pretrained(folder / Component.TEXT_ENCODER)
-    place = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
-    return Checkpoint(folder).load(TextEncoderPart.VISION_LANGUAGE, **place)
+    sharding = Sharding(single_device_mesh(), INFERENCE_RULES)
+    return Checkpoint(folder).load(TextEncoderPart.VISION_LANGUAGE, sharding)
 
 
 def error(actual, expected) -> float:

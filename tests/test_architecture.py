@@ -19,6 +19,8 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
 MAX_FILE, MAX_ENTRY = 600, 80
 WRITTEN = "summary.md"
 """The one document that a program writes: an evaluation's report."""
+FORWARDED = ("place", "how", "options")
+"""Names of dictionaries of keyword arguments, which neither search nor a type checker follows."""
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~)}>*-])/(home|root|work|tmp|Users|mnt|opt|data|srv)/\w|\b[A-Z]:\\\\?\w")
 
 
@@ -137,6 +139,25 @@ def public_frames(source: str) -> list[str]:
     return [name for name in names if not name.startswith("_") and re.search(r"frames?(?![a-z])|Frame", name)]
 
 
+def split_pairs(source: str) -> list[str]:
+    """Functions that take a mesh and rules apart, and calls that unpack a dictionary of arguments of ours.
+
+    What a function takes by ** itself, such as the options of a class of argparse, it may hand on.
+    """
+    found, own, tree = [], set(), ast.parse(source)
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    for function in (node for node in ast.walk(tree) if isinstance(node, functions)):
+        taken = function.args
+        if {"mesh", "rules"} <= {a.arg for a in (*taken.posonlyargs, *taken.args, *taken.kwonlyargs)}:
+            found.append(getattr(function, "name", "lambda"))
+        if taken.kwarg:
+            own |= {(id(node), taken.kwarg.arg) for node in ast.walk(function)}
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        names = [word.value.id for word in call.keywords if word.arg is None and isinstance(word.value, ast.Name)]
+        found += [f"**{name}" for name in names if name in FORWARDED and (id(call), name) not in own]
+    return found
+
+
 def python_files(*folders: str) -> list[Path]:
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     return sorted(files) + sorted(ROOT.glob("*.py"))
@@ -183,6 +204,27 @@ def test_no_absolute_paths():
 
 def test_no_public_name_says_frame():
     assert not gathered(lambda path: public_frames(text(path)), package_files())
+
+
+def test_mesh_and_rules_travel_as_one_value():
+    assert not gathered(lambda path: split_pairs(text(path)), python_files(HOUSE, "tools"))
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("def f(x, mesh, *, rules): ...", ["f"]),
+        ("async def f(mesh, rules, /): ...", ["f"]),
+        ("f = lambda mesh, rules: 0", ["lambda"]),
+        ("def f(mesh): ...\ndef g(rules): ...", []),
+        ("f(1, **place)\ng(**how, x=1)\nh(**options)", ["**place", "**how", "**options"]),
+        ("f(**{**how})\ng(*place)\nx = 2 ** how", []),
+        ("def f(**options): g(**options)", []),
+        ("def f(**options): g(**how)", ["**how"]),
+    ],
+)
+def test_pairs_that_are_apart_are_found(source, found):
+    assert split_pairs(source) == found
 
 
 def test_every_folder_of_modules_is_packaged():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qil_jax.errors import QilError
-from qil_jax.mesh import TRAINING_RULES, MeshShape, abstract_mesh, shardings
+from qil_jax.mesh import TRAINING_RULES, AbstractSharding, MeshShape, abstract_mesh, shardings
 from qil_jax.models.paths import slashed
 from qil_jax.planning.abstract import fresh_network, network
 from qil_jax.training.config_file import load_experiment
@@ -49,8 +49,8 @@ def trained_network(experiment: Experiment) -> nnx.Module:
 
 def state_bytes(experiment: Experiment) -> int:
     """Bytes of a device's share of what a run trains: fp32 parameters, EMA and two moments."""
-    model, mesh = trained_network(experiment), abstract_mesh(experiment.mesh)
-    placed = shardings(model, mesh, TRAINING_RULES)
+    model, sharding = trained_network(experiment), AbstractSharding(abstract_mesh(experiment.mesh), TRAINING_RULES)
+    placed = shardings(model, sharding)
     sizes = {slashed(path): parameter.shape for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     trained = [path for path in sizes if experiment.lora is None or re.search(FACTORS, path)]
     elements = sum(math.prod(placed[path].shard_shape(sizes[path])) for path in trained)
@@ -79,11 +79,11 @@ def presets_table() -> str:
 
 def shardings_table() -> str:
     """One row for each kind of parameter; those of both streams share one, and those that nothing splits are summed."""
-    mesh = abstract_mesh(MeshShape(fsdp=4, tensor=2))
+    sharding = AbstractSharding(abstract_mesh(MeshShape(fsdp=4, tensor=2)), TRAINING_RULES)
     rows = ["| parameter | shape | split over |", "|---|---|---|"]
     for component in (Component.TRANSFORMER, Component.VAE):
         model = network(component)
-        placed = shardings(model, mesh, TRAINING_RULES)
+        placed = shardings(model, sharding)
         seen: dict[str, None] = {}
         whole = count = 0
         for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):

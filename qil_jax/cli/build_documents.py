@@ -126,8 +126,9 @@ def _model(args: argparse.Namespace, work: epath.Path) -> "DocumentCaptions | No
         return None
     from qil_jax.cli.model_captions import DocumentCaptions
 
-    checkpoint, how = Path(args.caption_checkpoint), {"batch": args.caption_batch, "mesh": args.caption_mesh}
-    return DocumentCaptions(checkpoint, work / "captions", **how)
+    return DocumentCaptions(
+        Path(args.caption_checkpoint), work / "captions", batch=args.caption_batch, mesh=args.caption_mesh
+    )
 
 
 def _make_captioner(

@@ -23,7 +23,7 @@ from qil_jax.errors import QilError, say
 from qil_jax.inference.caption_job import captions_of
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.images import bucket_size
-from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, MeshShape, Sharding, make_mesh, single_device_mesh
 from qil_jax.weights import Checkpoint
 
 
@@ -52,7 +52,8 @@ class DocumentCaptions:
         except FileNotFoundError as error:
             raise QilError(str(error)) from error
         self._batch = batch
-        self._mesh = make_mesh(MeshShape.parse(mesh)) if mesh else single_device_mesh()
+        grid = make_mesh(MeshShape.parse(mesh)) if mesh else single_device_mesh()
+        self._sharding = Sharding(grid, INFERENCE_RULES)
         self._resolution = Defaults.of(checkpoint).resolution
         self._writer: CaptionWriter | None = None
         asked = {
@@ -75,10 +76,15 @@ class DocumentCaptions:
     def _describe(self, pictures: Sequence[UInt8[np.ndarray, "y x 4"]]) -> list[str]:
         if self._writer is None:
             say(f"loading {self._checkpoint.folder} to caption documents")
-            self._writer = CaptionWriter.load(self._checkpoint, mesh=self._mesh, rules=INFERENCE_RULES)
+            self._writer = CaptionWriter.load(self._checkpoint, sharding=self._sharding)
         images = {i: Image.fromarray(picture) for i, picture in enumerate(pictures) if self._can_show(picture)}
-        how = {"resolution": self._resolution, "language": CaptionLanguage.EN, "batch": self._batch}
-        written = captions_of(list(images.values()), self._writer, **how)
+        written = captions_of(
+            list(images.values()),
+            self._writer,
+            resolution=self._resolution,
+            language=CaptionLanguage.EN,
+            batch=self._batch,
+        )
         texts = dict(zip(images, written, strict=True))
         return [texts.get(i, "") for i in range(len(pictures))]
 

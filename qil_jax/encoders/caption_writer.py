@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 from PIL import Image
 
 from qil_jax.choices import CaptionLanguage
@@ -14,7 +13,7 @@ from qil_jax.encoders.caption_prompts import PICTURE, CaptionStyle, caption_chat
 from qil_jax.encoders.captioner import Captioner, Programs
 from qil_jax.encoders.generation import Generation
 from qil_jax.encoders.tokenizer import PromptTokenizer
-from qil_jax.mesh import Rules
+from qil_jax.mesh import Sharding
 from qil_jax.models.config import ConfigError, require_none
 from qil_jax.weights import Checkpoint, TextEncoderPart
 
@@ -70,8 +69,7 @@ class CaptionWriter:
         cls,
         checkpoint: Checkpoint,
         *,
-        mesh: Mesh,
-        rules: Rules,
+        sharding: Sharding,
         dtype: str | None = None,
         is_abstract: bool = False,
     ) -> "CaptionWriter":
@@ -79,8 +77,7 @@ class CaptionWriter:
 
         Args:
           checkpoint: checkpoint, of which nothing else need be there.
-          mesh: mesh on which the parameters are placed.
-          rules: sharding rules that map logical axes to mesh axes.
+          sharding: mesh on which the parameters are placed, and the rules that map logical axes to its axes.
           dtype: dtype of parameters and activations; None: the stored dtype.
           is_abstract: whether parameters are shapes only.
 
@@ -92,8 +89,8 @@ class CaptionWriter:
         """
         config = CaptionConfig.of(checkpoint)
         load = checkpoint.abstract if is_abstract else checkpoint.load
-        model = load(TextEncoderPart.VISION_LANGUAGE, mesh=mesh, rules=rules, dtype=dtype)
-        return cls(PromptTokenizer(checkpoint.tokenizer), config, Captioner(model, mesh=mesh, rules=rules))
+        model = load(TextEncoderPart.VISION_LANGUAGE, sharding, dtype=dtype)
+        return cls(PromptTokenizer(checkpoint.tokenizer), config, Captioner(model, sharding=sharding))
 
     @property
     def state(self) -> Any:

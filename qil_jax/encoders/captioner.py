@@ -8,14 +8,13 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float
 
 from qil_jax.encoders.generation import Generation
 from qil_jax.encoders.lengths import image_bucket, round_up, row_bucket, text_bucket
 from qil_jax.errors import QilError
 from qil_jax.host_memory import return_freed
-from qil_jax.mesh import Rules, constrain, fetch, put
+from qil_jax.mesh import Sharding, constrain, fetch, put
 from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.decoding import Cache, Choice, Prompts, Written, decode, prefill
 from qil_jax.models.layers import use_matmul
@@ -38,10 +37,10 @@ class Captioner:
       state: the parameters.
     """
 
-    def __init__(self, model: VisionLanguage, *, mesh: Mesh, rules: Rules):
+    def __init__(self, model: VisionLanguage, *, sharding: Sharding):
         """Take a model whose parameters lie on the mesh."""
         model = nnx.merge(*nnx.split(model))
-        self.config, self._mesh, self._rules = model.config, mesh, rules
+        self.config, self._sharding, mesh = model.config, sharding, sharding.mesh
         self._how = PLAIN
         if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
             self._how = ON_ONE_CPU
@@ -141,7 +140,7 @@ class Captioner:
         self, prompts: Any, patches: Any, grids: Any, generation: Generation, seeds: Sequence[int]
     ) -> tuple[Prompts, tuple[Choice, Array, Array]]:
         """The padded batch on the mesh, and how its rows are written: choice, largest length, ids that end a text."""
-        rows = round_up(row_bucket(len(prompts), 1 << 30), self._rules.ways(Axis.BATCH, self._mesh))
+        rows = round_up(row_bucket(len(prompts), 1 << 30), self._sharding.ways(Axis.BATCH))
         batch = self._place(self._batch(prompts, patches, grids, generation, rows=rows))
         limit, stops = (
             self._place(np.array(value, np.int32), sharded=False)
@@ -173,13 +172,13 @@ class Captioner:
     def _place(self, tree: Any, *, sharded: bool = True) -> Any:
         """Arrays on the mesh, by default with rows as their leading axis."""
         axes = lambda x: (Axis.BATCH, *[None] * (x.ndim - 1)) if sharded else ()
-        return jax.tree.map(lambda x: put(x, NamedSharding(self._mesh, self._rules.spec(axes(x)))), tree)
+        return jax.tree.map(lambda x: put(x, self._sharding.named(axes(x))), tree)
 
     def _pin(self, x: Array, axes: Axes) -> Array:
         """Constrain an activation to the mesh, along those of its axes that divide."""
-        ways = [self._rules.ways(axis, self._mesh) if axis else 1 for axis in axes]
+        ways = [self._sharding.ways(axis) if axis else 1 for axis in axes]
         fitting = (axis if size % n == 0 else None for size, axis, n in zip(x.shape, axes, ways, strict=True))
-        return constrain(self._mesh, self._rules)(x, tuple(fitting))
+        return constrain(self._sharding)(x, tuple(fitting))
 
     def _read_prompts(self, state: nnx.State, batch: Prompts, *, room: int) -> tuple[Array, dict[str, Array]]:
         """Logits, and the cache as a dictionary, which may hold shapes and shardings, too."""

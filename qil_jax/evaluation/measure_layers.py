@@ -25,7 +25,7 @@ from qil_jax.inference.request import MAX_LAYERS, Request, Settings
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.layers.layered_image import pngs_in
 from qil_jax.layers.pictures import decoded
-from qil_jax.mesh import MeshShape, make_mesh, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, MeshShape, Sharding, make_mesh, single_device_mesh
 from qil_jax.progress import shown
 from qil_jax.records.record import Record
 from qil_jax.records.sources import RecordMetadata, RecordSource, open_source, read
@@ -147,7 +147,7 @@ class Sampling:
     def load(self, checkpoint: LayeredCheckpoint) -> Pipeline:
         """Load the opened checkpoint onto the mesh."""
         mesh = make_mesh(MeshShape.parse(self.mesh)) if self.mesh else single_device_mesh()
-        return Pipeline.of(checkpoint, mesh=mesh)
+        return Pipeline.of(checkpoint, sharding=Sharding(mesh, INFERENCE_RULES))
 
 
 def score_sampled(subset: Subset, sampling: Sampling, out: Path) -> str:

@@ -22,7 +22,7 @@ from qil_jax.evaluation.report import write_reconstruction_report
 from qil_jax.evaluation.samples import true_sample
 from qil_jax.files import read_file
 from qil_jax.inference.images import MULTIPLE, bucket_size
-from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, MeshShape, Sharding, make_mesh, single_device_mesh
 from qil_jax.models.lpips import lpips, pooled_features
 from qil_jax.progress import shown
 from qil_jax.records.sources import RecordSource, open_source
@@ -178,7 +178,7 @@ def load_autoencoder(job: Reconstruction, checkpoint: Checkpoint) -> Autoencoder
     if channels != 4:
         raise QilError(f"{job.checkpoint}: its VAE has {channels} channels, not the 4 of RGBA")
     mesh = make_mesh(MeshShape.parse(job.mesh)) if job.mesh else single_device_mesh()
-    vae = checkpoint.load(Component.VAE, mesh=mesh, rules=INFERENCE_RULES, dtype=job.dtype)
+    vae = checkpoint.load(Component.VAE, Sharding(mesh, INFERENCE_RULES), dtype=job.dtype)
     return Autoencoder(vae, mesh=mesh)
 
 

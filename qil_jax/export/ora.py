@@ -103,8 +103,8 @@ def _describe(parent: ElementTree.Element, nodes: tuple[Node, ...], sources: Ite
             element = ElementTree.Element("stack", {"name": name, "isolation": "isolate", **shown})
             _describe(element, node.nodes, sources)
         else:
-            place = {"src": next(sources), "x": str(node.left), "y": str(node.top)}
-            element = ElementTree.Element("layer", {"name": name, **place, **shown})
+            where = {"src": next(sources), "x": str(node.left), "y": str(node.top)}
+            element = ElementTree.Element("layer", {"name": name, **where, **shown})
         parent.insert(0, element)
 
 

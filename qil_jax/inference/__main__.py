@@ -25,15 +25,13 @@ from qil_jax.launch import connected
 from qil_jax.programs import INTERRUPTED, command, interruptible, run_main
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
     from qil_jax.inference.caption_job import Pictures
     from qil_jax.inference.checkpoint import LayeredCheckpoint
     from qil_jax.inference.job import PlannedResult
     from qil_jax.inference.pictures import Found
     from qil_jax.inference.pipeline import Pipeline
     from qil_jax.inference.request import Settings
-    from qil_jax.mesh import Rules
+    from qil_jax.mesh import Sharding
 
 SKIPPED = 3
 """Exit status if all results were written except those of pictures that --skip-bad left out."""
@@ -83,7 +81,6 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
     from qil_jax.inference.caption_command import caption_files, captioned
     from qil_jax.inference.job import require_same_plan, results_left, run_job
     from qil_jax.inference.pictures import find_pictures
-    from qil_jax.mesh import Task, rules_for
     from qil_jax.weights.assemble import reporting
 
     options, settings = arguments.options, arguments.settings
@@ -98,12 +95,12 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
     out = arguments.out
     if arguments.caption_only or out is None:
         require_same_plan(ledger.planned, arguments.command)
-        ledger.planned, rules = [], rules_for(Task.INFERENCE, arguments.weights)
-        place = {"mesh": open_mesh(arguments.mesh, rules, checkpoint), "rules": rules}
-        caption_files(arguments, checkpoint, found.pictures, ledger, **place)
+        ledger.planned = []
+        sharding = open_sharding(arguments, checkpoint)
+        caption_files(arguments, checkpoint, found.pictures, ledger, sharding=sharding)
         return
     pipeline = open_pipeline(arguments, checkpoint)
-    mesh = pipeline.components.mesh
+    mesh = pipeline.components.sharding.mesh
     require_same_plan(ledger.planned, arguments.command)
     ledger.planned = plan(captioned(arguments, pipeline, found.pictures, plan, ledger, out=out))
     if arguments.compile_only:
@@ -124,8 +121,10 @@ def work(arguments: Arguments, ledger: Ledger) -> None:
             pipeline.prepare([outline_of(result) for result in left], settings, batch=arguments.batch)
             load_rest(pipeline)
         with show_progress(len(left), arguments.batch) as on_step:
-            how = {"batch": arguments.batch, "overwrite": arguments.overwrite, "on_step": on_step}
-            ledger.done.extend(run_job(left, pipeline, settings, **how))
+            written = run_job(
+                left, pipeline, settings, batch=arguments.batch, overwrite=arguments.overwrite, on_step=on_step
+            )
+            ledger.done.extend(written)
     report(ledger)
 
 
@@ -181,13 +180,10 @@ def open_pipeline(arguments: Arguments, checkpoint: "LayeredCheckpoint") -> "Pip
       QilError: if the parameters do not fit into memory, or the mesh splits sequential passes.
     """
     from qil_jax.inference.pipeline import Pipeline
-    from qil_jax.mesh import Task, rules_for
 
-    rules = rules_for(Task.INFERENCE, arguments.weights)
     return Pipeline.of(
         checkpoint,
-        mesh=open_mesh(arguments.mesh, rules, checkpoint),
-        rules=rules,
+        sharding=open_sharding(arguments, checkpoint),
         attention=arguments.attention,
         spread=arguments.spread,
         passes=arguments.passes,
@@ -196,31 +192,43 @@ def open_pipeline(arguments: Arguments, checkpoint: "LayeredCheckpoint") -> "Pip
     )
 
 
-def open_mesh(text: str, rules: "Rules", checkpoint: "LayeredCheckpoint") -> "Mesh":
-    """The mesh of the command line, after a check that it divides the parameters; an empty text is the first device.
+def open_sharding(arguments: Arguments, checkpoint: "LayeredCheckpoint") -> "Sharding":
+    """Mesh and rules of the command line, after a check that they divide the parameters; without --mesh, one device.
 
     Raises:
       MeshError: if sizes and devices differ, if the parameters do not divide, or if several processes have no mesh.
     """
     import jax
 
-    from qil_jax.mesh import Axis, MeshError, MeshShape, make_mesh, shardings, single_device_mesh
+    from qil_jax.mesh import (
+        Axis,
+        MeshError,
+        MeshShape,
+        Sharding,
+        Task,
+        make_mesh,
+        rules_for,
+        shardings,
+        single_device_mesh,
+    )
     from qil_jax.weights import Component
 
+    text = arguments.mesh
     if not text and jax.process_count() > 1:
         count = jax.device_count()
         raise MeshError([f"{jax.process_count()} processes have {count} devices: give --mesh, such as tensor={count}"])
     mesh = make_mesh(MeshShape.parse(text)) if text else single_device_mesh()
-    heads, ways = checkpoint.transformer.num_attention_heads, rules.ways(Axis.HEADS, mesh)
+    sharding = Sharding(mesh, rules_for(Task.INFERENCE, arguments.weights))
+    heads, ways = checkpoint.transformer.num_attention_heads, sharding.ways(Axis.HEADS)
     problems = [f"transformer: {heads} attention heads do not divide into {ways} parts"] if heads % ways else []
     for component in Component:
         try:
-            shardings(checkpoint.abstract(component), mesh, rules)
+            shardings(checkpoint.abstract(component), sharding)
         except MeshError as error:
             problems += [f"{component}/{problem}" for problem in error.problems]
     if problems:
         raise MeshError(problems)
-    return mesh
+    return sharding
 
 
 def open_checkpoint(arguments: Arguments, found: "Found") -> "LayeredCheckpoint":

@@ -11,12 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
 from qil_jax.choices import Passes
 from qil_jax.encoders.lengths import image_bucket, round_up, text_bucket
-from qil_jax.mesh import Rules
+from qil_jax.mesh import Sharding
 from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.latents import pack
 from qil_jax.models.rope import LayerIndex, image_positions, text_offset, text_positions
@@ -113,11 +112,11 @@ class Ways:
     tokens: int = 1
 
     @classmethod
-    def of(cls, mesh: Mesh, rules: Rules, passes: Passes = Passes.BATCH) -> "Ways":
-        """The numbers of a mesh by its rules; sequential passes have no more rows than samples."""
-        samples = rules.ways(Axis.SAMPLE, mesh)
-        rows = rules.ways(Axis.BATCH, mesh) if passes is Passes.BATCH else samples
-        return cls(samples=samples, rows=rows, tokens=rules.ways(Axis.RESIDUAL, mesh))
+    def of(cls, sharding: Sharding, passes: Passes = Passes.BATCH) -> "Ways":
+        """The numbers of a sharding; sequential passes have no more rows than samples."""
+        samples = sharding.ways(Axis.SAMPLE)
+        rows = sharding.ways(Axis.BATCH) if passes is Passes.BATCH else samples
+        return cls(samples=samples, rows=rows, tokens=sharding.ways(Axis.RESIDUAL))
 
 
 def build_batch(items: list[Item], *, patch: int, guidance: float, ways: Ways, samples: int = 1) -> SequenceBatch:

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
-
 from qil_jax.encoders.caption_prompts import caption_chat
 from qil_jax.encoders.caption_writer import CaptionConfig, CaptionWriter
 from qil_jax.errors import say
@@ -28,7 +26,7 @@ from qil_jax.inference.cli import Arguments, Ledger, show_captions, show_loading
 from qil_jax.inference.job import JobError, PlannedResult, results_left
 from qil_jax.inference.memory import MemoryPlan, require_memory
 from qil_jax.inference.pipeline import Pipeline
-from qil_jax.mesh import Rules, of_first
+from qil_jax.mesh import Sharding, of_first
 from qil_jax.weights.assemble import reporting
 
 
@@ -76,7 +74,7 @@ def captioned(
         )
         return {name: picture for name, picture in pictures.items() if name not in missing}
     if missing:
-        mesh = pipeline.components.mesh
+        mesh = pipeline.components.sharding.mesh
         ledger.left = results_left(plan(pictures), out, overwrite=arguments.overwrite)
         arguments.require_memory(ledger.left, checkpoint, mesh, captioned=len(missing))
         pictures = _write(arguments, checkpoint, pictures, store, lambda: _captioner(pipeline), ledger)
@@ -84,7 +82,7 @@ def captioned(
 
 
 def caption_files(
-    arguments: Arguments, checkpoint: LayeredCheckpoint, pictures: Pictures, ledger: Ledger, *, mesh: Mesh, rules: Rules
+    arguments: Arguments, checkpoint: LayeredCheckpoint, pictures: Pictures, ledger: Ledger, *, sharding: Sharding
 ) -> None:
     """Write the captions of pictures that have no prompt to text files; files that are there stay as they are.
 
@@ -101,8 +99,8 @@ def caption_files(
     say(f"{len(pictures) - len(missing)} of {len(pictures)} pictures have a prompt")
     if missing:
         size = checkpoint.size
-        require_memory(MemoryPlan(parameters=size.text_encoder + size.vision), mesh)
-        load = functools.partial(CaptionWriter.load, checkpoint, mesh=mesh, rules=rules, dtype=checkpoint.dtype)
+        require_memory(MemoryPlan(parameters=size.text_encoder + size.vision), sharding.mesh)
+        load = functools.partial(CaptionWriter.load, checkpoint, sharding=sharding, dtype=checkpoint.dtype)
         _write(arguments, checkpoint, missing, store, load, ledger)
 
 

@@ -30,8 +30,10 @@ def prompts_of(requests: Sequence[Request], write: Callable[..., list[str]] | No
             alike.setdefault((request.resolution, request.caption_language), []).append(i)
     prompts: dict[int, str] = {}
     for (resolution, language), indexes in alike.items():
-        how = {"resolution": resolution, "language": language, "batch": len(indexes)}
-        texts = write([requests[i].image for i in indexes], **how) if write else [""] * len(indexes)
+        texts = [""] * len(indexes)
+        if write:
+            images = [requests[i].image for i in indexes]
+            texts = write(images, resolution=resolution, language=language, batch=len(indexes))
         prompts |= dict(zip(indexes, texts, strict=True))
     return [prompts[i] if request.prompt is None else request.prompt for i, request in enumerate(requests)]
 

@@ -143,8 +143,10 @@ class Arguments:
         resolution, layers = self.options.resolution, self.options.layers
         drawings = [Drawing.of(result.picture.size, resolution=resolution, layers=layers) for result in left]
         largest = sorted(drawings, key=lambda drawing: math.prod(drawing.size))[-self.batch :]
-        how = {"residency": Residency.PHASES, "passes": self.passes, "captioned": captioned}
-        require_memory(plan_memory(largest, self.settings, checkpoint, **how), mesh)
+        plan = plan_memory(
+            largest, self.settings, checkpoint, residency=Residency.PHASES, passes=self.passes, captioned=captioned
+        )
+        require_memory(plan, mesh)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -4,8 +4,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jax.sharding import Mesh
-
 from qil_jax.choices import Passes, Residency
 from qil_jax.encoders.caption_writer import CaptionWriter
 from qil_jax.encoders.image_encoder import Autoencoder
@@ -16,7 +14,7 @@ from qil_jax.inference.checkpoint import LayeredCheckpoint
 from qil_jax.inference.denoiser import Denoiser
 from qil_jax.inference.modulator import Modulator
 from qil_jax.inference.residency import Resident
-from qil_jax.mesh import Rules
+from qil_jax.mesh import Sharding
 from qil_jax.models.attention import Attend
 from qil_jax.models.qwen2_5_vl import TextEncoder
 from qil_jax.models.vld_mmdit import VLDMMDiT
@@ -40,8 +38,7 @@ class Components:
         self,
         checkpoint: LayeredCheckpoint,
         *,
-        mesh: Mesh,
-        rules: Rules,
+        sharding: Sharding,
         attend: Attend,
         passes: Passes = Passes.BATCH,
         residency: Residency = Residency.ALL,
@@ -51,18 +48,18 @@ class Components:
 
         Args:
           checkpoint: the opened checkpoint.
-          mesh: mesh on which parameters and batches are placed.
-          rules: sharding rules that map logical axes to mesh axes.
+          sharding: mesh on which parameters and batches are placed, and the rules that map logical axes to its axes.
           attend: the transformer's attention.
           passes: the way in which the passes of guidance are computed.
           residency: the policy by which components stay in device memory.
           is_abstract: whether parameters are shapes only, by which programs can be compiled but not run.
         """
-        self.mesh, self.rules, self.residency, self.passes = mesh, rules, residency, passes
-        self.ways = Ways.of(mesh, rules, passes)
+        self.sharding, self.residency, self.passes = sharding, residency, passes
+        mesh = sharding.mesh
+        self.ways = Ways.of(sharding, passes)
         self.tokenizer = PromptTokenizer(checkpoint.tokenizer)
         read: Callable[..., Any] = checkpoint.abstract if is_abstract else checkpoint.load
-        load = functools.partial(read, mesh=mesh, rules=rules, dtype=checkpoint.dtype)
+        load = functools.partial(read, sharding=sharding, dtype=checkpoint.dtype)
         loras = [(applied.lora, applied.scale) for applied in checkpoint.loras]
 
         def transformer(part: TransformerPart) -> VLDMMDiT:
@@ -73,9 +70,7 @@ class Components:
 
         def captioner() -> CaptionWriter:
             self.prompts.free()  # the captioner has the language model too
-            return CaptionWriter.load(
-                checkpoint, mesh=mesh, rules=rules, dtype=checkpoint.dtype, is_abstract=is_abstract
-            )
+            return CaptionWriter.load(checkpoint, sharding=sharding, dtype=checkpoint.dtype, is_abstract=is_abstract)
 
         self.prompts = Resident(lambda: PromptEncoder(self.tokenizer, encoder(), mesh=mesh))
         self.captioner = Resident(captioner)
@@ -83,7 +78,7 @@ class Components:
         self.modulator = Resident(lambda: Modulator(transformer(modulation).modulation, mesh=mesh))
         self.autoencoder = Resident(lambda: Autoencoder(load(Component.VAE), mesh=mesh))
         self.denoiser = Resident(
-            lambda: Denoiser(transformer(backbone), mesh=mesh, rules=rules, attend=attend, passes=passes)
+            lambda: Denoiser(transformer(backbone), sharding=sharding, attend=attend, passes=passes)
         )
         self._always: Sequence[Resident[Any]] = (self.prompts, self.modulator, self.autoencoder, self.denoiser)
         if residency is Residency.ALL:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from qil_jax.choices import Passes, Rescale
@@ -18,7 +17,7 @@ from qil_jax.flow import euler_step, guide
 from qil_jax.inference.batch import SequenceBatch
 from qil_jax.inference.modulator import Modulator, step_slice
 from qil_jax.kernels import with_scattered_sums
-from qil_jax.mesh import MeshAxis, Rules, constrain, fetch, put
+from qil_jax.mesh import MeshAxis, Sharding, constrain, fetch, put
 from qil_jax.models.attention import Attend
 from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.halves import reordering_programs, rotated_by_halves
@@ -52,28 +51,28 @@ class Denoiser:
       state: the backbone's parameters, which may be abstract.
     """
 
-    def __init__(self, model: VLDMMDiT, *, mesh: Mesh, rules: Rules, attend: Attend, passes: Passes = Passes.BATCH):
+    def __init__(self, model: VLDMMDiT, *, sharding: Sharding, attend: Attend, passes: Passes = Passes.BATCH):
         """Take a model whose parameters lie on the mesh, or are abstract with shardings, for `lower`.
 
         Raises:
           QilError: if the mesh splits guidance over its axis cfg, but the passes are sequential.
         """
-        split = mesh.shape[MeshAxis.CFG]
+        split = sharding.mesh.shape[MeshAxis.CFG]
         if passes is Passes.SEQUENTIAL and split > 1:
             raise QilError(
                 f"the mesh computes the passes of guidance at once on cfg={split}: "
                 f"use passes {Passes.BATCH}, or a mesh without cfg"
             )
-        self.config, self.mesh, self.rules = model.config, mesh, rules
-        self.modulator = Modulator(model.modulation, mesh=mesh)
-        self._graph, self.state = nnx.split(with_scattered_sums(rotated_by_halves(model.backbone), mesh, rules))
-        self._attend, self._passes, self._pin = attend, passes, constrain(mesh, rules)
+        self.config, self.sharding = model.config, sharding
+        self.modulator = Modulator(model.modulation, mesh=sharding.mesh)
+        self._graph, self.state = nnx.split(with_scattered_sums(rotated_by_halves(model.backbone), sharding))
+        self._attend, self._passes, self._pin = attend, passes, constrain(sharding)
         self._by_sample = split == 1
         self._step = jax.jit(
             self._euler_step,
             static_argnames="rescale",
             donate_argnames="tokens",
-            out_shardings=self._sharding((Axis.SAMPLE, Axis.TOKENS, None)),
+            out_shardings=self.sharding.named((Axis.SAMPLE, Axis.TOKENS, None)),
         )
 
     def __call__(
@@ -99,11 +98,11 @@ class Denoiser:
         """
         samples, steps = batch.tokens.shape[0], batch.sigmas.shape[0] - 1
         tables = [*tables, *[tables[-1]] * (samples - len(tables))]
-        placed = batch.place(lambda x, axes: put(x, self._sharding(axes)), by_sample=self._by_sample)
+        placed = batch.place(lambda x, axes: put(x, self.sharding.named(axes)), by_sample=self._by_sample)
         tokens, constants = placed.tokens, _constants(placed)
         for i in range(steps):
-            levels = put(np.asarray(batch.sigmas)[i : i + 2], self._sharding((None, Axis.SAMPLE)))
-            table = jax.tree.map(lambda x: put(x, self._sharding(())), step_slice(tables, i))
+            levels = put(np.asarray(batch.sigmas)[i : i + 2], self.sharding.named((None, Axis.SAMPLE)))
+            table = jax.tree.map(lambda x: put(x, self.sharding.named(())), step_slice(tables, i))
             tokens = self._step(self.state, tokens, levels, table, constants, rescale=rescale)
             if on_tokens is not None:
                 on_tokens(i + 1, fetch(tokens))
@@ -121,7 +120,7 @@ class Denoiser:
         """
 
         def abstract(x: Any, axes: Axes) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding(axes))
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding.named(axes))
 
         shapes = batch.place(abstract)
         levels = jax.ShapeDtypeStruct((2, *shapes.sigmas.shape[1:]), jnp.float32, sharding=shapes.sigmas.sharding)
@@ -132,9 +131,6 @@ class Denoiser:
     def lower_loading(self) -> list[jax.stages.Lowered]:
         """The programs that the constructor of a denoiser runs, whose model is not abstract."""
         return reordering_programs(nnx.merge(self._graph, self.state))
-
-    def _sharding(self, axes: Axes) -> NamedSharding:
-        return NamedSharding(self.mesh, self.rules.spec(axes) if axes else PartitionSpec())
 
     def _euler_step(
         self,

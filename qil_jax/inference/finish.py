@@ -70,8 +70,16 @@ def finish(
     if options.exact:
         fitted = [exact(stack, picture) for stack, picture in zip(stacks, pictures, strict=True)]
         stacks, fits = [stack for stack, _ in fitted], [fit for _, fit in fitted]
-    how = {"depth": options.depth, "policy": POLICIES[options.split], "edges": options.edges, "batch": batch}
-    trees = split_layers(stacks, requests, decomposer, settings, **how)
+    trees = split_layers(
+        stacks,
+        requests,
+        decomposer,
+        settings,
+        depth=options.depth,
+        policy=POLICIES[options.split],
+        edges=options.edges,
+        batch=batch,
+    )
     return [_finished(*of) for of in zip(trees, pictures, reports, fits, strict=True)]
 
 

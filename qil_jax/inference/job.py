@@ -290,8 +290,15 @@ def _write(
     """Write a result; the PSNR of its recomposition in dB."""
     try:
         options = planned.options
-        how = {"exports": options.exports, "hidden_masks": options.hidden_masks, "overwrite": overwrite}
-        return write_result(planned.folder, tree, original, details, **how)
+        return write_result(
+            planned.folder,
+            tree,
+            original,
+            details,
+            exports=options.exports,
+            hidden_masks=options.hidden_masks,
+            overwrite=overwrite,
+        )
     except FileExistsError:
         if not is_finished(planned):  # another program may have made the same result meanwhile
             raise

@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Float
 from PIL import Image
 
@@ -35,7 +34,7 @@ from qil_jax.inference.outline import Outline
 from qil_jax.inference.request import Decomposition, Request, ResolvedRequest, ResolvedSettings, Settings, require_types
 from qil_jax.kernels import attend_for
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.mesh import INFERENCE_RULES, MeshAxis, Rules, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, MeshAxis, Sharding, single_device_mesh
 from qil_jax.models.attention import Attend
 from qil_jax.models.axes import Axis
 from qil_jax.models.latents import unpack
@@ -62,8 +61,7 @@ class Pipeline:
         cls,
         checkpoint: Path | str | None = None,
         *,
-        mesh: Mesh | None = None,
-        rules: Rules = INFERENCE_RULES,
+        sharding: Sharding | None = None,
         dtype: str | None = None,
         attention: AttentionKind | None = None,
         loras: Sequence[tuple[Path | str, float]] = (),
@@ -74,8 +72,8 @@ class Pipeline:
 
         Args:
           checkpoint: folder that holds model_index.json; None: the demonstration model that the package ships.
-          mesh: mesh on which parameters and batches are placed; None: the first device.
-          rules: sharding rules that map logical axes to mesh axes.
+          sharding: mesh on which parameters and batches are placed, and the rules that map logical axes to its axes;
+            None: the first device, with the rules of inference.
           dtype: dtype of parameters and activations; None: the stored dtype. Latents between steps are always fp32.
           attention: the transformer's attention; None: SPLASH on TPUs, XLA_BY_HEAD on one CPU, XLA_CHUNKED elsewhere.
           loras: LoRA files of the transformer, each with the scale of its changes; 1 applies it as it was trained.
@@ -92,9 +90,9 @@ class Pipeline:
           QilError: if `dtype` is neither float32 nor bfloat16, if the parameters do not fit into memory, or if the
             mesh splits sequential passes.
         """
-        kinds = {"mesh": Mesh, "rules": Rules, "attention": AttentionKind, "passes": Passes, "residency": Residency}
-        given = {"mesh": mesh, "rules": rules, "attention": attention, "passes": passes, "residency": residency}
-        optional = ("mesh", "attention")
+        kinds = {"sharding": Sharding, "attention": AttentionKind, "passes": Passes, "residency": Residency}
+        given = {"sharding": sharding, "attention": attention, "passes": passes, "residency": residency}
+        optional = ("sharding", "attention")
         problems = [
             f"{name} must be a {kinds[name].__name__}{' or None' if name in optional else ''}, got {shown(value)}"
             for name, value in given.items()
@@ -105,15 +103,14 @@ class Pipeline:
         opened = LayeredCheckpoint.open(checkpoint, dtype=dtype, loras=loras)
         for line in opened.advice:
             warnings.warn(line, stacklevel=2)
-        return cls.of(opened, mesh=mesh, rules=rules, attention=attention, passes=passes, residency=residency)
+        return cls.of(opened, sharding=sharding, attention=attention, passes=passes, residency=residency)
 
     @classmethod
     def of(
         cls,
         checkpoint: LayeredCheckpoint,
         *,
-        mesh: Mesh | None = None,
-        rules: Rules = INFERENCE_RULES,
+        sharding: Sharding | None = None,
         attention: AttentionKind | None = None,
         spread: Spread | None = None,
         passes: Passes = Passes.BATCH,
@@ -126,15 +123,14 @@ class Pipeline:
         into as many parts, else Spread.GATHER. With `is_abstract`, parameters are not read: such a pipeline compiles
         its programs, and decomposes nothing.
         """
-        mesh = single_device_mesh() if mesh is None else mesh
+        sharding = Sharding(single_device_mesh(), INFERENCE_RULES) if sharding is None else sharding
         least = ResolvedSettings(steps=1, guidance=1.0)
         nothing = plan_memory([], least, checkpoint, residency=residency, passes=passes)
-        require_memory(nothing, mesh)
+        require_memory(nothing, sharding.mesh)
         components = Components(
             checkpoint,
-            mesh=mesh,
-            rules=rules,
-            attend=_attend(checkpoint.transformer.num_attention_heads, mesh, rules, attention, spread),
+            sharding=sharding,
+            attend=_attend(checkpoint.transformer.num_attention_heads, sharding, attention, spread),
             passes=passes,
             residency=residency,
             is_abstract=is_abstract,
@@ -332,11 +328,11 @@ class Pipeline:
             passes=components.passes,
             captioned=sum(request.prompt is None for request in requests) * self.checkpoint.has_vision,
         )
-        require_memory(plan, components.mesh)
+        require_memory(plan, components.sharding.mesh)
 
     def _require_guidance(self, negatives: Sequence[str | None], settings: ResolvedSettings) -> None:
         """Refuse a mesh that splits guidance where there is none, since half of its devices would be idle."""
-        split = self.components.mesh.shape[MeshAxis.CFG]
+        split = self.components.sharding.mesh.shape[MeshAxis.CFG]
         if split > 1 and (settings.guidance <= 1 or all(negative is None for negative in negatives)):
             hint = f"use data={split} in place of cfg={split}"
             raise ProblemsError("cannot decompose", [f"the mesh splits guidance, which is switched off: {hint}"])
@@ -404,16 +400,17 @@ def draw_noise(seed: int, sample: int, shape: tuple[int, ...]) -> Float[np.ndarr
     return np.asarray(jax.random.normal(key, shape, jnp.float32))
 
 
-def _attend(heads: int, mesh: Mesh, rules: Rules, kind: AttentionKind | None, spread: Spread | None) -> Attend:
+def _attend(heads: int, sharding: Sharding, kind: AttentionKind | None, spread: Spread | None) -> Attend:
     """The attention of `heads` heads on a mesh, with the defaults of `Pipeline.of`."""
+    mesh = sharding.mesh
     platform = mesh.devices.flat[0].platform
     if kind is None:
         by_platform = {"tpu": AttentionKind.SPLASH, "cpu": AttentionKind.XLA_BY_HEAD if mesh.size == 1 else None}
         kind = by_platform.get(platform) or AttentionKind.XLA_CHUNKED
     if spread is None:
-        parts = rules.ways(Axis.HEADS, mesh) * rules.ways(Axis.TOKENS, mesh)
+        parts = sharding.ways(Axis.HEADS) * sharding.ways(Axis.TOKENS)
         spread = Spread.GATHER if heads % parts else Spread.ULYSSES
-    return attend_for(kind, spread, heads=heads, mesh=mesh, rules=rules)
+    return attend_for(kind, spread, heads=heads, sharding=sharding)
 
 
 def _names(count: int) -> tuple[str, ...]:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import Mesh
 
 from qil_jax.choices import AttentionKind, Spread
 from qil_jax.kernels.local import Ids, cudnn, splash, splash_part, tokamax
 from qil_jax.kernels.plan import AttentionPlan, plan_attention
-from qil_jax.mesh.rules import MeshError, Rules
+from qil_jax.mesh.rules import MeshError
+from qil_jax.mesh.sharding import Sharding
 from qil_jax.models.attention import (
     XLA_KINDS,
     Attend,
@@ -29,7 +29,7 @@ Mix = Callable[[Array, Array, Array, Ids], Array]
 
 
 def attend_for(
-    kind: AttentionKind, spread: Spread, *, heads: int, mesh: Mesh, rules: Rules, backward: bool = False
+    kind: AttentionKind, spread: Spread, *, heads: int, sharding: Sharding, backward: bool = False
 ) -> Attend:
     """The joint attention of a transformer on a mesh; on one device with a kind of XLA it is `joint_attention(kind)`.
 
@@ -37,24 +37,24 @@ def attend_for(
       kind: implementation on each device.
       spread: how queries meet the keys of other devices; without effect where the rules split no sequence.
       heads: number of attention heads of the transformer (`MMDiTConfig.num_attention_heads`).
-      mesh: mesh on which batches and parameters lie.
-      rules: sharding rules by which they were placed.
+      sharding: mesh on which batches and parameters lie, and rules by which they were placed.
       backward: whether gradients are taken.
 
     Raises:
       MeshError: if the kind does not run on the devices, or heads or spread do not fit; all problems are listed.
     """
-    platform = mesh.devices.flat[0].platform
-    plan = plan_attention(kind, spread, heads=heads, mesh=mesh, rules=rules, platform=platform, backward=backward)
-    return attend_on(plan, mesh, rules)
+    platform = sharding.mesh.devices.flat[0].platform
+    plan = plan_attention(kind, spread, heads=heads, sharding=sharding, platform=platform, backward=backward)
+    return attend_on(plan, sharding)
 
 
-def attend_on(plan: AttentionPlan, mesh: Mesh, rules: Rules) -> Attend:
+def attend_on(plan: AttentionPlan, sharding: Sharding) -> Attend:
     """The joint attention of a plan. Rows and numbers of tokens must divide by the mesh's shards.
 
     The order of tokens within a sequence is without effect on attention. So each device joins the text and image tokens
     that it holds, their segment ids beside them, and sizes of chunks and blocks follow from what lies there.
     """
+    mesh, rules = sharding.mesh, sharding.rules
     if mesh.size == 1 and plan.kind in XLA_KINDS:
         return joint_attention(plan.kind)
     heads = rules.spec((Axis.BATCH, Axis.TOKENS, Axis.HEADS, None))
@@ -71,21 +71,21 @@ def attend_on(plan: AttentionPlan, mesh: Mesh, rules: Rules) -> Attend:
     mapped = jax.shard_map(local, mesh=mesh, in_specs=(*pairs, (ids, ids)), out_specs=(heads, heads), check_vma=False)
 
     def attend(q: Pair, k: Pair, v: Pair, segments: Pair) -> Pair:
-        _require_divisible(q, mesh, rules)
+        _require_divisible(q, sharding)
         return mapped(q, k, v, segments)
 
     return attend
 
 
-def _require_divisible(q: Pair, mesh: Mesh, rules: Rules) -> None:
+def _require_divisible(q: Pair, sharding: Sharding) -> None:
     """Refuse rows and tokens that the mesh cannot split evenly."""
     sizes = [("rows", q[0].shape[0], Axis.BATCH)]
     sizes += [(f"{name} tokens", x.shape[1], Axis.TOKENS) for name, x in zip(("text", "image"), q, strict=True)]
     problems = [
-        f"{size} {what} do not divide into {ways} parts ({', '.join(f'{m}={mesh.shape[m]}' for m in rules.table[axis])}"
-        f"): pad them to a multiple of {ways}, or use fewer devices along these axes"
+        f"{size} {what} do not divide into {ways} parts ({sharding.parts(axis)}): "
+        f"pad them to a multiple of {ways}, or use fewer devices along these axes"
         for what, size, axis in sizes
-        if size % (ways := rules.ways(axis, mesh))
+        if size % (ways := sharding.ways(axis))
     ]
     if problems:
         raise MeshError(problems)

@@ -48,7 +48,7 @@ def splash_part(
     return back(mixed), back(total)
 
 
-def _splash_kernel(heads: int, blocks: Blocks, interpret: bool, **options: Any) -> Any:
+def _splash_kernel(heads: int, blocks: Blocks, interpret: bool, *, save_residuals: bool = False) -> Any:
     from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 
     q, kv, compute = blocks.block_q, blocks.block_kv, blocks.block_kv_compute
@@ -64,7 +64,12 @@ def _splash_kernel(heads: int, blocks: Blocks, interpret: bool, **options: Any) 
     )
     mask = pallas.MultiHeadMask([pallas.FullMask((blocks.queries, blocks.keys))] * heads)
     return pallas.make_splash_mha(
-        mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret, **options
+        mask,
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=sizes,
+        interpret=interpret,
+        save_residuals=save_residuals,
     )
 
 

@@ -5,7 +5,8 @@ import importlib.util
 from collections.abc import Iterable
 
 from qil_jax.choices import AttentionKind, Spread
-from qil_jax.mesh.rules import AnyMesh, MeshError, Rules
+from qil_jax.mesh.rules import MeshError
+from qil_jax.mesh.sharding import Sharding
 from qil_jax.models.attention import XLA_KINDS
 from qil_jax.models.axes import Axis
 
@@ -80,8 +81,7 @@ def plan_attention(
     spread: Spread,
     *,
     heads: int,
-    mesh: AnyMesh,
-    rules: Rules,
+    sharding: Sharding,
     platform: str,
     backward: bool = False,
 ) -> AttentionPlan:
@@ -91,18 +91,17 @@ def plan_attention(
       kind: implementation on each device.
       spread: how queries meet the keys of other devices; without effect where the rules split no sequence.
       heads: number of attention heads of the transformer.
-      mesh: mesh, which may be abstract.
-      rules: sharding rules, which say what Axis.TOKENS and Axis.HEADS are split over.
+      sharding: mesh and rules, which say what Axis.TOKENS and Axis.HEADS are split over; it may be abstract.
       platform: platform of the mesh's devices: "cpu", "gpu" or "tpu".
       backward: whether gradients are taken.
 
     Raises:
       MeshError: if the kind does not run on the platform, or heads or spread do not fit; all problems are listed.
     """
-    problems = rules.problems(mesh)
+    problems = sharding.problems()
     if problems:
         raise MeshError(problems)
-    context, tensor = rules.ways(Axis.TOKENS, mesh), rules.ways(Axis.HEADS, mesh)
+    context, tensor = sharding.ways(Axis.TOKENS), sharding.ways(Axis.HEADS)
     problems = _platform_problems(kind, platform)
     if heads % tensor:
         problems.append(f"{heads} heads do not divide over tensor={tensor}: use a divisor of {heads}")

@@ -5,20 +5,21 @@ import math
 import jax
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
-from qil_jax.mesh.rules import AnyMesh, MeshError, Rules
+from qil_jax.mesh.rules import MeshError
+from qil_jax.mesh.sharding import Sharding
 from qil_jax.models.axes import Axes, Constrain
 from qil_jax.models.paths import slashed
 
 
-def shardings(model: nnx.Module, mesh: AnyMesh, rules: Rules) -> dict[str, NamedSharding]:
+def shardings(model: nnx.Module, sharding: Sharding) -> dict[str, NamedSharding]:
     """The sharding of every parameter of a (possibly abstract) model, by slash-joined path.
 
     Raises:
       MeshError: if an axis is unknown, mesh axes collide, or a dimension does not divide; all problems are listed.
     """
-    problems = rules.problems(mesh)
+    problems = sharding.problems()
     result: dict[str, NamedSharding] = {}
     if problems:
         raise MeshError(problems)
@@ -26,59 +27,58 @@ def shardings(model: nnx.Module, mesh: AnyMesh, rules: Rules) -> dict[str, Named
         name = slashed(path)
         axes: Axes = parameter.get_metadata()["axes"]
         try:
-            spec = rules.spec(axes)
+            result[name] = sharding.named(axes)
         except MeshError as error:
             problems += [f"{name}: {problem}" for problem in error.problems]
             continue
         for size, axis in zip(parameter.shape, axes, strict=True):
-            if axis is not None and size % (ways := rules.ways(axis, mesh)):
+            if axis is not None and size % (ways := sharding.ways(axis)):
                 problems.append(
                     f"{name}: dimension '{axis}' of {size} does not divide into {ways} parts "
-                    f"({', '.join(f'{m}={mesh.shape[m]}' for m in rules.table[axis])}): use fewer along these mesh axes"
+                    f"({sharding.parts(axis)}): use fewer along these mesh axes"
                 )
-        result[name] = NamedSharding(mesh, spec)
     if problems:
         raise MeshError(problems)
     return result
 
 
-def place(model: nnx.Module, mesh: Mesh, rules: Rules) -> None:
+def place(model: nnx.Module, sharding: Sharding) -> None:
     """Move a model's parameters onto the mesh, in place.
 
     Raises:
       MeshError: if the rules do not fit the model, see `shardings`.
     """
-    by_path = shardings(model, mesh, rules)
+    by_path = shardings(model, sharding)
     state = nnx.state(model, nnx.Param)
     for path, parameter in nnx.to_flat_state(state):
         parameter.set_value(jax.device_put(parameter[...], by_path[slashed(path)]))
     nnx.update(model, state)
 
 
-def constrain(mesh: Mesh, rules: Rules) -> Constrain:
+def constrain(sharding: Sharding) -> Constrain:
     """A function that constrains activations to the sharding of their logical axes; shards must divide the sizes."""
-    if mesh.size == 1:
+    if sharding.mesh.size == 1:
         return lambda x, axes: x
 
     def pin(x: Array, axes: Axes) -> Array:
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, rules.spec(axes)))
+        return jax.lax.with_sharding_constraint(x, sharding.named(axes))
 
     return pin
 
 
-def describe(model: nnx.Module, mesh: Mesh, rules: Rules) -> str:
+def describe(model: nnx.Module, sharding: Sharding) -> str:
     """A table of every parameter: shape, logical axes, partition, and bytes per device; totals at the end."""
     rows = [("parameter", "shape", "logical axes", "partition", "bytes per device")]
     total = 0
-    by_path = shardings(model, mesh, rules)
+    by_path = shardings(model, sharding)
     for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         name = slashed(path)
         axes = parameter.get_metadata()["axes"]
-        sharding = by_path[name]
-        size = math.prod(sharding.shard_shape(parameter.shape)) * parameter.dtype.itemsize
+        placed = by_path[name]
+        size = math.prod(placed.shard_shape(parameter.shape)) * parameter.dtype.itemsize
         total += size
         shape = "x".join(map(str, parameter.shape))
-        rows.append((name, shape, " ".join("-" if a is None else a for a in axes), str(sharding.spec), f"{size:,}"))
+        rows.append((name, shape, " ".join("-" if a is None else a for a in axes), str(placed.spec), f"{size:,}"))
     rows.append(("total", "", "", "", f"{total:,}"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

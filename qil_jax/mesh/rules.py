@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from qil_jax.choices import Weights
 from qil_jax.errors import ProblemsError
@@ -26,10 +26,6 @@ class MeshAxis(StrEnum):
     FSDP = "fsdp"  # samples, and the parameters' residual width
     CONTEXT = "context"  # tokens of a sequence
     TENSOR = "tensor"  # heads and feed-forward width
-
-
-AnyMesh = Mesh | AbstractMesh
-"""A mesh with devices, or one that has sizes only."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,28 +58,6 @@ class Rules:
         if problems:
             raise MeshError(problems)
         return PartitionSpec(*(None if not p else str(p[0]) if len(p) == 1 else tuple(map(str, p)) for p in parts))
-
-    def ways(self, axis: Axis, mesh: AnyMesh) -> int:
-        """The number of shards into which the mesh splits a logical axis."""
-        ways = 1
-        for mesh_axis in self.table.get(axis, ()):
-            ways *= mesh.shape[mesh_axis]
-        return ways
-
-    def problems(self, mesh: AnyMesh) -> list[str]:
-        """Messages for unknown logical axes, and for those mapped to an absent mesh axis or twice to one axis."""
-        found = []
-        for axis, mesh_axes in self.table.items():
-            if axis not in tuple(Axis):
-                found.append(f"'{axis}' is no logical axis: use one of {[*map(str, Axis)]}")
-            found += [
-                f"logical axis '{axis}' is mapped to '{m}', the mesh has only {list(mesh.shape)}"
-                for m in mesh_axes
-                if m not in mesh.shape
-            ]
-            if len(set(mesh_axes)) < len(mesh_axes):
-                found.append(f"logical axis '{axis}' names a mesh axis twice: {[*map(str, mesh_axes)]}")
-        return found
 
 
 def _show(axes: Axes) -> str:

@@ -5,9 +5,8 @@ from typing import Any, Literal, overload
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh
 
-from qil_jax.mesh import Rules, shardings
+from qil_jax.mesh import Sharding, shardings
 from qil_jax.models.paths import slashed
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder
 from qil_jax.models.vld_mmdit import VLDMMDiT
@@ -46,31 +45,30 @@ def cast(model: nnx.Module, dtype: Any) -> None:
     nnx.update(model, state)
 
 
-def place_shapes(model: nnx.Module, mesh: Mesh, rules: Rules) -> None:
+def place_shapes(model: nnx.Module, sharding: Sharding) -> None:
     """Give the parameters of an abstract model their shardings, in place.
 
     Raises:
       MeshError: if the rules do not fit the model, see `shardings`.
     """
-    shapes, state = placed_shapes(model, mesh, rules), nnx.state(model, nnx.Param)
+    shapes, state = placed_shapes(model, sharding), nnx.state(model, nnx.Param)
     for path, parameter in nnx.to_flat_state(state):
         parameter.set_value(shapes[slashed(path)])
     nnx.update(model, state)
 
 
-def placed_shapes(model: nnx.Module, mesh: Mesh, rules: Rules, dtype: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
+def placed_shapes(model: nnx.Module, sharding: Sharding, dtype: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
     """The parameters of a model by path: shapes and shardings without values.
 
     Args:
       model: model, which may be abstract.
-      mesh: mesh, whose devices need not exist.
-      rules: sharding rules.
+      sharding: mesh and rules; its devices need not exist.
       dtype: dtype of all parameters; None: their own.
 
     Raises:
       MeshError: if the rules do not fit the model, see `shardings`.
     """
-    by_path = shardings(model, mesh, rules)
+    by_path = shardings(model, sharding)
     found = {slashed(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     return {
         path: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=by_path[path])

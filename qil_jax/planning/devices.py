@@ -53,8 +53,13 @@ def compile_only_devices(topology: Topology) -> tuple[Any, ...]:
     try:
         if topology.chip.switched:
             target = (Path(__file__).parent / f"{topology.chip.name}.txtpb").read_text(encoding="utf-8")
-            options = {"topology": f"1x{topology.devices}x1", "target_config": target}  # slices, hosts, devices
-            return tuple(topologies.get_topology_desc(topology.chip.name, "cuda", **options).devices)
+            described = topologies.get_topology_desc(
+                topology.chip.name,
+                "cuda",
+                topology=f"1x{topology.devices}x1",  # slices, hosts, devices
+                target_config=target,
+            )
+            return tuple(described.devices)
         return tuple(topologies.get_topology_desc(str(topology), "tpu", **single).devices)
     except RuntimeError as error:
         raise QilError(f"the compiler does not know the topology {topology}: {str(error).splitlines()[0]}") from error

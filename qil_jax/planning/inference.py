@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from qil_jax.choices import Passes
 from qil_jax.encoders.lengths import image_bucket, round_up
@@ -17,7 +16,7 @@ from qil_jax.flow import Rescale
 from qil_jax.inference.batch import SequenceBatch, Ways
 from qil_jax.inference.denoiser import Denoiser
 from qil_jax.kernels import Spread, attend_for
-from qil_jax.mesh import MeshShape, Rules, Task, Weights, make_mesh, rules_for
+from qil_jax.mesh import MeshShape, Sharding, Task, Weights, make_mesh, rules_for
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.quantised import Quantisation, quantise
 from qil_jax.models.vld_mmdit import MMDiTConfig, TokenLayout, VLDMMDiT
@@ -95,9 +94,10 @@ def plan_inference(plan: InferencePlan, *, effort: float = 0.0, kept: Results | 
       QilError: if the compiler is missing, or topology, mesh, rules or attention do not fit one another.
     """
     topology = Topology.parse(plan.topology)
-    mesh, rules = make_mesh(plan.mesh, compile_only_devices(topology)), rules_for(Task.INFERENCE, plan.weights)
-    denoiser = abstract_denoiser(plan, mesh, rules)
-    step = lowered_step(denoiser, abstract_batch(plan, denoiser.config, Ways.of(mesh, rules, plan.passes)))
+    mesh = make_mesh(plan.mesh, compile_only_devices(topology))
+    sharding = Sharding(mesh, rules_for(Task.INFERENCE, plan.weights))
+    denoiser = abstract_denoiser(plan, sharding)
+    step = lowered_step(denoiser, abstract_batch(plan, denoiser.config, Ways.of(sharding, plan.passes)))
     passes = 2 if plan.guidance else 1
     flops = plan.batch * passes * forward_flops(denoiser.config, image=plan.image_tokens, text=plan.text)
     subject = Subject(
@@ -105,7 +105,7 @@ def plan_inference(plan: InferencePlan, *, effort: float = 0.0, kept: Results | 
         mesh={str(axis): size for axis, size in mesh.shape.items()},
         places=places(list(mesh.devices.flat), topology),
         minimum_flops=flops,
-        beside=beside(plan, denoiser, mesh, rules),
+        beside=beside(plan, denoiser, sharding),
     )
     return planned(step, subject, name=name_of(plan), effort=effort, kept=kept)
 
@@ -129,19 +129,19 @@ def name_of(plan: InferencePlan) -> str:
     return " ".join(words)
 
 
-def abstract_denoiser(plan: InferencePlan, mesh: Mesh, rules: Rules) -> Denoiser:
+def abstract_denoiser(plan: InferencePlan, sharding: Sharding) -> Denoiser:
     """The denoiser of the released size on a mesh, whose parameters are shapes.
 
     Raises:
       MeshError: if rules, heads or kernels do not fit the mesh.
     """
     model = transformer_of(plan)
-    attend = attend_for(plan.attention, plan.spread, heads=model.config.num_attention_heads, mesh=mesh, rules=rules)
+    attend = attend_for(plan.attention, plan.spread, heads=model.config.num_attention_heads, sharding=sharding)
     cast(model, jnp.bfloat16)
     if plan.quantize is not None:
         quantise(model, plan.quantize)
-    place_shapes(model, mesh, rules)
-    return Denoiser(model, mesh=mesh, rules=rules, attend=attend, passes=plan.passes)
+    place_shapes(model, sharding)
+    return Denoiser(model, sharding=sharding, attend=attend, passes=plan.passes)
 
 
 def lowered_step(denoiser: Denoiser, batch: SequenceBatch) -> jax.stages.Lowered:
@@ -200,11 +200,11 @@ def abstract_batch(plan: InferencePlan, config: MMDiTConfig, ways: Ways) -> Sequ
     )
 
 
-def beside(plan: InferencePlan, denoiser: Denoiser, mesh: Mesh, rules: Rules) -> dict[str, int]:
+def beside(plan: InferencePlan, denoiser: Denoiser, sharding: Sharding) -> dict[str, int]:
     """Bytes on one device of what stays there beside the denoise step: the VAE, and what the plan keeps."""
-    found = {"VAE": device_bytes(placed_shapes(network(Component.VAE), mesh, rules, jnp.bfloat16))}
+    found = {"VAE": device_bytes(placed_shapes(network(Component.VAE), sharding, jnp.bfloat16))}
     if plan.keep_modulation:
         found["modulation"] = device_bytes(denoiser.modulator.state)
     if plan.keep_text_encoder:
-        found["text encoder"] = device_bytes(placed_shapes(network(Component.TEXT_ENCODER), mesh, rules, jnp.bfloat16))
+        found["text encoder"] = device_bytes(placed_shapes(network(Component.TEXT_ENCODER), sharding, jnp.bfloat16))
     return found

@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from qil_jax.kernels import attend_for
-from qil_jax.mesh import TRAINING_RULES, constrain, make_mesh
+from qil_jax.mesh import TRAINING_RULES, Sharding, constrain, make_mesh
 from qil_jax.models.axes import Axis
 from qil_jax.models.stack import Scan
 from qil_jax.models.vld_mmdit import TokenLayout
@@ -68,12 +68,12 @@ def plan_training(
         mesh={str(axis): size for axis, size in mesh.shape.items()},
         places=places(list(mesh.devices.flat), topology),
         minimum_flops=made.flops,
-        beside=_encoders(experiment, mesh),
+        beside=_encoders(experiment, Sharding(mesh, TRAINING_RULES)),
     )
     return planned(made.lower(), subject, name=name, effort=effort, kept=kept)
 
 
-def _encoders(experiment: Experiment, mesh: Mesh) -> dict[str, int]:
+def _encoders(experiment: Experiment, sharding: Sharding) -> dict[str, int]:
     """Bytes on one device of the frozen networks that a run keeps beside its step."""
     if experiment.stage is Stage.RGBA_VAE:
         return {}
@@ -81,7 +81,7 @@ def _encoders(experiment: Experiment, mesh: Mesh) -> dict[str, int]:
     if experiment.data.inputs is Inputs.PICTURES:
         kinds["text encoder"] = Component.TEXT_ENCODER
     dtype = jnp.dtype(experiment.precision)
-    shapes = {name: placed_shapes(network(kind), mesh, TRAINING_RULES, dtype) for name, kind in kinds.items()}
+    shapes = {name: placed_shapes(network(kind), sharding, dtype) for name, kind in kinds.items()}
     return {name: device_bytes(part) for name, part in shapes.items()}
 
 
@@ -122,23 +122,23 @@ def abstract_step(experiment: Experiment, mesh: Mesh, *, rows: int | None = None
     """
     rows = experiment.data.loader.rows if rows is None else rows
     build = _vae_step if experiment.stage is Stage.RGBA_VAE else _flow_step
-    return build(experiment, mesh, rows)
+    return build(experiment, Sharding(mesh, TRAINING_RULES), rows)
 
 
 def require_rows(experiment: Experiment, mesh: Mesh) -> None:
     """Raises ExperimentError if the rows of a step do not divide over the mesh."""
-    RowPlacement(mesh, TRAINING_RULES, experiment.data.loader.rows, microbatches=experiment.optimiser.accumulate)
+    sharding, rows = Sharding(mesh, TRAINING_RULES), experiment.data.loader.rows
+    RowPlacement(sharding, rows, microbatches=experiment.optimiser.accumulate)
 
 
-def _flow_step(experiment: Experiment, mesh: Mesh, rows: int) -> AbstractStep:
+def _flow_step(experiment: Experiment, sharding: Sharding, rows: int) -> AbstractStep:
     """The step of the transformer."""
     model: Any = fresh_network(experiment.stage.component)
     if experiment.lora is not None:
         experiment.lora.add_to(model)
     heads = model.config.num_attention_heads
-    options: dict[str, Any] = {"heads": heads, "mesh": mesh, "rules": TRAINING_RULES, "backward": True}
-    attend = attend_for(experiment.attention, experiment.spread, **options)
-    params: Any = placed_shapes(model, mesh, TRAINING_RULES, jnp.float32)
+    attend = attend_for(experiment.attention, experiment.spread, heads=heads, sharding=sharding, backward=True)
+    params: Any = placed_shapes(model, sharding, jnp.float32)
     frozen: dict[str, Any] = {}
     dtype = jnp.dtype(experiment.precision)
     if experiment.lora is not None or experiment.trainable:
@@ -149,11 +149,11 @@ def _flow_step(experiment: Experiment, mesh: Mesh, rows: int) -> AbstractStep:
         dtype=dtype,
         attend=attend,
         scan=Scan(remat=experiment.remat),
-        constrain=constrain(mesh, TRAINING_RULES),
+        constrain=constrain(sharding),
     )
     objective = flow_objective(Network(model), experiment.flow_loss, compute)
     state = abstract_state(params, experiment.optimiser, experiment.steps)
-    batch = _flow_batch(experiment, mesh, rows)
+    batch = _flow_batch(experiment, sharding, rows)
     return AbstractStep(
         step=_made(experiment, objective, state),
         state=state,
@@ -163,15 +163,15 @@ def _flow_step(experiment: Experiment, mesh: Mesh, rows: int) -> AbstractStep:
     )
 
 
-def _flow_batch(experiment: Experiment, mesh: Mesh, rows: int) -> FlowBatch:
+def _flow_batch(experiment: Experiment, sharding: Sharding, rows: int) -> FlowBatch:
     """Rows that are full of square pictures, with two prompts each."""
-    loader, ways = experiment.data.loader, TRAINING_RULES.ways(Axis.RESIDUAL, mesh)
+    loader, ways = experiment.data.loader, sharding.ways(Axis.RESIDUAL)
     up = lambda size: -(-size // ways) * ways
     image, text = up(loader.buckets.row_tokens), up(2 * experiment.data.text_tokens)
 
     def put(*shape: int, dtype: Any = jnp.int32) -> Any:
         axes = (Axis.BATCH, Axis.TOKENS, None)[: len(shape)]
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, TRAINING_RULES.spec(axes)))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.named(axes))
 
     return FlowBatch(
         clean=put(rows, image, TOKEN_WIDTH, dtype=jnp.float32),
@@ -190,19 +190,19 @@ def _flow_batch(experiment: Experiment, mesh: Mesh, rows: int) -> FlowBatch:
     )
 
 
-def _vae_step(experiment: Experiment, mesh: Mesh, rows: int) -> AbstractStep:
+def _vae_step(experiment: Experiment, sharding: Sharding, rows: int) -> AbstractStep:
     """The step of the RGBA-VAE, without LPIPS and the frozen initial VAE."""
     model: Any = fresh_network(experiment.stage.component)
     side = experiment.data.loader.buckets.resolutions[0]
-    params = placed_shapes(model, mesh, TRAINING_RULES, jnp.float32)
+    params = placed_shapes(model, sharding, jnp.float32)
     loss = dataclasses.replace(experiment.vae_loss, reference_kl=0.0, perceptual=0.0)
     dtype = jnp.dtype(experiment.precision)
     objective = vae_objective(Network(model), loss, dtype=dtype, reference=None, perceptual_loss=None)
     state = abstract_state(params, experiment.optimiser, experiment.steps)
 
     def put(*shape: int, dtype: Any) -> Any:
-        spec = TRAINING_RULES.spec((Axis.BATCH, *(None,) * (len(shape) - 1)))
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+        axes = (Axis.BATCH, *(None,) * (len(shape) - 1))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.named(axes))
 
     batch = PictureBatch(
         pixels=put(rows, side, side, 4, dtype=jnp.uint8),

@@ -6,11 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from qil_jax.loader.config import Processes
-from qil_jax.mesh import Rules
+from qil_jax.mesh import Sharding
 from qil_jax.models.axes import Axes, Axis
 from qil_jax.models.vld_mmdit import TokenLayout
 from qil_jax.training.experiment import ExperimentError
@@ -70,13 +69,13 @@ class PictureBatch:
 class RowPlacement:
     """The rows of a batch that this process reads, and their placement on the mesh."""
 
-    def __init__(self, mesh: Mesh, rules: Rules, rows: int, *, microbatches: int = 1):
+    def __init__(self, sharding: Sharding, rows: int, *, microbatches: int = 1):
         """Assign the `rows` rows of a global batch to processes and devices.
 
         Raises:
           ExperimentError: if the shards of the mesh do not divide them, or those of a microbatch.
         """
-        ways = rules.ways(Axis.BATCH, mesh)
+        ways = sharding.ways(Axis.BATCH)
         if rows % ways:
             raise ExperimentError(
                 f"{rows} rows do not divide over {ways} parts of the mesh (data and fsdp): make data.loader.rows a "
@@ -88,8 +87,8 @@ class RowPlacement:
                 f"over {ways} parts of the mesh (data and fsdp): lower optimiser.accumulate, or make data.loader.rows "
                 f"a multiple of {ways * microbatches}"
             )
-        self.mesh, self.rules, self.rows = mesh, rules, rows
-        indices = self._sharding((Axis.BATCH,)).addressable_devices_indices_map((rows,)).values()
+        self.sharding, self.rows = sharding, rows
+        indices = self.sharding.named((Axis.BATCH,)).addressable_devices_indices_map((rows,)).values()
         spans = [index[0].indices(rows)[:2] for index in indices if index is not None]
         first, last = min(start for start, _ in spans), max(end for _, end in spans) - 1
         # On a torus the rows of a process may lie apart: it reads the smallest share of all rows that holds its own.
@@ -112,12 +111,9 @@ class RowPlacement:
             start, stop, _ = index[0].indices(shape[0])
             return local[(slice(start - offset, stop - offset), *index[1:])]
 
-        return jax.make_array_from_callback(shape, self._sharding(axes), part)
+        return jax.make_array_from_callback(shape, self.sharding.named(axes), part)
 
     def put_all(self, tree: Any) -> Any:
         """A pytree of global arrays [b, t, ...], sharded by rows and, where there is a second axis, by tokens."""
         axes = lambda x: (Axis.BATCH, Axis.TOKENS, *(None,) * x.ndim)[: x.ndim]
         return jax.tree.map(lambda x: self.put(x, axes(x)), tree)
-
-    def _sharding(self, axes: Axes) -> NamedSharding:
-        return NamedSharding(self.mesh, self.rules.spec(axes))

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from qil_jax.errors import QilError
-from qil_jax.mesh import TRAINING_RULES, single_device_mesh
+from qil_jax.mesh import TRAINING_RULES, Sharding, single_device_mesh
 from qil_jax.records.sources import SPLIT
 from qil_jax.training.batches import RowPlacement
 from qil_jax.training.data import open_data
@@ -109,10 +109,10 @@ def _measured(experiment: Experiment, checkpoint: Checkpoint, params: SavedParam
             f"{error}\nlatents_mean and latents_std are measured on the run's data, so make it available; "
             f"{_relative(run)}"
         ) from error
-    mesh = single_device_mesh()
-    vae = checkpoint.load(Component.VAE, mesh=mesh, rules=TRAINING_RULES, dtype=jnp.float32, layered=True)
+    sharding = Sharding(single_device_mesh(), TRAINING_RULES)
+    vae = checkpoint.load(Component.VAE, sharding, dtype=jnp.float32, layered=True)
     values = params_of(vae) | {path: jnp.asarray(value) for path, value in params.items()}
-    placement = RowPlacement(mesh, TRAINING_RULES, experiment.data.loader.rows)
+    placement = RowPlacement(sharding, experiment.data.loader.rows)
     batches = (picture_batch(batch, placement) for batch in example_batches(experiment, source, placement))
     return latent_statistics(training_network(vae), values, batches)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 from rich.progress import track
 
@@ -26,7 +25,7 @@ from qil_jax.loader.latent_files import LatentIndex, LatentRecord, shard_records
 from qil_jax.loader.loader import fitted
 from qil_jax.loader.samples import make_sample, resized_record
 from qil_jax.loader.tasks import Subject, Task, TaskConfig
-from qil_jax.mesh import TRAINING_RULES, MeshShape, make_mesh, single_device_mesh
+from qil_jax.mesh import TRAINING_RULES, MeshShape, Sharding, make_mesh, single_device_mesh
 from qil_jax.models.axes import Axis
 from qil_jax.records.record import Record
 from qil_jax.records.sources import RecordSource, open_sources
@@ -126,7 +125,9 @@ def cache(arguments: argparse.Namespace, splits: Sequence[str]) -> None:
     mesh = make_mesh(MeshShape.parse(arguments.mesh)) if arguments.mesh else single_device_mesh()
     checkpoint = Checkpoint.open(arguments.checkpoint)
     vae = checkpoint if arguments.vae is None else Checkpoint(arguments.vae)
-    encoders = load_encoders(checkpoint, vae, mesh, rows=arguments.rows, text=experiment.data.text_tokens)
+    encoders = load_encoders(
+        checkpoint, vae, Sharding(mesh, TRAINING_RULES), rows=arguments.rows, text=experiment.data.text_tokens
+    )
     job = Job(
         out=arguments.out,
         config=experiment.data.loader,
@@ -140,22 +141,21 @@ def cache(arguments: argparse.Namespace, splits: Sequence[str]) -> None:
         encode_split(source, split, job, encoders)
 
 
-def load_encoders(checkpoint: Checkpoint, vae: Checkpoint, mesh: Mesh, *, rows: int, text: int) -> Encoders:
+def load_encoders(checkpoint: Checkpoint, vae: Checkpoint, sharding: Sharding, *, rows: int, text: int) -> Encoders:
     """The text encoder of a checkpoint and the VAE of one, which may be another, on the mesh.
 
     Raises:
       QilError: if the VAE has no alpha channel.
     """
-    place = {"mesh": mesh, "rules": TRAINING_RULES}
     channels = vae.vae.input_channels
     if channels != 4:
         raise QilError(f"{vae.folder}: its VAE has {channels} channels: --vae of a run of rgba_vae")
-    autoencoder = Autoencoder(vae.load(Component.VAE, **place), mesh=mesh)
-    tower = checkpoint.load(Component.TEXT_ENCODER, **place)
+    autoencoder = Autoencoder(vae.load(Component.VAE, sharding), mesh=sharding.mesh)
+    tower = checkpoint.load(Component.TEXT_ENCODER, sharding)
     return Encoders(
         autoencoder=autoencoder,
-        prompts=PromptEncoder(PromptTokenizer(checkpoint.tokenizer), tower, mesh=mesh),
-        placement=RowPlacement(mesh, TRAINING_RULES, rows),
+        prompts=PromptEncoder(PromptTokenizer(checkpoint.tokenizer), tower, mesh=sharding.mesh),
+        placement=RowPlacement(sharding, rows),
         width=text,
     )
 

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jaxtyping import Float, Key
 
 from qil_jax.errors import QilError
-from qil_jax.mesh import Rules, shardings
+from qil_jax.mesh import Sharding, shardings
 from qil_jax.models.lora import add_lora
 from qil_jax.models.paths import slashed
 from qil_jax.training.parameters import Params
@@ -73,9 +73,7 @@ Stored = Mapping[str, Float[np.ndarray, "..."]]
 """Factors of a LoRA file by path."""
 
 
-def initial_factors(
-    model: nnx.Module, mesh: Mesh, rules: Rules, seed: int, stored: Stored = MappingProxyType({})
-) -> Params:
+def initial_factors(model: nnx.Module, sharding: Sharding, seed: int, stored: Stored = MappingProxyType({})) -> Params:
     """The factors of a model before the first step, placed on a mesh: a is random, b is zero.
 
     a is drawn from U(-1/sqrt(i), 1/sqrt(i)) for i input features, which is Kaiming's uniform distribution as PEFT uses
@@ -89,7 +87,7 @@ def initial_factors(
     Raises:
       MeshError: if rules, mesh and shapes are inconsistent.
     """
-    placements = shardings(model, mesh, rules)
+    placements = shardings(model, sharding)
     shapes = {slashed(path): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     return {
         path: _stored(stored[path], where) if path in stored else _initial_factor(path, shapes[path], where, seed)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from qil_jax.errors import QilError
 from qil_jax.loader.loader import Loader
 from qil_jax.loader.samples import SampleSource
-from qil_jax.mesh import TRAINING_RULES
+from qil_jax.mesh import TRAINING_RULES, Sharding
 from qil_jax.training.batches import RowPlacement
 from qil_jax.training.data import training_data, validation_data
 from qil_jax.training.experiment import Experiment, ExperimentError
@@ -81,7 +81,7 @@ def prepare(experiment: Experiment, mesh: Mesh) -> TrainingRun:
     require_inputs(experiment)
     initial = initial_checkpoints(experiment)
     rows, microbatches = experiment.data.loader.rows, experiment.optimiser.accumulate
-    placement = RowPlacement(mesh, TRAINING_RULES, rows, microbatches=microbatches)
+    placement = RowPlacement(Sharding(mesh, TRAINING_RULES), rows, microbatches=microbatches)
     processes, validation = placement.processes, experiment.validation
     _, _, (source, loader), validation_loader = _all_of(
         (
@@ -92,7 +92,7 @@ def prepare(experiment: Experiment, mesh: Mesh) -> TrainingRun:
         )
     )
     build = vae_stage if experiment.stage is Stage.RGBA_VAE else flow_stage
-    stage, params = build(experiment, initial, mesh, placement, source)
+    stage, params = build(experiment, initial, placement, source)
     trained, frozen = split(params, experiment.trainable if experiment.lora is None else FACTORS)
     return TrainingRun(
         experiment=experiment,

@@ -3,7 +3,7 @@
 checkpoint = Checkpoint.open(folder)
 checkpoint.vae.z_dim                        # parsed configs
 checkpoint[Component.VAE].table             # what each component's folder holds
-checkpoint.load(Component.VAE, mesh=mesh, rules=rules)
+checkpoint.load(Component.VAE, Sharding(mesh, rules))
 """
 
 import functools
@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from flax import nnx
-from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from qil_jax.files import no_folder
 from qil_jax.flow import Schedule
-from qil_jax.mesh import Rules
+from qil_jax.mesh import Sharding
 from qil_jax.models.config import ConfigError
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, TextEncoder, VisionLanguage
 from qil_jax.models.rgba_vae import RGBAVAE, VAEConfig
@@ -159,76 +158,68 @@ class Checkpoint:
     def abstract(
         self,
         part: Literal[Component.TRANSFORMER] | TransformerPart,
+        sharding: Sharding | None = None,
         *,
-        mesh: Mesh | None = None,
-        rules: Rules | None = None,
         dtype: Any = None,
     ) -> VLDMMDiT: ...
     @overload
     def abstract(
-        self, part: Literal[Component.VAE], *, mesh: Mesh | None = None, rules: Rules | None = None, dtype: Any = None
+        self, part: Literal[Component.VAE], sharding: Sharding | None = None, *, dtype: Any = None
     ) -> RGBAVAE: ...
     @overload
     def abstract(
         self,
         part: Literal[Component.TEXT_ENCODER],
+        sharding: Sharding | None = None,
         *,
-        mesh: Mesh | None = None,
-        rules: Rules | None = None,
         dtype: Any = None,
     ) -> TextEncoder: ...
     @overload
     def abstract(
-        self, part: TextEncoderPart, *, mesh: Mesh | None = None, rules: Rules | None = None, dtype: Any = None
+        self, part: TextEncoderPart, sharding: Sharding | None = None, *, dtype: Any = None
     ) -> VisionLanguage: ...
-    def abstract(
-        self, part: Part, *, mesh: Mesh | None = None, rules: Rules | None = None, dtype: Any = None
-    ) -> nnx.Module:
+    def abstract(self, part: Part, sharding: Sharding | None = None, *, dtype: Any = None) -> nnx.Module:
         """The module that `load` returns, with shapes in place of parameters; it is the caller's own.
 
         Args:
           part: component or part of one; of a part of the transformer all of it.
-          mesh: mesh on which the parameters would be placed; None: dtypes and placements are left open.
-          rules: sharding rules that map logical axes to mesh axes; None: as without a mesh.
+          sharding: mesh on which the parameters would be placed, and its rules; None: dtypes and placements are left
+            open.
           dtype: dtype of the loaded parameters, as in `load`.
 
         Raises:
           ConfigError: if the component's config is missing, or not one that the models support.
           MeshError: if rules, mesh and shapes are inconsistent.
-          WeightsError: if there is a mesh, and the files cannot be read.
+          WeightsError: if there is a sharding, and the files cannot be read.
         """
         stored = self[component_of(part)]
-        if mesh is None or rules is None:
+        if sharding is None:
             return stored.architecture.abstract(part)
-        return placed_shapes(stored, part, mesh=mesh, rules=rules, dtype=dtype)
+        return placed_shapes(stored, part, sharding, dtype=dtype)
 
     @overload
     def load(
         self,
         part: Literal[Component.TRANSFORMER] | TransformerPart,
+        sharding: Sharding,
         *,
-        mesh: Mesh,
-        rules: Rules,
         dtype: Any = None,
         layered: bool = False,
         loras: Sequence[Scaled] = (),
     ) -> VLDMMDiT: ...
     @overload
     def load(
-        self, part: Literal[Component.VAE], *, mesh: Mesh, rules: Rules, dtype: Any = None, layered: bool = False
+        self, part: Literal[Component.VAE], sharding: Sharding, *, dtype: Any = None, layered: bool = False
     ) -> RGBAVAE: ...
     @overload
-    def load(
-        self, part: Literal[Component.TEXT_ENCODER], *, mesh: Mesh, rules: Rules, dtype: Any = None
-    ) -> TextEncoder: ...
+    def load(self, part: Literal[Component.TEXT_ENCODER], sharding: Sharding, *, dtype: Any = None) -> TextEncoder: ...
     @overload
-    def load(self, part: TextEncoderPart, *, mesh: Mesh, rules: Rules, dtype: Any = None) -> VisionLanguage: ...
+    def load(self, part: TextEncoderPart, sharding: Sharding, *, dtype: Any = None) -> VisionLanguage: ...
     def load(
         self,
         part: Part,
+        sharding: Sharding,
         *,
-        mesh: Mesh,
-        rules: Rules,
         dtype: Any = None,
         layered: bool = False,
         loras: Sequence[Scaled] = (),
@@ -240,8 +231,7 @@ class Checkpoint:
 
         Args:
           part: component or part to load; of a part of the transformer, the other parameters stay abstract.
-          mesh: mesh on which the parameters are placed.
-          rules: sharding rules that map logical axes to mesh axes.
+          sharding: mesh on which the parameters are placed, and the rules that map logical axes to mesh axes.
           dtype: dtype of the loaded parameters, except quantised kernels and their scales; None: the stored dtype.
           layered: whether a component of Qwen-Image is loaded as that of a layered model, where parameters that are not
             stored have their initial values.
@@ -256,4 +246,4 @@ class Checkpoint:
         """
         stored = self[component_of(part)]
         architecture = stored.architecture.layered if layered else stored.architecture
-        return load_part(stored, architecture, part, mesh=mesh, rules=rules, dtype=dtype, loras=loras)
+        return load_part(stored, architecture, part, sharding, dtype=dtype, loras=loras)

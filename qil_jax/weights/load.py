@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jaxtyping import Float
 
-from qil_jax.mesh import Rules, shardings
+from qil_jax.mesh import Sharding, shardings
 from qil_jax.models.paths import slashed
 from qil_jax.weights.architecture import Architecture, Part, TransformerPart
 from qil_jax.weights.assemble import Placed, assemble
@@ -24,9 +24,8 @@ def load_part(
     stored: StoredComponent,
     architecture: Architecture,
     part: Part,
+    sharding: Sharding,
     *,
-    mesh: Mesh,
-    rules: Rules,
     dtype: Any,
     loras: Sequence[Scaled],
 ) -> nnx.Module:
@@ -37,7 +36,7 @@ def load_part(
     """
     prefix = f"{part}/" if isinstance(part, TransformerPart) else ""
     module = architecture.abstract(part)
-    placements = shardings(module, mesh, rules)
+    placements = shardings(module, sharding)
     require_fit(stored.component, architecture.table, loras)
     wanted = architecture.targets
     source = ExtendedSource(stored.source(), stored.targets)
@@ -68,10 +67,10 @@ def _placed(
     )
 
 
-def placed_shapes(stored: StoredComponent, part: Part, *, mesh: Mesh, rules: Rules, dtype: Any) -> nnx.Module:
+def placed_shapes(stored: StoredComponent, part: Part, sharding: Sharding, *, dtype: Any) -> nnx.Module:
     """The module that `load_part` returns, with shapes, dtypes and shardings in place of parameters."""
     module, wanted, source = stored.architecture.abstract(part), stored.targets, stored.source()
-    placements = shardings(module, mesh, rules)
+    placements = shardings(module, sharding)
     state = nnx.state(module, nnx.Param)
     for path, parameter in nnx.to_flat_state(state):
         name = slashed(path)

@@ -25,7 +25,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, Sharding, single_device_mesh
 from qil_jax.models.layers import layer_norm
 from qil_jax.models.paths import slashed
 from qil_jax.models.quantised import quantise
@@ -75,7 +75,7 @@ def compare_vae(checkpoint: Checkpoint, reference: Checkpoint) -> Iterator[Block
     with init_empty_weights():
         torch_vae: Any = AutoencoderKLQwenImage.from_config(reference[part].json)
     Tensors(reference[part]).fill(torch_vae.eval(), "")
-    vae = checkpoint.load(part, mesh=single_device_mesh(), rules=INFERENCE_RULES, dtype=jnp.float32)
+    vae = checkpoint.load(part, Sharding(single_device_mesh(), INFERENCE_RULES), dtype=jnp.float32)
     flat = lambda x: x[:, :, 0].permute(0, 2, 3, 1)
     pixels = torch.rand(1, vae.config.input_channels, 1, 64, 96, generator=_seed()) * 2 - 1
     posterior = torch_vae.encode(pixels).latent_dist

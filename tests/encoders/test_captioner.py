@@ -12,7 +12,7 @@ from flax import nnx
 from qil_jax.encoders.captioner import Captioner
 from qil_jax.encoders.generation import FILE, Generation
 from qil_jax.errors import QilError
-from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, MeshShape, Sharding, make_mesh, single_device_mesh
 from qil_jax.models.config import ConfigError
 from qil_jax.weights import Checkpoint, Component, TextEncoderPart, WeightsError
 
@@ -38,8 +38,8 @@ def checkpoint(tmp_path_factory):
 
 
 def load(checkpoint, mesh) -> Captioner:
-    model = Checkpoint(checkpoint).load(TextEncoderPart.VISION_LANGUAGE, mesh=mesh, rules=INFERENCE_RULES)
-    return Captioner(model, mesh=mesh, rules=INFERENCE_RULES)
+    model = Checkpoint(checkpoint).load(TextEncoderPart.VISION_LANGUAGE, Sharding(mesh, INFERENCE_RULES))
+    return Captioner(model, sharding=Sharding(mesh, INFERENCE_RULES))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_the_text_encoder_shares_parameters_and_outlives_the_tower(checkpoint, i
     tower = jax.tree.leaves(captioner.state["visual"])
     captioner.free_vision()
     assert all(leaf.is_deleted() for leaf in tower)
-    alone = Checkpoint(checkpoint).load(Component.TEXT_ENCODER, mesh=mesh, rules=INFERENCE_RULES)
+    alone = Checkpoint(checkpoint).load(Component.TEXT_ENCODER, Sharding(mesh, INFERENCE_RULES))
     ids = jnp.arange(14).reshape(2, 7)
     states = [model(ids, jnp.asarray([[True] * 7, [True] * 5 + [False] * 2])) for model in (encoder, alone)]
     np.testing.assert_array_equal(*states)

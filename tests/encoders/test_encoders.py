@@ -8,12 +8,12 @@ from qil_jax.encoders.image_encoder import Autoencoder
 from qil_jax.encoders.pixels import to_float, to_uint8
 from qil_jax.encoders.text_encoder import PromptEncoder
 from qil_jax.encoders.tokenizer import PromptTokenizer
-from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, Sharding, single_device_mesh
 from qil_jax.shipped import shipped_checkpoint
 from qil_jax.weights import Checkpoint, Component
 
 MESH = single_device_mesh()
-PLACE = {"mesh": MESH, "rules": INFERENCE_RULES, "dtype": "float32"}
+SHARDING = Sharding(MESH, INFERENCE_RULES)
 
 
 def test_eight_bits_come_back():
@@ -28,7 +28,9 @@ def test_eight_bits_come_back():
 
 @pytest.mark.full
 def test_pictures_in_rows():
-    autoencoder = Autoencoder(Checkpoint(shipped_checkpoint()).load(Component.VAE, **PLACE), mesh=MESH)
+    autoencoder = Autoencoder(
+        Checkpoint(shipped_checkpoint()).load(Component.VAE, SHARDING, dtype="float32"), mesh=MESH
+    )
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 64, 4), np.uint8)
     rows = np.asarray(autoencoder.encode_rows(jnp.asarray(pixels)))
     flat = autoencoder.encode(to_float(pixels.reshape(6, 32, 64, 4)))
@@ -41,7 +43,7 @@ def test_pictures_in_rows():
 def test_prompts_in_rows(max_tokens):
     tokenizer = PromptTokenizer(Checkpoint(shipped_checkpoint()).tokenizer)
     encoder = PromptEncoder(
-        tokenizer, Checkpoint(shipped_checkpoint()).load(Component.TEXT_ENCODER, **PLACE), mesh=MESH
+        tokenizer, Checkpoint(shipped_checkpoint()).load(Component.TEXT_ENCODER, SHARDING, dtype="float32"), mesh=MESH
     )
     prompts = ["", " ", "a red barn in the snow"]
     alone = encoder(prompts, max_tokens=max_tokens)

@@ -10,7 +10,7 @@ from qil_jax.flow import Rescale
 from qil_jax.inference.batch import Item, SequenceBatch, Ways, build_batch
 from qil_jax.inference.denoiser import Denoiser
 from qil_jax.kernels import Spread, attend_for
-from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, place, shardings
+from qil_jax.mesh import INFERENCE_RULES, MeshShape, Sharding, make_mesh, place, shardings
 from qil_jax.models.attention import Attend, AttentionKind
 from qil_jax.models.paths import slashed
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
@@ -53,29 +53,33 @@ UNLIKE = (item(1, 8, 10, 7), item(3, 6, 8, 50, seed=1))
 """Two pictures of unlike sizes, layer counts, prompts and schedules."""
 
 
+def on(mesh: Mesh) -> Sharding:
+    return Sharding(mesh, INFERENCE_RULES)
+
+
 def attend(mesh: Mesh, spread: Spread = Spread.ULYSSES) -> Attend:
     heads = CONFIG.num_attention_heads
-    return attend_for(AttentionKind.XLA_CHUNKED, spread, heads=heads, mesh=mesh, rules=INFERENCE_RULES)
+    return attend_for(AttentionKind.XLA_CHUNKED, spread, heads=heads, sharding=on(mesh))
 
 
 def denoiser_on(mesh: Mesh, *, passes: Passes = Passes.BATCH, spread: Spread = Spread.ULYSSES) -> Denoiser:
     network = model()
-    place(network, mesh, INFERENCE_RULES)
-    return Denoiser(network, mesh=mesh, rules=INFERENCE_RULES, attend=attend(mesh, spread), passes=passes)
+    place(network, on(mesh))
+    return Denoiser(network, sharding=on(mesh), attend=attend(mesh, spread), passes=passes)
 
 
 def abstract_denoiser(mesh: Mesh) -> Denoiser:
     network = nnx.eval_shape(model)
-    by_path = shardings(network, mesh, INFERENCE_RULES)
+    by_path = shardings(network, on(mesh))
     state = nnx.state(network, nnx.Param)
     for path, parameter in nnx.to_flat_state(state):
         parameter.set_value(jax.ShapeDtypeStruct(parameter.shape, np.float32, sharding=by_path[slashed(path)]))
     nnx.update(network, state)
-    return Denoiser(network, mesh=mesh, rules=INFERENCE_RULES, attend=attend(mesh))
+    return Denoiser(network, sharding=on(mesh), attend=attend(mesh))
 
 
 def batch_on(mesh: Mesh, items=UNLIKE, *, passes: Passes = Passes.BATCH, guidance: float = 4.0) -> SequenceBatch:
-    return build_batch(list(items), patch=2, guidance=guidance, ways=Ways.of(mesh, INFERENCE_RULES, passes))
+    return build_batch(list(items), patch=2, guidance=guidance, ways=Ways.of(on(mesh), passes))
 
 
 def denoise(denoiser: Denoiser, batch: SequenceBatch, items=UNLIKE, **callbacks) -> np.ndarray:

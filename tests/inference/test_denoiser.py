@@ -27,7 +27,7 @@ def memory(lowered: jax.stages.Lowered) -> Any:
 
 @pytest.mark.full
 def test_one_program_serves_any_number_of_steps(single, compiled):
-    mesh, few = single.mesh, [item(1, 8, 10, 7, seed=3)]
+    mesh, few = single.sharding.mesh, [item(1, 8, 10, 7, seed=3)]
     assert np.isfinite(denoise(single, batch_on(mesh, few), few)).all()
     assert len(compiled) >= 1
     many = [item(1, 10, 8, 9, seed=4, steps=7)]
@@ -40,7 +40,7 @@ def test_one_program_serves_any_number_of_steps(single, compiled):
 
 @pytest.mark.full
 def test_tokens_between_steps_are_those_of_fewer_steps_and_the_batch_stays(single):
-    batch, seen = batch_on(single.mesh), []
+    batch, seen = batch_on(single.sharding.mesh), []
     before = batch.tokens.copy()
     last = denoise(single, batch, on_tokens=lambda done, tokens: seen.append(tokens))
     np.testing.assert_array_equal(batch.tokens, before)
@@ -52,8 +52,8 @@ def test_tokens_between_steps_are_those_of_fewer_steps_and_the_batch_stays(singl
 
 @pytest.mark.full
 def test_sequential_passes_give_what_a_batch_of_both_gives(single):
-    sequential = denoiser_on(single.mesh, passes=Passes.SEQUENTIAL)
-    batch = batch_on(single.mesh, passes=Passes.SEQUENTIAL)
+    sequential = denoiser_on(single.sharding.mesh, passes=Passes.SEQUENTIAL)
+    batch = batch_on(single.sharding.mesh, passes=Passes.SEQUENTIAL)
     assert error(denoise(sequential, batch), denoise(single, batch)) <= 2e-6
     both, half = (memory(one.lower(batch, Rescale.NORM)[1]).temp_size_in_bytes for one in (single, sequential))
     assert half < 0.75 * both
@@ -81,7 +81,7 @@ def test_meshes_give_the_single_device_result(single, shape, spread):
     lengths = [(len(one.noise) + 1) * one.grid(2)[0] * one.grid(2)[1] for one in items]
     assert max(lengths) == 57 and len(set(lengths)) == 3
     mesh = mesh_of(shape)
-    expected = denoise(single, batch_on(single.mesh, items), items)
+    expected = denoise(single, batch_on(single.sharding.mesh, items), items)
     found = denoise(denoiser_on(mesh, spread=spread), batch_on(mesh, items), items)
     for one, many, length in zip(expected, found, lengths, strict=False):
         assert error(many[:length], one[:length]) <= 2e-5

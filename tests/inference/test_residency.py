@@ -16,7 +16,7 @@ from qil_jax.inference.memory import Drawing, plan_memory
 from qil_jax.inference.outline import Outline
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, ResolvedSettings, Settings
-from qil_jax.mesh import MeshShape, make_mesh
+from qil_jax.mesh import INFERENCE_RULES, MeshShape, Sharding, make_mesh
 from qil_jax.weights import Checkpoint
 
 SETTINGS = Settings(steps=2)
@@ -99,8 +99,8 @@ def test_memory_is_planned_by_phase():
 
 
 def test_a_mesh_for_guidance_without_guidance_is_refused():
-    mesh = make_mesh(MeshShape(cfg=2), jax.devices()[:2])
-    pipeline = Pipeline.load(mesh=mesh, residency=Residency.PHASES)
+    sharding = Sharding(make_mesh(MeshShape(cfg=2), jax.devices()[:2]), INFERENCE_RULES)
+    pipeline = Pipeline.load(sharding=sharding, residency=Residency.PHASES)
     for request, settings in (
         (REQUESTS[0], Settings(steps=1, guidance=1.0)),
         (Request(image=REQUESTS[0].image, layers=1, resolution=64, negative_prompt=None), SETTINGS),

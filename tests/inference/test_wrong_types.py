@@ -50,7 +50,7 @@ CALLS = {
     "decompose([Request(image=image, seed=10**5000)])": "seed must be from 0 to 4294967295, got int of thousands",
     "decompose([request], Settings(guidance=10**5000))": "must be a finite number, got int of thousands of digits",
     "Pipeline.load(5)": "the checkpoint must be the path of a folder, or None for the shipped one; got 5",
-    "Pipeline.load(mesh='data=2')": "mesh must be a Mesh or None, got 'data=2'",
+    "Pipeline.load(sharding='data=2')": "sharding must be a Sharding or None, got 'data=2'",
     "Pipeline.load(passes='both')": "passes must be a Passes, got 'both'",
     "Pipeline.load(residency=None)": "residency must be a Residency, got None",
     "Pipeline.load(loras=['a.safetensors'])": "loras must be pairs of a file and a scale",

@@ -9,7 +9,7 @@ import pytest
 from reference import error
 
 from qil_jax.kernels import Spread, attend_for, attend_on, plan_attention
-from qil_jax.mesh import INFERENCE_RULES, MeshError, MeshShape, make_mesh, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, MeshError, MeshShape, Sharding, make_mesh, single_device_mesh
 from qil_jax.models.attention import AttentionKind, attention_part, joint_attention, merge_parts
 
 ROWS, TEXT, IMAGE, HEADS, DIM = 2, 24, 40, 8, 8
@@ -55,8 +55,8 @@ def alone() -> list[np.ndarray]:
 def test_devices_change_nothing(kind, spread, mesh):
     if kind is AttentionKind.SPLASH and spread is Spread.RING and "context" in mesh:
         pytest.skip("it has no gradient: refused below")
-    where = make_mesh(MeshShape.parse(mesh))
-    attend = attend_for(kind, spread, heads=HEADS, mesh=where, rules=INFERENCE_RULES, backward=True)
+    where = Sharding(make_mesh(MeshShape.parse(mesh)), INFERENCE_RULES)
+    attend = attend_for(kind, spread, heads=HEADS, sharding=where, backward=True)
     for found, wanted in zip(values_and_gradients(attend), alone(), strict=True):
         assert np.abs(wanted).max() > 0.1
         assert error(found, wanted) <= 2e-5
@@ -65,7 +65,7 @@ def test_devices_change_nothing(kind, spread, mesh):
 @pytest.mark.full
 def test_splash_on_one_device():
     attend = attend_for(
-        AttentionKind.SPLASH, Spread.NONE, heads=HEADS, mesh=single_device_mesh(), rules=INFERENCE_RULES
+        AttentionKind.SPLASH, Spread.NONE, heads=HEADS, sharding=Sharding(single_device_mesh(), INFERENCE_RULES)
     )
     for found, wanted in zip(values_and_gradients(attend), alone(), strict=True):
         assert error(found, wanted) <= 2e-5
@@ -73,15 +73,15 @@ def test_splash_on_one_device():
 
 @pytest.mark.full
 def test_splash_in_a_ring_has_values_but_no_gradient():
-    mesh = make_mesh(MeshShape(context=8))
-    attend = attend_for(AttentionKind.SPLASH, Spread.RING, heads=HEADS, mesh=mesh, rules=INFERENCE_RULES)
+    sharding = Sharding(make_mesh(MeshShape(context=8)), INFERENCE_RULES)
+    attend = attend_for(AttentionKind.SPLASH, Spread.RING, heads=HEADS, sharding=sharding)
     q, k, v, segments = inputs()
     found, wanted = (jax.jit(f)(q, k, v, segments) for f in (attend, joint_attention()))
     for mixed, exact, ids in zip(found, wanted, segments, strict=True):
         shown = np.asarray(ids) > 0
         assert error(np.asarray(mixed)[shown], np.asarray(exact)[shown]) <= 2e-5
     with pytest.raises(MeshError, match="no gradient in a ring"):
-        attend_for(AttentionKind.SPLASH, Spread.RING, heads=HEADS, mesh=mesh, rules=INFERENCE_RULES, backward=True)
+        attend_for(AttentionKind.SPLASH, Spread.RING, heads=HEADS, sharding=sharding, backward=True)
 
 
 @pytest.mark.full
@@ -91,9 +91,9 @@ def test_padding_is_never_attended():
     spoilt = lambda pair: tuple(
         jnp.where((ids > 0)[..., None, None], x, 1e4) for x, ids in zip(pair, segments, strict=True)
     )
-    mesh = make_mesh(MeshShape(context=4, tensor=2))
+    sharding = Sharding(make_mesh(MeshShape(context=4, tensor=2)), INFERENCE_RULES)
     for kind, spread in [*((AttentionKind.XLA, s) for s in SPREADS), (AttentionKind.SPLASH, Spread.GATHER)]:
-        attend = jax.jit(attend_for(kind, spread, heads=HEADS, mesh=mesh, rules=INFERENCE_RULES))
+        attend = jax.jit(attend_for(kind, spread, heads=HEADS, sharding=sharding))
         for one, other, ids in zip(
             attend(q, k, v, segments), attend(q, spoilt(k), spoilt(v), segments), segments, strict=True
         ):
@@ -114,18 +114,18 @@ def test_parts_are_merged_to_the_whole(kind):
 
 
 def test_one_device_runs_plain_joint_attention():
-    attend = attend_for(AttentionKind.XLA, Spread.RING, heads=3, mesh=single_device_mesh(), rules=INFERENCE_RULES)
+    attend = attend_for(
+        AttentionKind.XLA, Spread.RING, heads=3, sharding=Sharding(single_device_mesh(), INFERENCE_RULES)
+    )
     assert "shard_map" not in str(jax.make_jaxpr(attend)(*inputs()))
 
 
 def test_sizes_that_do_not_divide_are_refused_before_compute():
-    mesh = make_mesh(MeshShape(fsdp=4, context=2))
-    plan = plan_attention(
-        AttentionKind.XLA, Spread.GATHER, heads=HEADS, mesh=mesh, rules=INFERENCE_RULES, platform="cpu"
-    )
+    sharding = Sharding(make_mesh(MeshShape(fsdp=4, context=2)), INFERENCE_RULES)
+    plan = plan_attention(AttentionKind.XLA, Spread.GATHER, heads=HEADS, sharding=sharding, platform="cpu")
     q, k, v, segments = jax.tree.map(lambda x: x[:, 1:], inputs())
     with pytest.raises(MeshError) as refused:
-        jax.eval_shape(attend_on(plan, mesh, INFERENCE_RULES), q, k, v, segments)
+        jax.eval_shape(attend_on(plan, sharding), q, k, v, segments)
     rows, text, image = refused.value.problems
     assert rows.startswith("2 rows do not divide into 4 parts (cfg=1, data=1, fsdp=4)")
     assert text.startswith("23 text tokens do not divide into 2 parts") and "39 image tokens" in image

@@ -3,14 +3,14 @@
 import pytest
 
 from qil_jax.kernels import Blocks, Spread, plan_attention
-from qil_jax.mesh import INFERENCE_RULES, MeshAxis, MeshError, MeshShape, Rules, abstract_mesh
+from qil_jax.mesh import INFERENCE_RULES, AbstractSharding, MeshAxis, MeshError, MeshShape, Rules, abstract_mesh
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.axes import Axis
 
 
 def plan(kind, spread, mesh: str, *, platform="tpu", heads=24, **more):
-    where = abstract_mesh(MeshShape.parse(mesh))
-    return plan_attention(kind, spread, heads=heads, mesh=where, rules=INFERENCE_RULES, platform=platform, **more)
+    where = AbstractSharding(abstract_mesh(MeshShape.parse(mesh)), INFERENCE_RULES)
+    return plan_attention(kind, spread, heads=heads, sharding=where, platform=platform, **more)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,6 @@ def test_all_problems_are_listed():
 
 def test_rules_that_do_not_fit_the_mesh_are_refused():
     rules = Rules({Axis.TOKENS: (MeshAxis.CONTEXT, MeshAxis.CONTEXT)})
-    mesh = abstract_mesh(MeshShape())
+    sharding = AbstractSharding(abstract_mesh(MeshShape()), rules)
     with pytest.raises(MeshError, match="names a mesh axis twice"):
-        plan_attention(AttentionKind.XLA, Spread.NONE, heads=1, mesh=mesh, rules=rules, platform="cpu")
+        plan_attention(AttentionKind.XLA, Spread.NONE, heads=1, sharding=sharding, platform="cpu")

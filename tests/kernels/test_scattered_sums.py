@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding
 from reference import error
 
 from qil_jax.kernels import Spread, attend_for, with_scattered_sums
-from qil_jax.mesh import INFERENCE_RULES, Axis, MeshShape, constrain, make_mesh, place, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, Axis, MeshShape, Sharding, constrain, make_mesh, place, single_device_mesh
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.products import matmul
 from qil_jax.models.vld_mmdit import Backbone, MMDiTConfig, ModulationTable, TokenLayout
@@ -48,14 +47,14 @@ def backbone() -> Backbone:
 @pytest.mark.parametrize("text", ["tensor=4,data=2", "cfg=2,tensor=4", "context=2,fsdp=2,tensor=2"])
 @pytest.mark.full
 def test_the_velocity_is_that_of_one_device(text):
-    mesh, model = make_mesh(MeshShape.parse(text)), backbone()
+    sharding, model = Sharding(make_mesh(MeshShape.parse(text)), INFERENCE_RULES), backbone()
     image, words, layout, table = inputs()
     wanted = model(image, words, layout, table)
-    place(model, mesh, INFERENCE_RULES)
-    put = lambda x: jax.device_put(x, NamedSharding(mesh, INFERENCE_RULES.spec(TOKENS[: x.ndim])))
-    pin = constrain(mesh, INFERENCE_RULES)
-    attend = attend_for(AttentionKind.XLA, Spread.ULYSSES, heads=4, mesh=mesh, rules=INFERENCE_RULES)
-    graph, state = nnx.split(with_scattered_sums(model, mesh, INFERENCE_RULES))
+    place(model, sharding)
+    put = lambda x: jax.device_put(x, sharding.named(TOKENS[: x.ndim]))
+    pin = constrain(sharding)
+    attend = attend_for(AttentionKind.XLA, Spread.ULYSSES, heads=4, sharding=sharding)
+    graph, state = nnx.split(with_scattered_sums(model, sharding))
     run = jax.jit(lambda state, x, y, where: nnx.merge(graph, state)(x, y, where, table, attend=attend, constrain=pin))
     given = (state, put(image), put(words), jax.tree.map(put, layout))
     assert error(run(*given), wanted) <= 2e-5
@@ -66,8 +65,8 @@ def test_the_velocity_is_that_of_one_device(text):
 @pytest.mark.full
 def test_one_device_and_low_ranks_keep_their_products():
     model = backbone()
-    assert with_scattered_sums(model, single_device_mesh(), INFERENCE_RULES) is model
-    changed = with_scattered_sums(model, make_mesh(MeshShape(tensor=8)), INFERENCE_RULES)
+    assert with_scattered_sums(model, Sharding(single_device_mesh(), INFERENCE_RULES)) is model
+    changed = with_scattered_sums(model, Sharding(make_mesh(MeshShape(tensor=8)), INFERENCE_RULES))
     products = [b.blocks.image.mlp_out.matmul for b in (model, changed)]
     assert products[0] is matmul and products[1] is not matmul
     assert changed.blocks.image.mlp_in.matmul is matmul

@@ -18,6 +18,7 @@ from qil_jax.mesh import (
     MeshError,
     MeshShape,
     Rules,
+    Sharding,
     constrain,
     describe,
     make_mesh,
@@ -55,6 +56,10 @@ RELEASED = {
 
 def mesh_of(text: str) -> Mesh:
     return make_mesh(MeshShape.parse(text))
+
+
+def sharding_of(text: str, rules: Rules = INFERENCE_RULES) -> Sharding:
+    return Sharding(mesh_of(text), rules)
 
 
 @functools.cache
@@ -96,10 +101,11 @@ def described(table: str) -> dict[str, int]:
 @WITH_BOTH_PRESETS
 @pytest.mark.full
 def test_placement_splits_bytes_and_keeps_values(text, rules):
-    mesh, model = mesh_of(text), small_model()
+    sharding, model = sharding_of(text, rules), small_model()
+    mesh = sharding.mesh
     before = {name: np.asarray(value) for name, value in parameters(model).items()}
-    place(model, mesh, rules)
-    after, wanted = parameters(model), shardings(model, mesh, rules)
+    place(model, sharding)
+    after, wanted = parameters(model), shardings(model, sharding)
     assert after.keys() == before.keys() == wanted.keys()
     for name, value in after.items():
         assert value.sharding.is_equivalent_to(wanted[name], value.ndim), name
@@ -113,22 +119,22 @@ def test_placement_splits_bytes_and_keeps_values(text, rules):
 @WITH_BOTH_PRESETS
 @pytest.mark.full
 def test_describe_gives_the_bytes_that_devices_hold(text, rules):
-    mesh, model = mesh_of(text), small_model()
-    place(model, mesh, rules)
-    table, held = described(describe(model, mesh, rules)), parameters(model)
+    sharding, model = sharding_of(text, rules), small_model()
+    place(model, sharding)
+    table, held = described(describe(model, sharding)), parameters(model)
     assert table.keys() == {*held, "total"}
-    for device in mesh.devices.flat:
+    for device in sharding.mesh.devices.flat:
         here = {name: bytes_on(value, device) for name, value in held.items()}
         assert {**here, "total": sum(here.values())} == table
 
 
 def test_describe_needs_no_arrays():
-    mesh = mesh_of("fsdp=2,tensor=4")
-    assert describe(abstract_model(), mesh, INFERENCE_RULES) == describe(small_model(), mesh, INFERENCE_RULES)
+    sharding = sharding_of("fsdp=2,tensor=4")
+    assert describe(abstract_model(), sharding) == describe(small_model(), sharding)
 
 
 def test_describe_shows_axes_and_partition():
-    table = describe(abstract_model(), mesh_of("fsdp=2,tensor=4"), INFERENCE_RULES).splitlines()
+    table = describe(abstract_model(), sharding_of("fsdp=2,tensor=4")).splitlines()
     assert [word in table[0] for word in ("parameter", "shape", "logical axes", "partition", "bytes per device")]
     (row,) = [line for line in table if line.startswith("backbone/blocks/image/q/kernel ")]
     for part in (
@@ -148,7 +154,7 @@ def test_released_networks_fit_every_mesh(text, rules, name):
     model, count = released(name), RELEASED[name][1]
     shapes = {"/".join(map(str, p)): v.shape for p, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-    placed = shardings(model, mesh_of(text), rules)
+    placed = shardings(model, sharding_of(text, rules))
     assert placed.keys() == sizes.keys()
     if count is None:  # the VAE is small and whole on every device
         assert all(sharding.is_fully_replicated for sharding in placed.values())
@@ -166,7 +172,7 @@ def test_dimensions_that_do_not_divide_are_reported_together():
     before = {name: value.sharding for name, value in parameters(model).items()}
     for refuse in (shardings, place, describe):
         with pytest.raises(MeshError) as error:
-            refuse(model, mesh, INFERENCE_RULES)
+            refuse(model, Sharding(mesh, INFERENCE_RULES))
         message = str(error.value)
         assert "backbone/blocks/image/q/kernel: dimension 'heads' of 64 does not divide into 3 parts" in message
         assert "backbone/blocks/text/mlp_in/bias: dimension 'mlp' of 256" in message and "tensor=3" in message
@@ -177,19 +183,19 @@ def test_dimensions_that_do_not_divide_are_reported_together():
 def test_collisions_in_parameters_are_reported_with_their_paths():
     rules = Rules({Axis.EMBED: (MeshAxis.FSDP,), Axis.HEADS: (MeshAxis.FSDP,)})
     with pytest.raises(MeshError) as error:
-        place(small_model(), mesh_of("fsdp=8"), rules)
+        place(small_model(), sharding_of("fsdp=8", rules))
     assert len(error.value.problems) == 2 * 4  # q, k, v and out of both streams
     assert any(p.startswith("backbone/blocks/text/out/kernel: mesh axis 'fsdp'") for p in error.value.problems)
 
 
 def test_rules_that_do_not_fit_the_mesh_are_refused():
     with pytest.raises(MeshError, match="'heads' is mapped to 'tensor'"):
-        place(small_model(), Mesh(np.asarray(jax.devices()), ("fsdp",)), INFERENCE_RULES)
+        place(small_model(), Sharding(Mesh(np.asarray(jax.devices()), ("fsdp",)), INFERENCE_RULES))
 
 
 def test_activations_are_pinned():
     mesh = mesh_of("fsdp=2,context=2,tensor=2")
-    pin = constrain(mesh, INFERENCE_RULES)
+    pin = constrain(Sharding(mesh, INFERENCE_RULES))
     axes = (Axis.BATCH, Axis.TOKENS, Axis.HEADS, None)
     pinned = jax.jit(lambda x: pin(x * 2, axes))(jnp.ones((2, 6, 4, 5)))
     wanted = NamedSharding(mesh, PartitionSpec(("cfg", "data", "fsdp"), "context", "tensor", None))
@@ -201,7 +207,7 @@ def test_activations_are_pinned():
 
 def test_one_device_needs_no_pins():
     x = jnp.ones((3, 5))
-    assert constrain(single_device_mesh(), INFERENCE_RULES)(x, (Axis.BATCH, Axis.TOKENS)) is x
+    assert constrain(Sharding(single_device_mesh(), INFERENCE_RULES))(x, (Axis.BATCH, Axis.TOKENS)) is x
     assert unconstrained(x, (Axis.BATCH, Axis.TOKENS)) is x
 
 
@@ -241,8 +247,8 @@ def alone() -> np.ndarray:
 )
 @pytest.mark.full
 def test_a_mesh_does_not_change_the_result(text, rules):
-    mesh, model = mesh_of(text), small_model()
-    place(model, mesh, rules)
-    together = forward(model, constrain(mesh, rules))
+    sharding, model = sharding_of(text, rules), small_model()
+    place(model, sharding)
+    together = forward(model, constrain(sharding))
     assert np.abs(alone()).max() > 0.1
     assert np.abs(together - alone()).max() <= 2e-5 * np.abs(alone()).max()

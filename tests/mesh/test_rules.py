@@ -13,6 +13,7 @@ from qil_jax.mesh import (
     MeshError,
     MeshShape,
     Rules,
+    Sharding,
     Task,
     Weights,
     make_mesh,
@@ -61,7 +62,7 @@ def test_whole_weights_are_not_split_over_context(task):
 @BOTH
 def test_the_residual_stream_is_split_over_tensor_too(rules):
     assert rules.spec((Axis.BATCH, Axis.RESIDUAL, None))[1] == ("context", "tensor")
-    assert rules.ways(Axis.RESIDUAL, mesh("context=2,tensor=4")) == 8
+    assert Sharding(mesh("context=2,tensor=4"), rules).ways(Axis.RESIDUAL) == 8
 
 
 def test_the_guidance_axis_splits_batches_in_inference_only():
@@ -73,14 +74,14 @@ def test_the_guidance_axis_splits_batches_in_inference_only():
 
 @BOTH
 def test_presets_name_every_axis_of_a_mesh(rules):
-    assert rules.problems(mesh()) == []
+    assert Sharding(mesh(), rules).problems() == []
     assert set().union(*rules.table.values()) <= set(MeshAxis)
 
 
 @BOTH
 def test_ways_is_the_product_of_the_mesh_axes(rules):
-    on = mesh("data=2,fsdp=4")
-    assert [rules.ways(axis, on) for axis in (Axis.BATCH, Axis.EMBED, Axis.HEADS, Axis.BLOCK)] == [8, 4, 1, 1]
+    sharding = Sharding(mesh("data=2,fsdp=4"), rules)
+    assert [sharding.ways(axis) for axis in (Axis.BATCH, Axis.EMBED, Axis.HEADS, Axis.BLOCK)] == [8, 4, 1, 1]
 
 
 def test_one_mesh_axis_cannot_split_two_dimensions():
@@ -100,7 +101,7 @@ def test_every_collision_is_reported():
 def test_mistakes_in_rules_are_reported_together():
     twice = (MeshAxis.TENSOR, MeshAxis.TENSOR)
     bad = loose({"widht": (MeshAxis.DATA,), Axis.EMBED: ("pipeline",), Axis.MLP: twice})
-    unknown, absent, twice = bad.problems(mesh())
+    unknown, absent, twice = Sharding(mesh(), bad).problems()
     assert "'widht' is no logical axis" in unknown and "'embed'" in unknown
     assert "'embed' is mapped to 'pipeline'" in absent and "'tensor'" in absent
     assert "'mlp' names a mesh axis twice" in twice
@@ -108,6 +109,6 @@ def test_mistakes_in_rules_are_reported_together():
 
 def test_a_mesh_without_an_axis_of_the_rules_is_refused():
     narrow = Mesh(np.asarray(jax.devices()), ("data",))
-    problems = TRAINING_RULES.problems(narrow)
+    problems = Sharding(narrow, TRAINING_RULES).problems()
     assert any("'embed' is mapped to 'fsdp', the mesh has only ['data']" in problem for problem in problems)
     assert not any("'data'," in problem for problem in problems)

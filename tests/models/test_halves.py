@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from reference import error
 
-from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, place
+from qil_jax.mesh import INFERENCE_RULES, MeshShape, Sharding, make_mesh, place
 from qil_jax.models.axes import Axis
 from qil_jax.models.halves import rotated_by_halves
 from qil_jax.models.layers import LowRank
@@ -85,7 +85,7 @@ def test_the_backbone_that_was_given_is_left_as_it_was():
 @pytest.mark.full
 def test_parameters_stay_where_they_are():
     model = backbone()
-    place(model, make_mesh(MeshShape(fsdp=2, context=2, tensor=2)), INFERENCE_RULES)
+    place(model, Sharding(make_mesh(MeshShape(fsdp=2, context=2, tensor=2)), INFERENCE_RULES))
     before, after = (nnx.to_flat_state(nnx.state(b, nnx.Param)) for b in (model, rotated_by_halves(model)))
     for (path, one), (_, other) in zip(before, after, strict=True):
         assert one[...].sharding == other[...].sharding, path

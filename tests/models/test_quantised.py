@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qil_jax.mesh import INFERENCE_RULES, MeshShape, describe, make_mesh, shardings
+from qil_jax.mesh import INFERENCE_RULES, MeshShape, Sharding, describe, make_mesh, shardings
 from qil_jax.models.axes import Axis
 from qil_jax.models.lora import linear_maps
 from qil_jax.models.quantised import Quantisation, quantise, quantised
@@ -114,14 +114,14 @@ def test_an_abstract_model_has_the_same_parameters():
 def test_scales_are_sharded_as_the_outputs_of_their_kernels():
     model = nnx.eval_shape(lambda: VLDMMDiT(CONFIG, rngs=nnx.Rngs(0)))
     quantise(model, Quantisation.INT8)
-    mesh = make_mesh(MeshShape.parse("fsdp=2,tensor=2"), jax.devices()[:4])
-    by_path = shardings(model, mesh, INFERENCE_RULES)
+    sharding = Sharding(make_mesh(MeshShape.parse("fsdp=2,tensor=2"), jax.devices()[:4]), INFERENCE_RULES)
+    by_path = shardings(model, sharding)
     scales = {path for path in by_path if path.endswith("/scale") and "norm" not in path}
     assert len(scales) == 14
     for path in scales:
         kernel = by_path[path.replace("/scale", "/kernel")].spec
         assert by_path[path].spec == type(kernel)(kernel[0], kernel[2])
-    assert "modulation/image/scale" in describe(model, mesh, INFERENCE_RULES)
+    assert "modulation/image/scale" in describe(model, sharding)
 
 
 @pytest.mark.full

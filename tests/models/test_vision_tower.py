@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding
 
-from qil_jax.mesh import INFERENCE_RULES, Axis, MeshShape, constrain, make_mesh, place
+from qil_jax.mesh import INFERENCE_RULES, Axis, MeshShape, Sharding, constrain, make_mesh, place
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.config import ConfigError
 from qil_jax.models.qwen2_5_vl import Qwen2_5VLConfig, VisionLanguage
@@ -71,15 +70,15 @@ def test_memory_does_not_grow_with_the_square_of_a_picture():
 
 @pytest.mark.full
 def test_a_mesh_does_not_change_the_result():
-    mesh = make_mesh(MeshShape.parse("fsdp=2,context=2,tensor=2"))
+    sharding = Sharding(make_mesh(MeshShape.parse("fsdp=2,context=2,tensor=2")), INFERENCE_RULES)
     grids = jnp.asarray([(10, 14), (2, 2)])
     patches = jax.random.normal(jax.random.key(0), (2, 160, 1176))
     tower, random = nnx.eval_shape(lambda: VisionTower(SMALL, rngs=nnx.Rngs(0))), np.random.default_rng(1)
     values = lambda x: jnp.asarray(random.normal(0, 0.1, x.shape), jnp.float32)
     nnx.update(tower, jax.tree.map(values, nnx.state(tower, nnx.Param)))
     expected = np.asarray(nnx.jit(lambda tower, *a: tower(*a))(tower, patches, grids))
-    place(tower, mesh, INFERENCE_RULES)
-    rows = lambda x: jax.device_put(x, NamedSharding(mesh, INFERENCE_RULES.spec((Axis.BATCH, *[None] * (x.ndim - 1)))))
-    pin = constrain(mesh, INFERENCE_RULES)
+    place(tower, sharding)
+    rows = lambda x: jax.device_put(x, sharding.named((Axis.BATCH, *[None] * (x.ndim - 1))))
+    pin = constrain(sharding)
     actual = nnx.jit(lambda tower, *a: tower(*a, constrain=pin))(tower, rows(patches), rows(grids))
     assert np.abs(np.asarray(actual) - expected).max() <= 2e-5 * np.abs(expected).max()

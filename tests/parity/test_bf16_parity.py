@@ -40,7 +40,7 @@ from reference import in_bf16, mean_error, ours
 from qil_jax.flow.loss import FlowLoss
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
-from qil_jax.mesh import MeshShape, make_mesh
+from qil_jax.mesh import INFERENCE_RULES, MeshShape, Sharding, make_mesh
 from qil_jax.training.objectives import Compute, draw_sigma, flow_objective, row_normals
 from qil_jax.training.parameters import Network, params_of
 
@@ -235,7 +235,7 @@ MORE = [pytest.param(shape, marks=pytest.mark.slow) for shape in MESHES]
 @pytest.mark.full
 def test_batches_and_meshes(checkpoints, alone, shape):
     """Neighbours, padding and devices change the order of roundings, but not how much is lost by them."""
-    mesh = make_mesh(MeshShape.parse(shape)) if shape else None
-    together = Pipeline.load(checkpoints[0][0], mesh=mesh).decompose(mixed(), Settings(steps=3))
+    sharding = Sharding(make_mesh(MeshShape.parse(shape)), INFERENCE_RULES) if shape else None
+    together = Pipeline.load(checkpoints[0][0], sharding=sharding).decompose(mixed(), Settings(steps=3))
     for joint, exact, own in zip(together, *alone, strict=True):
         assert 0 < mean_error(joint.latents, exact) <= MOST * own

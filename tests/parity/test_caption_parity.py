@@ -21,7 +21,7 @@ from vision_language import padded, written
 
 from qil_jax.encoders.captioner import Captioner
 from qil_jax.encoders.generation import Generation
-from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, Sharding, single_device_mesh
 from qil_jax.models.decoding import filtered, penalised, prefill, read_token
 from qil_jax.models.qwen2_5_vl import prompt_positions
 
@@ -43,7 +43,7 @@ def tiny(tmp_path_factory):
     texts = {
         p: [written(reference, inputs, i, COUNT, repetition_penalty=p) for i in range(len(GRIDS))] for p in PENALTIES
     }
-    captioner = Captioner(model, mesh=single_device_mesh(), rules=INFERENCE_RULES)
+    captioner = Captioner(model, sharding=Sharding(single_device_mesh(), INFERENCE_RULES))
     return SimpleNamespace(reference=reference, model=model, inputs=inputs, texts=texts, captioner=captioner)
 
 

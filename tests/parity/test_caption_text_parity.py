@@ -15,7 +15,7 @@ from qil_jax.encoders.caption_prompts import CaptionLanguage, CaptionStyle, capt
 from qil_jax.encoders.caption_writer import CaptionWriter
 from qil_jax.inference.caption_job import captions_of
 from qil_jax.inference.images import preprocess
-from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, Sharding, single_device_mesh
 from qil_jax.weights import Checkpoint
 
 STOPS = [151645, 151643, *range(7, 151643, 40)]
@@ -80,9 +80,8 @@ def test_captions_are_those_of_diffusers(checkpoint):
     folder, pipeline = checkpoint
     noise = np.random.default_rng(0).integers(0, 256, (90, 150, 4), np.uint8)
     pictures = [Image.fromarray(noise), Image.new("RGB", (100, 300), "orange")]
-    writer = CaptionWriter.load(Checkpoint(folder), mesh=single_device_mesh(), rules=INFERENCE_RULES)
-    how = {"resolution": 96, "language": CaptionLanguage.EN, "style": CaptionStyle.BROKEN, "batch": 2}
-    ours = captions_of(pictures, writer, **how)
+    writer = CaptionWriter.load(Checkpoint(folder), sharding=Sharding(single_device_mesh(), INFERENCE_RULES))
+    ours = captions_of(pictures, writer, resolution=96, language=CaptionLanguage.EN, style=CaptionStyle.BROKEN, batch=2)
     shown = [Image.fromarray(preprocess(picture, 96)[0]) for picture in pictures]
     with torch.no_grad():
         theirs = [QwenImageLayeredPipeline.get_image_caption(pipeline, picture, device="cpu") for picture in shown]

@@ -10,7 +10,7 @@ from reference import error
 
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
-from qil_jax.mesh import MeshShape, make_mesh
+from qil_jax.mesh import INFERENCE_RULES, MeshShape, Sharding, make_mesh
 
 torch.set_grad_enabled(False)
 pytestmark = pytest.mark.usefixtures("small_bucket")
@@ -85,7 +85,7 @@ MESHES = ("data=8", "fsdp=8", "tensor=4,data=2", "context=8")
 @pytest.mark.full
 def test_meshes_give_the_single_device_result(even, shape):
     folder, alone = even
-    pipeline = Pipeline.load(folder, mesh=make_mesh(MeshShape.parse(shape)))
+    pipeline = Pipeline.load(folder, sharding=Sharding(make_mesh(MeshShape.parse(shape)), INFERENCE_RULES))
     sharded = pipeline.decompose(mixed(), Settings(steps=2))
     for one, many in zip(alone, sharded, strict=True):
         assert error(many.latents, one.latents) <= 2e-5

@@ -10,7 +10,7 @@ from flax import nnx
 from parity_inputs import channels_last, layout, pixels
 from reference import error
 
-from qil_jax.mesh import TRAINING_RULES, MeshShape, make_mesh, single_device_mesh
+from qil_jax.mesh import TRAINING_RULES, MeshShape, Sharding, make_mesh, single_device_mesh
 from qil_jax.models.rope import LayerIndex
 from qil_jax.weights import Architecture, Checkpoint, Component
 from qil_jax.weights.extension import new_parts
@@ -23,7 +23,7 @@ def extended(reference, component: Component, folder, shape: MeshShape | None = 
     """Our layered model from the files that a reference module saves."""
     reference.save_pretrained(folder / component)
     mesh = single_device_mesh() if shape is None else make_mesh(shape)
-    return Checkpoint(folder).load(component, mesh=mesh, rules=TRAINING_RULES, dtype=jnp.float32, layered=True)
+    return Checkpoint(folder).load(component, Sharding(mesh, TRAINING_RULES), dtype=jnp.float32, layered=True)
 
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)

@@ -16,7 +16,7 @@ from parity_inputs import layered, layout
 from peft import LoraConfig
 from reference import error
 
-from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, Sharding, single_device_mesh
 from qil_jax.weights import Checkpoint, Component, read_lora, write_lora
 
 torch.set_grad_enabled(False)
@@ -53,8 +53,8 @@ def theirs(transformer) -> np.ndarray:
 
 
 def ours(checkpoint: Path, loras=()) -> np.ndarray:
-    place = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
-    graph, state = nnx.split(Checkpoint(checkpoint).load(Component.TRANSFORMER, loras=loras, **place))
+    sharding = Sharding(single_device_mesh(), INFERENCE_RULES)
+    graph, state = nnx.split(Checkpoint(checkpoint).load(Component.TRANSFORMER, sharding, loras=loras))
     random = torch.Generator().manual_seed(5)
     tokens = len(LAYERS) * GRID[0] * GRID[1]
     x = jnp.asarray(torch.randn(1, tokens, TRANSFORMER["in_channels"], generator=random).numpy())

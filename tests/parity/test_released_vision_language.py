@@ -19,7 +19,7 @@ from reference import error, mean_error
 from transformers import Qwen2_5_VLForConditionalGeneration
 from vision_language import hidden_states, padded, picture_patches, prompt_ids, tower_error, written
 
-from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, Sharding, single_device_mesh
 from qil_jax.models.decoding import prefill, read_token
 from qil_jax.models.qwen2_5_vl import ON_ONE_CPU, VisionLanguage, text_encoder_of
 from qil_jax.models.stack import scan_blocks_in_place
@@ -48,7 +48,7 @@ PROMPTS = prompt_ids([39, 17, 40], IMAGE)
 
 
 def load(folder: Path, part: Component | TextEncoderPart, dtype: jnp.dtype) -> nnx.Module:
-    return Checkpoint(folder).load(part, mesh=single_device_mesh(), rules=INFERENCE_RULES, dtype=dtype)
+    return Checkpoint(folder).load(part, Sharding(single_device_mesh(), INFERENCE_RULES), dtype=dtype)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from flax import nnx
 from parity_inputs import layered, layout
 from reference import error, mean_error, relative
 
-from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, Sharding, single_device_mesh
 from qil_jax.models.quantised import Quantisation
 from qil_jax.weights import Checkpoint, Component
 from qil_jax.weights.quantise import quantise_checkpoint
@@ -46,8 +46,8 @@ class Wide:
 
     def found(self, folder: Path, dtype: jnp.dtype) -> jax.Array:
         """Our velocities by a checkpoint's transformer."""
-        place = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
-        graph, state = nnx.split(Checkpoint(folder).load(Component.TRANSFORMER, **place, dtype=dtype))
+        sharding = Sharding(single_device_mesh(), INFERENCE_RULES)
+        graph, state = nnx.split(Checkpoint(folder).load(Component.TRANSFORMER, sharding, dtype=dtype))
         run = jax.jit(lambda state, *a: nnx.merge(graph, state)(*a[:3], sigma=a[3], target_kind=a[4]))
         inputs = [jnp.asarray(array.float().numpy()).astype(dtype) for array in (self.x, self.text)]
         sigma = jnp.asarray(torch.tensor(SIGMA).bfloat16().float().numpy())
@@ -109,8 +109,8 @@ def test_quantised(how, wide: Wide, tmp_path):
     quantise_checkpoint(wide.folder, folder, how, components=[Component.TRANSFORMER])
     before, after = ((each / FILE).stat().st_size for each in (wide.folder, folder))
     assert 0.99 * BLOCK_BYTES < before - after < BLOCK_BYTES, "one byte of two is saved, but each row has a scale"
-    place = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
-    stored = jax.tree.leaves(nnx.state(Checkpoint(folder).load(Component.TRANSFORMER, **place, dtype=jnp.float32)))
+    sharding = Sharding(single_device_mesh(), INFERENCE_RULES)
+    stored = jax.tree.leaves(nnx.state(Checkpoint(folder).load(Component.TRANSFORMER, sharding, dtype=jnp.float32)))
     assert sum(array.nbytes for array in stored if array.dtype == how.dtype) == BLOCK_BYTES
     difference = relative(np.asarray(wide.found(folder, jnp.float32)), wide.exact)
     print(f"velocity, {how}: {difference:.2%}; {before / 1e6:.1f} MB -> {after / 1e6:.1f} MB")

@@ -15,7 +15,7 @@ from runs import World, saved
 from test_meshes import Run
 
 from qil_jax.cli import convert, validate
-from qil_jax.mesh import TRAINING_RULES, MeshShape, make_mesh, single_device_mesh
+from qil_jax.mesh import TRAINING_RULES, MeshShape, Sharding, make_mesh, single_device_mesh
 from qil_jax.models.stack import Scan
 from qil_jax.programs import ended
 from qil_jax.training import loop
@@ -64,8 +64,8 @@ def with_random_b(factors: Params) -> Params:
 
 def base_of(world: World) -> tuple[Objective, Params, Any]:
     """The stage's loss by a network without low-rank changes, the parameters of the checkpoint, and the network."""
-    place = {"mesh": single_device_mesh(), "rules": TRAINING_RULES, "dtype": jnp.float32}
-    model = Checkpoint(world.base).load(Component.TRANSFORMER, **place)
+    sharding = Sharding(single_device_mesh(), TRAINING_RULES)
+    model = Checkpoint(world.base).load(Component.TRANSFORMER, sharding, dtype=jnp.float32)
     network = training_network(model)
     loss = world.experiment(Stage.IMAGE_TO_LAYERS, {}).flow_loss
     return flow_objective(network, loss, Compute(scan=Scan(unroll=True))), params_of(model), network
@@ -170,9 +170,9 @@ def test_meshes_and_accumulation_change_nothing(world, alone, mesh, changes):
 def test_initial_factors_depend_on_seed_and_path_alone(world, given):
     model = Checkpoint(world.base).abstract(Component.TRANSFORMER)
     LoRAConfig(rank=RANK, alpha=ALPHA).add_to(model)
-    mesh = make_mesh(MeshShape(fsdp=4, tensor=2))
+    sharding = Sharding(make_mesh(MeshShape(fsdp=4, tensor=2)), TRAINING_RULES)
     seed = given.run.experiment.seed
-    spread, other = (initial_factors(model, mesh, TRAINING_RULES, s) for s in (seed, seed + 1))
+    spread, other = (initial_factors(model, sharding, s) for s in (seed, seed + 1))
     alone = prepare(given.run.experiment, single_device_mesh()).params
     assert spread.keys() == alone.keys()
     for path, value in alone.items():
@@ -305,9 +305,9 @@ def test_a_checkpoint_of_the_run_is_exported_as_a_file_or_merged(world, trained,
     assert found.changes.keys() == wanted.changes.keys() and dict(found.origin) == dict(wanted.origin)
     for module, change in wanted.changes.items():
         assert np.array_equal(found.changes[module].a, change.a) and np.array_equal(found.changes[module].b, change.b)
-    place = {"mesh": single_device_mesh(), "rules": TRAINING_RULES}
-    kernels = params_of(Checkpoint(folder).load(Component.TRANSFORMER, **place))
-    loaded = Checkpoint(world.base).load(Component.TRANSFORMER, **place, loras=[(wanted, 1.0)])
+    sharding = Sharding(single_device_mesh(), TRAINING_RULES)
+    kernels = params_of(Checkpoint(folder).load(Component.TRANSFORMER, sharding))
+    loaded = Checkpoint(world.base).load(Component.TRANSFORMER, sharding, loras=[(wanted, 1.0)])
     for path, value in params_of(loaded).items():
         assert np.array_equal(kernels[path], value), path
     assert any(not np.array_equal(kernels[path], given.base[path]) for path in kernels)

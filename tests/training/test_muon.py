@@ -12,7 +12,7 @@ from reference import error
 from runs import QuickRuns, World, assert_same_bits, config_of, mean_square, saved
 from test_checkpoints import go
 
-from qil_jax.mesh import TRAINING_RULES, MeshShape, make_mesh, shardings, single_device_mesh
+from qil_jax.mesh import TRAINING_RULES, MeshShape, Sharding, make_mesh, shardings, single_device_mesh
 from qil_jax.models.paths import slashed
 from qil_jax.models.vld_mmdit import MMDiTConfig, VLDMMDiT
 from qil_jax.training.batches import PictureBatch
@@ -110,7 +110,7 @@ MESHES = ["fsdp=8", "tensor=2,fsdp=4", "context=2,data=4"]
 
 def on(mesh: Any, model: VLDMMDiT, params: dict[str, Any]) -> tuple[TrainState, jax.stages.Wrapped, PictureBatch]:
     """The first state and the step of a loss that compiles at once, and its batch."""
-    where = shardings(model, mesh, TRAINING_RULES)
+    where = shardings(model, Sharding(mesh, TRAINING_RULES))
     state = fresh_state({path: jax.device_put(x, where[path]) for path, x in params.items()}, MUON, 9)
     step = make_step(mean_square(), MUON, steps=9, seed=0, like=state)
     return state, step, PictureBatch(pixels=jnp.zeros((8, 2, 2, 4), jnp.uint8), weights=jnp.ones(8), rows=jnp.arange(8))
@@ -149,7 +149,7 @@ def test_devices_change_nothing_and_state_lies_with_the_parameters(model, shapes
 @pytest.mark.parametrize("mesh", ["fsdp=8", "tensor=2,fsdp=4"])
 def test_no_matrix_is_gathered(model, shapes, mesh):
     """Blocks move between devices, there and back; each matrix is on one device only."""
-    where = shardings(model, make_mesh(MeshShape.parse(mesh)), TRAINING_RULES)
+    where = shardings(model, Sharding(make_mesh(MeshShape.parse(mesh)), TRAINING_RULES))
     paths = [path for path in SOME if path in KERNELS]
     kernels = {path: jax.ShapeDtypeStruct(shapes[path], jnp.float32, sharding=where[path]) for path in paths}
     optimiser = scale_by_muon(where)

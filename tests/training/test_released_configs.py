@@ -11,7 +11,7 @@ from flax import nnx
 from runs import ROOT, World, environment, finish
 from waiting import simulated
 
-from qil_jax.mesh import TRAINING_RULES, abstract_mesh, shardings
+from qil_jax.mesh import TRAINING_RULES, AbstractSharding, abstract_mesh, shardings
 from qil_jax.models.axes import Axis
 from qil_jax.programs import ended
 from qil_jax.training.experiment import Precision
@@ -33,10 +33,10 @@ def test_a_preset_divides_over_its_slice(name):
     experiment = preset(name)
     kind, _, cores = SLICES[name].rpartition("-")
     assert experiment.mesh.devices == int(cores) // (2 if kind == "v5p" else 1)
-    mesh = abstract_mesh(experiment.mesh)
-    shardings(network(experiment.stage.component), mesh, TRAINING_RULES)
+    sharding = AbstractSharding(abstract_mesh(experiment.mesh), TRAINING_RULES)
+    shardings(network(experiment.stage.component), sharding)
     rows = experiment.data.loader.rows
-    assert rows // experiment.optimiser.accumulate % TRAINING_RULES.ways(Axis.BATCH, mesh) == 0
+    assert rows // experiment.optimiser.accumulate % sharding.ways(Axis.BATCH) == 0
     assert experiment.precision is Precision.BF16
 
 

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
 from reference import error
 
 from qil_jax.flow.loss import FlowLoss
 from qil_jax.kernels import Spread, attend_for
-from qil_jax.mesh import INFERENCE_RULES, TRAINING_RULES, MeshShape, Rules, constrain, make_mesh, shardings
+from qil_jax.mesh import INFERENCE_RULES, TRAINING_RULES, MeshShape, Sharding, constrain, make_mesh, shardings
 from qil_jax.models.attention import AttentionKind
 from qil_jax.models.axes import Axis
 from qil_jax.models.rope import image_positions, text_positions
@@ -105,13 +104,13 @@ def alone() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return loss_and_gradients(params_of(model()), jax.tree.map(jnp.asarray, batch()), Compute())
 
 
-def on(mesh: Mesh, rules: Rules, spread: Spread, kind: AttentionKind) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    params = jax.device_put(params_of(model()), shardings(model(), mesh, rules))
+def on(sharding: Sharding, spread: Spread, kind: AttentionKind) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    params = jax.device_put(params_of(model()), shardings(model(), sharding))
     axes = lambda x: (Axis.BATCH, Axis.TOKENS, None)[: x.ndim]
-    put = lambda x: jax.device_put(x, NamedSharding(mesh, rules.spec(axes(x))))
-    attend = attend_for(kind, spread, heads=SMALL.num_attention_heads, mesh=mesh, rules=rules, backward=True)
-    compute = Compute(attend=attend, constrain=constrain(mesh, rules))
-    return loss_and_gradients(params, jax.tree.map(put, padded(rules.ways(Axis.RESIDUAL, mesh))), compute)
+    put = lambda x: jax.device_put(x, sharding.named(axes(x)))
+    attend = attend_for(kind, spread, heads=SMALL.num_attention_heads, sharding=sharding, backward=True)
+    compute = Compute(attend=attend, constrain=constrain(sharding))
+    return loss_and_gradients(params, jax.tree.map(put, padded(sharding.ways(Axis.RESIDUAL))), compute)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +127,7 @@ def on(mesh: Mesh, rules: Rules, spread: Spread, kind: AttentionKind) -> tuple[n
 )
 def test_devices_change_nothing(mesh, spread, kind):
     rules = INFERENCE_RULES if "cfg" in mesh else TRAINING_RULES
-    loss, gradients = on(make_mesh(MeshShape.parse(mesh)), rules, spread, kind)
+    loss, gradients = on(Sharding(make_mesh(MeshShape.parse(mesh)), rules), spread, kind)
     wanted_loss, wanted = alone()
     assert abs(loss - wanted_loss) <= 2e-5 * abs(wanted_loss)
     assert gradients.keys() == wanted.keys()

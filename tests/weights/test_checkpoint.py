@@ -15,7 +15,7 @@ from PIL import Image
 
 from qil_jax.cli import convert
 from qil_jax.inference.__main__ import main as infer
-from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, Sharding, single_device_mesh
 from qil_jax.models.config import ConfigError
 from qil_jax.models.lora import add_lora
 from qil_jax.shipped import shipped_checkpoint
@@ -49,8 +49,8 @@ def copy(released, tmp_path) -> Path:
     return Path(shutil.copytree(released, tmp_path / "copy"))
 
 
-def place() -> dict:
-    return {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
+def sharding() -> Sharding:
+    return Sharding(single_device_mesh(), INFERENCE_RULES)
 
 
 def open_files(folder: Path) -> list[str]:
@@ -73,7 +73,7 @@ def test_all_follows_from_one_reading(released, monkeypatch):
             assert stored.table is stored.table and stored.layout is Layout.DIFFUSERS
             assert {*stored.dtypes()} <= {entry.name for entry in stored.table}
             assert checkpoint.abstract(component) is not checkpoint.abstract(component)
-            assert checkpoint.abstract(component, **place())
+            assert checkpoint.abstract(component, sharding())
     assert counts.of_weights() == FILES and counts.made == ONCE | MODULES
     once = ("model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json")
     assert [counts.parsed[name] for name in once] == [1, 1, 1]
@@ -81,7 +81,7 @@ def test_all_follows_from_one_reading(released, monkeypatch):
 
 def test_a_module_is_its_callers_own(released):
     checkpoint, paths = Checkpoint(released), []
-    loaded = checkpoint.load(Component.TRANSFORMER, **place())
+    loaded = checkpoint.load(Component.TRANSFORMER, sharding())
     changed = checkpoint.abstract(Component.TRANSFORMER)
     assert add_lora(changed, rank=2, alpha=2.0, targets=lambda path: True)
     for model in (checkpoint.abstract(Component.TRANSFORMER), Checkpoint(released).abstract(Component.TRANSFORMER)):
@@ -89,7 +89,7 @@ def test_a_module_is_its_callers_own(released):
         assert {type(leaf.get_value()) for _, leaf in flat} == {jax.ShapeDtypeStruct}
         paths.append([path for path, _ in flat])
     assert paths[0] == paths[1] == [path for path, _ in nnx.to_flat_state(nnx.state(loaded))]
-    again = checkpoint.load(Component.TRANSFORMER, **place())
+    again = checkpoint.load(Component.TRANSFORMER, sharding())
     for one, other in zip(jax.tree.leaves(nnx.state(loaded)), jax.tree.leaves(nnx.state(again)), strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
@@ -114,7 +114,7 @@ def test_no_file_stays_open_and_no_array_is_kept(released, tmp_path, layout):
     assert source.read(target, tuple(map(slice, target.shape))).shape == target.shape
     assert bool(open_files(folder)) is (layout is Layout.DIFFUSERS)  # mapped as long as the source lives
     before = {id(x) for x in jax.live_arrays()}
-    model = checkpoint.load(Component.VAE, **place())
+    model = checkpoint.load(Component.VAE, sharding())
     assert {id(x) for x in jax.live_arrays()} - before
     del source, model
     gc.collect()
@@ -161,7 +161,7 @@ def test_a_folder_may_lack_what_is_not_asked_for(copy):
     for name in ("transformer", "text_encoder", "tokenizer", "scheduler"):
         shutil.rmtree(copy / name)
     checkpoint = Checkpoint(copy)
-    assert checkpoint.load(Component.VAE, **place()).config == checkpoint.vae
+    assert checkpoint.load(Component.VAE, sharding()).config == checkpoint.vae
     with pytest.raises(StructureError, match=r"transformer/config\.json: missing"):
         Checkpoint.open(copy)
 

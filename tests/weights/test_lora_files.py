@@ -23,7 +23,7 @@ from loras import (
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from qil_jax.mesh import INFERENCE_RULES, TRAINING_RULES, MeshShape, make_mesh, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, TRAINING_RULES, MeshShape, Sharding, make_mesh, single_device_mesh
 from qil_jax.models.paths import slashed
 from qil_jax.weights import Checkpoint, Component, LoRA, LoRAError, read_lora, write_lora
 from qil_jax.weights.convert import to_orbax
@@ -170,9 +170,9 @@ def test_a_failed_write_leaves_nothing(table, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def load(checkpoint, loras=(), *, mesh=None, rules=INFERENCE_RULES, dtype=None) -> dict[str, np.ndarray]:
-    mesh = single_device_mesh() if mesh is None else mesh
-    model = Checkpoint(checkpoint).load(Component.TRANSFORMER, mesh=mesh, rules=rules, dtype=dtype, loras=loras)
+def load(checkpoint, loras=(), sharding=None, *, dtype=None) -> dict[str, np.ndarray]:
+    sharding = sharding or Sharding(single_device_mesh(), INFERENCE_RULES)
+    model = Checkpoint(checkpoint).load(Component.TRANSFORMER, sharding, dtype=dtype, loras=loras)
     return {slashed(path): np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 
@@ -225,8 +225,8 @@ def test_a_sum_is_rounded_once(checkpoint, table, loras):
 @pytest.mark.parametrize("text", ["fsdp=8", "data=4,tensor=2", "fsdp=2,tensor=4", "fsdp=2,context=2,tensor=2"])
 @pytest.mark.full
 def test_shards_equal_the_whole(checkpoint, loras, text, rules):
-    mesh = make_mesh(MeshShape.parse(text))
-    whole, shards = load(checkpoint, loras), load(checkpoint, loras, mesh=mesh, rules=rules)
+    sharding = Sharding(make_mesh(MeshShape.parse(text)), rules)
+    whole, shards = load(checkpoint, loras), load(checkpoint, loras, sharding)
     assert whole.keys() == shards.keys()
     for path, x in whole.items():
         np.testing.assert_allclose(shards[path], x, rtol=0, atol=2e-6, err_msg=path)
@@ -253,11 +253,11 @@ def test_what_cannot_be_added(checkpoint, table, loras, monkeypatch):
         pytest.fail("a tensor was read")
 
     other = LoRA(changes={"blocks.0.attn": loras[0][0].changes["img_in"]}, origin={})
-    place = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
+    sharding = Sharding(single_device_mesh(), INFERENCE_RULES)
     monkeypatch.setattr(TensorReader, "__getitem__", untouched)
     for component in (Component.VAE, Component.TEXT_ENCODER):
         with pytest.raises(LoRAError, match="change the transformer only"):
-            Checkpoint(checkpoint).load(component, loras=loras, **place)  # pyright: ignore[reportCallIssue]
+            Checkpoint(checkpoint).load(component, sharding, loras=loras)  # pyright: ignore[reportCallIssue]
     with pytest.raises(LoRAError, match="LoRA 2: 1 modules are not in this transformer, such as blocks"):
         load(checkpoint, [loras[0], (other, 1.0)])
     with pytest.raises(LoRAError, match="LoRA 1: its scale must be a finite number, got nan"):

@@ -20,7 +20,7 @@ from qil_jax.cli import convert, validate
 from qil_jax.inference.checkpoint import LayeredCheckpoint
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
-from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, MeshShape, Sharding, make_mesh, single_device_mesh
 from qil_jax.models.lora import linear_maps
 from qil_jax.models.paths import slashed
 from qil_jax.models.quantised import Quantisation, quantised
@@ -76,7 +76,7 @@ def plain_layers(plain, small_bucket) -> np.ndarray:
 
 
 def on(mesh, folder: Path, part, dtype=None):
-    return Checkpoint(folder).load(part, mesh=mesh, rules=INFERENCE_RULES, dtype=dtype)
+    return Checkpoint(folder).load(part, Sharding(mesh, INFERENCE_RULES), dtype=dtype)
 
 
 @pytest.mark.full
@@ -279,8 +279,8 @@ def test_weights_that_are_not_finite_are_refused(plain, tmp_path):
 def test_loras_are_refused(made):
     change = LowRank(a=np.ones((64, 1), np.float32), b=np.ones((1, 64), np.float32), scale=1.0)
     lora = LoRA(changes={"transformer_blocks.0.attn.to_q": change}, origin={})
-    place = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
+    sharding = Sharding(single_device_mesh(), INFERENCE_RULES)
     with pytest.raises(LoRAError, match="cannot be added to a quantised transformer"):
-        Checkpoint(made[1]).load(Component.TRANSFORMER, loras=[(lora, 1.0)], **place)
+        Checkpoint(made[1]).load(Component.TRANSFORMER, sharding, loras=[(lora, 1.0)])
     with pytest.raises(LoRAError, match="cannot be added to a quantised transformer"):
         LayeredCheckpoint.open(made[1], loras=[(made[1] / "lora.safetensors", 1.0)])

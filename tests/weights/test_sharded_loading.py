@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 from waiting import HANGS, free_port, simulated
 
-from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, single_device_mesh
+from qil_jax.mesh import INFERENCE_RULES, MeshShape, Sharding, make_mesh, single_device_mesh
 from qil_jax.models.paths import slashed
 from qil_jax.weights import Checkpoint, TextEncoderPart, WeightsError, assemble
 from qil_jax.weights.convert import to_orbax
@@ -47,8 +47,8 @@ def parameters(model: nnx.Module) -> dict[str, jax.Array]:
 
 
 def loaded(folder: Path, component: Component | TextEncoderPart, mesh: str) -> dict[str, jax.Array]:
-    place = make_mesh(MeshShape.parse(mesh)) if mesh else single_device_mesh()
-    return parameters(Checkpoint(folder).load(component, mesh=place, rules=INFERENCE_RULES))
+    grid = make_mesh(MeshShape.parse(mesh)) if mesh else single_device_mesh()
+    return parameters(Checkpoint(folder).load(component, Sharding(grid, INFERENCE_RULES)))
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -92,15 +92,15 @@ def main(folder, mesh, where, wait):
     with connected(where, wait=float(wait)):
         import numpy as np
         from flax import nnx
-        from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh
+        from qil_jax.mesh import INFERENCE_RULES, MeshShape, Sharding, make_mesh
         from qil_jax.models.paths import slashed
         from qil_jax.weights import Checkpoint, Component
         from qil_jax.weights.assemble import reporting
         counts = []
-        place = {"mesh": make_mesh(MeshShape.parse(mesh)), "rules": INFERENCE_RULES}
+        sharding = Sharding(make_mesh(MeshShape.parse(mesh)), INFERENCE_RULES)
         folder, part = Path(folder), Component.TRANSFORMER
         with reporting(lambda *count: counts.append(count)):
-            model = Checkpoint(folder).load(part, **place)
+            model = Checkpoint(folder).load(part, sharding)
         stored = Checkpoint(folder)[part]
         source, wanted = stored.source(), stored.targets
         whole = 0

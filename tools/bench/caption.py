@@ -81,11 +81,12 @@ def ours(folder: Path, case: Case, grid: tuple[int, int] = GRID) -> Write:
     """Writing by this package, with its weights loaded."""
     from qil_jax.encoders.captioner import Captioner
     from qil_jax.encoders.generation import Generation
-    from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
+    from qil_jax.mesh import INFERENCE_RULES, Sharding, single_device_mesh
     from qil_jax.weights import Checkpoint, TextEncoderPart
 
-    place: dict[str, Any] = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
-    captioner = Captioner(Checkpoint(folder).load(TextEncoderPart.VISION_LANGUAGE, **place), **place)
+    sharding = Sharding(single_device_mesh(), INFERENCE_RULES)
+    model = Checkpoint(folder).load(TextEncoderPart.VISION_LANGUAGE, sharding)
+    captioner = Captioner(model, sharding=sharding)
 
     def write(count: int, grid: tuple[int, int] = GRID) -> list[list[int]]:
         generation = Generation(max_new_tokens=count, repetition_penalty=1.05)

@@ -80,13 +80,13 @@ def ours(name: str, folder: Path) -> Case:
 
     from qil_jax.inference.pipeline import Pipeline
     from qil_jax.inference.request import Request, Settings
-    from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
+    from qil_jax.mesh import INFERENCE_RULES, Sharding, single_device_mesh
     from qil_jax.models.attention import AttentionKind, joint_attention
     from qil_jax.models.rope import LayerIndex
     from qil_jax.models.vld_mmdit import TokenLayout
     from qil_jax.weights import Checkpoint, Component
 
-    place = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
+    sharding = Sharding(single_device_mesh(), INFERENCE_RULES)
 
     def compiled(model: Any, call: Callable[..., Any]) -> Callable[..., np.ndarray]:
         graph, state = nnx.split(model)
@@ -98,7 +98,7 @@ def ours(name: str, folder: Path) -> Case:
         request = Request(image=photograph(), layers=LAYERS, prompt="a cat", resolution=RESOLUTION)
         return lambda: pipeline.decompose([request], Settings(steps=STEPS))[0].layered.layers
     if name == "MMDiT":
-        model = Checkpoint(folder / "mmdit").load(Component.TRANSFORMER, **place)
+        model = Checkpoint(folder / "mmdit").load(Component.TRANSFORMER, sharding)
         targets = PICTURES - 1
         layers = (LayerIndex.COMPOSITE, *range(1, targets), LayerIndex.CONDITION)
         layout = TokenLayout.of(GRID, layers, np.ones((1, WORDS), np.int32))
@@ -106,7 +106,7 @@ def ours(name: str, folder: Path) -> Case:
         attend = joint_attention(AttentionKind.XLA_BY_HEAD)
         run = compiled(model, lambda m, *a: m(*a, layout, attend=attend, **arguments))
         return lambda: run(*tokens())
-    vae = Checkpoint(folder / "vae").load(Component.VAE, **place)
+    vae = Checkpoint(folder / "vae").load(Component.VAE, sharding)
     if name == "VAE encode":
         run = compiled(vae, lambda vae, x: vae.encode(x).mean)
         return lambda: run(pixels())

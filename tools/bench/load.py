@@ -23,11 +23,11 @@ def ours(folder: Path, mesh: str) -> Any:
     import jax
     from flax import nnx
 
-    from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh
+    from qil_jax.mesh import INFERENCE_RULES, MeshShape, Sharding, make_mesh
     from qil_jax.weights import Checkpoint, Component
 
-    place = {"mesh": make_mesh(MeshShape.parse(mesh)), "rules": INFERENCE_RULES}
-    state = nnx.state(Checkpoint(folder).load(Component.TRANSFORMER, **place))
+    sharding = Sharding(make_mesh(MeshShape.parse(mesh)), INFERENCE_RULES)
+    state = nnx.state(Checkpoint(folder).load(Component.TRANSFORMER, sharding))
     return jax.block_until_ready(state)
 
 
@@ -38,12 +38,12 @@ def by_orbax(folder: Path, mesh: str, *, assembled: bool) -> Any:
     from jax.sharding import NamedSharding, PartitionSpec
     from orbax.checkpoint.experimental import v1 as ocp
 
-    from qil_jax.mesh import INFERENCE_RULES, MeshShape, make_mesh, shardings
+    from qil_jax.mesh import INFERENCE_RULES, MeshShape, Sharding, make_mesh, shardings
     from qil_jax.weights import Checkpoint, Component
     from qil_jax.weights.tables.entries import Transform
 
     checkpoint, grid = Checkpoint(folder), make_mesh(MeshShape.parse(mesh))
-    placements = shardings(checkpoint.abstract(Component.TRANSFORMER), grid, INFERENCE_RULES)
+    placements = shardings(checkpoint.abstract(Component.TRANSFORMER), Sharding(grid, INFERENCE_RULES))
     wanted = checkpoint[Component.TRANSFORMER].targets
     tensors = {}
     for path, target in wanted.items():

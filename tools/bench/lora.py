@@ -40,11 +40,11 @@ def load(folder: Path, loras: "list[tuple[LoRA, float]]") -> Any:
     import jax
     from flax import nnx
 
-    from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
+    from qil_jax.mesh import INFERENCE_RULES, Sharding, single_device_mesh
     from qil_jax.weights import Checkpoint, Component
 
-    place = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
-    model = Checkpoint(folder).load(Component.TRANSFORMER, loras=loras, **place)
+    sharding = Sharding(single_device_mesh(), INFERENCE_RULES)
+    model = Checkpoint(folder).load(Component.TRANSFORMER, sharding, loras=loras)
     jax.block_until_ready(nnx.state(model))
     return model
 

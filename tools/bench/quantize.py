@@ -7,7 +7,7 @@ import argparse
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,12 +62,12 @@ def velocity(folder: Path) -> np.ndarray:
     import jax.numpy as jnp
     from flax import nnx
 
-    from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
+    from qil_jax.mesh import INFERENCE_RULES, Sharding, single_device_mesh
     from qil_jax.models.vld_mmdit import TokenLayout
     from qil_jax.weights import Checkpoint, Component
 
-    place: Mapping[str, Any] = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES, "dtype": jnp.float32}
-    graph, state = nnx.split(Checkpoint(folder).load(Component.TRANSFORMER, **place))
+    sharding = Sharding(single_device_mesh(), INFERENCE_RULES)
+    graph, state = nnx.split(Checkpoint(folder).load(Component.TRANSFORMER, sharding, dtype=jnp.float32))
     random, where = np.random.default_rng(1), TokenLayout.of(GRID, LAYERS, np.ones((1, WORDS), np.int32))
     image = random.standard_normal((1, len(LAYERS) * GRID[0] * GRID[1], 64)).astype(np.float32)
     text = random.standard_normal((1, WORDS, 3584)).astype(np.float32)

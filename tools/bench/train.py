@@ -37,7 +37,7 @@ def ours(folder: Path, rows: int, *, rank: int | None = None) -> Step:
     import jax.numpy as jnp
 
     from qil_jax.flow.loss import FlowLoss
-    from qil_jax.mesh import INFERENCE_RULES, single_device_mesh
+    from qil_jax.mesh import INFERENCE_RULES, Sharding, single_device_mesh
     from qil_jax.models.stack import Scan
     from qil_jax.models.vld_mmdit import TokenLayout
     from qil_jax.training.batches import COMPOSITE, NO_TARGET, UPPER, FlowBatch
@@ -48,12 +48,12 @@ def ours(folder: Path, rows: int, *, rank: int | None = None) -> Step:
     from qil_jax.training.step import fresh_state, make_step
     from qil_jax.weights import Checkpoint, Component
 
-    place = {"mesh": single_device_mesh(), "rules": INFERENCE_RULES}
-    model = Checkpoint(folder).load(Component.TRANSFORMER, **place)
+    sharding = Sharding(single_device_mesh(), INFERENCE_RULES)
+    model = Checkpoint(folder).load(Component.TRANSFORMER, sharding)
     config, params, frozen = model.config, params_of(model), {}
     if rank is not None:
         LoRAConfig(rank=rank, alpha=rank).add_to(model)
-        params, frozen = initial_factors(model, **place, seed=0), params
+        params, frozen = initial_factors(model, sharding, seed=0), params
     network = training_network(model)
     kinds = np.repeat([COMPOSITE, *[UPPER] * (len(LAYERS) - 2), NO_TARGET], GRID[0] * GRID[1]).astype(np.int32)
     tokens, text = batch_of(rows, config.in_channels, config.joint_attention_dim)

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
 
 from qil_jax.choices import Inputs
 from qil_jax.encoders.image_encoder import Autoencoder
@@ -19,7 +18,7 @@ from qil_jax.encoders.tokenizer import PromptTokenizer
 from qil_jax.flow import euler
 from qil_jax.kernels import attend_for
 from qil_jax.loader.batch import Batch
-from qil_jax.mesh import TRAINING_RULES, constrain
+from qil_jax.mesh import Sharding, constrain
 from qil_jax.models.attention import Attend
 from qil_jax.models.axes import Axis
 from qil_jax.models.latents import unpack
@@ -122,7 +121,7 @@ class FlowStage:
 
 
 def flow_stage(
-    experiment: Experiment, initial: Initial, mesh: Mesh, placement: RowPlacement, source: Any
+    experiment: Experiment, initial: Initial, placement: RowPlacement, source: Any
 ) -> tuple[FlowStage, Params]:
     """The stage and its initial parameters; Qwen-Image's transformer is extended to a layered one.
 
@@ -131,40 +130,40 @@ def flow_stage(
       QilError: if encoders or settings of cached latents differ from the experiment's.
     """
     start, dtype = experiment.start, jnp.dtype(experiment.precision)
-    checkpoint, place = initial[Component.TRANSFORMER], {"mesh": mesh, "rules": TRAINING_RULES}
+    checkpoint, sharding = initial[Component.TRANSFORMER], placement.sharding
     lora = experiment.lora
     kept = jnp.dtype(jnp.float32) if lora is None else dtype  # trained parameters are fp32, a frozen base need not be
     layered = checkpoint[Component.TRANSFORMER].architecture.layered
-    attend = _attend(experiment, layered.config, mesh)
-    model = checkpoint.load(Component.TRANSFORMER, dtype=kept, layered=True, **place)
+    attend = _attend(experiment, layered.config, sharding)
+    model = checkpoint.load(Component.TRANSFORMER, sharding, dtype=kept, layered=True)
     config, params = model.config, params_of(model)
     if lora is not None:
         lora.add_to(model)
         stored = {}
         if start.lora is not None:
             stored = stored_factors(read_lora(Path(start.lora), layered.table), layered.table)
-        params |= initial_factors(model, **place, seed=experiment.seed, stored=stored)
+        params |= initial_factors(model, sharding, seed=experiment.seed, stored=stored)
     network = training_network(model)
-    vae = initial[Component.VAE].load(Component.VAE, dtype=dtype, **place)
-    autoencoder = Autoencoder(vae, mesh=mesh)
+    vae = initial[Component.VAE].load(Component.VAE, sharding, dtype=dtype)
+    autoencoder = Autoencoder(vae, mesh=sharding.mesh)
     shape = TokenShape(
         scale=vae.config.scale_factor,
         patch=config.patch_size,
         text=experiment.data.text_tokens,
-        ways=TRAINING_RULES.ways(Axis.RESIDUAL, mesh),
+        ways=sharding.ways(Axis.RESIDUAL),
     )
     if experiment.data.inputs is Inputs.LATENTS:
         require_same_encoders(experiment, initial, source)
         encode = CachedInputs(placement, shape, experiment.flow_loss, seed=experiment.seed)
     else:
-        tower = checkpoint.load(Component.TEXT_ENCODER, dtype=dtype, **place)
-        prompts = PromptEncoder(PromptTokenizer(checkpoint.tokenizer), tower, mesh=mesh)
+        tower = checkpoint.load(Component.TEXT_ENCODER, sharding, dtype=dtype)
+        prompts = PromptEncoder(PromptTokenizer(checkpoint.tokenizer), tower, mesh=sharding.mesh)
         encode = OnlineInputs(autoencoder, prompts, placement, shape, experiment.flow_loss, seed=experiment.seed)
     compute = Compute(
         dtype=dtype,
         attend=attend,
         scan=Scan(remat=experiment.remat, unroll=experiment.unroll),
-        constrain=constrain(mesh, TRAINING_RULES),
+        constrain=constrain(sharding),
     )
     stage = FlowStage(
         network=network,
@@ -179,13 +178,12 @@ def flow_stage(
     return stage, params
 
 
-def _attend(experiment: Experiment, config: MMDiTConfig, mesh: Mesh) -> Attend:
+def _attend(experiment: Experiment, config: MMDiTConfig, sharding: Sharding) -> Attend:
     return attend_for(
         experiment.attention,
         experiment.spread,
         heads=config.num_attention_heads,
-        mesh=mesh,
-        rules=TRAINING_RULES,
+        sharding=sharding,
         backward=True,
     )
 

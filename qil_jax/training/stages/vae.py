@@ -12,12 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
 
 from qil_jax.encoders.pixels import to_float, to_uint8
 from qil_jax.errors import say
 from qil_jax.loader.batch import Batch
-from qil_jax.mesh import TRAINING_RULES
 from qil_jax.models.lpips import lpips
 from qil_jax.models.rgba_vae import RGBAVAE
 from qil_jax.programs import called
@@ -88,12 +86,11 @@ class VAEStage:
 
 
 def vae_stage(
-    experiment: Experiment, initial: Initial, mesh: Mesh, placement: RowPlacement, source: Any
+    experiment: Experiment, initial: Initial, placement: RowPlacement, source: Any
 ) -> tuple[VAEStage, Params]:
     """The stage and its initial parameters; an RGB VAE is extended to RGBA."""
     del source
-    load = initial[Component.VAE].load
-    vae = load(Component.VAE, mesh=mesh, rules=TRAINING_RULES, dtype=jnp.float32, layered=True)
+    vae = initial[Component.VAE].load(Component.VAE, placement.sharding, dtype=jnp.float32, layered=True)
     loss = experiment.vae_loss
     network, params = training_network(vae), params_of(vae)
     objective = vae_objective(
