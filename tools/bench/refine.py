@@ -64,8 +64,10 @@ def unmoved(stack: Layers, picture: np.ndarray) -> Layers:
     return stack
 
 
-WAYS: Mapping[str, Way] = {"bicubic": bicubic, "refined": refined()}
-CANDIDATES: Mapping[str, Way] = {
+JPEG = f"refined, a JPEG of quality {QUALITY}"
+WAYS: dict[str, Way] = {"bicubic": bicubic, "refined": refined(), JPEG: refined()}
+CANDIDATES: dict[str, Way] = {
+    "refined": refined(),
     "one level, no correction, eps 1e-4": refined(CORRECTIONS=0, EPSILON=1e-4, _factors=lambda scale: [1]),
     "one level, no correction, eps 1e-5": refined(CORRECTIONS=0, _factors=lambda scale: [1]),
     "no correction": refined(CORRECTIONS=0),
@@ -75,7 +77,7 @@ CANDIDATES: Mapping[str, Way] = {
     "nothing moved": refined(reassigned=unmoved),
 }
 FEWER = 5
-"""Candidates are measured on a scene of so many."""
+"""Candidates are measured on one scene of so many."""
 HEAD = ("layers", "way", "shares", "gradient", "colour", "soft alphas", "off by > 1", "s a scene")
 
 
@@ -87,10 +89,8 @@ def measure(arguments: argparse.Namespace) -> int:
         return 0
     write = arguments.write
     with ProcessPoolExecutor(os.cpu_count()) as processes:
-        for ways, count, mark in (
-            (WAYS, arguments.count, "scenes"),
-            (CANDIDATES, arguments.count // FEWER, "candidates"),
-        ):
+        fewer = -(-arguments.count // FEWER)
+        for ways, count, mark in ((WAYS, arguments.count, "scenes"), (CANDIDATES, fewer, "candidates")):
             rows = [row for times in (4, 8) for row in restored(arguments.assets, ways, count, times, processes)]
             note = f"Means of {count} scenes; levels of 255. {harness.machine(np, PIL)}"
             harness.report(HEAD, rows, write=write, mark=f"bench refine {mark}", note=note)
@@ -110,7 +110,7 @@ def measure(arguments: argparse.Namespace) -> int:
 def restored(
     assets: Path, ways: Mapping[str, Way], count: int, times: int, processes: ProcessPoolExecutor
 ) -> list[tuple[str, ...]]:
-    """Rows for layers that were reduced some times and restored, from the picture and from a JPEG of it."""
+    """Rows for layers that were reduced some times and restored."""
     measured = functools.partial(of_scene, assets=assets, names=tuple(ways), times=times)
     found = list(processes.map(measured, range(count)))
     rows = []
@@ -122,23 +122,21 @@ def restored(
 
 
 def of_scene(seed: int, *, assets: Path, names: Sequence[str], times: int) -> dict[str, tuple[float, ...]]:
-    """Errors and seconds of each way for a scene; of refinement also from a JPEG."""
-    truth = make_scene(seed, SceneConfig(side=SIDE), test_assets(assets)).to_layered_image()
+    """Errors and seconds of each way for a scene."""
+    truth = make_scene(seed, SceneConfig(side=SIDE), assets_of(assets)).to_layered_image()
     low = dataclasses.replace(truth, layers=np.stack([reduced(layer, times) for layer in truth.layers]))
     picture, found = truth.composite_8bit(), {}
-    sides = [(name, name, picture) for name in names]
-    if names == tuple(WAYS):
-        sides.append((f"refined, a JPEG of quality {QUALITY}", "refined", as_jpeg(picture)))
-    for name, way, shown in sides:
+    for name in names:
+        shown = as_jpeg(picture) if name == JPEG else picture
         began = time.perf_counter()
-        layers = {**WAYS, **CANDIDATES}[way](low, shown)
+        layers = (WAYS | CANDIDATES)[name](low, shown)
         seconds = time.perf_counter() - began
         found[name] = (*errors(layers, truth.layers, low.layers, shown), seconds)
     return found
 
 
 @functools.cache
-def test_assets(folder: Path) -> Assets:
+def assets_of(folder: Path) -> Assets:
     """Assets of the test split, read once by each process."""
     return load_assets(folder, "test")
 
@@ -194,7 +192,7 @@ def by_model(arguments: argparse.Namespace) -> list[tuple[str, ...]]:
         (made,) = pipeline.decompose([Request(image=Image.fromarray(picture), layers=len(truth.names))])
         plain = resize_layers(made.layered.layers, (SIDE, SIDE))
         stacks = {"interpolated": plain} | {
-            name: {**WAYS, **CANDIDATES}[name](made.layered, picture) for name in ("nothing moved", "refined")
+            name: CANDIDATES[name](made.layered, picture) for name in ("nothing moved", "refined")
         }
         for name, layers in stacks.items():
             scores.setdefault(name, []).append(score_stacks(list(layers), list(truth.layers)))
