@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Shaped
 
-LITTLE = 1e-5
+NO_VARIANCE = 1e-5
 """Variance that is none."""
 POOR = 1e-3
 """Variance that a fit leaves at which a window counts half."""
@@ -83,7 +83,7 @@ class Guide:
         slope = np.einsum("yxcd,dyx->cyx", self._inverse[part], covariance)
         whole = np.maximum(window_mean(value * value) - mean**2, 0)
         left = np.maximum(whole - (slope * covariance).sum(axis=0), 0)
-        slope *= np.clip(1 - self._shrinking * left / (whole + LITTLE), 0, 1)
+        slope *= np.clip(1 - self._shrinking * left / (whole + NO_VARIANCE), 0, 1)
         weight = 1 / (left + POOR)
         near = window_mean(weight)
         offset = window_mean(weight * (mean - (slope * centre).sum(axis=0)))

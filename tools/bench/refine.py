@@ -7,10 +7,14 @@ Then the shipped model's own layers of scenes, by the LayerD protocol; and time 
 
 import argparse
 import dataclasses
+import functools
 import io
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -28,7 +32,7 @@ from qil_jax.layers.boxed_layer import BoxedLayer
 from qil_jax.layers.compositing import composite_8bit
 from qil_jax.layers.filtering import resize_layers
 from qil_jax.layers.layered_image import LayeredImage
-from qil_jax.scenes.assets import load_assets
+from qil_jax.scenes.assets import Assets, load_assets
 from qil_jax.scenes.scene import VARIED, SceneConfig, make_scene
 from tools.bench import harness
 
@@ -60,16 +64,20 @@ def unmoved(stack: Layers, picture: np.ndarray) -> Layers:
     return stack
 
 
-WAYS: Mapping[str, Way] = {
-    "bicubic": bicubic,
+JPEG = f"refined, a JPEG of quality {QUALITY}"
+WAYS: dict[str, Way] = {"bicubic": bicubic, "refined": refined(), JPEG: refined()}
+CANDIDATES: dict[str, Way] = {
+    "refined": refined(),
     "one level, no correction, eps 1e-4": refined(CORRECTIONS=0, EPSILON=1e-4, _factors=lambda scale: [1]),
-    "one level, no correction, eps 1e-6": refined(CORRECTIONS=0, EPSILON=1e-6, _factors=lambda scale: [1]),
+    "one level, no correction, eps 1e-5": refined(CORRECTIONS=0, _factors=lambda scale: [1]),
     "no correction": refined(CORRECTIONS=0),
     "two levels": refined(_factors=lambda scale: [1, 2]),
     "slopes shrink three times as much": refined(SHRINKING=3.0),
+    "half the slack": refined(SLACK=0.5),
     "nothing moved": refined(reassigned=unmoved),
-    "refined": refined(),
 }
+FEWER = 5
+"""Candidates are measured on one scene of so many."""
 HEAD = ("layers", "way", "shares", "gradient", "colour", "soft alphas", "off by > 1", "s a scene")
 
 
@@ -80,9 +88,12 @@ def measure(arguments: argparse.Namespace) -> int:
         print(*large(wide, high, count))
         return 0
     write = arguments.write
-    rows = [row for times in (4, 8) for row in restored(arguments, times)]
-    note = f"Means of {arguments.count} scenes; levels of 255. {harness.machine(np, PIL)}"
-    harness.report(HEAD, rows, write=write, mark="bench refine scenes", note=note)
+    with ProcessPoolExecutor(os.cpu_count()) as processes:
+        fewer = -(-arguments.count // FEWER)
+        for ways, count, mark in ((WAYS, arguments.count, "scenes"), (CANDIDATES, fewer, "candidates")):
+            rows = [row for times in (4, 8) for row in restored(arguments.assets, ways, count, times, processes)]
+            note = f"Means of {count} scenes; levels of 255. {harness.machine(np, PIL)}"
+            harness.report(HEAD, rows, write=write, mark=f"bench refine {mark}", note=note)
     head = ("layers of the shipped model", *(f"{name}, {n} merges" for n in (0, 5) for name in ("RGB L1", "IoU")))
     note = f"Means of {arguments.results} scenes of {SIDE} pixels, by the LayerD protocol."
     harness.report(head, by_model(arguments), write=write, mark="bench refine model", note=note)
@@ -96,28 +107,38 @@ def measure(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def restored(arguments: argparse.Namespace, times: int) -> list[tuple[str, ...]]:
-    """Rows for layers that were reduced some times and restored, from the picture and from a JPEG of it."""
-    assets = load_assets(arguments.assets, "test")
-    found: dict[str, list[np.ndarray]] = {}
-    for seed in range(arguments.count):
-        truth = make_scene(seed, SceneConfig(side=SIDE), assets).to_layered_image()
-        low = dataclasses.replace(truth, layers=np.stack([reduced(layer, times) for layer in truth.layers]))
-        picture = truth.composite_8bit()
-        sides = {(name, "the picture"): (way, picture) for name, way in WAYS.items()}
-        sides["refined", f"a JPEG of quality {QUALITY}"] = WAYS["refined"], as_jpeg(picture)
-        for (name, source), (way, shown) in sides.items():
-            key = name if source == "the picture" else f"{name}, {source}"
-            began = time.perf_counter()
-            layers = way(low, shown)
-            seconds = time.perf_counter() - began
-            found.setdefault(key, []).append(np.array([*errors(layers, truth.layers, low.layers, shown), seconds]))
+def restored(
+    assets: Path, ways: Mapping[str, Way], count: int, times: int, processes: ProcessPoolExecutor
+) -> list[tuple[str, ...]]:
+    """Rows for layers that were reduced some times and restored."""
+    measured = functools.partial(of_scene, assets=assets, names=tuple(ways), times=times)
+    found = list(processes.map(measured, range(count)))
     rows = []
-    for name, values in found.items():
-        share, gradient, colour, soft, off, seconds = np.nanmean(values, axis=0)
+    for name in found[0]:
+        share, gradient, colour, soft, off, seconds = np.nanmean([of[name] for of in found], axis=0)
         figures = f"{share:.2f}", f"{gradient:.2f}", f"{colour:.2f}", f"{soft:.2f}", f"{off:.1%}", f"{seconds:.2f}"
         rows.append((f"reduced {times} times", name, *figures))
     return rows
+
+
+def of_scene(seed: int, *, assets: Path, names: Sequence[str], times: int) -> dict[str, tuple[float, ...]]:
+    """Errors and seconds of each way for a scene."""
+    truth = make_scene(seed, SceneConfig(side=SIDE), assets_of(assets)).to_layered_image()
+    low = dataclasses.replace(truth, layers=np.stack([reduced(layer, times) for layer in truth.layers]))
+    picture, found = truth.composite_8bit(), {}
+    for name in names:
+        shown = as_jpeg(picture) if name == JPEG else picture
+        began = time.perf_counter()
+        layers = (WAYS | CANDIDATES)[name](low, shown)
+        seconds = time.perf_counter() - began
+        found[name] = (*errors(layers, truth.layers, low.layers, shown), seconds)
+    return found
+
+
+@functools.cache
+def assets_of(folder: Path) -> Assets:
+    """Assets of the test split, read once by each process."""
+    return load_assets(folder, "test")
 
 
 def reduced(layer: UInt8[np.ndarray, "y x 4"], times: int) -> UInt8[np.ndarray, "h w 4"]:
@@ -171,7 +192,7 @@ def by_model(arguments: argparse.Namespace) -> list[tuple[str, ...]]:
         (made,) = pipeline.decompose([Request(image=Image.fromarray(picture), layers=len(truth.names))])
         plain = resize_layers(made.layered.layers, (SIDE, SIDE))
         stacks = {"interpolated": plain} | {
-            name: WAYS[name](made.layered, picture) for name in ("nothing moved", "refined")
+            name: CANDIDATES[name](made.layered, picture) for name in ("nothing moved", "refined")
         }
         for name, layers in stacks.items():
             scores.setdefault(name, []).append(score_stacks(list(layers), list(truth.layers)))
