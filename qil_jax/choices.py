@@ -15,6 +15,8 @@ MULTIPLE = 32
 """Both sides of the model's input picture are multiples of this many pixels."""
 MAX_LAYERS = 20
 """The largest number of layers in the release's training data (arXiv 2512.15603, section 4.2)."""
+AUTO = "auto"
+"""In place of a number of layers: as many as the program finds."""
 MAX_PROMPT_TOKENS = 1024
 """The largest number of a prompt's tokens that diffusers' pipelines take (`max_sequence_length`)."""
 MAX_DEPTH = 8

@@ -19,7 +19,7 @@ import sys
 import jax
 seen = []
 jax.monitoring.register_event_listener(lambda event, **_: seen.append(event))
-from qil_jax.inference.__main__ import main
+from qil_jax.cli.decompose import main
 status = main(sys.argv[1:])
 count = lambda name: seen.count(f"/jax/compilation_cache/{name}")
 print("counted", count("cache_misses"), count("cache_hits"))

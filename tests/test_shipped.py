@@ -123,7 +123,7 @@ def test_defaults_that_are_none_are_refused_before_compute(tmp_path, text, says,
     with pytest.raises(ValueError, match=FILE) as caught:
         Defaults.of(tmp_path / "checkpoint")
     assert says in str(caught.value)
-    from qil_jax.inference.cli import parse_arguments
+    from qil_jax.cli.decompose_arguments import parse_arguments
 
     with pytest.raises(SystemExit):
         parse_arguments(["a.png", "--checkpoint", str(tmp_path / "checkpoint"), "--out", "x"])
@@ -131,7 +131,7 @@ def test_defaults_that_are_none_are_refused_before_compute(tmp_path, text, says,
 
 
 def test_what_is_said_outweighs_the_checkpoints_defaults(tmp_path):
-    from qil_jax.inference.cli import parse_arguments
+    from qil_jax.cli.decompose_arguments import parse_arguments
 
     arguments = parse_arguments(["a.png", "--out", "x", "--steps", "5", "--layers", "2"])
     options, settings = arguments.options, arguments.settings

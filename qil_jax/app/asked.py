@@ -6,9 +6,8 @@ from typing import Annotated, Any
 from annotated_types import Interval
 
 from qil_jax.app.limits import LONGEST_PROMPT, MOST_DEPTH, MOST_STEPS, Limits
-from qil_jax.choices import MAX_LAYERS
+from qil_jax.choices import AUTO, MAX_LAYERS
 from qil_jax.errors import ProblemsError, QilError
-from qil_jax.inference.cli import AUTO
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.request import JobOptions, ResolvedOptions, ResolvedSettings, Settings
 from qil_jax.options import problems_in, value_problems

@@ -22,11 +22,10 @@ from qil_jax.app.look import MENDED, WAITING
 from qil_jax.app.results import FORMATS, downloads, framed_viewer, summary
 from qil_jax.app.storage import Storage
 from qil_jax.app.streams import Streams
-from qil_jax.choices import MAX_LAYERS, MAX_SEED
+from qil_jax.choices import AUTO, MAX_LAYERS, MAX_SEED
 from qil_jax.errors import QilError
 from qil_jax.export.format import Format
 from qil_jax.export.manifest import RECORD
-from qil_jax.inference.cli import AUTO
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.request import ResolvedOptions, ResolvedSettings
 

@@ -5,6 +5,7 @@ qil make-scenes --count 10000 --out FOLDER [--preset rich|simple|grouped|varied|
                             [-- Apache Beam's own options]
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -66,7 +67,17 @@ def main(argv: list[str]) -> int:
         problems.append(f"--format {args.format} takes no options of Apache Beam: leave out {' '.join(for_beam)}")
     if problems:
         raise ProblemsError("cannot start", problems)
-    from qil_jax.scenes.scene_files import write_scenes
+    from qil_jax.scenes.scene_files import PRESETS as CONFIGS
+    from qil_jax.scenes.scene_files import Recipe, write_scenes
 
-    write_scenes(args, for_beam)
+    config = CONFIGS[args.preset]
+    config = config if args.side is None else dataclasses.replace(config, side=args.side)
+    write_scenes(
+        args.out,
+        range(args.seed, args.seed + args.count),
+        Recipe(config=config, assets=args.assets),
+        form=args.format,
+        split=args.split,
+        for_beam=for_beam,
+    )
     return 0

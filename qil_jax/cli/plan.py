@@ -78,6 +78,6 @@ def main(argv: list[str]) -> int:
         parse.error("give --mesh, or --sweep for all meshes" if arguments.mesh is None else "--sweep takes no --mesh")
     require_compiler(Topology.parse(arguments.topology))
     prepare_environment()
-    from qil_jax.planning.command import run  # heavy, so deferred until the arguments are valid
+    from qil_jax.cli.plan_step import run  # heavy, so deferred until the arguments are valid
 
     return run(arguments)

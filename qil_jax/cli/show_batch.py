@@ -46,6 +46,14 @@ def main(argv: list[str]) -> int:
         raise ProblemsError("cannot start", problems)
     from qil_jax.loader.batch_sheet import show
 
-    show(args)
+    show(
+        args.dataset,
+        args.split,
+        args.out,
+        rows=args.rows,
+        resolution=args.resolution,
+        task=Task(args.task),
+        seed=args.seed,
+    )
     say(f"wrote {args.out}: green is what the model has to give, orange what it is given")
     return 0

@@ -1,10 +1,10 @@
 """Train a stage, or resume its run: qil train configs/demo/rgba_vae.py --out RUN [--set NAME=VALUE ...]."""
 
+from qil_jax.cli.train_arguments import Arguments, parse_arguments
 from qil_jax.compilation_cache import use_compilation_cache
 from qil_jax.errors import QilError, complain, say
 from qil_jax.launch import connected
 from qil_jax.programs import INTERRUPTED, UNUSABLE
-from qil_jax.training.cli import Arguments, parse_arguments
 from qil_jax.training.disk import quiet_late_errors
 from qil_jax.training.watchdog import Watchdog
 

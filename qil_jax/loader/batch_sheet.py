@@ -1,7 +1,7 @@
 """What `qil show-batch` shows: the description and the picture of a batch."""
 
-import argparse
 import io
+from pathlib import Path
 
 import numpy as np
 from etils import epath
@@ -24,19 +24,28 @@ GROUND, FRAME = (0.8, 0.8, 0.8), {True: (30, 120, 60), False: (200, 120, 0)}
 """Colours: behind the layers; around the targets (True) and around the conditions (False) of the model."""
 
 
-def show(args: argparse.Namespace) -> None:
-    """Load the batch that the command line asks for, describe it, and write its picture.
+def show(dataset: str, split: str, out: Path, *, rows: int, resolution: int, task: Task, seed: int) -> None:
+    """Load the first batch of a dataset, describe it, and write its picture.
+
+    Args:
+      dataset: dataset, or folders of PNGs, as `open_source` takes them.
+      split: split of the dataset.
+      out: the picture's file.
+      rows: number of rows of the batch; fewer if there are fewer records.
+      resolution: size bucket in pixels.
+      task: task of all samples.
+      seed: seed of order, crops and colours.
 
     Raises:
       QilError, OSError: if there is no such batch, or no place for the picture.
     """
-    source = open_source(args.dataset, args.split)
-    tokens = (args.resolution // 16) ** 2
+    source = open_source(dataset, split)
+    tokens = (resolution // 16) ** 2
     config = LoaderConfig(
-        rows=min(args.rows, len(source)),
-        seed=args.seed,
-        tasks=TaskConfig(mix=((Task(args.task), 1.0),)),
-        buckets=BucketConfig(resolutions=(args.resolution,), row_tokens=24 * tokens),
+        rows=min(rows, len(source)),
+        seed=seed,
+        tasks=TaskConfig(mix=((task, 1.0),)),
+        buckets=BucketConfig(resolutions=(resolution,), row_tokens=24 * tokens),
     )
     with Loader.of_records(source, config) as loader:
         batch = next(loader)
@@ -44,7 +53,7 @@ def show(args: argparse.Namespace) -> None:
     describe(batch)
     stream = io.BytesIO()
     sheet(batch).save(stream, "PNG")
-    write_whole(epath.Path(args.out), stream.getvalue())
+    write_whole(epath.Path(out), stream.getvalue())
 
 
 def describe(batch: Batch) -> None:

@@ -1,6 +1,5 @@
 """What `qil make-scenes` writes: scenes from seeds, as a dataset or as files."""
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -57,27 +56,39 @@ def _assets(folder: Path, split: str) -> Assets:
     return load_assets(folder, split)
 
 
-def write_scenes(args: argparse.Namespace, for_beam: Sequence[str]) -> None:
-    """Write the scenes that the command line asks for, atomically.
+def write_scenes(
+    out: Path,
+    seeds: range,
+    recipe: Recipe,
+    *,
+    form: str = "records",
+    split: str = "train",
+    for_beam: Sequence[str] = (),
+) -> None:
+    """Write the scenes of seeds, atomically.
+
+    Args:
+      out: folder to write.
+      seeds: a scene each.
+      recipe: distribution of the scenes.
+      form: "records" for a dataset with all splits, "psd" for a document each, "folders" for a folder of PNGs each.
+      split: split whose assets documents and folders are made of.
+      for_beam: options of Apache Beam, which writes a dataset.
 
     Raises:
       QilError, OSError: if assets or Beam's options cannot be used.
       FileExistsError: if the folder is not empty.
     """
-    config = PRESETS[args.preset]
-    config = dataclasses.replace(config, side=config.side if args.side is None else args.side)
-    seeds = range(args.seed, args.seed + args.count)
-    recipe = Recipe(config=config, assets=args.assets)
-    licences = "CC0-1.0" if args.assets is None else " AND ".join(licences_in(args.assets))
-    if args.format == "records":
+    licences = "CC0-1.0" if recipe.assets is None else " AND ".join(licences_in(recipe.assets))
+    if form == "records":
         options = beam_options(flags=for_beam)
-        write_dataset(_contents(seeds, recipe), BuildInfo(licence=licences), epath.Path(args.out), options)
+        write_dataset(_contents(seeds, recipe), BuildInfo(licence=licences), epath.Path(out), options)
         return
-    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise FileExistsError(f"{args.out} is not empty: take another folder")
-    with whole_folder(args.out, overwrite=args.out.exists()) as draft:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is not empty: take another folder")
+    with whole_folder(out, overwrite=out.exists()) as draft:
         for seed in track(seeds, description="scenes"):
-            _write_one(recipe.scene(seed, args.split), args.format, draft / f"scene_{seed:08d}")
+            _write_one(recipe.scene(seed, split), form, draft / f"scene_{seed:08d}")
 
 
 def _contents(seeds: range, recipe: Recipe) -> Contents:

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from qil_jax.cli import build_dataset, edit, export, view
+from qil_jax.cli.decompose_arguments import parse_arguments
 from qil_jax.errors import QilError, complain, say
 from qil_jax.export.result import write_result
 from qil_jax.inference.captions import KeptCaptions
-from qil_jax.inference.cli import parse_arguments
 from qil_jax.inference.pictures import find_pictures
 from qil_jax.inference.request import Request
 from qil_jax.layers.layered_image import LayeredImage

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from qil_jax.decompose_arguments.decompose import main
 from waiting import free_port
 
-from qil_jax.inference import cli
-from qil_jax.inference.__main__ import main
+from qil_jax.cli import decompose_arguments
 from qil_jax.kernels import Spread
 from qil_jax.mesh import Weights
 from qil_jax.models.attention import AttentionKind
@@ -66,7 +66,7 @@ def test_attention_that_does_not_fit_the_mesh_is_refused(words, options, message
 
 
 def test_the_command_line_names_what_the_mesh_and_the_kernels_know():
-    parser = cli._parser()
+    parser = decompose_arguments._parser()
     for name, kind in {"attention": AttentionKind, "spread": Spread, "weights": Weights}.items():
         for member in kind:
             assert getattr(parser.parse_args(["a.png", f"--{name}", str(member)]), name) is member

@@ -13,10 +13,11 @@ from waiting import HANGS, free_port, simulated
 ROOT = Path(__file__).resolve().parents[2]
 COUNTING = """
 import sys
-from qil_jax.inference import caption_command, captions
-from qil_jax.inference.__main__ import main
+from qil_jax.cli import decompose_captions
+from qil_jax.inference import captions
+from qil_jax.cli.decompose import main
 from qil_jax.programs import leave
-keep, write = captions.KeptCaptions.keep, caption_command.write_captions
+keep, write = captions.KeptCaptions.keep, decompose_captions.write_captions
 
 def counting(self, name, picture, caption):
     import jax
@@ -29,7 +30,7 @@ def saying(*args, **how):
     print(json.dumps({name: picture.prompt for name, picture in found.items()}), file=sys.stderr)
     raise KeyboardInterrupt
 
-captions.KeptCaptions.keep, caption_command.write_captions = counting, saying
+captions.KeptCaptions.keep, decompose_captions.write_captions = counting, saying
 leave(main())
 """
 """`qil decompose` that ends once the captions are there."""

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qil_jax.cli.decompose import main
 from qil_jax.encoders.captioner import Captioner
-from qil_jax.inference.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = ["--layers", "2", "--steps", "2", "--resolution", "64"]
@@ -74,7 +74,7 @@ def test_a_caption_is_a_prompt_that_the_model_has_written(infer, pictures, tmp_p
 KILLED = """
 import os, sys
 from qil_jax.inference import captions
-from qil_jax.inference.__main__ import main
+from qil_jax.cli.decompose import main
 keep, written = captions.CaptionFiles.keep, []
 
 def killing(self, name, picture, caption):

@@ -10,8 +10,8 @@ from halves import Halves
 from PIL import Image
 from psd_tools import PSDImage
 
+from qil_jax.cli.decompose import main
 from qil_jax.export import formats
-from qil_jax.inference.__main__ import main
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.describe import read_descriptions
 from qil_jax.inference.finish import finish

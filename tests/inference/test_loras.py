@@ -9,10 +9,10 @@ import pytest
 from loras import TIMESTEP, TOP, block_modules, random_lora, write_layout
 from PIL import Image
 
+from qil_jax.cli.decompose import main
+from qil_jax.cli.decompose_arguments import parse_arguments, scaled_file
 from qil_jax.export.result import ResultError
-from qil_jax.inference.__main__ import main
 from qil_jax.inference.checkpoint import LayeredCheckpoint
-from qil_jax.inference.cli import parse_arguments, scaled_file
 from qil_jax.inference.defaults import Defaults
 from qil_jax.inference.job import is_finished, plan_results
 from qil_jax.inference.pictures import find_pictures

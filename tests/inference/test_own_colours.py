@@ -15,8 +15,8 @@ from psd_tools.constants import Resource
 from test_finish import blend_of
 
 from qil_jax.cli import edit, export
+from qil_jax.cli.decompose import main
 from qil_jax.export import formats
-from qil_jax.inference.__main__ import main
 from qil_jax.layers.pictures import DEEP
 from qil_jax.layers.profiles import SRGB
 from qil_jax.viewer.stored import stored_entry

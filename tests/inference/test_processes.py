@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from qil_jax import launch
 from qil_jax.inference import job
-from qil_jax.inference.__main__ import main
+from qil_jax.cli.decompose import main
 from qil_jax.programs import leave
 
 launch.SILENCE = launch.LATER = launch.LEAVE = 86400  # that a process is lost is told by its end alone

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qil_jax.inference.__main__ import main
-from qil_jax.inference.cli import parse_arguments
+from qil_jax.cli.decompose import main
+from qil_jax.cli.decompose_arguments import parse_arguments
 from qil_jax.inference.request import Request, Settings
 from qil_jax.programs import called
 from tools.make_demo_checkpoint import write_checkpoint

@@ -16,7 +16,7 @@ from runs import ROOT, World, command, on_one_device
 from transformers import Qwen2VLProcessor
 
 from qil_jax.cli import convert, train, validate
-from qil_jax.inference.__main__ import main as infer
+from qil_jax.cli.decompose import main as infer
 from qil_jax.inference.pipeline import Pipeline
 from qil_jax.inference.request import Request, Settings
 from qil_jax.programs import ended

@@ -13,9 +13,9 @@ from runs import World, assert_same_bits, command, environment, finish, saved, s
 from storage_server import storage_server
 from waiting import HANGS
 
+from qil_jax.cli.train_arguments import parse_arguments
 from qil_jax.errors import QilError
 from qil_jax.files import is_remote, uploaded_folder, write_whole
-from qil_jax.training.cli import parse_arguments
 from qil_jax.training.disk import free_bytes, move_folder, newest_step, run_folder
 from qil_jax.training.sinks import LinesSink
 from qil_jax.training.stages.kinds import Stage

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from runs import ROOT, config_of
 
+from qil_jax.cli.train_arguments import parse_arguments
 from qil_jax.models.attention import AttentionKind
 from qil_jax.programs import called
 from qil_jax.training.bounds import BOUNDS, numbers
-from qil_jax.training.cli import parse_arguments
 from qil_jax.training.config_file import load_experiment
 from qil_jax.training.describe import attributes_of, settings
 from qil_jax.training.experiment import (

@@ -11,8 +11,8 @@ import pytest
 from runs import GO_ON, ROOT, QuickRuns, World, assert_same_bits, config_of, environment, finish, saved, two_of
 from waiting import HANGS
 
+from qil_jax.cli.train_arguments import parse_arguments
 from qil_jax.training import watchdog
-from qil_jax.training.cli import parse_arguments
 from qil_jax.training.config_file import load_experiment
 from qil_jax.training.disk import newest_step
 from qil_jax.training.run_folder import check_folder

@@ -14,7 +14,7 @@ from flax import nnx
 from PIL import Image
 
 from qil_jax.cli import convert
-from qil_jax.inference.__main__ import main as infer
+from qil_jax.cli.decompose import main as infer
 from qil_jax.mesh import INFERENCE_RULES, Sharding, single_device_mesh
 from qil_jax.models.config import ConfigError
 from qil_jax.models.lora import add_lora

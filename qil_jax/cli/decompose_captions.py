@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qil_jax.cli.decompose_arguments import Arguments, Ledger, show_captions, show_loading
 from qil_jax.encoders.caption_prompts import caption_chat
 from qil_jax.encoders.caption_writer import CaptionConfig, CaptionWriter
 from qil_jax.errors import say
@@ -22,7 +23,6 @@ from qil_jax.inference.caption_job import (
 )
 from qil_jax.inference.captions import FOLDER, CaptionFiles, CaptionStore, KeptCaptions
 from qil_jax.inference.checkpoint import LayeredCheckpoint
-from qil_jax.inference.cli import Arguments, Ledger, show_captions, show_loading
 from qil_jax.inference.job import JobError, PlannedResult, results_left
 from qil_jax.inference.memory import MemoryPlan, require_memory
 from qil_jax.inference.pipeline import Pipeline

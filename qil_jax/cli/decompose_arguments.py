@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from qil_jax.choices import (
+    AUTO,
     MAX_LAYERS,
     AttentionKind,
     OutputSize,
@@ -55,8 +56,6 @@ OnCount = Callable[[int, int], None]
 OF_PICTURES = ("layers", "max_layers", "prompt", "caption_language", "negative_prompt")
 OF_PICTURES += ("resolution", "output_size", "edges", "seed", "samples", "exact", "depth", "split", "hidden_masks")
 OF_BATCHES = ("steps", "guidance", "rescale", "max_prompt_tokens")
-AUTO = "auto"
-"""The value of --layers that leaves their number to the program."""
 SHOWN = 10
 """Maximum number of pictures whose sizes are printed individually."""
 
