@@ -22,8 +22,8 @@ from qil_jax.training.batches import RowPlacement
 )
 def test_a_process_reads_the_smallest_share_that_holds_its_rows(rows, here, first, count, monkeypatch):
     indices = {i: (slice(*span),) for i, span in enumerate(here)}
-    sharding = SimpleNamespace(addressable_devices_indices_map=lambda shape: indices)
-    monkeypatch.setattr(RowPlacement, "_sharding", lambda self, axes: sharding)
+    placed = SimpleNamespace(addressable_devices_indices_map=lambda shape: indices)
+    monkeypatch.setattr(Sharding, "named", lambda self, axes: placed)
     placement = RowPlacement(Sharding(make_mesh(MeshShape(context=8)), TRAINING_RULES), rows)
     assert (placement.first, placement.count) == (first, count)
     assert (placement.processes.index, placement.processes.count) == (first // count, rows // count)
