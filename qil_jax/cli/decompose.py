@@ -232,7 +232,12 @@ def open_sharding(arguments: Arguments, checkpoint: "LayeredCheckpoint") -> "Sha
 
 
 def open_checkpoint(arguments: Arguments, found: "Found") -> "LayeredCheckpoint":
-    """Open the checkpoint and its LoRAs; what is wrong with them and with the pictures is reported together."""
+    """Open the checkpoint and its LoRAs.
+
+    Raises:
+        JobError: what is wrong with the pictures, and with the checkpoint, together.
+        ProblemsError: what is wrong with the checkpoint or its LoRAs alone.
+    """
     from qil_jax.inference.checkpoint import LayeredCheckpoint
     from qil_jax.inference.job import JobError
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from qil_jax.decompose_arguments.decompose import main
 from waiting import free_port
 
 from qil_jax.cli import decompose_arguments
+from qil_jax.cli.decompose import main
 from qil_jax.kernels import Spread
 from qil_jax.mesh import Weights
 from qil_jax.models.attention import AttentionKind
