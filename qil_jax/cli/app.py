@@ -19,7 +19,13 @@ from qil_jax.programs import called
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 ROOT_PATH = re.compile(r"(https?://[^\s/]+)?(/[\w.~-]+)+|https?://[^\s/]+", re.IGNORECASE)
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+CLONE = Path(__file__).resolve().parents[2]
+"""The repository, where the package is not installed from a wheel."""
+
+
+def examples() -> list[Path]:
+    """Pictures to try, which a clone has."""
+    return sorted((CLONE / "examples").glob("*.png")) if (CLONE / "pyproject.toml").is_file() else []
 
 
 def parser() -> Parser:
@@ -82,6 +88,6 @@ def main(argv: list[str]) -> int:
         if args.schema:
             say(json.dumps(schema(limits, folder), indent=2))
             return 0
-        served = loaded(args.checkpoint, limits, folder, examples=sorted(EXAMPLES.glob("*.png")))
+        served = loaded(args.checkpoint, limits, folder, examples=examples())
         serve(served, host=args.host, port=args.port, root_path=args.root_path)
     return 0

@@ -23,7 +23,7 @@ from qil_jax.layers.compositing import composite
 from qil_jax.programs import ended
 from qil_jax.records.record import decode
 
-TOOL = Path(build_dataset.__file__)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -141,11 +141,11 @@ def test_a_changed_sidecar_is_noticed(tmp_path, capsys):
 def test_kills_cost_nothing(source, built, tmp_path):
     """Four kills after random numbers of files, then a run to the end: the same bytes, and nothing half-written."""
     out = tmp_path / "out"
-    command = [sys.executable, str(TOOL), str(source), "--out", str(out), "--licence", "MIT"]
+    arguments = [str(source), "--out", str(out), "--licence", "MIT"]
     rng, outcomes = random.Random(0), []
-    starting = [sys.executable, "-c", BUILDS, str(out), *command[2:]]
+    starting = [sys.executable, "-c", BUILDS, str(out), *arguments]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(starting, cwd=TOOL.parents[1], text=True, **pipes) as builds:
+    with subprocess.Popen(starting, cwd=ROOT, text=True, **pipes) as builds:
         for _ in range(4):
             builds.stdin.write(f"{count(out) + rng.randrange(1, 8)}\n")
             builds.stdin.flush()
@@ -154,7 +154,8 @@ def test_kills_cost_nothing(source, built, tmp_path):
                 assert shards(out).items() >= shards(built).items()
         builds.stdin.close()
     assert len(outcomes) == 4 and "killed\n" in outcomes
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    command = [sys.executable, "-m", "qil_jax", "build-dataset", *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     assert shards(out) == shards(built)
     assert done.stderr == "" and "ownload" not in done.stdout  # what libraries print is not the program's
 

@@ -25,9 +25,9 @@ def loaded(monkeypatch) -> collections.Counter[str]:
     counts = collections.Counter[str]()
     load = Checkpoint.load
 
-    def counting(checkpoint, part, **arguments):
+    def counting(checkpoint, part, *arguments, **options):
         counts[str(part)] += 1
-        return load(checkpoint, part, **arguments)
+        return load(checkpoint, part, *arguments, **options)
 
     monkeypatch.setattr(Checkpoint, "load", counting)
     return counts
